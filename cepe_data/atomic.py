@@ -1,0 +1,314 @@
+"""Complete or absent: how outputs get their final names, and the record of what made them.
+
+A *unit* of output is one file or one folder, together with the files beside it that belong to it (companions). It is
+written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
+never replaces; companions come first, so that whoever sees the unit sees all of it. Each unit has a meta file,
+`X.meta.json` beside a file `X.ext` and `meta.json` inside a folder:
+
+    {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
+     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself
+     ...}                                            facts about the content
+
+A later run compares `made_with` with its own arguments: the same means done, a difference is an error that names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from cepe_data.errors import ArgumentError, DamagedFileError
+
+TEMPORARY_PREFIX = ".tmp-"
+STALE_SECONDS = 7 * 24 * 3600
+_HOST = socket.gethostname()
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+_READ_BYTES = 8 << 20
+
+Meta = dict[str, Any]
+
+
+def temporary_path(final: Path) -> Path:
+    """The name under which this process writes what will be called `final`."""
+    return final.with_name(f"{TEMPORARY_PREFIX}{final.name}-{_HOST}-{os.getpid()}")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove temporaries in `folder` of dead processes of this host, of an earlier process with our own number, and
+    those of any host that are older than a week. Call it before this process makes its first one there."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
+    for name in names:
+        if _is_stale(folder / name):
+            remove(folder / name)
+
+
+def _is_stale(temporary: Path) -> bool:
+    rest, _, process = temporary.name.rpartition("-")
+    if rest.endswith(f"-{_HOST}") and process.isdigit():
+        return int(process) == os.getpid() or not Path(f"/proc/{process}").exists()
+    try:
+        return time.time() - temporary.lstat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; being gone already is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write or replace a small JSON file, atomically. Keys are sorted: the same content gives the same bytes."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a small text file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+
+
+def file_facts(path: Path) -> dict[str, object]:
+    """`{"bytes": size, "xxh3_64": hex digest of the whole file}`."""
+    digest, buffer, size = xxhash.xxh3_64(), bytearray(_READ_BYTES), 0
+    with path.open("rb", buffering=0) as file:
+        while num_read := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:num_read])
+            size += num_read
+    return {"bytes": size, "xxh3_64": digest.hexdigest()}
+
+
+def meta_path(unit: Path, is_folder: bool = False) -> Path:
+    """Where the meta file of a unit is: inside a folder, beside a file."""
+    return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")
+
+
+def read_meta(unit: Path) -> Meta | None:
+    """The meta file of a unit that is there; None where it has none (it was not made by this pipeline).
+
+    Raises:
+        DamagedFileError: if it is no meta file.
+    """
+    path = meta_path(unit, unit.is_dir())
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
+            raise TypeError("made_with and files are no objects")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): remove {unit} and make it again") from None
+    return meta
+
+
+def is_intact(unit: Path, meta: Meta) -> bool:
+    """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
+    folder = unit if unit.is_dir() else unit.parent
+    try:
+        return all(file_facts(folder / name) == facts for name, facts in meta["files"].items())
+    except FileNotFoundError:
+        return False
+
+
+def is_made(unit: Path, made_with: Meta, overwrite: bool = False) -> bool:
+    """Whether `unit` is there and was made with `made_with`, so that nothing is left to do.
+
+    With `overwrite`, a unit that was made with something else, or that is damaged, counts as not made.
+
+    Raises:
+        ArgumentError: if it is there, but made with something else, and `overwrite` is off.
+    """
+    if not unit.exists():
+        return False
+    meta = read_meta(unit)
+    if overwrite:
+        return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
+    if meta is None:
+        raise ArgumentError(f"{unit} is there, but nothing says what made it: move it away, or pass --overwrite")
+    differences = describe_differences(meta["made_with"], made_with)
+    if differences:
+        raise ArgumentError(
+            f"{unit} was made with other arguments or inputs: {differences}. Choose another output, or replace it with "
+            f"--overwrite"
+        )
+    return True
+
+
+def describe_differences(old: Meta, new: Meta) -> str:
+    """What differs between two records, as `seed: was 42, now 43; …`; empty if nothing does."""
+    missing = object()
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name, missing), new.get(name, missing)
+        if before != after:
+            was = "absent" if before is missing else json.dumps(before, ensure_ascii=False)
+            now = "absent" if after is missing else json.dumps(after, ensure_ascii=False)
+            found.append(f"{name}: was {was}, now {now}")
+    return "; ".join(found)
+
+
+class Draft:
+    """A unit on its way to its final name.
+
+        with Draft(final, made_with) as draft:
+            ... write draft.path, and draft.companion(other) for files beside it ...
+            draft.publish(facts)
+
+    Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
+    """
+
+    def __init__(self, final: Path, made_with: Meta, *, is_folder: bool = False, overwrite: bool = False) -> None:
+        self.final, self.made_with, self.is_folder, self.overwrite = final, made_with, is_folder, overwrite
+        self.path = temporary_path(final)
+        self._companions: list[Path] = []
+        self._scratch: list[Path] = []
+        self._known_facts: dict[str, dict[str, object]] = {}
+
+    def __enter__(self) -> Draft:
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        remove(self.path)
+        if self.is_folder:
+            self.path.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for temporary in [self.path, *map(temporary_path, self._companions), *self._scratch]:
+            remove(temporary)
+
+    def companion(self, final: Path) -> Path:
+        """The temporary path of a file beside the unit that belongs to it."""
+        self._companions.append(final)
+        return temporary_path(final)
+
+    def scratch(self, name: str) -> Path:
+        """The path of a file beside the unit that is needed only while it is being made."""
+        path = temporary_path(self.final.with_name(f"{self.final.name}.{name}"))
+        self._scratch.append(path)
+        return path
+
+    def link(self, name: str, source: Path, facts: dict[str, object]) -> bool:
+        """Give the file `source`, whose facts are known, a second name in the folder; copy it where links are refused.
+
+        Returns whether it was linked.
+        """
+        self._known_facts[name] = facts
+        try:
+            os.link(source, self.path / name)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS | {errno.EXDEV}:
+                raise
+            shutil.copyfile(source, self.path / name)
+            return False
+        return True
+
+    def publish(self, facts: Meta | None = None) -> bool:
+        """Flush everything, write the meta file, and give all of it its final name, the unit itself last.
+
+        Returns False if another process, with the same arguments, was faster; then ours is dropped.
+
+        Raises:
+            ArgumentError: if another process has made it with other arguments meanwhile.
+        """
+        if self.final.exists() and not self.overwrite:
+            is_made(self.final, self.made_with)
+            return False
+        meta = {**(facts or {}), "made_with": self.made_with, "files": self._own_files()}
+        text = json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        meta_file = meta_path(self.path, True) if self.is_folder else self.companion(meta_path(self.final))
+        meta_file.write_text(text, encoding="utf-8")
+        self._flush_all()
+        aside = temporary_path(self.final.with_name(f"{self.final.name}.old"))
+        if self.final.exists():
+            remove(aside)
+            self.final.rename(aside)
+        for companion in self._companions:
+            temporary_path(companion).replace(companion)
+        published = _rename_folder(self.path, self.final) if self.is_folder else _rename_file(self.path, self.final)
+        _flush(self.final.parent)
+        remove(aside)
+        if not published:
+            is_made(self.final, self.made_with)
+        return published
+
+    def _own_files(self) -> dict[str, dict[str, object]]:
+        """Facts of every file of the unit, under the names that they will have."""
+        if self.is_folder:
+            names = sorted(os.listdir(self.path))
+            files = {name: self._known_facts.get(name) or file_facts(self.path / name) for name in names}
+        else:
+            files = {self.final.name: file_facts(self.path)}
+        if not self.is_folder:
+            files.update({companion.name: file_facts(temporary_path(companion)) for companion in self._companions})
+        return files
+
+    def _flush_all(self) -> None:
+        if self.is_folder:
+            for name in os.listdir(self.path):
+                if name not in self._known_facts:  # a linked file was flushed when it was published
+                    _flush(self.path / name)
+        _flush(self.path)
+        for companion in self._companions:
+            _flush(temporary_path(companion))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _rename_file(temporary: Path, final: Path) -> bool:
+    """Rename without replacing: False if `final` is there. A link refuses to replace; a plain rename does not."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if final.exists():
+            return False
+        temporary.rename(final)
+        return True
+    temporary.unlink()
+    return True
+
+
+def _rename_folder(temporary: Path, final: Path) -> bool:
+    """Rename without replacing: False if `final` is there (the system refuses to replace a folder with content)."""
+    try:
+        temporary.rename(final)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            return False
+        raise
+    return True

@@ -1,0 +1,151 @@
+"""What every command line shares: counts such as 2e6, exit statuses, errors as one line, the progress bar, tables.
+
+Exit statuses: 0 everything asked for is there; 1 failed, or damage was found; 2 wrong arguments; 3 fewer samples than
+asked for. Nothing here imports a heavy library, so that `--help` and argument errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cepe_data.errors import PipelineError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
+
+
+def count(text: str) -> int:
+    """A number of things, at least 0, as `5000000`, `5_000_000` or `5e6`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is no whole number, or negative.
+    """
+    try:
+        number = int(text) if text.lstrip("+-").replace("_", "").isdigit() else float(text)
+        if number != int(number) or number < 0:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no count: a whole number such as 1000 or 2e6 is wanted"
+        ) from None
+    return int(number)
+
+
+def positive_count(text: str) -> int:
+    """A `count` of at least 1."""
+    number = count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("at least 1 is wanted")
+    return number
+
+
+def fraction(text: str) -> float:
+    """A share between 0 and 1, both allowed.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is no such number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: a number from 0 to 1 is wanted")
+    return number
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults that say something, and the script's docstring as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message."""
+    script = Path(sys.argv[0]).name
+    try:
+        status = main()
+        sys.stdout.flush()
+    except PipelineError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        status = error.exit_status
+    except BrokenPipeError:  # `| head` has seen enough; what is unwritten must not fail once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"{script}: error: {where}{error.strerror or error}. Nothing incomplete has a final name; once this is "
+            f"mended, the same command goes on from here.",
+            file=sys.stderr,
+        )
+        status = EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; the same command goes on from here", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def say(message: str) -> None:
+    """A message to the user on stdout, at once even when stdout is a log file."""
+    print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """A message on stderr about something that deserves a look, though the run goes on."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def progress_bar(total: int, unit: str, description: str, **options: Any) -> tqdm:
+    """The progress bar of this process, on stderr, for what takes more than a second; seldom refreshed in a log file.
+    There is one at a time."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=total,
+        unit=unit,
+        desc=description,
+        file=sys.stderr,
+        mininterval=interval,
+        dynamic_ncols=True,
+        delay=1,
+        leave=False,
+        **options,
+    )
+
+
+def seconds_since(start: float) -> str:
+    """The time since `start` (of `time.monotonic`), for a last line: `12.3 s`."""
+    return f"{time.monotonic() - start:.1f} s"
+
+
+def this_command(*added: object) -> str:
+    """The running command as one can paste it, with more arguments at its end."""
+    script, *arguments = sys.argv
+    return shlex.join(["python", script, *arguments, *map(str, added)])
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A plain text table: the first column left-aligned, numbers right-aligned with thousands separators."""
+    cells = [list(header)]
+    for row in rows:
+        cells.append([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+
+    def line(words: list[str]) -> str:
+        return "  ".join([words[0].ljust(widths[0])] + [w.rjust(n) for w, n in zip(words[1:], widths[1:], strict=True)])
+
+    return "\n".join([line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])

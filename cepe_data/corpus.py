@@ -1,0 +1,357 @@
+"""The jsonl corpus: domains and their weights, the list of files, where a token file goes, and reading lines.
+
+`all_jsonl.txt` has one path per line, relative to the data folder, sorted by code point. `all_jsonl.json` beside it:
+`{"root": absolute path, "files": [{"path", "domain", "bytes"}, …]}` in the same order. The first is what a person may
+edit; the second says where the files are, how large they were when listed, and which domain each belongs to.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from cepe_data.errors import ArgumentError, DamagedFileError
+
+DOMAINS = ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki")
+FOLDER_DOMAINS = {
+    "c4": "c4-rp",
+    "common_crawl": "cc",
+    "wikipedia": "wiki",
+    **{domain: domain for domain in DOMAINS},
+}
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+MAX_LISTED_LINES = 20
+_COMPRESSED_READ_BYTES = 256 << 10
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """One jsonl file of the list: its path relative to the data folder, its domain, and its size when it was listed."""
+
+    path: str
+    domain: str
+    num_bytes: int
+
+    @property
+    def token_file(self) -> str:
+        """The path of its token file, relative to the folder of token files."""
+        return token_path(self.path)
+
+
+def token_path(jsonl_path: str) -> str:
+    """`a/b.jsonl`, `a/b.jsonl.gz` or `a/b.jsonl.zst` → `a/b.npy`.
+
+    Raises:
+        ArgumentError: for another ending.
+    """
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if jsonl_path.endswith(suffix):
+            return jsonl_path.removesuffix(suffix) + ".npy"
+    raise ArgumentError(f"{jsonl_path} ends in none of {', '.join(SUFFIXES)}")
+
+
+def domain_of(path: str, folder_domains: Mapping[str, str]) -> str | None:
+    """The domain of a relative path, by its top-level folder; None if the folder has none."""
+    parts = PurePosixPath(path).parts
+    return folder_domains.get(parts[0]) if len(parts) > 1 else None
+
+
+def list_json_path(file_list: Path) -> Path:
+    """`all_jsonl.txt` → `all_jsonl.json`."""
+    return file_list.with_suffix(".json")
+
+
+def read_root(file_list: Path) -> Path | None:
+    """The data folder that the list was made from, if the list says so."""
+    return Path(root) if (root := _read_list_json(file_list).get("root")) else None
+
+
+def _read_list_json(file_list: Path) -> dict:
+    path = list_json_path(file_list)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("files", []), list):
+            raise ValueError("it is no object with a list of files")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): run get_all_jsonl.py again") from None
+    return content
+
+
+def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile]:
+    """The files of `all_jsonl.txt`, sorted by path. Domains and sizes come from `all_jsonl.json`; for a path that is
+    not there, from its top-level folder and from the file itself below `root`.
+
+    Raises:
+        ArgumentError: if the list is missing or empty, names a file twice, leaves the data folder, or has a path whose
+            domain or size nothing tells, or two paths have the same token file.
+    """
+    try:
+        lines = file_list.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ArgumentError(f"{file_list} is missing: make it with `python get_all_jsonl.py DATA_DIR`") from None
+    content = _read_list_json(file_list)
+    known = {file["path"]: file for file in content.get("files", [])}
+    if root is None and content.get("root"):
+        root = Path(content["root"])
+    files = []
+    for number, line in enumerate(lines, 1):
+        path = line.strip()
+        if not path:
+            continue
+        where = f"{file_list} line {number}: {path}"
+        parts = PurePosixPath(path).parts
+        if PurePosixPath(path).is_absolute() or ".." in parts:
+            raise ArgumentError(f"{where} leaves the data folder: paths are relative to it, without `..`")
+        domain = known[path]["domain"] if path in known else domain_of(path, FOLDER_DOMAINS)
+        if domain is None:
+            raise ArgumentError(f"{where}: no domain; list it with `get_all_jsonl.py --domain_map {parts[0]}=DOMAIN`")
+        files.append(ListedFile(path, domain, _listed_bytes(path, known, root, where)))
+    if not files:
+        raise ArgumentError(f"{file_list} names no file: run `python get_all_jsonl.py DATA_DIR` again")
+    refuse_shared_targets([file.path for file in files])
+    return sorted(files, key=lambda file: file.path)
+
+
+def _listed_bytes(path: str, known: Mapping[str, dict], root: Path | None, where: str) -> int:
+    if path in known:
+        return int(known[path]["bytes"])
+    try:
+        if root is not None:
+            return (root / path).stat().st_size
+    except FileNotFoundError:
+        pass
+    raise ArgumentError(f"{where}: no such file, and its size is not listed: run get_all_jsonl.py again")
+
+
+def refuse_shared_targets(paths: list[str]) -> None:
+    """Raise ArgumentError if two inputs would write the same output: `a.jsonl` and `a.jsonl.gz`, or one path twice."""
+    writers = defaultdict(list)
+    for path in paths:
+        stem = token_path(path).removesuffix(".npy")
+        for target in (f"{stem}.npy", f"{stem}.hash.npy"):
+            writers[target].append(path)
+    for target, sources in writers.items():
+        if len(sources) > 1:
+            raise ArgumentError(f"{' and '.join(sources)} would both write {target}: keep one, or rename one")
+
+
+def parse_assignments(text: str, flag: str) -> dict[str, str]:
+    """`a=x,b=y` → {"a": "x", "b": "y"}.
+
+    Raises:
+        ArgumentError: naming `flag`, for anything else.
+    """
+    assignments: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value) or name in assignments:
+            raise ArgumentError(f"{flag} {text}: {item!r} is no NAME=VALUE, or its name stands there twice")
+        assignments[name] = value
+    return assignments
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`arxiv=0.5,book=0.5` → weights that add up to 1; domains of weight 0 are left out.
+
+    Raises:
+        ArgumentError: for anything else; for another sum, with the normalised line.
+    """
+    weights = {}
+    for domain, value in parse_assignments(text, "--domains").items():
+        try:
+            weights[domain] = float(value)
+        except ValueError:
+            weights[domain] = math.nan
+        if not 0 <= weights[domain] < math.inf:
+            raise ArgumentError(f"--domains {text}: {value!r} is no weight; a number of at least 0 is wanted")
+    total = math.fsum(weights.values())
+    if total == 0:
+        raise ArgumentError(f"--domains {text}: every weight is 0")
+    if abs(total - 1) > 1e-9:
+        raise ArgumentError(
+            f"--domains {text}: the weights add up to {total:g}, not 1. Normalised:\n"
+            f"  --domains {format_weights(weights)}"
+        )
+    return {domain: weight for domain, weight in weights.items() if weight > 0}
+
+
+def format_weights(weights: Mapping[str, float]) -> str:
+    """The value of `--domains` for these weights, normalised, digits enough to add up to 1."""
+    total = math.fsum(weights.values())
+    return ",".join(f"{domain}={weight / total:.12g}" for domain, weight in weights.items())
+
+
+def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:
+    """Counts per domain that add up to `total`: the floor of each share, then one more for the largest remainders
+    (Hamilton's method), ties by the order of the domains."""
+    shares = {domain: weight * total for domain, weight in weights.items()}
+    counts = {domain: math.floor(share) for domain, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda domain: counts[domain] - shares[domain])
+    for domain in by_remainder[: total - sum(counts.values())]:
+        counts[domain] += 1
+    return counts
+
+
+@dataclass
+class LineReport:
+    """Counts and first line numbers, by reason, of lines that were skipped or mended."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, reason: str, line: int) -> None:
+        """Count one line, numbered from 1."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        first_lines = self.lines.setdefault(reason, [])
+        if len(first_lines) < MAX_LISTED_LINES:
+            first_lines.append(line)
+
+    def merge(self, later: LineReport) -> None:
+        """Add the counts of later lines of the same file."""
+        for reason, number in later.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + number
+            self.lines[reason] = (self.lines.get(reason, []) + later.lines[reason])[:MAX_LISTED_LINES]
+
+    def as_json(self) -> dict[str, dict[str, object]]:
+        """`{reason: {"count": int, "first_lines": [int, …]}}`."""
+        return {reason: {"count": self.counts[reason], "first_lines": self.lines[reason]} for reason in self.counts}
+
+
+class LineBlocks:
+    """Blocks of whole lines of a jsonl file, plain, gzip or zstandard (several members or frames are one stream).
+
+    Iterating gives `(number of the first line, bytes)`; each block ends at a line end, or is the end of the file, and
+    has at least `block_bytes` bytes unless it is the last. `bytes_read` counts bytes of the file on disk.
+
+    Raises (while iterating):
+        DamagedFileError: if a compressed file is truncated, damaged, or has something else behind it.
+    """
+
+    def __init__(self, path: Path, block_bytes: int = 4 << 20) -> None:
+        self.path, self.block_bytes, self.bytes_read = path, block_bytes, 0
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        pending: list[bytes] = []
+        pending_bytes, next_line, is_start = 0, 1, True
+        for decompressed in self._decompressed():
+            piece = decompressed.removeprefix(_BYTE_ORDER_MARK) if is_start else decompressed
+            is_start = False
+            pending.append(piece)
+            pending_bytes += len(piece)
+            end = piece.rfind(b"\n") + 1
+            if pending_bytes >= self.block_bytes and end:
+                block = b"".join([*pending[:-1], piece[:end]])
+                yield next_line, block
+                next_line += block.count(b"\n")
+                pending, pending_bytes = [piece[end:]], len(piece) - end
+        if pending_bytes:
+            yield next_line, b"".join(pending)
+
+    def _decompressed(self) -> Iterator[bytes]:
+        remedy = "download it again"
+        with self.path.open("rb") as file:
+            try:
+                if self.path.name.endswith(".gz"):
+                    yield from self._gzip(file)
+                elif self.path.name.endswith(".zst"):
+                    yield from self._zstandard(file)
+                else:
+                    while piece := file.read(self.block_bytes):
+                        self.bytes_read = file.tell()
+                        yield piece
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DamagedFileError(f"{self.path} is a damaged gzip file ({error}): {remedy}") from None
+
+    def _gzip(self, file: IO[bytes]) -> Iterator[bytes]:
+        with gzip.GzipFile(fileobj=file) as archive:
+            while piece := archive.read(self.block_bytes):
+                self.bytes_read = file.tell()
+                yield piece
+
+    def _zstandard(self, file: IO[bytes]) -> Iterator[bytes]:
+        import zstandard
+
+        # The stream reader of this library takes a truncated file for the end; frame by frame the end is certain.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        frame, frame_bytes = decompressor.decompressobj(), 0
+        try:
+            while compressed := file.read(_COMPRESSED_READ_BYTES):
+                self.bytes_read = file.tell()
+                while compressed:
+                    frame_bytes += len(compressed)
+                    if piece := frame.decompress(compressed):
+                        yield piece
+                    compressed = b""
+                    if frame.eof:
+                        compressed = frame.unused_data
+                        frame, frame_bytes = decompressor.decompressobj(), 0
+        except zstandard.ZstdError as error:
+            raise DamagedFileError(f"{self.path} is a damaged zstandard file ({error}): download it again") from None
+        if frame_bytes:
+            raise DamagedFileError(f"{self.path} is truncated in the middle of a zstandard frame: download it again")
+
+
+def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[str], LineReport, LineReport]:
+    """The texts of a block of json lines, in order; the report of lines skipped, and of lines mended.
+
+    Skipped: a line that is no JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
+    becomes U+FFFD. A blank line is neither.
+    """
+    import orjson
+
+    texts: list[str] = []
+    skipped, mended = LineReport(), LineReport()
+    for number, line in enumerate(block.split(b"\n"), first_line):
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if not line.strip():
+                continue
+            try:  # the standard library reads lone surrogate escapes and NaN, which orjson refuses
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                skipped.add("not UTF-8", number)
+                continue
+            except (ValueError, RecursionError):
+                skipped.add("not JSON", number)
+                continue
+        if not isinstance(record, dict):
+            skipped.add("no JSON object", number)
+        elif text_key not in record:
+            skipped.add(f"no key {text_key!r}", number)
+        elif not isinstance(text := record[text_key], str):
+            skipped.add(f"{text_key!r} is no string", number)
+        else:
+            if not text.isascii() and _SURROGATE.search(text):
+                text = _SURROGATE.sub("\ufffd", text)
+                mended.add("lone surrogate", number)
+            texts.append(text)
+    return texts, skipped, mended
+
+
+def require_data_dir(argument: str | None, file_list: Path) -> Path:
+    """The data folder: the argument, else `REDPAJAMA_DIR`, else the root in the list.
+
+    Raises:
+        ArgumentError: if none of them names a folder.
+    """
+    environment = os.environ.get("REDPAJAMA_DIR")
+    root = Path(argument) if argument else Path(environment) if environment else read_root(file_list)
+    if root is None:
+        raise ArgumentError("no data folder: pass --data_dir, set REDPAJAMA_DIR, or run get_all_jsonl.py first")
+    if not root.is_dir():
+        raise ArgumentError(f"the data folder {root} does not exist (from --data_dir, REDPAJAMA_DIR or the file list)")
+    return root

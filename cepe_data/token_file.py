@@ -1,0 +1,258 @@
+"""Token files: the documents of one jsonl file as token ids.
+
+`X.npy`       one-dimensional little-endian int32 .npy: [n] [len(d1) … len(dn)] [d1] … [dn]; a document is BOS (if the
+              tokenizer has one), its tokens, EOS, and its length counts all of them
+`X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
+`X.meta.json` see `cepe_data.atomic`; `made_with` names source, source bytes, text key and tokenizer; further documents,
+              tokens, skipped and mended lines
+
+The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a
+document is then xxh3_64 of its tokens as little-endian int32.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from cepe_data import atomic
+from cepe_data.errors import DamagedFileError
+
+DOCUMENTS_PER_BLOCK = 1 << 20
+TOKEN_DTYPE = np.dtype("<i4")
+HASH_DTYPE = np.dtype("<u8")
+_COPY_BYTES = 8 << 20
+
+
+def hash_path(path: Path) -> Path:
+    """`X.npy` → `X.hash.npy`."""
+    return path.with_name(f"{path.stem}.hash.npy")
+
+
+def add_bos_eos(ids: np.ndarray, lengths: np.ndarray, bos_id: int | None, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Put BOS (if there is one) before and EOS behind each document.
+
+    Args:
+        ids: int32 [total], the documents one after the other.
+        lengths: int64 [documents].
+
+    Returns:
+        The same two arrays, with the added ids counted.
+    """
+    num_added = 1 if bos_id is None else 2
+    new_lengths = lengths + num_added
+    ends = np.cumsum(new_lengths)
+    out = np.empty(int(ends[-1]) if len(ends) else 0, TOKEN_DTYPE)
+    is_text = np.ones(len(out), bool)
+    out[ends - 1] = eos_id
+    is_text[ends - 1] = False
+    if bos_id is not None:
+        starts = ends - new_lengths
+        out[starts] = bos_id
+        is_text[starts] = False
+    out[is_text] = ids
+    return out, new_lengths
+
+
+class TokenFileWriter:
+    """Writes one token file as a stream; memory does not grow with the file, and nothing has its final name before
+    `publish`.
+
+    The header and the lengths stand before the tokens but are known last, so all three arrays are spooled to files.
+    """
+
+    def __init__(self, path: Path, made_with: atomic.Meta, overwrite: bool = False) -> None:
+        self._draft = atomic.Draft(path, made_with, overwrite=overwrite)
+        self.num_documents = self.num_tokens = 0
+
+    def __enter__(self) -> TokenFileWriter:
+        self._draft.__enter__()
+        self._spools = [self._draft.scratch(name).open("w+b") for name in ("lengths", "tokens", "hashes")]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for spool in self._spools:
+            spool.close()
+        self._draft.__exit__(kind, error, traceback)
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> None:
+        """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]."""
+        arrays = (lengths.astype(TOKEN_DTYPE), ids.astype(TOKEN_DTYPE, copy=False), hashes)
+        for spool, array in zip(self._spools, arrays, strict=True):
+            spool.write(array.data)
+        self.num_documents += len(lengths)
+        self.num_tokens += len(ids)
+
+    def publish(self, facts: atomic.Meta) -> bool:
+        """Assemble the files and give them their names; see `atomic.Draft.publish`."""
+        lengths, tokens, hashes = self._spools
+        with self._draft.path.open("wb") as file:
+            _write_npy_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
+            file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
+            _append_spool(file, lengths)
+            _append_spool(file, tokens)
+        with self._draft.companion(hash_path(self._draft.final)).open("wb") as file:
+            _write_npy_header(file, HASH_DTYPE, self.num_documents)
+            _append_spool(file, hashes)
+        return self._draft.publish({"documents": self.num_documents, "tokens": self.num_tokens, **facts})
+
+
+def _write_npy_header(file: Any, dtype: np.dtype, size: int) -> None:
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
+    )
+
+
+def _append_spool(file: Any, spool: Any) -> None:
+    spool.flush()
+    spool.seek(0)
+    shutil.copyfileobj(spool, file, _COPY_BYTES)
+
+
+class NpyVector:
+    """Reads slices of a one-dimensional `.npy` file with `preadv`, never by memory map: a truncated file is then an
+    error message, not a bus error. Integer dtypes only; nothing is ever unpickled.
+
+    Raises:
+        DamagedFileError: if the file is no such array, or its size is not what its header says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                read_header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, self.dtype = read_header(file)
+            except ValueError as error:
+                raise DamagedFileError(f"{path} is no .npy file ({error}): remove it and make it again") from None
+            self._offset = file.tell()
+            num_bytes = os.fstat(file.fileno()).st_size - self._offset
+        if len(shape) != 1 or self.dtype.kind not in "iu":
+            raise DamagedFileError(f"{path} holds {self.dtype} of shape {shape}, not a row of integers: make it again")
+        self.size = int(shape[0])
+        if num_bytes != self.size * self.dtype.itemsize:
+            raise DamagedFileError(
+                f"{path} is damaged: its header says {self.size:,} numbers, {self.size * self.dtype.itemsize:,} bytes, "
+                f"and {num_bytes:,} bytes are there. Remove it and make it again"
+            )
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Close the file; reading is then over."""
+        os.close(self._descriptor)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The numbers [start, stop) in the file's dtype."""
+        out = np.empty(stop - start, self.dtype)
+        view, done = out.data.cast("B"), 0
+        while done < len(view):
+            num_read = os.preadv(self._descriptor, [view[done:]], self._offset + start * self.dtype.itemsize + done)
+            if not num_read:
+                raise DamagedFileError(f"{self.path} ends before number {stop:,}: it was truncated while being read")
+            done += num_read
+        return out
+
+
+class TokenFile:
+    """Reads a token file; use as a context manager. Positions count from the start of the array, so that
+    `np.load(path)[position]` is the token, and the first token of the first document is at position 1 + documents.
+
+    Raises:
+        DamagedFileError: if the arrays are damaged, or do not fit each other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.meta = atomic.read_meta(path)
+        self._array = NpyVector(path)
+        self._hashes: NpyVector | None = None
+        self.dtype = self._array.dtype
+        self.num_documents = int(self._array.read(0, 1)[0]) if self._array.size else -1
+        if not 0 <= self.num_documents < self._array.size:
+            raise DamagedFileError(
+                f"{path} is damaged: {self.num_documents:,} documents in {self._array.size:,} numbers. Make it again"
+            )
+        self.num_tokens = self._array.size - 1 - self.num_documents
+        if self.meta is not None:
+            self._hashes = NpyVector(hash_path(path))
+            if self._hashes.size != self.num_documents or self._hashes.dtype != HASH_DTYPE:
+                raise DamagedFileError(
+                    f"{self._hashes.path} has {self._hashes.size:,} hashes of {self._hashes.dtype} for "
+                    f"{self.num_documents:,} documents: remove {path} and make it again"
+                )
+
+    def __enter__(self) -> TokenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._array.close()
+        if self._hashes is not None:
+            self._hashes.close()
+
+    @property
+    def has_text_hashes(self) -> bool:
+        """Whether the hashes are of the texts; else (a file from elsewhere) they are of the tokens."""
+        return self._hashes is not None
+
+    @property
+    def tokens_start(self) -> int:
+        """The position of the first token of the first document."""
+        return 1 + self.num_documents
+
+    def lengths(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start]: the lengths of these documents, in tokens.
+
+        Raises:
+            DamagedFileError: if one is negative.
+        """
+        lengths = self._array.read(1 + start, 1 + stop).astype(np.int64)
+        if len(lengths) and lengths.min() < 0:
+            raise DamagedFileError(f"{self.path} is damaged: a document has a negative length. Make it again")
+        return lengths
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """The ids at positions [start, stop), in the file's dtype."""
+        return self._array.read(start, stop)
+
+    def document_blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Blocks of documents in order: (first document, position of its first token, lengths int64, hashes uint64).
+
+        Raises:
+            DamagedFileError: if the lengths do not add up to the number of tokens.
+        """
+        position = self.tokens_start
+        for start in range(0, self.num_documents, DOCUMENTS_PER_BLOCK):
+            lengths = self.lengths(start, min(start + DOCUMENTS_PER_BLOCK, self.num_documents))
+            num_tokens = int(lengths.sum())
+            if position + num_tokens > self._array.size:
+                break
+            yield start, position, lengths, self.hashes(start, position, lengths)
+            position += num_tokens
+        if position != self._array.size:
+            raise DamagedFileError(
+                f"{self.path} is damaged: the lengths of its documents do not add up to {self.num_tokens:,} tokens. "
+                f"Remove it and make it again"
+            )
+
+    def hashes(self, first_document: int, position: int, lengths: np.ndarray) -> np.ndarray:
+        """uint64 [documents]: the hashes of consecutive documents, of which the first starts at `position`."""
+        if self._hashes is not None:
+            return self._hashes.read(first_document, first_document + len(lengths))
+        out = np.empty(len(lengths), HASH_DTYPE)
+        for index, length in enumerate(lengths):
+            tokens = self.tokens(position, position + int(length)).astype(TOKEN_DTYPE)
+            out[index] = xxhash.xxh3_64_intdigest(tokens.data)
+            position += int(length)
+        return out

@@ -1,0 +1,202 @@
+"""Tokenizers: one interface over the backends, the same ids from each, and a fingerprint that later steps compare.
+
+Text is text: the added tokens of a tokenizer are taken out before encoding, so a literal `<s>` in a document is three
+characters, never a control token. Ids count from 0; BOS and EOS are not added here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from cepe_data import atomic
+from cepe_data.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BACKENDS = ("transformers", "sentencepiece")
+DEFAULT_TOKENIZER = "meta-llama/Llama-2-7b-hf"
+_SENTENCEPIECE_NAME = "tokenizer.model"
+
+
+class Encoder(Protocol):
+    """What a backend does: texts → (ids int32 [total], number of ids of each text int64 [texts])."""
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """What a token file says of its tokenizer. `vocab_size` is the highest id plus one, added tokens included; `bos_id`
+    is None for a tokenizer without BOS."""
+
+    fingerprint: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The identity as it stands in a meta file."""
+        return {
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+        }
+
+
+def load_pretrained(name: str) -> PreTrainedTokenizerFast:
+    """The fast transformers tokenizer called `name`: a hub name, a folder with `tokenizer.json` or `tokenizer.model`,
+    or a SentencePiece `.model` file.
+
+    Raises:
+        ArgumentError: if there is none, or its SentencePiece model is of a kind whose backends would differ.
+    """
+    from transformers import AutoTokenizer, LlamaTokenizerFast, PreTrainedTokenizerFast
+
+    model = sentencepiece_model(name)
+    if model and not (Path(name) / "tokenizer.json").exists():
+        refuse_other_sentencepiece(model)
+        # These two flags give the ids of the hub's LLaMA tokenizer: one ▁ before the text, no special case after it.
+        return LlamaTokenizerFast(vocab_file=str(model), legacy=True, add_prefix_space=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"no tokenizer {name!r}: {str(error).splitlines()[0]} Pass a hub name (`hf auth login` first if it is "
+            f"gated), a folder with tokenizer.json, or a SentencePiece .model file"
+        ) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ArgumentError(f"the tokenizer {name!r} has no tokenizer.json, and none can be made from its files")
+    return tokenizer
+
+
+def sentencepiece_model(name: str) -> Path | None:
+    """The SentencePiece model that `name` is or holds, None if there is none."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    return path / _SENTENCEPIECE_NAME if (path / _SENTENCEPIECE_NAME).is_file() else None
+
+
+def refuse_other_sentencepiece(path: Path) -> None:
+    """Raise ArgumentError unless the model is LLaMA-style: BPE with byte fallback, text taken as it is."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2 as protocol
+
+    model = protocol.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError:
+        raise ArgumentError(f"{path} is no SentencePiece model") from None
+    wanted = {
+        "model_type BPE": model.trainer_spec.model_type == 2,
+        "byte_fallback": model.trainer_spec.byte_fallback,
+        "normalization_rule_name=identity": model.normalizer_spec.name == "identity",
+        "remove_extra_whitespaces=False": not model.normalizer_spec.remove_extra_whitespaces,
+        "add_dummy_prefix": model.normalizer_spec.add_dummy_prefix,
+    }
+    if lacking := [name for name, there in wanted.items() if not there]:
+        raise ArgumentError(f"{path} was trained without {', '.join(lacking)}: its ids would depend on the backend")
+
+
+def identify(tokenizer: PreTrainedTokenizerFast, name: str) -> TokenizerIdentity:
+    """The identity of a tokenizer. The fingerprint covers what determines ids (vocabulary, merges, normaliser,
+    pre-tokenizer, BOS and EOS), not added tokens or decoding.
+
+    Raises:
+        ArgumentError: if it has no EOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ArgumentError(f"the tokenizer {name!r} has no EOS token: set eos_token in its tokenizer_config.json")
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = {key: value for key, value in core["model"].items() if value not in (None, False, "")}
+    model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
+    determining = {
+        "model": model,
+        "normalizer": core["normalizer"],
+        "pre_tokenizer": core["pre_tokenizer"],
+        "bos_id": tokenizer.bos_token_id,
+        "eos_id": tokenizer.eos_token_id,
+    }
+    canonical = json.dumps(determining, sort_keys=True, ensure_ascii=False).encode()
+    return TokenizerIdentity(
+        fingerprint=hashlib.sha256(canonical).hexdigest()[:16],
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        bos_id=tokenizer.bos_token_id,
+        eos_id=tokenizer.eos_token_id,
+    )
+
+
+def make_encoder(backend: str, tokenizer: PreTrainedTokenizerFast, name: str) -> Encoder:
+    """The encoder of a backend for the tokenizer `name`, which `load_pretrained` has read.
+
+    Raises:
+        ArgumentError: if the backend is sentencepiece and there is no SentencePiece model.
+    """
+    if backend == "sentencepiece":
+        model = sentencepiece_model(name) or getattr(tokenizer, "vocab_file", None)
+        if not model:
+            raise ArgumentError(f"--backend sentencepiece needs a SentencePiece model, and {name!r} has none")
+        return _sentencepiece_encoder(Path(model))
+    return _transformers_encoder(tokenizer)
+
+
+def _transformers_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    from tokenizers import Tokenizer
+
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    core.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    plain = Tokenizer.from_str(json.dumps(core))
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encodings = plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return _flatten([encoding.ids for encoding in encodings])
+
+    return encode
+
+
+def _sentencepiece_encoder(model: Path) -> Encoder:
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(model))
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return _flatten(processor.encode(list(texts)))
+
+    return encode
+
+
+def _flatten(id_lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.fromiter(map(len, id_lists), np.int64, len(id_lists))
+    parts = [np.asarray(ids, np.int32) for ids in id_lists]
+    return (np.concatenate(parts) if parts else np.empty(0, np.int32)), lengths
+
+
+def save(
+    tokenizer: PreTrainedTokenizerFast, identity: TokenizerIdentity, folder: Path, overwrite: bool = False
+) -> None:
+    """Save the tokenizer of a folder of token files, once; later steps read it from there.
+
+    Raises:
+        ArgumentError: if another tokenizer is saved there, and `overwrite` is off.
+    """
+    made_with = {"tokenizer": identity.as_json()}
+    if atomic.is_made(folder, made_with, overwrite):
+        return
+    with atomic.Draft(folder, made_with, is_folder=True, overwrite=overwrite) as draft:
+        tokenizer.save_pretrained(draft.path)
+        draft.publish()
+
+
+def saved_identity(folder: Path) -> TokenizerIdentity | None:
+    """The identity of the tokenizer that `save` put there, None if there is none."""
+    meta = atomic.read_meta(folder) if folder.is_dir() else None
+    return TokenizerIdentity(**meta["made_with"]["tokenizer"]) if meta else None

@@ -1,0 +1,162 @@
+"""List the jsonl files of a RedPajama download.
+
+reads   DATA_DIR/{arxiv,book,c4,common_crawl,github,stackexchange,wikipedia}/**/*.jsonl, .jsonl.gz, .jsonl.zst
+writes  all_jsonl.txt (one path per line, relative to DATA_DIR, sorted)
+        all_jsonl.json (the root; bytes and domain of every file)
+
+    python get_all_jsonl.py /data/redpajama
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from cepe_data import atomic, cli, corpus
+from cepe_data.errors import ArgumentError, PipelineError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("data_dir", type=Path, metavar="DATA_DIR", help="the folder with one folder per domain")
+    parser.add_argument("--output", type=Path, default=Path("all_jsonl.txt"), help="the list to write")
+    parser.add_argument(
+        "--domain_map",
+        default="",
+        metavar="FOLDER=DOMAIN,…",
+        help="domains of further top-level folders, or other domains for known ones",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    folder_domains = dict(corpus.FOLDER_DOMAINS)
+    if args.domain_map:
+        folder_domains.update(corpus.parse_assignments(args.domain_map, "--domain_map"))
+        refuse_bad_names(folder_domains)
+    if not args.data_dir.is_dir():
+        raise ArgumentError(f"the data folder {args.data_dir} does not exist")
+    root = args.data_dir.resolve()
+    paths, hidden = find_jsonl(root)
+    files = [
+        corpus.ListedFile(path, domain, (root / path).stat().st_size)
+        for path in paths
+        if (domain := corpus.domain_of(path, folder_domains))
+    ]
+    report_left_out(paths, hidden, folder_domains)
+    if not files:
+        raise PipelineError(
+            f"no jsonl file in {root}: looked for *{', *'.join(corpus.SUFFIXES)} below the folders "
+            f"{', '.join(sorted(folder_domains))}. Name the folder that holds these, or map yours with --domain_map"
+        )
+    corpus.refuse_shared_targets([file.path for file in files])
+    before = set(args.output.read_text(encoding="utf-8").splitlines()) if args.output.exists() else None
+    write_list(args.output, root, files)
+    report_files(files)
+    if before is not None:
+        after = {file.path for file in files}
+        cli.say(f"against the list that was there: {len(after - before)} added, {len(before - after)} removed")
+    cli.say(
+        f"{len(files):,} files, {sum(file.num_bytes for file in files):,} bytes, "
+        f"{cli.seconds_since(start)} → {args.output}"
+    )
+    return cli.EXIT_OK
+
+
+def refuse_bad_names(folder_domains: dict[str, str]) -> None:
+    for folder, domain in folder_domains.items():
+        if "/" in folder or domain != PurePosixPath(domain).name or domain.startswith(".") or "," in domain:
+            raise ArgumentError(
+                f"--domain_map {folder}={domain}: folder and domain are plain names, without `/` and `,`"
+            )
+
+
+def find_jsonl(root: Path) -> tuple[list[str], list[str]]:
+    """Sorted relative paths of all jsonl files below `root`, and those that are hidden. Symbolic links are followed.
+
+    Raises:
+        PipelineError: if a link leaves `root` or goes in a circle, if two paths are one file, or if a name cannot stand
+            in a text file.
+    """
+    found: list[str] = []
+    hidden: list[str] = []
+    seen: dict[str, str] = {}
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
+        relative = Path(folder).relative_to(root)
+        for name in [*subfolders, *names]:
+            if name in subfolders or name.endswith(corpus.SUFFIXES):
+                refuse_link_outside(root, relative / name)
+        if any(Path(folder).resolve() == parent for parent in Path(folder).parents):
+            raise PipelineError(f"{relative} is a link to a folder that it stands in: remove it")
+        for name in names:
+            if not name.endswith(corpus.SUFFIXES):
+                continue
+            path = (relative / name).as_posix()
+            if any(part.startswith(".") for part in (relative / name).parts):
+                hidden.append(path)
+                continue
+            if "\n" in path or "\r" in path or path != path.strip() or not path.isprintable():
+                raise PipelineError(f"{path!r} cannot stand in a list of one path per line: rename it")
+            real = str((root / path).resolve())
+            if real in seen:
+                raise PipelineError(f"{seen[real]} and {path} are one file: remove the link")
+            seen[real] = path
+            found.append(path)
+    return sorted(found), sorted(hidden)
+
+
+def raise_error(error: OSError) -> None:
+    raise error
+
+
+def refuse_link_outside(root: Path, relative: Path) -> None:
+    real = (root / relative).resolve()
+    if not real.is_relative_to(root):
+        raise PipelineError(
+            f"{relative} leaves the data folder: it is a link to {real}. Move the data in, or remove the link"
+        )
+    if not real.exists():
+        raise PipelineError(f"{relative} is a link to nothing ({real}): remove it")
+
+
+def report_left_out(paths: list[str], hidden: list[str], folder_domains: dict[str, str]) -> None:
+    unknown: dict[str, int] = defaultdict(int)
+    for path in paths:
+        if corpus.domain_of(path, folder_domains) is None:
+            parts = PurePosixPath(path).parts
+            unknown[parts[0] if len(parts) > 1 else ""] += 1
+    for folder, num_files in sorted(unknown.items()):
+        if folder:
+            cli.warn(
+                f"{folder}/ left out, {num_files} jsonl files: no known domain; --domain_map {folder}=DOMAIN adds it"
+            )
+        else:
+            cli.warn(f"{num_files} jsonl files outside of any folder left out: a domain is a folder")
+    if hidden:
+        cli.warn(f"{len(hidden)} hidden jsonl files left out, such as {hidden[0]}")
+
+
+def write_list(output: Path, root: Path, files: list[corpus.ListedFile]) -> None:
+    listed = [{"path": file.path, "domain": file.domain, "bytes": file.num_bytes} for file in files]
+    # The json first: a list that names a file is then never without its size and domain.
+    atomic.write_json(corpus.list_json_path(output), {"root": str(root), "files": listed})
+    atomic.write_text(output, "".join(f"{file.path}\n" for file in files))
+
+
+def report_files(files: list[corpus.ListedFile]) -> None:
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for file in files:
+        sizes[file.domain].append(file.num_bytes)
+    rows = [(domain, len(sizes[domain]), sum(sizes[domain])) for domain in sorted(sizes)]
+    cli.say(cli.table(("domain", "files", "bytes"), rows))
+    if missing := [domain for domain in corpus.DOMAINS if domain not in sizes]:
+        cli.warn(f"no files of {', '.join(missing)}: the samplers will want --domains without them")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,180 @@
+"""MDS sets: column types, numbered parts, joining them, reading them. The only place that imports streaming.
+
+A set is written as parts with fixed borders, one MDS shard each, in a pool `{name}.parts/part-00017/`, by any number
+of processes and in any order. Joining links the shards into one flat folder and writes one `index.json`; no sample is
+read.
+Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cepe_data import atomic, cli
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+
+if TYPE_CHECKING:
+    from streaming import LocalDataset
+
+INDEX_NAME = "index.json"
+MAX_SHARD_BYTES = (1 << 32) - 1  # offsets inside a shard are uint32
+_SAFE_SCALARS = {"str", "json", "int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
+_SAFE_SCALARS |= {"float16", "float32", "float64"}
+
+Columns = Mapping[str, str]
+
+
+def import_streaming() -> types.ModuleType:
+    """mosaicml-streaming, without its vision datasets.
+
+    They import torchvision, which fails where it was built for another torch; nothing here needs them, so an empty
+    module takes their place. This also saves a second.
+    """
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+    import streaming
+
+    return streaming
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest signed integer dtype, int16 or more, that holds every id below `vocab_size`. (Signed, because torch
+    before 2.3 refuses uint16.)"""
+    return np.dtype(np.int16 if vocab_size <= 1 << 15 else np.int32)
+
+
+def array_column(dtype: np.dtype, *shape: int) -> str:
+    """The column type of an array of this dtype and shape: `ndarray:int16:4096`."""
+    return f"ndarray:{dtype.name}:{','.join(map(str, shape))}"
+
+
+def column_array(column: str) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape of a column type that `array_column` made.
+
+    Raises:
+        ValueError: for another column type.
+    """
+    kind, dtype, shape = column.split(":")
+    if kind != "ndarray":
+        raise ValueError(f"{column} is no array column")
+    return np.dtype(dtype), tuple(int(size) for size in shape.split(","))
+
+
+def rows_per_shard(columns: Columns, shard_bytes: int) -> int:
+    """How many rows of these columns fill a shard of about `shard_bytes`; columns of variable size count nothing."""
+    row_bytes = 4
+    for column in columns.values():
+        if column.startswith("ndarray:"):
+            dtype, shape = column_array(column)
+            row_bytes += dtype.itemsize * int(np.prod(shape))
+    return max(1, shard_bytes // row_bytes)
+
+
+def part_path(pool: Path, part: int) -> Path:
+    """The folder of a part."""
+    return pool / f"part-{part:05d}"
+
+
+def part_borders(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
+    """First row, and the row after the last, of every part."""
+    return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
+
+
+def pool_path(folder: Path) -> Path:
+    """The pool of the parts of a set: `arxiv` → `arxiv.parts`."""
+    return folder.with_name(f"{folder.name}.parts")
+
+
+def write_part(
+    path: Path, columns: Columns, rows: Iterable[Mapping[str, Any]], made_with: atomic.Meta, overwrite: bool = False
+) -> None:
+    """Write one part, a folder with one MDS shard, and publish it.
+
+    Raises:
+        PipelineError: if there is no row, or more than a shard can hold.
+    """
+    streaming = import_streaming()
+    with atomic.Draft(path, made_with, is_folder=True, overwrite=overwrite) as draft:
+        # Not as a context manager: that would write a valid index even after an exception.
+        writer = streaming.MDSWriter(columns=dict(columns), out=str(draft.path), size_limit=MAX_SHARD_BYTES)
+        num_rows = 0
+        for row in rows:
+            writer.write(row)
+            num_rows += 1
+        writer.finish()
+        if len(writer.shards) != 1:
+            raise PipelineError(f"{path}: {num_rows} rows make {len(writer.shards)} shards; lower --rows_per_part")
+        draft.publish({"rows": num_rows})
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The shards of an MDS set, from its index, checked before anything is decoded.
+
+    Raises:
+        ArgumentError: if there is no set.
+        DamagedFileError: if the index is damaged, names files elsewhere, or has a column that would be unpickled.
+    """
+    path = folder / INDEX_NAME
+    try:
+        shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+        for shard in shards:
+            name = shard["raw_data"]["basename"]
+            if Path(name).name != name:
+                raise ValueError(f"it names the file {name}")
+            for column in shard["column_encodings"]:
+                if column.split(":")[0] not in _SAFE_SCALARS | {"ndarray"}:
+                    raise ValueError(f"it has a column of type {column}, which is not read: it could run code")
+    except FileNotFoundError:
+        raise ArgumentError(f"{folder} holds no MDS set: there is no {INDEX_NAME} in it") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is not right: {error}") from None
+    return shards
+
+
+def read_columns(folder: Path) -> dict[str, str]:
+    """Column names and types of an MDS set. Raises as `read_index`."""
+    first = read_index(folder)[0]
+    return dict(zip(first["column_names"], first["column_encodings"], strict=True))
+
+
+def num_rows(folder: Path) -> int:
+    """The number of rows of an MDS set, from its index. Raises as `read_index`."""
+    return sum(shard["samples"] for shard in read_index(folder))
+
+
+def open_set(folder: Path) -> LocalDataset:
+    """An MDS set for reading by row number. No shared memory, so that any number of processes may. Raises as
+    `read_index`."""
+    read_index(folder)
+    return import_streaming().LocalDataset(str(folder))
+
+
+def join_parts(draft: atomic.Draft, pool: Path, borders: Sequence[tuple[int, int]]) -> None:
+    """Link the shards of all parts into the folder `draft.path` and write its index; says so where it has to copy.
+
+    Raises:
+        DamagedFileError: if a part has other rows than its borders, or another size than it was written with.
+    """
+    shards, num_copied = [], 0
+    for part, (start, stop) in enumerate(borders):
+        path = part_path(pool, part)
+        index, meta = read_index(path), atomic.read_meta(path)
+        if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
+            raise DamagedFileError(f"{path} does not have its {stop - start} rows: remove it and make it again")
+        source, shard = path / index[0]["raw_data"]["basename"], index[0]
+        facts = meta["files"][source.name]
+        if source.stat().st_size != facts["bytes"]:
+            raise DamagedFileError(f"{source} has not the size that it was written with: remove {path}, make it again")
+        shard["raw_data"]["basename"] = f"shard.{part:05d}.mds"
+        num_copied += not draft.link(shard["raw_data"]["basename"], source, facts)
+        shards.append(shard)
+    index_text = json.dumps({"version": 2, "shards": shards}, sort_keys=True)
+    (draft.path / INDEX_NAME).write_text(index_text, encoding="utf-8")
+    if num_copied:
+        cli.warn(f"{draft.final}: this file system refuses links, so {num_copied} shards were copied")

@@ -1,0 +1,334 @@
+"""What both samplers do: read their arguments, write drawn windows as MDS sets, account for all of it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import atomic, cli, corpus, mds
+from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.splits import Splits
+from cepe_data.windows import Windows
+
+SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class SetOutcome:
+    """What was asked for and what came of it, for one set; documents of its split, the rest in rows."""
+
+    name: str
+    documents: int
+    requested: int
+    available: int
+    written: int
+
+    def as_json(self) -> dict[str, int]:
+        """The numbers, for a manifest."""
+        return {
+            "documents": self.documents,
+            "requested": self.requested,
+            "available": self.available,
+            "written": self.written,
+        }
+
+
+@dataclass
+class Outcome:
+    """What came of a run, set by set, and how many bytes it would write (for a dry run)."""
+
+    sets: list[SetOutcome] = field(default_factory=list)
+    set_bytes: list[int] = field(default_factory=list)
+
+    def add(self, one: SetOutcome, row_bytes: int = 0) -> None:
+        """Add a set whose rows have so many bytes."""
+        self.sets.append(one)
+        self.set_bytes.append(one.written * row_bytes)
+
+    def report_disk(self, output: Path) -> None:
+        """Print what a run would write, and the space that is free for it."""
+        header = ("set", "documents", "requested", "available", "to write", "bytes")
+        rows = [(one.name, *one.as_json().values(), size) for one, size in zip(self.sets, self.set_bytes, strict=True)]
+        cli.say(cli.table(header, rows))
+        place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+        free_bytes = shutil.disk_usage(place).free
+        cli.say(f"about {sum(self.set_bytes):,} bytes to write, {free_bytes:,} bytes are free at {place}")
+        if sum(self.set_bytes) > free_bytes:
+            cli.warn(f"{output} does not fit on its disk")
+
+    def finish(self, args: argparse.Namespace, start: float) -> int:
+        """Print the last lines, the shortage among them if there is one; return the exit status."""
+        num_rows = sum(one.written for one in self.sets)
+        what = "would be written" if args.dry_run else "are there"
+        cli.say(f"{num_rows:,} rows in {len(self.sets)} sets {what}, {cli.seconds_since(start)} → {args.output}")
+        short = [one for one in self.sets if one.written < one.requested]
+        if not short:
+            return cli.EXIT_OK
+        if empty := [one.name for one in short if not one.written]:
+            cli.warn(
+                f"{', '.join(empty)}: nothing is available, nothing is written. A larger --test_fraction (or "
+                f"--train_fraction) gives the split more documents; shorter lengths fit into more of them"
+            )
+        cli.say("shortage, all that is available was taken:")
+        rows = [(one.name, one.requested, one.available, one.written) for one in short]
+        cli.say(cli.table(("set", "requested", "available", "written"), rows))
+        return cli.EXIT_OK if args.allow_shortage else cli.EXIT_SHORTAGE
+
+
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """The first positional argument of both samplers."""
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write")
+
+
+def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float]) -> None:
+    """The arguments that both samplers have behind the lengths."""
+    parser.add_argument("eval_samples", type=cli.count, metavar="EVAL_SAMPLES", help="windows for test")
+    parser.add_argument("train_samples", type=cli.count, metavar="TRAIN_SAMPLES", help="windows for train")
+    source = parser.add_argument_group("source")
+    source.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
+    source.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+    draw = parser.add_argument_group("draw")
+    draw.add_argument(
+        "--domains",
+        default=corpus.format_weights(weights),
+        metavar="DOMAIN=WEIGHT,…",
+        help="the domains to sample and their weights, which add up to 1",
+    )
+    draw.add_argument("--seed", type=int, default=42, help="another seed gives other splits and another draw")
+    draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
+    draw.add_argument(
+        "--train_fraction", type=cli.fraction, default=0.49, help="share for train; the rest is retrieval"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--token_dtype",
+        choices=("int16", "int32", "int64"),
+        default=None,
+        help="of the token columns (default: the smallest that holds the vocabulary)",
+    )
+    output.add_argument("--allow_shortage", action="store_true", help="fewer windows than requested is no failure")
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    output.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
+
+
+Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
+
+
+def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
+    """The token files of the domains that `args` asks for, and the weights of these.
+
+    Raises:
+        ArgumentError: if a domain has no files (with the `--domains` line without it), or token files are missing.
+        DamagedFileError: if they were made by two tokenizers.
+    """
+    weights = corpus.parse_weights(args.domains)
+    files: dict[str, list[corpus.ListedFile]] = {domain: [] for domain in weights}
+    for file in corpus.read_file_list(args.file_list):
+        if file.domain in files:
+            files[file.domain].append(file)
+    if absent := [domain for domain in weights if not files[domain]]:
+        rest = {domain: weight for domain, weight in weights.items() if files[domain]}
+        remedy = f"without them:\n  --domains {corpus.format_weights(rest)}" if rest else "nothing else is asked for"
+        raise ArgumentError(f"{args.file_list} lists no files of {', '.join(absent)}; {remedy}")
+    all_files = [file for domain_files in files.values() for file in domain_files]
+    if missing := [file.path for file in all_files if not (args.tokenized_dir / file.token_file).exists()]:
+        raise ArgumentError(
+            f"{len(missing)} of {len(all_files)} token files are missing in {args.tokenized_dir}, such as that of "
+            f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
+        )
+    identities: dict[str, tuple[str, int]] = {}
+    for file in all_files:
+        if meta := atomic.read_meta(args.tokenized_dir / file.token_file):
+            tokenizer = meta["made_with"]["tokenizer"]
+            identities.setdefault(tokenizer["fingerprint"], (file.path, tokenizer["vocab_size"]))
+    if len(identities) > 1:
+        examples = ", ".join(f"{path} by {fingerprint}" for fingerprint, (path, _) in identities.items())
+        raise DamagedFileError(
+            f"{args.tokenized_dir} has token files of several tokenizers: {examples}. Make them anew "
+            f"with one (tokenize_jsonl.py --overwrite)"
+        )
+    fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
+    return Tokens(files, args.tokenized_dir, vocab_size, fingerprint), weights
+
+
+def window_requests(weights: Mapping[str, float], args: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Rows per split and domain, test and train, by largest remainder."""
+    samples = {"test": args.eval_samples, "train": args.train_samples}
+    return {split: corpus.largest_remainder(weights, number) for split, number in samples.items()}
+
+
+def choose_token_dtype(requested: str | None, tokens: Tokens) -> np.dtype:
+    """The dtype of the token columns.
+
+    Raises:
+        ArgumentError: if the requested one cannot hold the vocabulary.
+    """
+    if tokens.vocab_size is None:
+        return np.dtype(requested or np.int32)
+    smallest = mds.token_dtype(tokens.vocab_size)
+    if requested and np.dtype(requested).itemsize < smallest.itemsize:
+        raise ArgumentError(f"--token_dtype {requested} cannot hold ids up to {tokens.vocab_size - 1}: use {smallest}")
+    return np.dtype(requested) if requested else smallest
+
+
+@dataclass(frozen=True)
+class WindowSampler:
+    """Writes the test and train sets of one run."""
+
+    tokens: Tokens
+    splits: Splits
+    windows: Windows
+    kind: str
+    decoder_length: int
+    dtype: np.dtype
+    surveys: Mapping[str, Survey]
+    output: Path
+    overwrite: bool
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {
+            "token_ids": mds.array_column(self.dtype, self.decoder_length),
+            "prev_token_ids": mds.array_column(self.dtype, self.windows.total_length - self.decoder_length),
+            "domain": "str",
+        }
+
+    def made_with(self, split: str, domain: str) -> atomic.Meta:
+        """What determines the bytes of a set, but for its number of rows."""
+        return {
+            "kind": self.kind,
+            "domain": domain,
+            "split": split,
+            "total_length": self.windows.total_length,
+            "decoder_length": self.decoder_length,
+            "token_dtype": self.dtype.name,
+            "token_files": self.surveys[domain].fingerprint,
+            **self.splits.made_with(split),
+        }
+
+    @classmethod
+    def of_run(
+        cls,
+        kind: str,
+        args: argparse.Namespace,
+        tokens: Tokens,
+        splits: Splits,
+        windows: Windows,
+        surveys: Mapping[str, Survey],
+    ) -> WindowSampler:
+        """The sampler that `args` ask for."""
+        dtype = choose_token_dtype(args.token_dtype, tokens)
+        return cls(tokens, splits, windows, kind, args.decoder_length, dtype, surveys, args.output, args.overwrite)
+
+    def outcomes(self, requests: Requests) -> Iterator[tuple[str, str, SetOutcome]]:
+        """Split, domain and outcome of every set of which any row is requested."""
+        for split, by_domain in requests.items():
+            for domain, requested in by_domain.items():
+                if requested:
+                    one = self.surveys[domain]
+                    available = one.available(split)
+                    name, written = f"{split}/{domain}", min(requested, available)
+                    yield split, domain, SetOutcome(name, one.documents[split], requested, available, written)
+
+    def dry_run(self, requests: Requests, outcome: Outcome) -> None:
+        """Account for every set that is asked for, and write nothing."""
+        for _, _, one in self.outcomes(requests):
+            outcome.add(one, self.windows.total_length * self.dtype.itemsize)
+
+    def write_all(self, requests: Requests, args: argparse.Namespace, outcome: Outcome) -> None:
+        """Write every set that is asked for, or find it written, and the manifest."""
+        for split, domain, one in self.outcomes(requests):
+            outcome.add(one)
+            self._write_or_skip(split, domain, one.written)
+        self._write_manifest(requests, args)
+
+    def _write_or_skip(self, split: str, domain: str, num_rows: int) -> None:
+        if not num_rows:
+            return
+        folder = self.output / split / domain
+        atomic.remove_stale_temporaries(folder.parent)
+        made_with = {**self.made_with(split, domain), "rows": num_rows}
+        if atomic.is_made(folder, made_with, self.overwrite):
+            cli.say(f"{folder}: skipped, made before with the same arguments")
+        else:
+            self._write_set(folder, split, domain, num_rows, made_with)
+        atomic.remove(mds.pool_path(folder))
+
+    def _write_set(self, folder: Path, split: str, domain: str, num_rows: int, made_with: atomic.Meta) -> None:
+        start_time = time.monotonic()
+        pool = mds.pool_path(folder)
+        atomic.remove_stale_temporaries(pool)
+        source = WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
+        plan = source.draw(0, num_rows)
+        part_borders = mds.part_borders(num_rows, mds.rows_per_shard(self.columns, SHARD_BYTES))
+        with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
+            for part, (start, stop) in enumerate(part_borders):
+                part_made_with = {**self.made_with(split, domain), "first_row": start, "stop_row": stop}
+                path = mds.part_path(pool, part)
+                if not atomic.is_made(path, part_made_with, self.overwrite):
+                    rows = self._rows(source, domain, plan.rows(start, stop))
+                    mds.write_part(path, self.columns, rows, part_made_with, self.overwrite)
+                bar.update(stop - start)
+        with atomic.Draft(folder, made_with, is_folder=True, overwrite=self.overwrite) as draft:
+            mds.join_parts(draft, pool, part_borders)
+            with draft.companion(rows_path(folder)).open("wb") as file:
+                np.save(file, np.stack([plan.file.astype(np.int64), plan.position], axis=1), allow_pickle=False)
+            draft.publish(self.facts(split, domain))
+        cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
+
+    def _rows(self, source: WindowSource, domain: str, plan: Plan) -> Iterator[dict[str, Any]]:
+        context_length = self.windows.total_length - self.decoder_length
+        for row in source.read(plan, self.dtype):
+            yield {"token_ids": row[context_length:], "prev_token_ids": row[:context_length], "domain": domain}
+
+    def _write_manifest(self, requests: Requests, args: argparse.Namespace) -> None:
+        """Arguments, versions, and for every set what it was made from: a set of an earlier run says so itself."""
+        sets: dict[str, dict[str, Any]] = {}
+        for split, by_domain in requests.items():
+            for domain, requested in by_domain.items():
+                folder = self.output / split / domain
+                meta = atomic.read_meta(folder) if folder.exists() else None
+                facts = meta or self.facts(split, domain)
+                sets.setdefault(split, {})[domain] = {
+                    "requested": requested,
+                    "written": meta["made_with"]["rows"] if meta else 0,
+                    **{name: facts[name] for name in self.facts(split, domain)},
+                }
+        atomic.write_json(self.output / "manifest.json", {**describe_run(args), "sets": sets})
+
+    def facts(self, split: str, domain: str) -> dict[str, Any]:
+        """What the meta file and the manifest say of the content of a set."""
+        one = self.surveys[domain]
+        return {
+            "documents": one.documents[split],
+            "windows_available": one.available(split),
+            "vocab_size": self.tokens.vocab_size,
+            "source_files": [file.path for file in self.tokens.files[domain]],
+        }
+
+
+def rows_path(folder: Path) -> Path:
+    """Where the provenance of a set is, int64 [rows, 2] of file number and position: `arxiv` → `arxiv.rows.npy`."""
+    return folder.with_name(f"{folder.name}.rows.npy")
+
+
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
+    where_and_how = {"output", "file_list", "tokenized_dir", "overwrite", "allow_shortage", "dry_run", "tokenizer"}
+    return {
+        "script": Path(sys.argv[0]).name,
+        "arguments": {name: value for name, value in vars(args).items() if name not in where_and_how | {"shard_id"}},
+        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+    }

@@ -1,0 +1,56 @@
+"""Which split a document belongs to: test, train or retrieval, by its content alone.
+
+u = (mix(hash + key("{seed}/split")) >> 11) · 2⁻⁵³ is uniform in [0, 1); test below `test_fraction`, train below
+`test_fraction + train_fraction`, retrieval from there. The split of a document therefore does not depend on where it
+stands, or on what else there is, and exact copies are always on the same side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cepe_data import keyed
+from cepe_data.errors import ArgumentError
+
+SPLITS = ("test", "train", "retrieval")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rule of one run.
+
+    Raises:
+        ArgumentError: if the two shares add up to more than 1.
+    """
+
+    seed: int
+    test_fraction: float
+    train_fraction: float
+
+    def __post_init__(self) -> None:
+        if self.test_fraction + self.train_fraction > 1:
+            raise ArgumentError(
+                f"--test_fraction {self.test_fraction} and --train_fraction {self.train_fraction} add up to more than 1"
+            )
+
+    def contains(self, split: str, hashes: np.ndarray) -> np.ndarray:
+        """bool [documents]: whether each document, by its hash (uint64 [documents]), is in the split."""
+        low, high = self._bounds(split)
+        uniform = (keyed.mix(hashes + keyed.key(f"{self.seed}/split")) >> np.uint64(11)) * 2.0**-53
+        return (uniform >= low) & (uniform < high)
+
+    def made_with(self, split: str) -> dict[str, object]:
+        """The arguments that determine which documents are in the split: what the test set is does not depend on
+        `train_fraction`."""
+        arguments: dict[str, object] = {"seed": self.seed, "test_fraction": self.test_fraction}
+        return arguments if split == "test" else {**arguments, "train_fraction": self.train_fraction}
+
+    def _bounds(self, split: str) -> tuple[float, float]:
+        train_end = self.test_fraction + self.train_fraction
+        return {
+            "test": (0.0, self.test_fraction),
+            "train": (self.test_fraction, train_end),
+            "retrieval": (train_end, 1.0),
+        }[split]

@@ -1,0 +1,54 @@
+"""Sample test and train sets of long documents: windows inside one document, arxiv and book by default.
+
+reads   all_jsonl.txt, tokenized/**
+writes  OUT/{test,train}/{domain}/ (MDS: token_ids, prev_token_ids, domain), {domain}.rows.npy, OUT/manifest.json
+
+    python sample_mds_ab.py 8k_ab 8192 4096 1000 5000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from cepe_data import cli, drawing, sampling
+from cepe_data.errors import ArgumentError
+from cepe_data.splits import Splits
+from cepe_data.windows import DocumentWindows
+
+WEIGHTS = {"arxiv": 0.5, "book": 0.5}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    sampling.add_output_argument(parser)
+    parser.add_argument("total_length", type=cli.positive_count, metavar="TOTAL_LENGTH", help="tokens of a window")
+    parser.add_argument(
+        "decoder_length", type=cli.positive_count, metavar="DECODER_LENGTH", help="the last of them, for token_ids"
+    )
+    sampling.add_arguments(parser, WEIGHTS)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    if args.total_length <= args.decoder_length:
+        raise ArgumentError(f"TOTAL_LENGTH {args.total_length} must be more than DECODER_LENGTH {args.decoder_length}")
+    windows = DocumentWindows(args.total_length, args.decoder_length)
+    splits = Splits(args.seed, args.test_fraction, args.train_fraction)
+    tokens, weights = sampling.open_tokens(args)
+    surveys = drawing.survey(tokens, splits, {"test": windows, "train": windows})
+    sampler = sampling.WindowSampler.of_run("inside documents", args, tokens, splits, windows, surveys)
+    requests = sampling.window_requests(weights, args)
+    outcome = sampling.Outcome()
+    if args.dry_run:
+        sampler.dry_run(requests, outcome)
+        outcome.report_disk(args.output)
+    else:
+        sampler.write_all(requests, args, outcome)
+    return outcome.finish(args, start)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cepe_data import atomic, cli, corpus, shards
-from cepe_data.errors import DamagedFileError
+from cepe_data.errors import ArgumentError, DamagedFileError
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedTokenizerFast
 
     from cepe_data.token_file import TokenFile
 
@@ -36,11 +37,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num_shards", type=cli.positive_count, default=None, help="of tokenize_jsonl.py, for the ids to run again"
     )
+    commands = parser.add_subparsers(dest="command", metavar="show PATH ROW", title="instead of the check")
+    show = commands.add_parser("show", help="show one row as text", formatter_class=cli.HelpFormatter)
+    show.add_argument("path", type=Path, metavar="PATH", help="the folder of an MDS set, such as 8k_ab/test/arxiv")
+    show.add_argument("row", type=cli.count, metavar="ROW", help="the number of the row, from 0")
+    show.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="for its tokenizer and documents")
+    show.add_argument("--tokenizer", default=None, help="hub name, folder or .model file (default: the saved one)")
+    show.add_argument(
+        "--input_dir", type=Path, default=None, help="of a teacher's set: the input's folder (default: beside it)"
+    )
+    show.add_argument(
+        "--max_characters",
+        type=cli.positive_count,
+        default=1500,
+        help="of each text; the middle of a longer one is cut",
+    )
+    show.add_argument("--positions", type=cli.positive_count, default=10, help="of a teacher's row, evenly spaced")
     return parser.parse_args()
 
 
 def main() -> int:
-    return check_token_files(parse_args())
+    args = parse_args()
+    return show_row(args) if args.command == "show" else check_token_files(args)
 
 
 def check_token_files(args: argparse.Namespace) -> int:
@@ -200,6 +218,101 @@ def print_remedy(
     ids = shards.array_ids(shard for shard, paths in enumerate(assigned) if broken.intersection(paths))
     data_dir = corpus.read_root(args.file_list) or "DATA_DIR"
     cli.say(f"make them: sbatch --array={ids} run_tokenize.sh {data_dir} --num_shards {args.num_shards}{overwrite}")
+
+
+def show_row(args: argparse.Namespace) -> int:
+    """Print one row of an MDS set: where it comes from, and its tokens as text."""
+    from cepe_data import mds, tokenizers
+
+    columns = mds.read_columns(args.path)
+    rows = mds.open_set(args.path)
+    if args.row >= len(rows):
+        raise ArgumentError(f"{args.path} has {len(rows)} rows, numbered from 0: there is no row {args.row}")
+    tokenizer = tokenizers.load_pretrained(args.tokenizer or str(args.tokenized_dir / "tokenizer"))
+    row = rows[args.row]
+    cli.say(
+        f"{args.path} row {args.row} of {len(rows)}: " + ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    )
+
+    def print_text(title: str, ids: np.ndarray) -> None:
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        cli.say(f"--- {title}, {len(ids)} tokens\n{cut_middle(text, args.max_characters)}")
+
+    if "target_index" in columns:
+        window = input_row(args)
+        print_teacher_row(row, window["token_ids"], tokenizer, args.positions)
+    else:
+        for line in describe_source(args.path, args.row, args.tokenized_dir):
+            cli.say(line)
+        print_text("prev_token_ids", row["prev_token_ids"])
+        print_text("token_ids", row["token_ids"])
+    return cli.EXIT_OK
+
+
+def cut_middle(text: str, max_characters: int) -> str:
+    if len(text) <= max_characters:
+        return text
+    half = max_characters // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[len(text) - half :]}"
+
+
+def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
+    """The jsonl file and the document that a row of windows starts in, as far as the files that say so are there."""
+    import numpy as np
+
+    from cepe_data.sampling import rows_path
+    from cepe_data.token_file import TokenFile
+
+    meta = atomic.read_meta(folder)
+    if meta is None or not rows_path(folder).exists():
+        return ["source: unknown, no provenance is beside this set"]
+    number, position = (int(value) for value in np.load(rows_path(folder), mmap_mode="r", allow_pickle=False)[row])
+    source = meta["source_files"][number]
+    path = tokenized_dir / corpus.token_path(source)
+    if not path.exists():
+        return [f"source: {source}, from position {position:,} of its token file ({path} is not there)"]
+    with TokenFile(path) as tokens:
+        for first_document, start, lengths, _ in tokens.document_blocks():
+            ends = start + np.cumsum(lengths)
+            if position < ends[-1]:
+                index = int(np.searchsorted(ends, position, "right"))
+                return [
+                    f"source: {source}, document {first_document + index} (from 0) of {tokens.num_documents:,}, from "
+                    f"its token {position - int(ends[index] - lengths[index]):,} of {int(lengths[index]):,} on"
+                ]
+    raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+
+
+def input_row(args: argparse.Namespace) -> dict:
+    """The row that a teacher's row belongs to."""
+    from cepe_data import mds
+
+    meta = atomic.read_meta(args.path) or {}
+    input_dir = args.input_dir or args.path.parent.parent / meta.get("input_name", "")
+    folder = input_dir / args.path.name
+    if not (folder / mds.INDEX_NAME).exists():
+        raise ArgumentError(
+            f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"
+        )
+    for line in describe_source(folder, args.row, args.tokenized_dir):
+        cli.say(line)
+    return mds.open_set(folder)[args.row]
+
+
+def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: PreTrainedTokenizerFast, num_positions: int) -> None:
+    """What the teacher expects after some of the positions, beside what comes."""
+    import numpy as np
+
+    probabilities, indices = row["target_prob"], row["target_index"]
+    pieces = tokenizer.convert_ids_to_tokens(token_ids.tolist())
+    cli.say("position  token → next token: what the teacher expects, and the mass of all it does not name")
+    for position in np.linspace(0, len(indices) - 1, num_positions).astype(int).tolist():
+        best = zip(indices[position, :5].tolist(), probabilities[position, :5], strict=True)
+        expected = "  ".join(f"{tokenizer.convert_ids_to_tokens(index)} {prob:.3f}" for index, prob in best)
+        following = pieces[position + 1] if position + 1 < len(pieces) else "(end of the row)"
+        cli.say(
+            f"{position:>8}  {pieces[position]} → {following}: {expected}  (rest {probabilities[position, -1]:.3g})"
+        )
 
 
 if __name__ == "__main__":

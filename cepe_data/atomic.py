@@ -100,6 +100,11 @@ def file_facts(path: Path) -> dict[str, object]:
     return {"bytes": size, "xxh3_64": digest.hexdigest()}
 
 
+def fingerprint(content: object) -> str:
+    """xxh3_64 of a JSON-able object, as hex."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
 def meta_path(unit: Path, is_folder: bool = False) -> Path:
     """Where the meta file of a unit is: inside a folder, beside a file."""
     return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")

@@ -76,8 +76,8 @@ class Outcome:
             return cli.EXIT_OK
         if empty := [one.name for one in short if not one.written]:
             cli.warn(
-                f"{', '.join(empty)}: nothing is available, nothing is written. A larger --test_fraction (or "
-                f"--train_fraction) gives the split more documents; shorter lengths fit into more of them"
+                f"{', '.join(empty)}: nothing is available, nothing is written. Give its split more documents "
+                f"(--test_fraction, --train_fraction), or ask for shorter lengths"
             )
         cli.say("shortage, all that is available was taken:")
         rows = [(one.name, one.requested, one.available, one.written) for one in short]

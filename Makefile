@@ -1,0 +1,42 @@
+# The two commands of a newcomer are `make demo` and `make test`; `make` alone lists all of them.
+
+PYTHON ?= python3
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## make .venv with the tested set of libraries
+
+# mosaicml-streaming asks for torchvision, which is not used here; where it was built for another torch it cannot even be
+# imported, and takes transformers' models with it: then it goes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	    { echo "Python 3.10 to 3.13 is wanted, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PYTHON_IN_VENV) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PYTHON_IN_VENV) -c 'import torchvision' 2>/dev/null || $(PYTHON_IN_VENV) -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+demo: $(INSTALLED) ## run the whole pipeline on a small corpus made on the spot, in demo_output/
+	@$(PYTHON_IN_VENV) -m demo.run
+
+test: $(INSTALLED) ## run all tests
+	@$(PYTHON_IN_VENV) -m pytest -n 2
+
+lint: $(INSTALLED) ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+bench: $(INSTALLED) ## run all benchmarks; each prints ratios to a reference measured in the same run
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PYTHON_IN_VENV) $$script || exit 1; done
+
+clean: ## remove .venv, demo_output and caches
+	rm -rf $(VENV) demo_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,467 @@
+"""Annotate training rows with a teacher's top-k next-token probabilities.
+
+reads   INPUT_DIR/{domain}/ (MDS of a sampler), a causal language model; RET_DIR/{domain}/ with --retrieval_input_dir
+writes  INPUT_DIR-logits-enc2048-dec2048-MODEL/{domain}/ (MDS: target_prob, target_index); row i belongs to row i of the
+        input. Before they are joined, its parts are in {domain}.parts/
+
+    python calculate_logits.py --input_dir 8k_ab/train --model_dir meta-llama/Llama-2-7b-chat-hf --domain arxiv \\
+        --shard_id 0 --num_shards 100
+    python calculate_logits.py … --num_shards 100 --merge
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cepe_data import atomic, cli, mds, shards
+from cepe_data.errors import ArgumentError, PipelineError
+
+if TYPE_CHECKING:
+    import torch
+    from streaming import LocalDataset
+
+SHARD_BYTES = 128 << 20
+HEAD_ROWS = 512
+HASHED_BYTES = 1 << 20
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--input_dir", type=Path, required=True, help="the folder that holds the domain folders")
+    parser.add_argument("--model_dir", required=True, help="the teacher: a folder or a hub name")
+    parser.add_argument("--domain", required=True, help="the domain to annotate")
+    parser.add_argument(
+        "--num_encoder_tokens", type=cli.positive_count, default=2048, help="context: the last of prev_token_ids"
+    )
+    parser.add_argument(
+        "--num_decoder_tokens", type=cli.positive_count, default=2048, help="annotated: the first of token_ids"
+    )
+    parser.add_argument("--topk", type=cli.positive_count, default=50, help="probabilities kept per position")
+    parser.add_argument(
+        "--retrieval_input_dir",
+        type=Path,
+        default=None,
+        help="holds domain folders of retrieved passages, to be the context instead of prev_token_ids",
+    )
+    parser.add_argument("--retrieval_k", type=cli.positive_count, default=8, help="how many passages are the context")
+    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    shards.add_shard_arguments(parser)
+    parser.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 128 MiB)",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of weights and activations; auto is bfloat16 on a GPU and float32 on a CPU",
+    )
+    model.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    shard_id, num_shards = (
+        (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
+    )
+    annotation = plan_annotation(args)
+    if args.merge or annotation.is_joined():
+        return join(annotation, num_shards, start)
+    first, stop = shards.row_range(shard_id, num_shards, len(annotation.borders))
+    atomic.remove_stale_temporaries(annotation.pool)
+    todo = [part for part in range(first, stop) if not annotation.is_made(part)]
+    if skipped := stop - first - len(todo):
+        cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
+    if todo:
+        annotate(annotation, todo, args.device)
+    num_rows = sum(annotation.borders[part][1] - annotation.borders[part][0] for part in todo)
+    cli.say(
+        f"shard {shard_id} of {num_shards}: {num_rows:,} rows in {len(todo)} parts, {cli.seconds_since(start)} → "
+        f"{annotation.pool}"
+    )
+    return join(annotation, num_shards, start) if num_shards == 1 else cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a run makes of which input."""
+
+    folder: Path
+    made_with: atomic.Meta
+    borders: list[tuple[int, int]]
+    input_folder: Path
+    retrieval_folder: Path | None
+    retrieval_k: int
+    model: Path
+    num_encoder_tokens: int
+    num_decoder_tokens: int
+    topk: int
+    vocab_size: int
+    dtype: str
+    overwrite: bool
+
+    @property
+    def pool(self) -> Path:
+        return mds.pool_path(self.folder)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {
+            "target_prob": mds.array_column(np.dtype(np.float16), self.num_decoder_tokens, self.topk + 1),
+            "target_index": mds.array_column(mds.token_dtype(self.vocab_size), self.num_decoder_tokens, self.topk),
+        }
+
+    def part_made_with(self, part: int) -> atomic.Meta:
+        start, stop = self.borders[part]
+        return {**self.made_with, "first_row": start, "stop_row": stop}
+
+    def is_made(self, part: int) -> bool:
+        return atomic.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
+
+    def is_joined(self) -> bool:
+        return atomic.is_made(self.folder, self.made_with, self.overwrite)
+
+
+def plan_annotation(args: argparse.Namespace) -> Annotation:
+    """Check the arguments against the input, before any model is loaded.
+
+    Raises:
+        ArgumentError: if the input is missing, its rows are too short, or top-k is above the vocabulary.
+    """
+    input_folder = args.input_dir / args.domain
+    columns = mds.read_columns(input_folder)
+    num_rows = mds.num_rows(input_folder)
+    refuse_short_column(input_folder, columns, "token_ids", args.num_decoder_tokens, "--num_decoder_tokens")
+    retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
+    made_with: atomic.Meta = {"input": folder_fingerprint(input_folder)}
+    if retrieval_folder:
+        refuse_short_column(
+            retrieval_folder,
+            mds.read_columns(retrieval_folder),
+            "retrieved_token_ids",
+            args.retrieval_k,
+            "--retrieval_k",
+        )
+        if (retrieved_rows := mds.num_rows(retrieval_folder)) != num_rows:
+            raise ArgumentError(
+                f"{retrieval_folder} has {retrieved_rows} rows, {input_folder} has {num_rows}: not a pair"
+            )
+        made_with.update(retrieval_input=folder_fingerprint(retrieval_folder), retrieval_k=args.retrieval_k)
+    else:
+        refuse_short_column(input_folder, columns, "prev_token_ids", args.num_encoder_tokens, "--num_encoder_tokens")
+        made_with.update(num_encoder_tokens=args.num_encoder_tokens)
+    model, vocab_size = find_model(args.model_dir)
+    if args.topk > vocab_size:
+        raise ArgumentError(f"--topk {args.topk} is more than the {vocab_size} words of {args.model_dir}")
+    dtype = resolve_dtype(args.dtype, args.device)
+    made_with.update(
+        domain=args.domain,
+        num_decoder_tokens=args.num_decoder_tokens,
+        topk=args.topk,
+        dtype=dtype,
+        model=model_fingerprint(model),
+        rows=num_rows,
+    )
+    annotation = Annotation(
+        folder=output_folder(args),
+        made_with=made_with,
+        borders=[],
+        input_folder=input_folder,
+        retrieval_folder=retrieval_folder,
+        retrieval_k=args.retrieval_k,
+        model=model,
+        num_encoder_tokens=args.num_encoder_tokens,
+        num_decoder_tokens=args.num_decoder_tokens,
+        topk=args.topk,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        overwrite=args.overwrite,
+    )
+    rows_per_part = args.rows_per_part or mds.rows_per_shard(annotation.columns, SHARD_BYTES)
+    made_with["rows_per_part"] = rows_per_part
+    annotation.borders.extend(mds.part_borders(num_rows, rows_per_part))
+    return annotation
+
+
+def refuse_short_column(folder: Path, columns: dict[str, str], name: str, wanted: int, flag: str) -> None:
+    """Raise ArgumentError unless the column is an array of at least `wanted` along its first axis."""
+    if name not in columns:
+        raise ArgumentError(f"{folder} has no column {name}, only {', '.join(columns)}")
+    _, shape = mds.column_array(columns[name])
+    if shape[0] < wanted:
+        raise ArgumentError(f"{flag} {wanted} is more than the {shape[0]} that {name} has in {folder}")
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """The hash of an MDS set's index and, where the pipeline made it, of every shard."""
+    meta = atomic.read_meta(folder)
+    facts = meta["files"] if meta else {mds.INDEX_NAME: atomic.file_facts(folder / mds.INDEX_NAME)}
+    return atomic.fingerprint(facts)
+
+
+def find_model(model_dir: str) -> tuple[Path, int]:
+    """The local folder of a model, from a folder or a hub name, and its vocabulary size."""
+    from transformers import AutoConfig
+
+    name = model_dir.rstrip("/")
+    try:
+        vocab_size = int(AutoConfig.from_pretrained(name).get_text_config().vocab_size)
+        if Path(name).is_dir():
+            return Path(name), vocab_size
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+        return folder, vocab_size
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"no model {model_dir!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub "
+            f"name"
+        ) from None
+
+
+def model_fingerprint(folder: Path) -> str:
+    """A hash of the configuration, and of the size, first, middle and last MiB of every weight file. (All of 13 GB
+    would take long to read in every task; another training run changes every megabyte.)"""
+    import xxhash
+
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not weights:
+        raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
+    facts = {}
+    for path in [folder / "config.json", *weights]:
+        size, digest = path.stat().st_size, xxhash.xxh3_64()
+        with path.open("rb") as file:
+            for position in (0, size // 2, max(0, size - HASHED_BYTES)):
+                file.seek(position)
+                digest.update(file.read(HASHED_BYTES))
+        facts[path.name] = [size, digest.hexdigest()]
+    return atomic.fingerprint(facts)
+
+
+def resolve_dtype(dtype: str, device: str | None) -> str:
+    """`auto` as the dtype that it stands for on the device."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if choose_device(device).startswith("cuda") else "float32"
+
+
+def choose_device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Where the annotated rows of a domain go."""
+    model = Path(args.model_dir.rstrip("/")).name
+    if args.retrieval_input_dir:
+        base, context = args.retrieval_input_dir, f"ret_k{args.retrieval_k}"
+    else:
+        base, context = args.input_dir, f"logits-enc{args.num_encoder_tokens}"
+    return base.with_name(f"{base.name}-{context}-dec{args.num_decoder_tokens}-{model}") / args.domain
+
+
+def annotate(annotation: Annotation, parts: list[int], device: str | None) -> None:
+    """Make these parts.
+
+    Raises:
+        ArgumentError: if the input has ids beyond the model's vocabulary.
+    """
+    rows = InputRows(annotation)
+    rows.refuse_foreign_ids([annotation.borders[part] for part in parts])
+    teacher = Teacher(annotation, choose_device(device))
+    num_rows = sum(annotation.borders[part][1] - annotation.borders[part][0] for part in parts)
+    with cli.progress_bar(num_rows, "row", annotation.folder.name) as bar:
+        for part in parts:
+            start, stop = annotation.borders[part]
+
+            def annotated(start: int = start, stop: int = stop) -> Iterator[dict[str, np.ndarray]]:
+                for row in range(start, stop):
+                    yield teacher.annotate(rows.input_ids(row))
+                    bar.update()
+
+            mds.write_part(
+                mds.part_path(annotation.pool, part),
+                annotation.columns,
+                annotated(),
+                annotation.part_made_with(part),
+                annotation.overwrite,
+            )
+
+
+def torch_inference(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function without autograd; torch is imported when it is called, not when it is defined."""
+
+    @functools.wraps(function)
+    def without_autograd(*args: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return function(*args)
+
+    return without_autograd
+
+
+class InputRows:
+    """The rows that the teacher reads: context, then the tokens to annotate."""
+
+    def __init__(self, annotation: Annotation) -> None:
+        self._annotation = annotation
+        self._windows = mds.open_set(annotation.input_folder)
+        self._retrieved: LocalDataset | None = None
+        if annotation.retrieval_folder:
+            self._retrieved = mds.open_set(annotation.retrieval_folder)
+
+    def input_ids(self, row: int) -> np.ndarray:
+        """int64 [context + num_decoder_tokens]. No BOS is inserted."""
+        window: dict[str, Any] = self._windows[row]
+        if self._retrieved is not None:
+            context = np.concatenate(list(self._retrieved[row]["retrieved_token_ids"][: self._annotation.retrieval_k]))
+        else:
+            context = window["prev_token_ids"][-self._annotation.num_encoder_tokens :]
+        return np.concatenate([context, window["token_ids"][: self._annotation.num_decoder_tokens]]).astype(np.int64)
+
+    def refuse_foreign_ids(self, borders: list[tuple[int, int]]) -> None:
+        """Raise ArgumentError if any of these rows has an id that the model does not know."""
+        for start, stop in borders:
+            for row in range(start, stop):
+                ids = self.input_ids(row)
+                if ids.min() < 0 or ids.max() >= self._annotation.vocab_size:
+                    raise ArgumentError(
+                        f"row {row} of {self._annotation.input_folder} has the id {ids.max()}, and the model knows "
+                        f"only {self._annotation.vocab_size} words: it is not the model of the token files' tokenizer"
+                    )
+
+
+class Teacher:
+    """A causal language model that gives top-k probabilities of the last positions of a sequence."""
+
+    def __init__(self, annotation: Annotation, device: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._num_positions, self._topk = annotation.num_decoder_tokens, annotation.topk
+        self._index_dtype = mds.token_dtype(annotation.vocab_size)
+        self._device = device
+        model = AutoModelForCausalLM.from_pretrained(str(annotation.model), dtype=getattr(torch, annotation.dtype))
+        self._model = model.eval().requires_grad_(False).to(device)
+        head = model.get_output_embeddings()
+        self._weight, self._bias = head.weight.float(), getattr(head, "bias", None)
+        self._has_plain_head = self._check_head()
+
+    @torch_inference
+    def annotate(self, input_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Probabilities after each of the last positions of a sequence, given all tokens up to and with that position.
+
+        Args:
+            input_ids: int64 [tokens].
+
+        Returns:
+            target_prob: float16 [positions, topk + 1], the top-k probabilities, descending, then the mass of the rest.
+            target_index: int16 or int32 [positions, topk], their ids.
+        """
+        import torch
+
+        ids = torch.from_numpy(input_ids).to(self._device)[None]
+        chunks = [top_probabilities(logits, self._topk) for logits in self._logits(ids, self._num_positions)]
+        prob = torch.cat([prob for prob, _ in chunks]).to(torch.float16).cpu().numpy()
+        index = torch.cat([index for _, index in chunks]).cpu().numpy().astype(self._index_dtype)
+        return {"target_prob": prob, "target_index": index}
+
+    def _logits(self, ids: torch.Tensor, num_positions: int) -> Iterator[torch.Tensor]:
+        """The logits of the last positions, float32 [≤ HEAD_ROWS, vocabulary] at a time."""
+        if self._has_plain_head:
+            hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][0, -num_positions:]
+            for rows in hidden.split(HEAD_ROWS):
+                yield self._head(rows)
+        else:
+            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=num_positions).logits[0]
+            for rows in logits.split(HEAD_ROWS):
+                yield rows.float()
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head in float32: bfloat16 logits tie at the border of the top-k, and are off by up to 0.4 %."""
+        import torch
+
+        return torch.nn.functional.linear(hidden.float(), self._weight, self._bias)
+
+    @torch_inference
+    def _check_head(self) -> bool:
+        """Whether the logits are the head times the last hidden state, and nothing more (some models scale or cap)."""
+        import torch
+
+        ids = torch.arange(min(8, self._weight.shape[0]), device=self._device)[None]
+        own = self._model(input_ids=ids, use_cache=False).logits[0].float()
+        ours = self._head(self._model.base_model(input_ids=ids, use_cache=False)[0][0])
+        return own.shape == ours.shape and bool((own - ours).abs().max() <= 0.02 * own.abs().max())
+
+
+def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top-k probabilities with the mass of the rest, and their ids.
+
+    p_i = exp(l_i − logsumexp(l)); the rest is a second logsumexp over the others, not 1 − Σ p, which is 0 where the
+    truth is 1e-7.
+
+    Args:
+        logits: float32 [positions, vocabulary]; overwritten.
+
+    Returns:
+        float32 [positions, topk + 1] and int64 [positions, topk].
+    """
+    import torch
+
+    log_total = logits.logsumexp(-1, keepdim=True)
+    top, index = logits.topk(topk, dim=-1)
+    log_rest = logits.scatter_(-1, index, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([top - log_total, log_rest - log_total], dim=-1).exp(), index
+
+
+def join(annotation: Annotation, num_shards: int, start: float) -> int:
+    """Join all parts into the final folder, or find it joined.
+
+    Raises:
+        PipelineError: if parts are missing, with the shards to run again.
+    """
+    if annotation.is_joined():
+        cli.say(f"{annotation.folder}: skipped, made before with the same arguments")
+        return cli.EXIT_OK
+    num_parts = len(annotation.borders)
+    if missing := [part for part in range(num_parts) if not annotation.is_made(part)]:
+        ranges = [shards.row_range(shard, num_shards, num_parts) for shard in range(num_shards)]
+        ids = shards.array_ids(
+            shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
+        )
+        raise PipelineError(
+            f"{len(missing)} of {num_parts} parts are missing in {annotation.pool}: run the shards {ids} of "
+            f"{num_shards} again (without --merge; sbatch --array={ids})"
+        )
+    with atomic.Draft(annotation.folder, annotation.made_with, is_folder=True, overwrite=annotation.overwrite) as draft:
+        mds.join_parts(draft, annotation.pool, annotation.borders)
+        draft.publish({"input_name": annotation.input_folder.parent.name, "vocab_size": annotation.vocab_size})
+    cli.say(
+        f"{annotation.borders[-1][1]:,} rows of {num_parts} parts joined, {cli.seconds_since(start)} → "
+        f"{annotation.folder}"
+    )
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,51 @@
+"""A LLaMA-style tokenizer and teachers, made in seconds: no model hub is needed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4096) -> None:
+    """Train a SentencePiece BPE with byte fallback on `texts` and write it to `path`.
+
+    Text is taken as it is (identity normalisation, all spaces kept), as LLaMA's is; else the backends would differ.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts for line in text.splitlines()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        character_coverage=0.9995,
+        minloglevel=2,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.getvalue())
+
+
+def make_teacher(folder: Path, vocab_size: int = 4096, seed: int = 0) -> None:
+    """Save a LLaMA with two small layers and random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=4096,
+        initializer_range=0.2,  # large enough that the probabilities are far from uniform
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)

@@ -247,7 +247,7 @@ class Draft:
         meta_file.write_text(text, encoding="utf-8")
         self._flush_all()
         aside = temporary_path(self.final.with_name(f"{self.final.name}.old"))
-        if self.final.exists():
+        if self.overwrite and self.final.exists():
             remove(aside)
             self.final.rename(aside)
         for companion in self._companions:

@@ -1,0 +1,156 @@
+"""What the tests share: running a script as a user does, and a small corpus with tokenizer, token files and teacher."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared"
+VOCAB_SIZE = 800
+HARD_TEXTS = (
+    "",
+    " ",
+    "   leading and trailing   ",
+    "<s>literal</s> <unk> <|endoftext|>",
+    "nul \0 bell \a",
+    "e\u0301 日本語 😀👩‍👩‍👧 \u2581 \u2581\u2581x \ufffd",
+    "tabs\tand\r\nlines\n\n\n",
+    "x" * 3000,
+)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_script(
+    script: str,
+    *arguments: object,
+    cwd: Path,
+    status: int | None = 0,
+    environment: dict[str, str] | None = None,
+    shell: str = sys.executable,
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project as a process and check its exit status."""
+    slurm = {name for name in os.environ if name.startswith("SLURM_")}
+    inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
+    done = subprocess.run(
+        [shell, str(PROJECT / script), *map(str, arguments)],
+        cwd=cwd,
+        env={**inherited, "PYTHON": sys.executable, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if status is not None:
+        assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    return run_script
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with a corpus of all seven domains, its token files, a tokenizer and two teachers."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "redpajama"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.model"
+
+    @property
+    def tokenized(self) -> Path:
+        return self.folder / "tokenized"
+
+    @property
+    def source_flags(self) -> list[str]:
+        return ["--file_list", str(self.folder / "all_jsonl.txt"), "--tokenized_dir", str(self.tokenized)]
+
+    def listed(self) -> list[dict[str, Any]]:
+        return json.loads((self.folder / "all_jsonl.json").read_text())["files"]
+
+
+def make_texts(seed: int, number: int, mean_words: int) -> list[str]:
+    """Random texts of words with Zipf-like frequencies; lengths vary by a factor of ten."""
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("aeioubdgklmnprst", k=draw.randint(1, 9))) for _ in range(500)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    texts = []
+    for _ in range(number):
+        length = max(3, int(mean_words * draw.lognormvariate(0, 0.8)))
+        separators = draw.choices([" ", ", ", ".\n", "  "], [20, 3, 2, 1], k=length)
+        texts.append("".join(w + s for w, s in zip(draw.choices(words, weights, k=length), separators, strict=True)))
+    return texts
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text, "meta": {}}) + "\n" for text in texts), encoding="utf-8")
+
+
+def write_corpus(folder: Path) -> None:
+    """All seven domains; a document of arxiv stands again in a second file, and hard texts stand in c4."""
+    arxiv = make_texts(1, 50, 400)
+    write_jsonl(folder / "arxiv/arxiv_0.jsonl", arxiv[:30])
+    write_jsonl(folder / "arxiv/arxiv_1.jsonl", [*arxiv[30:], *arxiv[:5]])
+    write_jsonl(folder / "book/book.jsonl", make_texts(2, 40, 900))
+    write_jsonl(folder / "c4/c4-train.00000-of-01024.jsonl", [*HARD_TEXTS, *make_texts(3, 120, 60)])
+    write_jsonl(folder / "c4/c4-train.00001-of-01024.jsonl", make_texts(4, 120, 60))
+    write_jsonl(folder / "common_crawl/2019-30/en_head_0000.json.gz.dedup.classifier.jsonl", make_texts(5, 80, 200))
+    write_jsonl(folder / "common_crawl/2023-06/en_head_0000.json.gz.dedup.classifier.jsonl", make_texts(6, 80, 200))
+    write_jsonl(folder / "github/filtered_0.sampled.jsonl", make_texts(7, 80, 150))
+    write_jsonl(folder / "stackexchange/stackexchange.jsonl", make_texts(8, 100, 90))
+    write_jsonl(folder / "wikipedia/wiki.jsonl", make_texts(9, 80, 150))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Made once for all workers of a run. Tests must not write into it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "world"
+    with FileLock(base / "world.lock"):
+        if not (folder / "complete").exists():
+            from demo import models
+
+            write_corpus(folder / "redpajama")
+            texts = [text for seed in range(1, 10) for text in make_texts(seed, 20, 300)]
+            models.train_tokenizer(texts, folder / "tokenizer.model", VOCAB_SIZE)
+            models.make_teacher(folder / "teacher", VOCAB_SIZE)
+            models.make_teacher(folder / "other_teacher", VOCAB_SIZE, seed=1)
+            run_script("get_all_jsonl.py", "redpajama", cwd=folder)
+            run_script("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=folder)
+            (folder / "complete").touch()
+    return World(folder)
+
+
+def require_shared() -> Path:
+    """The folder with the real corpus and tokenizer; a test that needs it is skipped without it, and fails in CI."""
+    if not SHARED.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"{SHARED} is missing, and CI is set")
+        pytest.skip(f"needs {SHARED}, the real corpus and tokenizer")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    return require_shared()

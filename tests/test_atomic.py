@@ -1,0 +1,139 @@
+"""Outputs are complete or absent, and know what made them.    pytest tests/test_atomic.py"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from cepe_data import atomic
+from cepe_data.errors import ArgumentError, DamagedFileError
+
+
+def publish_file(path: Path, text: str, made_with: atomic.Meta, overwrite: bool = False) -> bool:
+    with atomic.Draft(path, made_with, overwrite=overwrite) as draft:
+        draft.path.write_text(text)
+        draft.companion(path.with_name("beside.txt")).write_text(text + text)
+        return draft.publish({"fact": 1})
+
+
+def test_a_unit_is_published_with_its_companions_and_meta_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep/er/unit.txt"
+    assert publish_file(path, "content", {"seed": 1})
+    meta = json.loads((path.parent / "unit.meta.json").read_text())
+    assert meta["made_with"] == {"seed": 1} and meta["fact"] == 1
+    assert meta["files"] == {
+        "unit.txt": {"bytes": 7, "xxh3_64": xxhash.xxh3_64_hexdigest(b"content")},
+        "beside.txt": {"bytes": 14, "xxh3_64": xxhash.xxh3_64_hexdigest(b"contentcontent")},
+    }
+    assert sorted(os.listdir(path.parent)) == ["beside.txt", "unit.meta.json", "unit.txt"]
+
+
+def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic.Draft(tmp_path / "unit", {}, is_folder=True) as draft:
+        (draft.path / "half").write_text("half")
+        draft.scratch("spool").write_text("spool")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_second_publisher_with_the_same_arguments_is_dropped_and_one_with_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "unit.txt"
+    assert publish_file(path, "first", {"seed": 1})
+    assert not publish_file(path, "again", {"seed": 1})
+    with pytest.raises(ArgumentError, match=r"seed: was 1, now 2.*--overwrite"):
+        publish_file(path, "other", {"seed": 2})
+    assert path.read_text() == "first"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_publisher_that_is_overtaken_at_the_last_moment_replaces_nothing(
+    tmp_path: Path, is_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "unit.d"
+
+    def write(draft: atomic.Draft, text: str) -> None:
+        (draft.path / "file" if is_folder else draft.path).write_text(text)
+
+    flush_all = atomic.Draft._flush_all
+
+    def be_overtaken(draft: atomic.Draft) -> None:
+        flush_all(draft)
+        monkeypatch.setattr(atomic.Draft, "_flush_all", flush_all)
+        monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
+        with atomic.Draft(final, {"seed": 1}, is_folder=is_folder) as other:
+            write(other, "theirs")
+            assert other.publish()
+        monkeypatch.undo()
+
+    with atomic.Draft(final, {"seed": 1}, is_folder=is_folder) as draft:
+        write(draft, "ours")
+        monkeypatch.setattr(atomic.Draft, "_flush_all", be_overtaken)
+        assert not draft.publish()
+    assert (final / "file" if is_folder else final).read_text() == "theirs"
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".tmp")]
+
+
+def test_overwrite_replaces_what_differs_or_is_damaged_and_keeps_what_is_right(tmp_path: Path) -> None:
+    path = tmp_path / "unit.txt"
+    publish_file(path, "first", {"seed": 1})
+    assert atomic.is_made(path, {"seed": 1}, overwrite=True)
+    assert not atomic.is_made(path, {"seed": 2}, overwrite=True)
+    path.write_text("fIrst")
+    assert atomic.is_made(path, {"seed": 1})
+    assert not atomic.is_made(path, {"seed": 1}, overwrite=True)
+    assert publish_file(path, "third", {"seed": 3}, overwrite=True)
+    assert path.read_text() == "third" and atomic.is_made(path, {"seed": 3}, overwrite=True)
+
+
+def test_a_unit_that_nothing_says_the_origin_of_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "unit.txt").write_text("by hand")
+    with pytest.raises(ArgumentError, match="nothing says what made it"):
+        atomic.is_made(tmp_path / "unit.txt", {})
+    (tmp_path / "unit.meta.json").write_text('{"made_with": 1}')
+    with pytest.raises(DamagedFileError, match=r"unit\.meta\.json is damaged"):
+        atomic.is_made(tmp_path / "unit.txt", {})
+
+
+def test_without_hard_links_files_are_renamed_and_still_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "links are refused here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert publish_file(tmp_path / "unit.txt", "first", {})
+    assert not publish_file(tmp_path / "unit.txt", "again", {})
+    assert (tmp_path / "unit.txt").read_text() == "first"
+
+
+def test_temporaries_of_the_dead_and_of_the_long_gone_are_removed(tmp_path: Path) -> None:
+    host = os.uname().nodename
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    week_ago = time.time() - 8 * 24 * 3600
+    ages = {
+        f".tmp-dead.npy-{host}-{child.pid}": None,
+        f".tmp-ours.npy-{host}-{os.getpid()}": None,
+        ".tmp-old.npy-other-host-77": week_ago,
+        f".tmp-alive.npy-{host}-{os.getppid()}": None,
+        ".tmp-new.npy-other-host-77": None,
+        "kept.npy": week_ago,
+    }
+    for name, age in ages.items():
+        (tmp_path / name).touch()
+        if age:
+            os.utime(tmp_path / name, (age, age))
+    atomic.remove_stale_temporaries(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [
+        ".tmp-alive.npy-" + f"{host}-{os.getppid()}",
+        ".tmp-new.npy-other-host-77",
+        "kept.npy",
+    ]

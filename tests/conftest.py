@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # a hub name that is no folder must fail at once, here and in the scripts
+
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
 VOCAB_SIZE = 800

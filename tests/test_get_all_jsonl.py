@@ -1,0 +1,99 @@
+"""Listing a download.    pytest tests/test_get_all_jsonl.py"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+
+
+def make(folder: Path, *paths: str) -> Path:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text('{"text": "x"}\n' * len(path))
+    return folder
+
+
+def listed(folder: Path) -> list[str]:
+    return (folder / "all_jsonl.txt").read_text().splitlines()
+
+
+def test_the_list_is_sorted_and_knows_domains_sizes_and_root(run: Run, tmp_path: Path) -> None:
+    paths = ["c4/b.jsonl", "c4-rp/a.jsonl.gz", "common_crawl/2019-30/z.jsonl.zst", "cc/y.jsonl", "wikipedia/w.jsonl"]
+    paths += ["wiki/w2.jsonl", "arxiv/Z.jsonl", "arxiv/a.jsonl", "arxiv/a/b.jsonl", "book/notes.txt", "github/x.json"]
+    make(tmp_path / "data", *paths)
+    done = run("get_all_jsonl.py", "data", cwd=tmp_path)
+    wanted = sorted(path for path in paths if ".jsonl" in path)
+    assert listed(tmp_path) == wanted
+    content = json.loads((tmp_path / "all_jsonl.json").read_text())
+    assert content["root"] == str((tmp_path / "data").resolve())
+    domains = {"c4": "c4-rp", "c4-rp": "c4-rp", "common_crawl": "cc", "cc": "cc", "wikipedia": "wiki", "wiki": "wiki"}
+    for file in content["files"]:
+        assert file["bytes"] == (tmp_path / "data" / file["path"]).stat().st_size
+        assert file["domain"] == domains.get(file["path"].split("/")[0], "arxiv")
+    assert "no files of book, github, stackexchange" in done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{len(wanted)} files, ")
+
+
+def test_unknown_folders_are_named_and_kept_out_unless_mapped(run: Run, tmp_path: Path) -> None:
+    make(tmp_path / "data", "arxiv/a.jsonl", "mine/m.jsonl", "top.jsonl", "arxiv/.hidden/h.jsonl", "arxiv/.h.jsonl")
+    done = run("get_all_jsonl.py", "data", cwd=tmp_path)
+    assert listed(tmp_path) == ["arxiv/a.jsonl"]
+    for message in ("mine/ left out, 1 jsonl files", "--domain_map mine=DOMAIN", "outside of any folder", "2 hidden"):
+        assert message in done.stderr
+    done = run("get_all_jsonl.py", "data", "--domain_map", "mine=book", cwd=tmp_path)
+    assert listed(tmp_path) == ["arxiv/a.jsonl", "mine/m.jsonl"] and "1 added, 0 removed" in done.stdout
+    assert json.loads((tmp_path / "all_jsonl.json").read_text())["files"][1]["domain"] == "book"
+    for bad in ("mine", "mine=", "mine=../x", "mine=a,mine=b"):
+        run("get_all_jsonl.py", "data", "--domain_map", bad, cwd=tmp_path, status=2)
+
+
+def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:
+    make(tmp_path / "data", "arxiv/a.json")
+    error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
+    assert "*.jsonl, *.jsonl.gz, *.jsonl.zst" in error and "common_crawl" in error
+    assert "does not exist" in run("get_all_jsonl.py", "nowhere", cwd=tmp_path, status=2).stderr
+    assert sorted(os.listdir(tmp_path)) == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("arxiv/out.jsonl", "../../outside/x.jsonl", "leaves the data folder"),
+        ("arxiv/out", "../../outside", "leaves the data folder"),
+        ("arxiv/gone.jsonl", "nothing.jsonl", "link to nothing"),
+        ("arxiv/twice.jsonl", "a.jsonl", "are one file"),
+        ("arxiv/again", "../book", "are one file"),
+        ("arxiv/loop", "..", "stands in"),
+    ],
+)
+def test_links_that_leave_repeat_or_circle_are_refused(
+    run: Run, tmp_path: Path, link: str, target: str, message: str
+) -> None:
+    make(tmp_path / "data", "arxiv/a.jsonl", "book/b.jsonl")
+    make(tmp_path / "outside", "x.jsonl")
+    (tmp_path / "data" / link).symlink_to(target)
+    assert message in run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
+
+
+def test_links_inside_are_followed_and_the_root_may_be_one(run: Run, tmp_path: Path) -> None:
+    make(tmp_path / "store/data", "blobs/1", "arxiv/a.jsonl")
+    (tmp_path / "store/data/arxiv/b.jsonl").symlink_to("../blobs/1")
+    (tmp_path / "data").symlink_to("store/data")
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    assert listed(tmp_path) == ["arxiv/a.jsonl", "arxiv/b.jsonl"]
+
+
+def test_inputs_that_would_share_a_token_file_are_an_error(run: Run, tmp_path: Path) -> None:
+    make(tmp_path / "data", "arxiv/a.jsonl", "arxiv/a.jsonl.gz")
+    error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=2).stderr
+    assert "arxiv/a.jsonl and arxiv/a.jsonl.gz would both write arxiv/a.npy" in error
+
+
+def test_a_name_that_cannot_stand_in_the_list_is_an_error(run: Run, tmp_path: Path) -> None:
+    make(tmp_path / "data", "arxiv/a\nb.jsonl")
+    assert "rename it" in run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr

@@ -1,0 +1,119 @@
+"""MDS sets: types, parts, joins; nothing unsafe is decoded.    pytest tests/test_mds.py"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cepe_data import atomic, mds
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from tests import reference
+
+COLUMNS = {"ids": "ndarray:int16:4", "name": "str", "lists": "json"}
+
+
+def row(number: int) -> dict:
+    return {"ids": np.full(4, number, np.int16), "name": f"row {number}", "lists": [[number], []]}
+
+
+def write_parts(folder: Path, borders: list[tuple[int, int]]) -> None:
+    for part, (start, stop) in enumerate(borders):
+        path = mds.part_path(mds.pool_path(folder), part)
+        mds.write_part(path, COLUMNS, map(row, range(start, stop)), {"start": start})
+
+
+def join(folder: Path, borders: list[tuple[int, int]]) -> None:
+    with atomic.Draft(folder, {}, is_folder=True) as draft:
+        mds.join_parts(draft, mds.pool_path(folder), borders)
+        draft.publish()
+
+
+def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path) -> None:
+    borders = mds.part_borders(11, 4)
+    assert borders == [(0, 4), (4, 8), (8, 11)]
+    write_parts(tmp_path / "set", borders)
+    join(tmp_path / "set", borders)
+    rows = mds.open_set(tmp_path / "set")
+    assert len(rows) == mds.num_rows(tmp_path / "set") == 11
+    for number in range(11):
+        assert rows[number]["ids"].tolist() == [number] * 4 and rows[number]["name"] == f"row {number}"
+    assert mds.read_columns(tmp_path / "set") == dict(sorted(COLUMNS.items()))
+    for number in range(3):
+        assert (tmp_path / f"set/shard.{number:05d}.mds").stat().st_nlink == 2
+    meta = atomic.read_meta(tmp_path / "set")
+    assert meta is not None and atomic.is_intact(tmp_path / "set", meta)
+
+
+def test_where_links_are_refused_shards_are_copied_and_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    borders = mds.part_borders(8, 4)
+    write_parts(tmp_path / "linked", borders)
+    shutil.copytree(tmp_path / "linked.parts", tmp_path / "copied.parts")
+    join(tmp_path / "linked", borders)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "links are refused here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    join(tmp_path / "copied", borders)
+    assert "2 shards were copied" in capsys.readouterr().err
+    assert reference.tree_bytes(tmp_path / "copied") == reference.tree_bytes(tmp_path / "linked")
+
+
+def test_parts_that_are_not_what_they_should_be_are_not_joined(tmp_path: Path) -> None:
+    borders = mds.part_borders(8, 4)
+    write_parts(tmp_path / "set", borders)
+    with pytest.raises(DamagedFileError, match="part-00001 does not have its 3 rows"):
+        join(tmp_path / "set", [(0, 4), (4, 7)])
+    shard = tmp_path / "set.parts/part-00000/shard.00000.mds"
+    shard.write_bytes(shard.read_bytes() + b"more")
+    with pytest.raises(DamagedFileError, match="has not the size"):
+        join(tmp_path / "set", borders)
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
+    def rows():  # type: ignore[no-untyped-def]
+        yield row(0)
+        raise RuntimeError("the teacher fell ill")
+
+    with pytest.raises(RuntimeError):
+        mds.write_part(tmp_path / "part-00000", COLUMNS, rows(), {})
+    with pytest.raises(PipelineError, match="0 rows"):
+        mds.write_part(tmp_path / "part-00000", COLUMNS, [], {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"column_encodings": ["pkl", "json", "str"]}, "could run code"),
+        ({"raw_data": {"basename": "../shard.00000.mds"}}, "names the file"),
+        ({"raw_data": None}, "is not right"),
+    ],
+)
+def test_an_index_is_checked_before_anything_is_decoded(tmp_path: Path, change: dict, message: str) -> None:
+    mds.write_part(tmp_path / "set", COLUMNS, [row(0)], {})
+    index = json.loads((tmp_path / "set/index.json").read_text())
+    index["shards"][0].update(change)
+    (tmp_path / "set/index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedFileError, match=message):
+        mds.open_set(tmp_path / "set")
+    with pytest.raises(ArgumentError, match="holds no MDS set"):
+        mds.open_set(tmp_path)
+
+
+def test_dtypes_are_the_smallest_signed_ones_and_shards_have_their_size() -> None:
+    sizes = {1: np.int16, 32_768: np.int16, 32_769: np.int32, 128_256: np.int32}
+    assert {size: mds.token_dtype(size) for size in sizes} == sizes
+    column = mds.array_column(np.dtype(np.float16), 2048, 51)
+    assert column == "ndarray:float16:2048,51" and mds.column_array(column) == (np.float16, (2048, 51))
+    assert mds.rows_per_shard({"target_prob": column, "target_index": "ndarray:int16:2048,50"}, 128 << 20) == 324
+    assert mds.rows_per_shard({"x": "ndarray:int64:100"}, 10) == 1

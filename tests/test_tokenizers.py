@@ -1,0 +1,102 @@
+"""All backends give the same ids, and text is text.    pytest tests/test_tokenizers.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+from cepe_data import tokenizers
+from cepe_data.errors import ArgumentError
+from tests.conftest import HARD_TEXTS, World
+
+PIECES = st.sampled_from(
+    ["  ", "\n\n", "<s>", "</s>", "<unk>", "\u2581", "日本", "e\u0301", "👩‍👩‍👧", "\0", "ab", "\ufeff"]
+)
+HARD = st.lists(st.one_of(PIECES, st.text(max_size=6)), max_size=12).map("".join)
+
+
+def split(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+    assert ids.dtype == np.int32
+    return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
+def test_backends_give_the_same_ids_and_the_text_comes_back(world: World) -> None:
+    name = str(world.tokenizer)
+    tokenizer = tokenizers.load_pretrained(name)
+    encoders = [tokenizers.make_encoder(backend, tokenizer, name) for backend in tokenizers.BACKENDS]
+    plain = SentencePieceProcessor(model_file=name)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(HARD, min_size=1, max_size=4))
+    def check(texts: list[str]) -> None:
+        wanted = [plain.encode(text) for text in texts]
+        for encode in encoders:
+            assert split(*encode(texts)) == wanted
+        for text, ids in zip(texts, wanted, strict=True):
+            decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            assert decoded == text.replace("\u2581", " ")
+
+    check()
+    assert split(*encoders[0](HARD_TEXTS)) == split(*encoders[1](HARD_TEXTS))
+
+
+def test_a_saved_tokenizer_is_the_same_one(world: World) -> None:
+    from_model = tokenizers.identify(tokenizers.load_pretrained(str(world.tokenizer)), "model")
+    saved = world.tokenized / "tokenizer"
+    reloaded = tokenizers.load_pretrained(str(saved))
+    assert tokenizers.identify(reloaded, "saved") == from_model == tokenizers.saved_identity(saved)
+    assert (from_model.bos_id, from_model.eos_id, from_model.vocab_size) == (1, 2, 800)
+    assert split(*tokenizers.make_encoder("sentencepiece", reloaded, str(saved))(["a b"])) == split(
+        *tokenizers.make_encoder("transformers", reloaded, str(saved))(["a b"])
+    )
+
+
+def make_byte_level(folder: Path, with_eos: bool = True) -> None:
+    """A byte-level BPE with more than 65,536 words and no BOS; words that no merge makes fill the vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocab = {piece: number for number, piece in enumerate([*sorted(alphabet), *(f"filler{n}" for n in range(69_000))])}
+    vocab["he"], vocab["hel"] = len(vocab), len(vocab) + 1
+    core = Tokenizer(models.BPE(vocab, [("h", "e"), ("he", "l")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    eos = {"eos_token": "<|endoftext|>"} if with_eos else {}
+    PreTrainedTokenizerFast(tokenizer_object=core, **eos).save_pretrained(folder)
+
+
+def test_a_byte_level_tokenizer_with_a_large_vocabulary_and_no_bos_works(tmp_path: Path) -> None:
+    make_byte_level(tmp_path)
+    tokenizer = tokenizers.load_pretrained(str(tmp_path))
+    identity = tokenizers.identify(tokenizer, "byte level")
+    assert identity.bos_id is None and identity.vocab_size > 65_536 and identity.eos_id == identity.vocab_size - 1
+    [ids] = split(*tokenizers.make_encoder("transformers", tokenizer, str(tmp_path))(["hello <|endoftext|>"]))
+    assert identity.eos_id not in ids and max(ids) > 65_536
+    assert tokenizer.decode(ids) == "hello <|endoftext|>"
+    with pytest.raises(ArgumentError, match="needs a SentencePiece model"):
+        tokenizers.make_encoder("sentencepiece", tokenizer, str(tmp_path))
+
+
+def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:
+    make_byte_level(tmp_path / "no_eos", with_eos=False)
+    with pytest.raises(ArgumentError, match="no EOS"):
+        tokenizers.identify(tokenizers.load_pretrained(str(tmp_path / "no_eos")), "no_eos")
+    with pytest.raises(ArgumentError, match="no tokenizer 'none/such'"):
+        tokenizers.load_pretrained("none/such")
+    (tmp_path / "text.model").write_text("no model")
+    with pytest.raises(ArgumentError, match="no SentencePiece model"):
+        tokenizers.load_pretrained(str(tmp_path / "text.model"))
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["some text to train on, once and again"] * 9),
+        model_prefix=str(tmp_path / "unigram"),
+        vocab_size=20,
+        minloglevel=2,
+    )
+    with pytest.raises(ArgumentError, match="without model_type BPE, byte_fallback"):
+        tokenizers.load_pretrained(str(tmp_path / "unigram.model"))

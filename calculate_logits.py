@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 128 << 20
 HEAD_ROWS = 512
 HASHED_BYTES = 1 << 20
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
 
 
 def parse_args() -> argparse.Namespace:
@@ -408,6 +409,9 @@ class Teacher:
         """Whether the logits are the head times the last hidden state, and nothing more (some models scale or cap)."""
         import torch
 
+        config = self._model.config.get_text_config()
+        if any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES):
+            return False
         ids = torch.arange(min(8, self._weight.shape[0]), device=self._device)[None]
         own = self._model(input_ids=ids, use_cache=False).logits[0].float()
         ours = self._head(self._model.base_model(input_ids=ids, use_cache=False)[0][0])

@@ -1,0 +1,200 @@
+"""The teacher's rows against a plain float32 forward pass.    pytest tests/test_calculate_logits.py"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests import reference
+from tests.conftest import VOCAB_SIZE, Run, World
+
+LENGTHS = ("--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 10)
+NAME = "train-logits-enc40-dec24-teacher"
+
+
+@pytest.fixture(scope="module")
+def rows(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 11 train rows of book, and retrieved passages for them."""
+    from cepe_data import mds
+
+    folder = tmp_path_factory.mktemp("rows")
+    run("sample_mds_ab.py", "OUT", 128, 64, 0, 11, "--domains", "book=1", *world.source_flags, cwd=folder)
+    draw = np.random.default_rng(0)
+    columns = {
+        "retrieved_token_ids": "ndarray:int16:9,8",
+        "retrieved_neighbor_token_ids": "json",
+        "retrieval_scores": "ndarray:float32:9",
+    }
+    retrieved = (
+        {
+            "retrieved_token_ids": draw.integers(3, VOCAB_SIZE, (9, 8), np.int16),
+            "retrieved_neighbor_token_ids": [[1, 2], []],
+            "retrieval_scores": np.zeros(9, np.float32),
+        }
+        for _ in range(11)
+    )
+    mds.write_part(folder / "RET/train/book", columns, retrieved, {})
+    return folder
+
+
+def lay_out(folder: Path, rows: Path, world: World) -> tuple[Path, tuple[Any, ...]]:
+    """A copy of the rows, and the arguments that every call has."""
+    shutil.copytree(rows, folder, dirs_exist_ok=True)
+    for teacher in ("teacher", "other_teacher"):
+        (folder / teacher).symlink_to(world.folder / teacher)
+    return folder, (
+        "calculate_logits.py",
+        "--input_dir",
+        "OUT/train",
+        "--model_dir",
+        "teacher",
+        "--domain",
+        "book",
+        *LENGTHS,
+    )
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    from cepe_data import mds
+
+    rows = mds.open_set(folder)
+    return [rows[number] for number in range(len(rows))]
+
+
+def check_row(row: dict[str, Any], model: torch.nn.Module, context: np.ndarray, tokens: np.ndarray) -> None:
+    """Compare a row with a float32 forward pass of the whole sequence, softmax and sort."""
+    ids = torch.from_numpy(np.concatenate([context, tokens]).astype(np.int64))[None]
+    with torch.no_grad():
+        logits = model(ids).logits[0, -len(tokens) :]
+    probabilities = torch.softmax(logits.double(), -1).numpy()
+    order = np.argsort(-probabilities, axis=-1, kind="stable")
+    topk = row["target_index"].shape[1]
+    assert row["target_index"].dtype == np.int16 and row["target_prob"].dtype == np.float16
+    assert row["target_prob"].shape == (len(tokens), topk + 1)
+    assert (row["target_index"] == order[:, :topk]).all()
+    wanted = np.take_along_axis(probabilities, order, -1)
+    rounding = 2.0**-11
+    np.testing.assert_allclose(row["target_prob"][:, :topk], wanted[:, :topk], rtol=2 * rounding, atol=1e-7)
+    np.testing.assert_allclose(row["target_prob"][:, topk], wanted[:, topk:].sum(-1), rtol=0.01, atol=1e-7)
+    np.testing.assert_allclose(row["target_prob"].astype(np.float64).sum(-1), 1, atol=topk * rounding)
+    assert (np.diff(row["target_prob"][:, :topk].astype(np.float32)) <= 0).all()
+
+
+@pytest.mark.parametrize("context", ["prev_token_ids", "retrieved"])
+def test_rows_equal_a_plain_float32_forward_pass(
+    run: Run, world: World, rows: Path, tmp_path: Path, context: str
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    if context == "retrieved":
+        run(*command, "--retrieval_input_dir", "RET/train/", "--retrieval_k", 3, cwd=tmp_path)
+        made = read(tmp_path / "RET/train-ret_k3-dec24-teacher/book")
+        retrieved = read(tmp_path / "RET/train/book")
+        contexts = [np.concatenate(list(row["retrieved_token_ids"][:3])) for row in retrieved]
+    else:
+        run(*command, "--input_dir", "OUT/train/", "--model_dir", "teacher//", cwd=tmp_path)
+        made = read(tmp_path / "OUT" / NAME / "book")
+        contexts = [row["prev_token_ids"][-40:] for row in read(tmp_path / "OUT/train/book")]
+    model = AutoModelForCausalLM.from_pretrained(world.folder / "teacher", dtype=torch.float32)
+    windows = read(tmp_path / "OUT/train/book")
+    assert len(made) == len(windows) == 11
+    for row, before, window in zip(made, contexts, windows, strict=True):
+        check_row(row, model, before, window["token_ids"][:24])
+
+
+def test_shards_and_merge_give_the_bytes_of_one_run_in_any_order_and_number(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    parts = (*command, "--rows_per_part", 2)
+    run(*parts, cwd=tmp_path)
+    whole = reference.tree_bytes(tmp_path / "OUT" / NAME / "book")
+    shutil.rmtree(tmp_path / "OUT" / NAME)
+    run(*parts, "--shard_id", 1, "--num_shards", 3, cwd=tmp_path)
+    error = run(*parts, "--num_shards", 3, "--merge", cwd=tmp_path, status=1).stderr
+    assert "4 of 6 parts are missing" in error and "shards 0,2 of 3" in error and "--array=0,2" in error
+    # The rest in another number of shards; then more shards than parts.
+    done = run(*parts, "--shard_id", 0, "--num_shards", 2, cwd=tmp_path)
+    assert "skipped 1 of 3 parts" in done.stdout
+    for shard in (9, 8, 7, 3, 0):
+        run(*parts, "--num_shards", 10, cwd=tmp_path, environment={"SLURM_ARRAY_TASK_ID": str(shard)})
+    run(*parts, "--shard_id", 0, "--num_shards", 10, "--merge", cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "OUT" / NAME / "book") == whole
+    for again in (("--merge",), ("--shard_id", 1, "--num_shards", 3), ()):
+        assert "skipped, made before" in run(*parts, *again, cwd=tmp_path).stdout
+    assert reference.tree_bytes(tmp_path / "OUT" / NAME / "book") == whole
+
+
+def test_another_model_or_other_arguments_are_refused_and_overwrite_replaces(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    (tmp_path / "teacher").unlink()
+    shutil.copytree(world.folder / "teacher", tmp_path / "teacher")
+    run(*command, "--rows_per_part", 4, cwd=tmp_path)
+    before = reference.tree_bytes(tmp_path / "OUT" / NAME)
+    assert "topk: was 10, now 5" in run(*command, "--topk", 5, cwd=tmp_path, status=2).stderr
+    assert "rows_per_part: was 4, now 3" in run(*command, "--rows_per_part", 3, cwd=tmp_path, status=2).stderr
+    shutil.copy(world.folder / "other_teacher/model.safetensors", tmp_path / "teacher/model.safetensors")
+    shutil.rmtree(tmp_path / "OUT" / NAME / "book")
+    error = run(*command, "--rows_per_part", 4, "--num_shards", 2, "--merge", cwd=tmp_path, status=2).stderr
+    assert "part-00000 was made with other arguments or inputs: model: was" in error
+    run(*command, "--rows_per_part", 4, "--overwrite", cwd=tmp_path)
+    after = reference.tree_bytes(tmp_path / "OUT" / NAME)
+    assert after.keys() == before.keys() and after["book/shard.00000.mds"] != before["book/shard.00000.mds"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--domain", "arxiv"), "holds no MDS set"),
+        (("--num_encoder_tokens", 65), "more than the 64 that prev_token_ids has"),
+        (("--num_decoder_tokens", 65), "more than the 64 that token_ids has"),
+        (("--topk", VOCAB_SIZE + 1), "more than the 800 words"),
+        (("--model_dir", "none/such"), "no model 'none/such'"),
+        (("--model_dir", "OUT"), "no model 'OUT'"),
+        (("--model_dir", "small"), "the model knows only 700 words"),
+        (("--retrieval_input_dir", "RET/train", "--retrieval_k", 10), "more than the 9"),
+        (("--retrieval_input_dir", "OUT/train"), "no column retrieved_token_ids"),
+        (("--retrieval_input_dir", "short"), "has 3 rows"),
+        (("--shard_id", 1), "needs --num_shards"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    run: Run, world: World, rows: Path, tmp_path: Path, change: tuple[Any, ...], message: str
+) -> None:
+    from cepe_data import mds
+    from demo import models
+
+    _, command = lay_out(tmp_path, rows, world)
+    if "small" in change:
+        models.make_teacher(tmp_path / "small", 700)
+    if "short" in change:
+        retrieved = read(tmp_path / "RET/train/book")[:3]
+        mds.write_part(tmp_path / "short/book", mds.read_columns(tmp_path / "RET/train/book"), retrieved, {})
+    before = sorted(os.listdir(tmp_path / "OUT"))
+    assert message in run(*command, *change, cwd=tmp_path, status=2).stderr
+    assert sorted(os.listdir(tmp_path / "OUT")) == before
+
+
+def test_a_model_that_caps_its_logits_is_annotated_as_it_is(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, final_logit_softcapping=3.0, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
+    _, command = lay_out(tmp_path, rows, world)
+    run(*command, "--model_dir", "capped", cwd=tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "capped", dtype=torch.float32, attn_implementation="sdpa")
+    windows = read(tmp_path / "OUT/train/book")
+    made = read(tmp_path / "OUT/train-logits-enc40-dec24-capped/book")
+    check_row(made[3], model, windows[3]["prev_token_ids"][-40:], windows[3]["token_ids"][:24])

@@ -1,0 +1,319 @@
+"""Both samplers, run as processes, against brute force over the token files.    pytest tests/test_samplers.py"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from tests import reference
+from tests.conftest import Run, World, make_texts, write_jsonl
+
+AB = ("sample_mds_ab.py", "OUT", 128, 64)
+CONCAT = ("sample_mds_concat.py", "OUT", 96, 32)
+FRACTIONS = ("--test_fraction", "0.2", "--train_fraction", "0.4")
+EVERYTHING = ("--allow_shortage", *FRACTIONS)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    from cepe_data import mds
+
+    rows = mds.import_streaming().LocalDataset(str(folder))
+    return [rows[number] for number in range(len(rows))]
+
+
+def whole_window(row: dict[str, Any]) -> np.ndarray:
+    return np.concatenate([row["prev_token_ids"], row["token_ids"]])
+
+
+def window_set(folder: Path) -> list[tuple[int, ...]]:
+    return [tuple(whole_window(row).tolist()) for row in rows_of(folder)]
+
+
+def documents_by_split(world: World, path: str) -> dict[str, list[np.ndarray]]:
+    """The documents of a jsonl file by split, from its texts and token file alone."""
+    texts = reference.texts_of(world.data / path)
+    documents = reference.documents_of(world.tokenized / path.replace(".jsonl", ".npy"))
+    found: dict[str, list[np.ndarray]] = {"test": [], "train": [], "retrieval": []}
+    for text, document in zip(texts, documents, strict=True):
+        found[reference.split_of(text, 42, 0.2, 0.4)].append(document)
+    return found
+
+
+def paths_of(world: World, domain: str) -> list[str]:
+    return [file["path"] for file in world.listed() if file["domain"] == domain]
+
+
+@pytest.fixture(scope="module")
+def ab(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every window inside documents of the world."""
+    folder = tmp_path_factory.mktemp("ab")
+    run(*AB, 10_000, 10_000, *EVERYTHING, *world.source_flags, cwd=folder)
+    return folder / "OUT"
+
+
+@pytest.fixture(scope="module")
+def concat(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every window over concatenated documents of the world, and its retrieval corpus in 3 shards."""
+    folder = tmp_path_factory.mktemp("concat")
+    for shard in (2, 0, 1):
+        flags = ("--retrieval_shards", 3, "--retrieval_chunk_size", 32)
+        run(*CONCAT, "1e6", "1e6", "1e6", shard, *EVERYTHING, *flags, *world.source_flags, cwd=folder)
+    return folder / "OUT"
+
+
+@pytest.mark.parametrize("domain", ["arxiv", "book"])
+def test_the_windows_inside_documents_are_all_there_are_each_once(ab: Path, world: World, domain: str) -> None:
+    for split in ("test", "train"):
+        wanted: Counter[tuple[int, ...]] = Counter()
+        documents = []
+        for path in paths_of(world, domain):
+            documents += documents_by_split(world, path)[split]
+        for document in documents:
+            wanted.update(reference.windows_in(document, 128, 64))
+        assert Counter(window_set(ab / split / domain)) == wanted and len(wanted) > 20
+        for row in rows_of(ab / split / domain):
+            assert row["domain"] == domain
+            assert row["token_ids"].dtype == np.int16 and row["token_ids"].shape == (64,)
+            assert any(reference.stands_in(whole_window(row), document) for document in documents)
+
+
+def test_the_windows_over_concatenations_are_all_there_are_each_once(concat: Path, world: World) -> None:
+    for domain in ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki"):
+        for split in ("test", "train"):
+            wanted: Counter[tuple[int, ...]] = Counter()
+            concatenations = []
+            for path in paths_of(world, domain):
+                concatenations.append(np.concatenate([[], *documents_by_split(world, path)[split]]).astype(np.int32))
+                wanted.update(reference.windows_in(concatenations[-1], 128, 32))
+            assert Counter(window_set(concat / split / domain)) == wanted and wanted
+            for row in rows_of(concat / split / domain)[:50]:
+                assert any(reference.stands_in(whole_window(row), tokens) for tokens in concatenations)
+
+
+@pytest.mark.parametrize(("kind", "domain"), [("ab", "arxiv"), ("concat", "cc")])
+def test_rows_are_drawn_by_the_documented_permutation_and_say_where_they_are_from(
+    request: pytest.FixtureRequest, world: World, kind: str, domain: str
+) -> None:
+    out: Path = request.getfixturevalue(kind)
+    step = 64 if kind == "ab" else 32
+    ordered: list[tuple[int, ...]] = []
+    for path in paths_of(world, domain):
+        documents = documents_by_split(world, path)["train"]
+        for tokens in documents if kind == "ab" else [np.concatenate(documents)]:
+            ordered += reference.windows_in(tokens, 128, step)
+    drawn = window_set(out / "train" / domain)
+    name = f"42/{domain}/train"
+    assert drawn == [ordered[reference.permutation(name, len(ordered), row)] for row in range(len(ordered))]
+
+    sources = np.load(out / f"train/{domain}.rows.npy")
+    assert sources.dtype == np.int64 and sources.shape == (len(drawn), 2)
+    manifest = json.loads((out / "manifest.json").read_text())
+    facts = manifest["sets"]["train"][domain]
+    assert facts["written"] == facts["windows_available"] == len(drawn)
+    assert facts["documents"] == sum(len(documents_by_split(world, path)["train"]) for path in paths_of(world, domain))
+    for window, (file, position) in zip(drawn, sources, strict=True):
+        path = facts["source_files"][file]
+        array = np.load(world.tokenized / path.replace(".jsonl", ".npy"))
+        num_checked = 128 if kind == "ab" else 1
+        assert list(window[:num_checked]) == array[position : position + num_checked].tolist()
+
+
+def test_no_text_is_in_two_splits_and_a_copy_goes_where_its_original_is(ab: Path, world: World) -> None:
+    drawn = {split: window_set(ab / split / "arxiv") + window_set(ab / split / "book") for split in ("test", "train")}
+    assert not set(drawn["test"]) & set(drawn["train"])
+    texts = [text for path in paths_of(world, "arxiv") for text in reference.texts_of(world.data / path)]
+    copies = [text for text, number in Counter(texts).items() if number == 2]
+    assert len(copies) == 5
+    twice = {window for split in drawn for window, number in Counter(drawn[split]).items() if number == 2}
+    assert twice, "the copies of a text are in one split, all of them"
+
+
+def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(concat: Path, world: World) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world.tokenized / "tokenizer")
+    for domain in ("arxiv", "wiki"):
+        ordered = []
+        for number, path in enumerate(paths_of(world, domain)):
+            for document in documents_by_split(world, path)["retrieval"]:
+                for start in range(0, len(document) - 31, 32):
+                    ordered.append((number, document[start : start + 32], document[start + 32 : start + 64]))
+        found = []
+        for shard in range(3):
+            lines = (concat / f"retrieval/{shard}/{domain}.jsonl").read_text().splitlines()
+            first, stop = shard * len(ordered) // 3, (shard + 1) * len(ordered) // 3
+            assert len(lines) == stop - first
+            for number, line in enumerate(lines):
+                passage = json.loads(line)
+                assert passage["id"] == f"{domain}_{shard}_{number}"
+                found.append(passage)
+        name = f"42/{domain}/retrieval"
+        assert len(found) == len(ordered) > 10
+        for row, passage in enumerate(found):
+            number, chunk, neighbor = ordered[reference.permutation(name, len(ordered), row)]
+            assert passage["file"] == number
+            assert passage["contents_token_ids"] == chunk.tolist()
+            assert passage["neighbor_token_ids"] == neighbor.tolist()
+            for key, ids in (("contents", chunk), ("neighbor", neighbor)):
+                text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                assert passage[key] == text
+            path = paths_of(world, domain)[passage["file"]]
+            array = np.load(world.tokenized / path.replace(".jsonl", ".npy"))
+            assert array[passage["position"] :][:32].tolist() == chunk.tolist()
+
+
+def test_retrieval_shards_are_consecutive_slices_of_the_drawing_order(
+    run: Run, world: World, concat: Path, tmp_path: Path
+) -> None:
+    def contents(folder: Path, shard: int) -> list[str]:
+        lines = (folder / f"retrieval/{shard}/cc.jsonl").read_text().splitlines()
+        return [json.loads(line)["contents"] for line in lines]
+
+    everything = [text for shard in range(3) for text in contents(concat, shard)]
+    flags = ("--domains", "cc=1", "--retrieval_chunk_size", 32, "--retrieval_shards", 4, *FRACTIONS)
+    for shard in (3, 1):
+        done = run(*CONCAT, 0, 0, 20, *flags, *world.source_flags, cwd=tmp_path,
+                   environment={"SLURM_ARRAY_TASK_ID": str(shard)})  # fmt: skip
+        assert contents(tmp_path / "OUT", shard) == everything[shard * 20 : (shard + 1) * 20]
+        assert "20 rows in 1 sets" in done.stdout
+    assert sorted(os.listdir(tmp_path / "OUT")) == ["retrieval"], "shards other than 0 write no test, train, manifest"
+    manifest = json.loads((tmp_path / "OUT/retrieval/3/manifest.json").read_text())
+    assert manifest["sets"]["cc"]["written"] == 20 and manifest["sets"]["cc"]["passages_available"] == len(everything)
+    run(*CONCAT, 0, 0, 20, 4, *flags, *world.source_flags, cwd=tmp_path, status=2)
+
+
+def test_a_smaller_draw_is_a_prefix_of_a_larger_one(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
+    run(*AB, 10, 31, *FRACTIONS, *world.source_flags, cwd=tmp_path)
+    for split, number in (("test", 5), ("train", 16)):
+        window = window_set(tmp_path / "OUT" / split / "arxiv")
+        assert window == window_set(ab / split / "arxiv")[:number]
+        sources = np.load(ab / split / "arxiv.rows.npy")[:number]
+        assert (np.load(tmp_path / "OUT" / split / "arxiv.rows.npy") == sources).all()
+
+
+def test_a_rerun_writes_nothing_and_what_differs_is_refused(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
+    shutil.copytree(ab, tmp_path / "OUT")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    del before[tmp_path / "OUT/manifest.json"]
+    flags = (*EVERYTHING, *world.source_flags)
+    done = run(*AB, 10_000, 10_000, *flags, cwd=tmp_path)
+    assert done.stdout.count("skipped, made before") == 4
+    run(*AB, 20_000, 10_000, *flags, cwd=tmp_path)  # all there is, once more
+    run(*AB, 10_000, 0, *flags, cwd=tmp_path)
+    # The share of train does not determine the test set.
+    run(*AB, 10_000, 0, "--allow_shortage", *FRACTIONS[:2], "--train_fraction", 0.3, *world.source_flags, cwd=tmp_path)
+    manifest = json.loads((tmp_path / "OUT/manifest.json").read_text())
+    assert manifest["sets"]["train"]["book"]["requested"] == 0 and manifest["sets"]["train"]["book"]["written"] > 0
+    refused = {
+        "seed: was 42, now 1": ("--seed", 1),
+        "test_fraction: was 0.2, now 0.3": ("--test_fraction", 0.3),
+        'token_dtype: was "int16", now "int32"': ("--token_dtype", "int32"),
+    }
+    for message, change in refused.items():
+        error = run(*AB, 10_000, 10_000, *flags, *change, cwd=tmp_path, status=2).stderr
+        assert message in error and "--overwrite" in error
+    concat = ("sample_mds_concat.py", "OUT", 64, 64, 10, 10, 0, "--domains", "arxiv=1")
+    assert "kind: was" in run(*concat, *flags, cwd=tmp_path, status=2).stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    run(*AB, 10_000, 10_000, *flags, "--token_dtype", "int32", "--overwrite", cwd=tmp_path)
+    assert rows_of(tmp_path / "OUT/test/book")[0]["token_ids"].dtype == np.int32
+    assert window_set(tmp_path / "OUT/test/book") == window_set(ab / "test/book")
+
+
+def test_shortage_is_status_3_also_on_a_rerun_and_names_the_way_out(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*FRACTIONS, *world.source_flags)
+    for _ in range(2):
+        done = run(*AB, 10_000, 4, *flags, cwd=tmp_path, status=3)
+        header, _, *lines = done.stdout.splitlines()[-4:]
+        assert header.split() == ["set", "requested", "available", "written"]
+        assert [line.split()[0] for line in lines] == ["test/arxiv", "test/book"]
+        assert lines[0].split()[1] == "5,000" and lines[0].split()[2] == lines[0].split()[3] != "0"
+    assert run(*AB, 10_000, 4, *flags, "--dry_run", cwd=tmp_path, status=3).stdout.splitlines()[-2:] == lines
+    run(*AB, 10_000, 4, *flags, "--allow_shortage", cwd=tmp_path)
+    done = run("sample_mds_ab.py", "LONG", 100_000, 64, 4, 0, *flags, cwd=tmp_path, status=3)
+    assert "--test_fraction" in done.stderr and "lengths" in done.stderr
+    assert not (tmp_path / "LONG/test").exists()
+    run("sample_mds_ab.py", "NONE", 128, 64, 0, 0, *flags, cwd=tmp_path)
+    assert os.listdir(tmp_path / "NONE") == ["manifest.json"]
+
+
+def test_a_dry_run_writes_nothing(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*FRACTIONS, *world.source_flags, "--dry_run", "--retrieval_chunk_size", 32, "--retrieval_shards", 2)
+    done = run(*CONCAT, 40, 40, 40, *flags, cwd=tmp_path)
+    assert "test/wiki" in done.stdout and "retrieval/0/wiki" in done.stdout and "bytes are free" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_splits_stay_when_files_are_renamed_added_and_removed(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
+    texts = [text for path in paths_of(world, "arxiv") for text in reference.texts_of(world.data / path)]
+    data = tmp_path / "data"
+    write_jsonl(data / "arxiv/renamed.jsonl", texts[20:][::-1])
+    write_jsonl(data / "arxiv/added.jsonl", make_texts(77, 20, 400))
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    run(*AB, 10_000, 10_000, "--domains", "arxiv=1", *EVERYTHING, cwd=tmp_path)
+    moved = {split: set(window_set(tmp_path / "OUT" / split / "arxiv")) for split in ("test", "train")}
+    for split, other in (("test", "train"), ("train", "test")):
+        before = set(window_set(ab / split / "arxiv"))
+        assert not before & moved[other]
+        assert len(before & moved[split]) > len(before) / 3, "most documents are still there"
+
+
+def test_what_is_missing_is_an_error_that_says_what_to_do(run: Run, world: World, tmp_path: Path) -> None:
+    listing = [path for path in (world.folder / "all_jsonl.txt").read_text().splitlines() if "book" not in path]
+    (tmp_path / "list.txt").write_text("\n".join(listing))
+    shutil.copy(world.folder / "all_jsonl.json", tmp_path / "list.json")
+    source = ("--file_list", "list.txt", "--tokenized_dir", world.tokenized)
+    error = run(*AB, 1, 1, *source, cwd=tmp_path, status=2).stderr
+    assert "lists no files of book" in error and error.rstrip().endswith("--domains arxiv=1")
+    error = run(*CONCAT, 1, 1, 1, *source, cwd=tmp_path, status=2).stderr
+    line = error.rstrip().rpartition("--domains ")[2]
+    run(*CONCAT, 100, 0, 0, "--domains", line, *EVERYTHING, *source, cwd=tmp_path)
+    shutil.copytree(world.tokenized, tmp_path / "tokenized")
+    (tmp_path / "tokenized/arxiv/arxiv_1.npy").unlink()
+    error = run(*AB, 1, 1, "--file_list", world.folder / "all_jsonl.txt", cwd=tmp_path, status=2).stderr
+    assert "1 of 3 token files are missing" in error and "arxiv/arxiv_1.jsonl" in error
+    for flags, message in (
+        (("--domains", "arxiv=0.5,book=0.4"), "--domains arxiv=0.55"),
+        (("--test_fraction", "0.9", "--train_fraction", "0.2"), "more than 1"),
+        (("--token_dtype", "int8"), "invalid choice"),
+    ):
+        assert message in run(*AB, 1, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
+    assert "must be more" in run("sample_mds_ab.py", "OUT", 64, 64, 1, 1, cwd=tmp_path, status=2).stderr
+
+
+def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    from demo import models
+
+    models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
+    flags = ("--tokenizer", tmp_path / "other.model", "--domains", "wiki=1")
+    error = run(*CONCAT, 0, 0, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
+    assert "did not make the token files" in error
+    shutil.copytree(world.tokenized, tmp_path / "tokenized")
+    path = tmp_path / "tokenized/book/book.meta.json"
+    path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
+    error = run(*AB, 1, 1, "--file_list", world.folder / "all_jsonl.txt", cwd=tmp_path, status=1).stderr
+    assert "several tokenizers" in error
+
+
+def test_token_files_from_elsewhere_are_sampled_and_it_says_so(run: Run, world: World, tmp_path: Path) -> None:
+    for path in paths_of(world, "book"):
+        target = tmp_path / "tokenized" / path.replace(".jsonl", ".npy")
+        target.parent.mkdir(parents=True)
+        np.save(target, np.load(world.tokenized / path.replace(".jsonl", ".npy")).astype(np.int64))
+    flags = ("--domains", "book=1", "--file_list", world.folder / "all_jsonl.txt", *EVERYTHING)
+    done = run(*AB, 10_000, 10_000, *flags, cwd=tmp_path)
+    assert "have no hashes of texts" in done.stderr
+    rows = rows_of(tmp_path / "OUT/train/book")
+    documents = [document for path in paths_of(world, "book") for document in
+                 reference.documents_of(world.tokenized / path.replace(".jsonl", ".npy"))]  # fmt: skip
+    assert rows[0]["token_ids"].dtype == np.int32
+    assert all(any(reference.stands_in(whole_window(row), document) for document in documents) for row in rows)

@@ -1,0 +1,139 @@
+"""What the check of the token files finds, and what `show` shows.    pytest tests/test_sanity_check.py"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cepe_data import atomic
+from tests import reference
+from tests.conftest import Run, World
+
+BOOK = "book/book.npy"
+
+
+def lay_out(folder: Path, world: World) -> Path:
+    shutil.copytree(world.tokenized, folder / "tokenized")
+    for name in ("all_jsonl.txt", "all_jsonl.json"):
+        shutil.copy(world.folder / name, folder / name)
+    return folder / "tokenized" / BOOK
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = True) -> None:
+    """Change the array, and with `fix_meta` its hash in the meta file, as a faulty writer would."""
+    array = np.load(path)
+    change(array)
+    np.save(path, array)
+    if fix_meta:
+        meta_path = atomic.meta_path(path)
+        meta = json.loads(meta_path.read_text())
+        meta["files"][path.name] = atomic.file_facts(path)
+        meta_path.write_text(json.dumps(meta))
+
+
+def set_at(position: int, value: int) -> Callable[[np.ndarray], None]:
+    def change(array: np.ndarray) -> None:
+        array[position] = value
+
+    return change
+
+
+def test_clean_files_are_counted_as_they_are(run: Run, world: World, tmp_path: Path) -> None:
+    lay_out(tmp_path, world)
+    done = run("sanity_check.py", "--num_shards", 3, cwd=tmp_path)
+    assert "FOUND" not in done.stdout and "10 token files: 0 missing, 0 damaged" in done.stdout
+    rows = {line.split()[0]: line.replace(",", "").split()[1:] for line in done.stdout.splitlines() if line}
+    for domain in ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki"):
+        paths = [world.tokenized / f["path"].replace(".jsonl", ".npy") for f in world.listed() if f["domain"] == domain]
+        lengths = [[len(document) for document in reference.documents_of(path)] for path in paths]
+        flat = [length for of_file in lengths for length in of_file]
+        wanted = [len(paths), len(flat), sum(flat), sum(sum(of_file) // 4096 for of_file in lengths)]
+        wanted += [sum(length >= threshold for length in flat) for threshold in (8192, 32768, 131072)]
+        assert rows[domain] == list(map(str, wanted))
+    assert rows["total"][1] == "763"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_at(41, 7), r"document 0 does not begin with BOS \(1\)"),
+        (set_at(-1, 7), r"document 39 does not end with EOS \(2\)"),
+        (set_at(50, 800), "document 0 has ids outside of 0 … 799"),
+        (set_at(50, -1), "document 0 has ids outside"),
+        (set_at(1, 10**6), "do not add up"),
+        (set_at(1, -4), "negative length"),
+        (set_at(0, 39), "39 documents|39 hashes|40 hashes for 39"),
+        (set_at(0, 10**7), "documents in"),
+    ],
+)
+def test_wrong_content_is_found_even_where_hashes_agree(
+    run: Run, world: World, tmp_path: Path, change: Callable[[np.ndarray], None], message: str
+) -> None:
+    import re
+
+    path = lay_out(tmp_path, world)
+    rewrite(path, change)
+    done = run("sanity_check.py", cwd=tmp_path, status=1)
+    [finding, *more] = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    assert str(path.relative_to(tmp_path).parent) in finding
+    assert re.search(message, "\n".join([finding, *more])), finding
+
+
+def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    path = lay_out(tmp_path, world)
+    rewrite(path, lambda array: array.__setitem__(100, array[100] ^ 1), fix_meta=False)
+    (tmp_path / "tokenized/wikipedia/wiki.npy").unlink()
+    (tmp_path / "tokenized/github/filtered_0.sampled.hash.npy").unlink()
+    foreign = tmp_path / "tokenized/arxiv/arxiv_0.meta.json"
+    fingerprint = json.loads(foreign.read_text())["made_with"]["tokenizer"]["fingerprint"]
+    foreign.write_text(foreign.read_text().replace(fingerprint, "0123456789abcdef"))
+    truncated = tmp_path / "tokenized/arxiv/arxiv_1.npy"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    done = run("sanity_check.py", "--num_shards", 99, cwd=tmp_path, status=1)
+    for message in (
+        "wikipedia/wiki.npy is missing",
+        "book/book.npy or its hash file is not what was written",
+        "filtered_0.sampled.hash.npy is missing",
+        "arxiv_0.npy was made with another tokenizer (0123456789abcdef)",
+        "arxiv_1.npy is damaged: its header says",
+        "1 missing, 4 damaged",
+    ):
+        assert message in done.stdout
+    [line] = [line for line in done.stdout.splitlines() if "sbatch --array=" in line]
+    ids = line.partition("--array=")[2].split()[0]
+    assert line.endswith("--num_shards 99 --overwrite")
+    redpajama = str(world.data)
+    assert f"run_tokenize.sh {redpajama}" in line
+    for part in ids.split(","):
+        first, _, last = part.partition("-")
+        for shard in range(int(first), int(last or first) + 1):
+            run("tokenize_jsonl.py", "--data_dir", redpajama, "--num_shards", 99, "--shard_id", shard, "--overwrite",
+                cwd=tmp_path)  # fmt: skip
+    run("sanity_check.py", cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
+
+
+def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*world.source_flags, "--test_fraction", 0.2)
+    run("sample_mds_ab.py", "OUT", 128, 64, 4, 0, "--domains", "book=1", *flags, cwd=tmp_path)
+    from cepe_data import mds
+
+    row = mds.open_set(tmp_path / "OUT/test/book")[2]
+    tokens = np.concatenate([row["prev_token_ids"], row["token_ids"]])
+    documents = reference.documents_of(world.tokenized / BOOK)
+    [number] = [n for n, document in enumerate(documents) if reference.stands_in(tokens, document)]
+    show = ("sanity_check.py", "show", "OUT/test/book", 2, "--tokenized_dir", world.tokenized)
+    shown = run(*show, cwd=tmp_path).stdout
+    assert f"source: book/book.jsonl, document {number} (from 0) of 40" in shown
+    text = reference.texts_of(world.data / "book/book.jsonl")[number]
+    for line in shown.partition("--- prev_token_ids")[2].splitlines()[2:-4]:
+        assert line in text or "---" in line
+    assert "there is no row 4" in run(*show[:3], 4, *show[4:], cwd=tmp_path, status=2).stderr
+    assert "holds no MDS set" in run(*show[:2], "OUT", *show[3:], cwd=tmp_path, status=2).stderr

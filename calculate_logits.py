@@ -12,26 +12,21 @@ writes  INPUT_DIR-logits-enc2048-dec2048-MODEL/{domain}/ (MDS: target_prob, targ
 from __future__ import annotations
 
 import argparse
-import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, shards
+from cepe_data import atomic, cli, mds, shards, teacher
 from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
-    import torch
     from streaming import LocalDataset
 
 SHARD_BYTES = 128 << 20
-HEAD_ROWS = 512
-HASHED_BYTES = 1 << 20
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
 
 
 def parse_args() -> argparse.Namespace:
@@ -146,37 +141,20 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
         ArgumentError: if the input is missing, its rows are too short, or top-k is above the vocabulary.
     """
     input_folder = args.input_dir / args.domain
-    columns = mds.read_columns(input_folder)
-    num_rows = mds.num_rows(input_folder)
-    refuse_short_column(input_folder, columns, "token_ids", args.num_decoder_tokens, "--num_decoder_tokens")
     retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
-    made_with: atomic.Meta = {"input": folder_fingerprint(input_folder)}
-    if retrieval_folder:
-        refuse_short_column(
-            retrieval_folder,
-            mds.read_columns(retrieval_folder),
-            "retrieved_token_ids",
-            args.retrieval_k,
-            "--retrieval_k",
-        )
-        if (retrieved_rows := mds.num_rows(retrieval_folder)) != num_rows:
-            raise ArgumentError(
-                f"{retrieval_folder} has {retrieved_rows} rows, {input_folder} has {num_rows}: not a pair"
-            )
-        made_with.update(retrieval_input=folder_fingerprint(retrieval_folder), retrieval_k=args.retrieval_k)
-    else:
-        refuse_short_column(input_folder, columns, "prev_token_ids", args.num_encoder_tokens, "--num_encoder_tokens")
-        made_with.update(num_encoder_tokens=args.num_encoder_tokens)
-    model, vocab_size = find_model(args.model_dir)
+    num_rows = mds.num_rows(input_folder)
+    refuse_short_column(input_folder, "token_ids", args.num_decoder_tokens, "--num_decoder_tokens")
+    made_with = {"input": folder_fingerprint(input_folder), **check_context(args, input_folder, retrieval_folder)}
+    model, vocab_size = teacher.find_model(args.model_dir)
     if args.topk > vocab_size:
         raise ArgumentError(f"--topk {args.topk} is more than the {vocab_size} words of {args.model_dir}")
-    dtype = resolve_dtype(args.dtype, args.device)
+    dtype = teacher.resolve_dtype(args.dtype, args.device)
     made_with.update(
         domain=args.domain,
         num_decoder_tokens=args.num_decoder_tokens,
         topk=args.topk,
         dtype=dtype,
-        model=model_fingerprint(model),
+        model=teacher.fingerprint(model),
         rows=num_rows,
     )
     annotation = Annotation(
@@ -200,8 +178,25 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     return annotation
 
 
-def refuse_short_column(folder: Path, columns: dict[str, str], name: str, wanted: int, flag: str) -> None:
-    """Raise ArgumentError unless the column is an array of at least `wanted` along its first axis."""
+def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None) -> atomic.Meta:
+    """What the record says of the context.
+
+    Raises:
+        ArgumentError: if it is shorter than asked for, or the retrieved rows are not those of the input.
+    """
+    if retrieval_folder is None:
+        refuse_short_column(input_folder, "prev_token_ids", args.num_encoder_tokens, "--num_encoder_tokens")
+        return {"num_encoder_tokens": args.num_encoder_tokens}
+    refuse_short_column(retrieval_folder, "retrieved_token_ids", args.retrieval_k, "--retrieval_k")
+    numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
+    if numbers[0] != numbers[1]:
+        raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
+    return {"retrieval_input": folder_fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
+
+
+def refuse_short_column(folder: Path, name: str, wanted: int, flag: str) -> None:
+    """Raise ArgumentError unless the column is there, an array of at least `wanted` along its first axis."""
+    columns = mds.read_columns(folder)
     if name not in columns:
         raise ArgumentError(f"{folder} has no column {name}, only {', '.join(columns)}")
     _, shape = mds.column_array(columns[name])
@@ -214,60 +209,6 @@ def folder_fingerprint(folder: Path) -> str:
     meta = atomic.read_meta(folder)
     facts = meta["files"] if meta else {mds.INDEX_NAME: atomic.file_facts(folder / mds.INDEX_NAME)}
     return atomic.fingerprint(facts)
-
-
-def find_model(model_dir: str) -> tuple[Path, int]:
-    """The local folder of a model, from a folder or a hub name, and its vocabulary size."""
-    from transformers import AutoConfig
-
-    name = model_dir.rstrip("/")
-    try:
-        vocab_size = int(AutoConfig.from_pretrained(name).get_text_config().vocab_size)
-        if Path(name).is_dir():
-            return Path(name), vocab_size
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
-        return folder, vocab_size
-    except (OSError, ValueError) as error:
-        raise ArgumentError(
-            f"no model {model_dir!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub "
-            f"name"
-        ) from None
-
-
-def model_fingerprint(folder: Path) -> str:
-    """A hash of the configuration, and of the size, first, middle and last MiB of every weight file. (All of 13 GB
-    would take long to read in every task; another training run changes every megabyte.)"""
-    import xxhash
-
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not weights:
-        raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
-    facts = {}
-    for path in [folder / "config.json", *weights]:
-        size, digest = path.stat().st_size, xxhash.xxh3_64()
-        with path.open("rb") as file:
-            for position in (0, size // 2, max(0, size - HASHED_BYTES)):
-                file.seek(position)
-                digest.update(file.read(HASHED_BYTES))
-        facts[path.name] = [size, digest.hexdigest()]
-    return atomic.fingerprint(facts)
-
-
-def resolve_dtype(dtype: str, device: str | None) -> str:
-    """`auto` as the dtype that it stands for on the device."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if choose_device(device).startswith("cuda") else "float32"
-
-
-def choose_device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def output_folder(args: argparse.Namespace) -> Path:
@@ -288,7 +229,13 @@ def annotate(annotation: Annotation, parts: list[int], device: str | None) -> No
     """
     rows = InputRows(annotation)
     rows.refuse_foreign_ids([annotation.borders[part] for part in parts])
-    teacher = Teacher(annotation, choose_device(device))
+    model = teacher.Teacher(
+        annotation.model,
+        annotation.dtype,
+        teacher.choose_device(device),
+        annotation.num_decoder_tokens,
+        annotation.topk,
+    )
     num_rows = sum(annotation.borders[part][1] - annotation.borders[part][0] for part in parts)
     with cli.progress_bar(num_rows, "row", annotation.folder.name) as bar:
         for part in parts:
@@ -296,7 +243,7 @@ def annotate(annotation: Annotation, parts: list[int], device: str | None) -> No
 
             def annotated(start: int = start, stop: int = stop) -> Iterator[dict[str, np.ndarray]]:
                 for row in range(start, stop):
-                    yield teacher.annotate(rows.input_ids(row))
+                    yield model.annotate(rows.input_ids(row))
                     bar.update()
 
             mds.write_part(
@@ -306,19 +253,6 @@ def annotate(annotation: Annotation, parts: list[int], device: str | None) -> No
                 annotation.part_made_with(part),
                 annotation.overwrite,
             )
-
-
-def torch_inference(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function without autograd; torch is imported when it is called, not when it is defined."""
-
-    @functools.wraps(function)
-    def without_autograd(*args: Any) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            return function(*args)
-
-    return without_autograd
 
 
 class InputRows:
@@ -350,92 +284,6 @@ class InputRows:
                         f"row {row} of {self._annotation.input_folder} has the id {ids.max()}, and the model knows "
                         f"only {self._annotation.vocab_size} words: it is not the model of the token files' tokenizer"
                     )
-
-
-class Teacher:
-    """A causal language model that gives top-k probabilities of the last positions of a sequence."""
-
-    def __init__(self, annotation: Annotation, device: str) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._num_positions, self._topk = annotation.num_decoder_tokens, annotation.topk
-        self._index_dtype = mds.token_dtype(annotation.vocab_size)
-        self._device = device
-        model = AutoModelForCausalLM.from_pretrained(str(annotation.model), dtype=getattr(torch, annotation.dtype))
-        self._model = model.eval().requires_grad_(False).to(device)
-        head = model.get_output_embeddings()
-        self._weight, self._bias = head.weight.float(), getattr(head, "bias", None)
-        self._has_plain_head = self._check_head()
-
-    @torch_inference
-    def annotate(self, input_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Probabilities after each of the last positions of a sequence, given all tokens up to and with that position.
-
-        Args:
-            input_ids: int64 [tokens].
-
-        Returns:
-            target_prob: float16 [positions, topk + 1], the top-k probabilities, descending, then the mass of the rest.
-            target_index: int16 or int32 [positions, topk], their ids.
-        """
-        import torch
-
-        ids = torch.from_numpy(input_ids).to(self._device)[None]
-        chunks = [top_probabilities(logits, self._topk) for logits in self._logits(ids, self._num_positions)]
-        prob = torch.cat([prob for prob, _ in chunks]).to(torch.float16).cpu().numpy()
-        index = torch.cat([index for _, index in chunks]).cpu().numpy().astype(self._index_dtype)
-        return {"target_prob": prob, "target_index": index}
-
-    def _logits(self, ids: torch.Tensor, num_positions: int) -> Iterator[torch.Tensor]:
-        """The logits of the last positions, float32 [≤ HEAD_ROWS, vocabulary] at a time."""
-        if self._has_plain_head:
-            hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][0, -num_positions:]
-            for rows in hidden.split(HEAD_ROWS):
-                yield self._head(rows)
-        else:
-            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=num_positions).logits[0]
-            for rows in logits.split(HEAD_ROWS):
-                yield rows.float()
-
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head in float32: bfloat16 logits tie at the border of the top-k, and are off by up to 0.4 %."""
-        import torch
-
-        return torch.nn.functional.linear(hidden.float(), self._weight, self._bias)
-
-    @torch_inference
-    def _check_head(self) -> bool:
-        """Whether the logits are the head times the last hidden state, and nothing more (some models scale or cap)."""
-        import torch
-
-        config = self._model.config.get_text_config()
-        if any(getattr(config, name, None) not in (None, 1.0) for name in LOGIT_CHANGES):
-            return False
-        ids = torch.arange(min(8, self._weight.shape[0]), device=self._device)[None]
-        own = self._model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = self._head(self._model.base_model(input_ids=ids, use_cache=False)[0][0])
-        return own.shape == ours.shape and bool((own - ours).abs().max() <= 0.02 * own.abs().max())
-
-
-def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k probabilities with the mass of the rest, and their ids.
-
-    p_i = exp(l_i − logsumexp(l)); the rest is a second logsumexp over the others, not 1 − Σ p, which is 0 where the
-    truth is 1e-7.
-
-    Args:
-        logits: float32 [positions, vocabulary]; overwritten.
-
-    Returns:
-        float32 [positions, topk + 1] and int64 [positions, topk].
-    """
-    import torch
-
-    log_total = logits.logsumexp(-1, keepdim=True)
-    top, index = logits.topk(topk, dim=-1)
-    log_rest = logits.scatter_(-1, index, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([top - log_total, log_rest - log_total], dim=-1).exp(), index
 
 
 def join(annotation: Annotation, num_shards: int, start: float) -> int:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cepe_data import atomic, cli, mds, shards, teacher
-from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
 if TYPE_CHECKING:
     from streaming import LocalDataset
@@ -73,6 +73,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
+    args.domain = args.domain.strip("/")
     shard_id, num_shards = (
         (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
     )
@@ -80,7 +81,8 @@ def main() -> int:
     if args.merge or annotation.is_joined():
         return join(annotation, num_shards, start)
     first, stop = shards.row_range(shard_id, num_shards, len(annotation.borders))
-    atomic.remove_stale_temporaries(annotation.pool)
+    for folder in (annotation.folder.parent, annotation.pool):
+        atomic.remove_stale_temporaries(folder)
     todo = [part for part in range(first, stop) if not annotation.is_made(part)]
     if skipped := stop - first - len(todo):
         cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
@@ -99,18 +101,18 @@ class Annotation:
     """What a run makes of which input."""
 
     folder: Path
-    made_with: atomic.Meta
-    borders: list[tuple[int, int]]
     input_folder: Path
     retrieval_folder: Path | None
     retrieval_k: int
-    model: Path
+    model: teacher.Model
     num_encoder_tokens: int
     num_decoder_tokens: int
     topk: int
-    vocab_size: int
     dtype: str
+    num_rows: int
+    rows_per_part: int | None
     overwrite: bool
+    made_with: atomic.Meta
 
     @property
     def pool(self) -> Path:
@@ -120,8 +122,18 @@ class Annotation:
     def columns(self) -> dict[str, str]:
         return {
             "target_prob": mds.array_column(np.dtype(np.float16), self.num_decoder_tokens, self.topk + 1),
-            "target_index": mds.array_column(mds.token_dtype(self.vocab_size), self.num_decoder_tokens, self.topk),
+            "target_index": mds.array_column(
+                mds.token_dtype(self.model.vocab_size), self.num_decoder_tokens, self.topk
+            ),
         }
+
+    @property
+    def part_rows(self) -> int:
+        return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
+
+    @property
+    def borders(self) -> list[tuple[int, int]]:
+        return mds.part_borders(self.num_rows, self.part_rows)
 
     def part_made_with(self, part: int) -> atomic.Meta:
         start, stop = self.borders[part]
@@ -144,23 +156,19 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
     num_rows = mds.num_rows(input_folder)
     refuse_short_column(input_folder, "token_ids", args.num_decoder_tokens, "--num_decoder_tokens")
-    made_with = {"input": folder_fingerprint(input_folder), **check_context(args, input_folder, retrieval_folder)}
-    model, vocab_size = teacher.find_model(args.model_dir)
-    if args.topk > vocab_size:
-        raise ArgumentError(f"--topk {args.topk} is more than the {vocab_size} words of {args.model_dir}")
-    dtype = teacher.resolve_dtype(args.dtype, args.device)
-    made_with.update(
-        domain=args.domain,
-        num_decoder_tokens=args.num_decoder_tokens,
-        topk=args.topk,
-        dtype=dtype,
-        model=teacher.fingerprint(model),
-        rows=num_rows,
-    )
+    context, num_context_tokens = check_context(args, input_folder, retrieval_folder)
+    model = teacher.find_model(args.model_dir)
+    if args.topk > model.vocab_size:
+        raise ArgumentError(f"--topk {args.topk} is more than the {model.vocab_size} words of {args.model_dir}")
+    num_tokens = num_context_tokens + args.num_decoder_tokens
+    if model.max_positions is not None and num_tokens > model.max_positions:
+        raise ArgumentError(
+            f"{num_context_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more than the "
+            f"{model.max_positions} positions of {args.model_dir}"
+        )
+    folder = output_folder(args)
     annotation = Annotation(
-        folder=output_folder(args),
-        made_with=made_with,
-        borders=[],
+        folder=folder,
         input_folder=input_folder,
         retrieval_folder=retrieval_folder,
         retrieval_k=args.retrieval_k,
@@ -168,30 +176,51 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
         num_encoder_tokens=args.num_encoder_tokens,
         num_decoder_tokens=args.num_decoder_tokens,
         topk=args.topk,
-        vocab_size=vocab_size,
-        dtype=dtype,
+        dtype=choose_dtype(args, folder),
+        num_rows=num_rows,
+        rows_per_part=args.rows_per_part,
         overwrite=args.overwrite,
+        made_with={"domain": args.domain, "input": folder_fingerprint(input_folder), **context},
     )
-    rows_per_part = args.rows_per_part or mds.rows_per_shard(annotation.columns, SHARD_BYTES)
-    made_with["rows_per_part"] = rows_per_part
-    annotation.borders.extend(mds.part_borders(num_rows, rows_per_part))
+    annotation.made_with.update(
+        num_decoder_tokens=args.num_decoder_tokens,
+        topk=args.topk,
+        dtype=annotation.dtype,
+        model=teacher.fingerprint(model.folder),
+        rows=num_rows,
+        rows_per_part=annotation.part_rows,
+    )
     return annotation
 
 
-def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None) -> atomic.Meta:
-    """What the record says of the context.
+def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
+    """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
+    the GPU that made them), else what the device is best at."""
+    for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
+        meta = atomic.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
+        if meta is not None and "dtype" in meta["made_with"]:
+            return str(meta["made_with"]["dtype"])
+    return teacher.resolve_dtype(args.dtype, args.device)
+
+
+def check_context(
+    args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None
+) -> tuple[atomic.Meta, int]:
+    """What the record says of the context, and its length in tokens.
 
     Raises:
         ArgumentError: if it is shorter than asked for, or the retrieved rows are not those of the input.
     """
     if retrieval_folder is None:
         refuse_short_column(input_folder, "prev_token_ids", args.num_encoder_tokens, "--num_encoder_tokens")
-        return {"num_encoder_tokens": args.num_encoder_tokens}
+        return {"num_encoder_tokens": args.num_encoder_tokens}, args.num_encoder_tokens
     refuse_short_column(retrieval_folder, "retrieved_token_ids", args.retrieval_k, "--retrieval_k")
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
-    return {"retrieval_input": folder_fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
+    _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
+    made_with = {"retrieval_input": folder_fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
+    return made_with, args.retrieval_k * chunk
 
 
 def refuse_short_column(folder: Path, name: str, wanted: int, flag: str) -> None:
@@ -205,20 +234,33 @@ def refuse_short_column(folder: Path, name: str, wanted: int, flag: str) -> None
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """The hash of an MDS set's index and, where the pipeline made it, of every shard."""
+    """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
+
+    Raises:
+        DamagedFileError: if they are not what the meta file says.
+    """
     meta = atomic.read_meta(folder)
-    facts = meta["files"] if meta else {mds.INDEX_NAME: atomic.file_facts(folder / mds.INDEX_NAME)}
-    return atomic.fingerprint(facts)
+    if meta is not None:
+        if lost := atomic.lost_files(folder, meta):
+            raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
+        return atomic.fingerprint({name: facts for name, facts in meta["files"].items() if not name.startswith("../")})
+    names = [mds.INDEX_NAME, *(shard["raw_data"]["basename"] for shard in mds.read_index(folder))]
+    return atomic.fingerprint({name: atomic.file_facts(folder / name) for name in names})
 
 
 def output_folder(args: argparse.Namespace) -> Path:
     """Where the annotated rows of a domain go."""
-    model = Path(args.model_dir.rstrip("/")).name
+    model = named(Path(args.model_dir.rstrip("/"))).name
     if args.retrieval_input_dir:
-        base, context = args.retrieval_input_dir, f"ret_k{args.retrieval_k}"
+        base, context = named(args.retrieval_input_dir), f"ret_k{args.retrieval_k}"
     else:
-        base, context = args.input_dir, f"logits-enc{args.num_encoder_tokens}"
+        base, context = named(args.input_dir), f"logits-enc{args.num_encoder_tokens}"
     return base.with_name(f"{base.name}-{context}-dec{args.num_decoder_tokens}-{model}") / args.domain
+
+
+def named(folder: Path) -> Path:
+    """The same folder, under a path that ends in its name: not in `.` or `..`."""
+    return folder if folder.name not in {"", ".."} else folder.resolve()
 
 
 def annotate(annotation: Annotation, parts: list[int], device: str | None) -> None:
@@ -230,7 +272,7 @@ def annotate(annotation: Annotation, parts: list[int], device: str | None) -> No
     rows = InputRows(annotation)
     rows.refuse_foreign_ids([annotation.borders[part] for part in parts])
     model = teacher.Teacher(
-        annotation.model,
+        annotation.model.folder,
         annotation.dtype,
         teacher.choose_device(device),
         annotation.num_decoder_tokens,
@@ -279,10 +321,10 @@ class InputRows:
         for start, stop in borders:
             for row in range(start, stop):
                 ids = self.input_ids(row)
-                if ids.min() < 0 or ids.max() >= self._annotation.vocab_size:
+                if ids.min() < 0 or ids.max() >= self._annotation.model.vocab_size:
                     raise ArgumentError(
                         f"row {row} of {self._annotation.input_folder} has the id {ids.max()}, and the model knows "
-                        f"only {self._annotation.vocab_size} words: it is not the model of the token files' tokenizer"
+                        f"only {self._annotation.model.vocab_size} words: another tokenizer made the token files"
                     )
 
 
@@ -302,12 +344,12 @@ def join(annotation: Annotation, num_shards: int, start: float) -> int:
             shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
         )
         raise PipelineError(
-            f"{len(missing)} of {num_parts} parts are missing in {annotation.pool}: run the shards {ids} of "
-            f"{num_shards} again (without --merge; sbatch --array={ids})"
+            f"{len(missing)} of {num_parts} parts are missing in {annotation.pool}: run shard ids {ids} of "
+            f"--num_shards {num_shards} (without --merge; sbatch --array={ids})"
         )
     with atomic.Draft(annotation.folder, annotation.made_with, is_folder=True, overwrite=annotation.overwrite) as draft:
         mds.join_parts(draft, annotation.pool, annotation.borders)
-        draft.publish({"input_name": annotation.input_folder.parent.name, "vocab_size": annotation.vocab_size})
+        draft.publish({"input_name": annotation.input_folder.parent.name, "vocab_size": annotation.model.vocab_size})
     cli.say(
         f"{annotation.borders[-1][1]:,} rows of {num_parts} parts joined, {cli.seconds_since(start)} → "
         f"{annotation.folder}"

@@ -41,7 +41,12 @@ def main() -> int:
         refuse_bad_names(folder_domains)
     if not args.data_dir.is_dir():
         raise ArgumentError(f"the data folder {args.data_dir} does not exist")
+    if args.output.suffix != ".txt":
+        raise ArgumentError(f"--output {args.output}: a name ending in .txt is wanted, the json goes beside it")
     root = args.data_dir.resolve()
+    if not str(root).isprintable():
+        raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
+    atomic.remove_stale_temporaries(args.output.absolute().parent)
     paths, hidden = find_jsonl(root)
     files = [
         corpus.ListedFile(path, domain, (root / path).stat().st_size)
@@ -50,12 +55,14 @@ def main() -> int:
     ]
     report_left_out(paths, hidden, folder_domains)
     if not files:
-        raise PipelineError(
+        raise ArgumentError(
             f"no jsonl file in {root}: looked for *{', *'.join(corpus.SUFFIXES)} below the folders "
             f"{', '.join(sorted(folder_domains))}. Name the folder that holds these, or map yours with --domain_map"
         )
     corpus.refuse_shared_targets([file.path for file in files])
-    before = set(args.output.read_text(encoding="utf-8").splitlines()) if args.output.exists() else None
+    before = (
+        set(args.output.read_text(encoding="utf-8", errors="replace").splitlines()) if args.output.exists() else None
+    )
     write_list(args.output, root, files)
     report_files(files)
     if before is not None:
@@ -86,13 +93,16 @@ def find_jsonl(root: Path) -> tuple[list[str], list[str]]:
     found: list[str] = []
     hidden: list[str] = []
     seen: dict[str, str] = {}
+    problems: list[str] = []
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
         relative = Path(folder).relative_to(root)
         for name in [*subfolders, *names]:
             if name in subfolders or name.endswith(corpus.SUFFIXES):
-                refuse_link_outside(root, relative / name)
+                problems += link_problems(root, relative / name)
         if any(Path(folder).resolve() == parent for parent in Path(folder).parents):
-            raise PipelineError(f"{relative} is a link to a folder that it stands in: remove it")
+            problems.append(f"{relative} is a link to a folder that it stands in: remove it")
+            subfolders.clear()
+            continue
         for name in names:
             if not name.endswith(corpus.SUFFIXES):
                 continue
@@ -101,12 +111,14 @@ def find_jsonl(root: Path) -> tuple[list[str], list[str]]:
                 hidden.append(path)
                 continue
             if "\n" in path or "\r" in path or path != path.strip() or not path.isprintable():
-                raise PipelineError(f"{path!r} cannot stand in a list of one path per line: rename it")
+                problems.append(f"{path!r} cannot stand in a list of one path per line: rename it")
             real = str((root / path).resolve())
             if real in seen:
-                raise PipelineError(f"{seen[real]} and {path} are one file: remove the link")
+                problems.append(f"{seen[real]} and {path} are one file: remove the link")
             seen[real] = path
             found.append(path)
+    if problems:
+        raise PipelineError("\n  ".join(["these cannot be listed:", *sorted(problems)]))
     return sorted(found), sorted(hidden)
 
 
@@ -114,14 +126,11 @@ def raise_error(error: OSError) -> None:
     raise error
 
 
-def refuse_link_outside(root: Path, relative: Path) -> None:
+def link_problems(root: Path, relative: Path) -> list[str]:
     real = (root / relative).resolve()
     if not real.is_relative_to(root):
-        raise PipelineError(
-            f"{relative} leaves the data folder: it is a link to {real}. Move the data in, or remove the link"
-        )
-    if not real.exists():
-        raise PipelineError(f"{relative} is a link to nothing ({real}): remove it")
+        return [f"{relative} leaves the data folder: it is a link to {real}. Move the data in, or bind-mount it there"]
+    return [] if real.exists() else [f"{relative} is a link to nothing ({real}): remove it"]
 
 
 def report_left_out(paths: list[str], hidden: list[str], folder_domains: dict[str, str]) -> None:

@@ -46,6 +46,7 @@ def main() -> int:
         sampler.dry_run(requests, outcome)
         outcome.report_disk(args.output)
     else:
+        sampling.refuse_other_sets(args.output, splits, args.overwrite)
         sampler.write_all(requests, args, outcome)
     return outcome.finish(args, start)
 

@@ -10,6 +10,7 @@ writes  nothing; exit status 1 if anything is missing or damaged
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from cepe_data.token_file import TokenFile
+    from cepe_data.tokenizers import TokenizerIdentity
 
 CHUNK_TOKENS = 4096
 LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
@@ -35,13 +37,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     parser.add_argument(
-        "--num_shards", type=cli.positive_count, default=None, help="of tokenize_jsonl.py, for the ids to run again"
+        "--num_shards",
+        type=cli.positive_count,
+        default=None,
+        help="as given to tokenize_jsonl.py: then the array ids to run again are printed",
     )
     commands = parser.add_subparsers(dest="command", metavar="show PATH ROW", title="instead of the check")
     show = commands.add_parser("show", help="show one row as text", formatter_class=cli.HelpFormatter)
     show.add_argument("path", type=Path, metavar="PATH", help="the folder of an MDS set, such as 8k_ab/test/arxiv")
     show.add_argument("row", type=cli.count, metavar="ROW", help="the number of the row, from 0")
-    show.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="for its tokenizer and documents")
+    show.add_argument(
+        "--tokenized_dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="for its tokenizer and documents (default: tokenized)",
+    )
     show.add_argument("--tokenizer", default=None, help="hub name, folder or .model file (default: the saved one)")
     show.add_argument(
         "--input_dir", type=Path, default=None, help="of a teacher's set: the input's folder (default: beside it)"
@@ -72,7 +82,7 @@ def check_token_files(args: argparse.Namespace) -> int:
         for file in files:
             path = args.tokenized_dir / file.token_file
             if path.exists():
-                findings = check_token_file(path, fingerprint, counts[file.domain])
+                findings = check_token_file(path, file, fingerprint, counts[file.domain])
                 damaged += [file.path] if findings else []
             else:
                 findings = [f"{path} is missing"]
@@ -108,7 +118,7 @@ def saved_fingerprint(folder: Path) -> str | None:
     return identity.fingerprint if identity else None
 
 
-def check_token_file(path: Path, fingerprint: str | None, counts: DomainCounts) -> list[str]:
+def check_token_file(path: Path, file: corpus.ListedFile, fingerprint: str | None, counts: DomainCounts) -> list[str]:
     """Everything that is wrong with one token file, as messages; what could be read is added to `counts`."""
     from cepe_data.token_file import TokenFile, hash_path
 
@@ -116,7 +126,7 @@ def check_token_file(path: Path, fingerprint: str | None, counts: DomainCounts) 
         with TokenFile(path) as tokens:
             findings = []
             if tokens.meta is not None:
-                findings += check_against_meta(tokens, tokens.meta, fingerprint)
+                findings += check_against_meta(tokens, tokens.meta, file, fingerprint)
             elif hash_path(path).exists():
                 findings.append(f"{path} has no {atomic.meta_path(path).name}: remove it and make it again")
             else:
@@ -127,9 +137,11 @@ def check_token_file(path: Path, fingerprint: str | None, counts: DomainCounts) 
     return findings
 
 
-def check_against_meta(tokens: TokenFile, meta: atomic.Meta, fingerprint: str | None) -> list[str]:
-    """What the meta file says otherwise than the arrays: hashes, counts, dtype, tokenizer."""
-    from cepe_data.token_file import TOKEN_DTYPE
+def check_against_meta(
+    tokens: TokenFile, meta: atomic.Meta, file: corpus.ListedFile, fingerprint: str | None
+) -> list[str]:
+    """What the meta file says otherwise than arrays, list and saved tokenizer."""
+    from cepe_data.token_file import TOKEN_DTYPE, read_tokenizer
 
     findings = []
     if not atomic.is_intact(tokens.path, meta):
@@ -141,7 +153,13 @@ def check_against_meta(tokens: TokenFile, meta: atomic.Meta, fingerprint: str | 
             findings.append(f"{tokens.path} has {value:,} {name}, its meta file says {meta.get(name)}")
     if tokens.dtype != TOKEN_DTYPE:
         findings.append(f"{tokens.path} has dtype {tokens.dtype}, not {TOKEN_DTYPE}")
-    made_by = meta["made_with"]["tokenizer"]["fingerprint"]
+    made_with = meta["made_with"]
+    if (made_with.get("source"), made_with.get("source_bytes")) != (file.path, file.num_bytes):
+        findings.append(
+            f"{tokens.path} was made from {made_with.get('source')} with {made_with.get('source_bytes')} bytes, the "
+            f"list says {file.path} with {file.num_bytes}"
+        )
+    made_by = read_tokenizer(tokens.path, meta).fingerprint
     if fingerprint is not None and made_by != fingerprint:
         findings.append(f"{tokens.path} was made with another tokenizer ({made_by}) than the saved one ({fingerprint})")
     return findings
@@ -151,12 +169,13 @@ def check_documents(tokens: TokenFile, counts: DomainCounts) -> list[str]:
     """Lengths, BOS and EOS at every border, ids below the vocabulary size."""
     import numpy as np
 
-    identity = tokens.meta["made_with"]["tokenizer"] if tokens.meta else None
+    from cepe_data.token_file import read_tokenizer
+
+    identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
     findings: list[str] = []
     for first_document, position, lengths, _ in tokens.document_blocks():
         ends = position + np.cumsum(lengths)
-        if identity:
-            findings += check_borders(tokens, identity, first_document, ends - lengths, ends)
+        findings += check_borders(tokens, identity, first_document, ends - lengths, ends)
         for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
             counts.long_documents[index] += int(np.count_nonzero(lengths >= threshold))
     counts.files += 1
@@ -167,12 +186,14 @@ def check_documents(tokens: TokenFile, counts: DomainCounts) -> list[str]:
 
 
 def check_borders(
-    tokens: TokenFile, identity: dict, first_document: int, starts: np.ndarray, ends: np.ndarray
+    tokens: TokenFile, identity: TokenizerIdentity | None, first_document: int, starts: np.ndarray, ends: np.ndarray
 ) -> list[str]:
-    """Check the tokens of consecutive documents that stand at positions [starts, ends); one finding per kind."""
+    """Check the tokens of consecutive documents that stand at positions [starts, ends); one finding per kind. Of a file
+    made elsewhere, nothing is known but that ids are not negative."""
     import numpy as np
 
-    bos, eos, vocab_size = identity["bos_id"], identity["eos_id"], identity["vocab_size"]
+    bos = identity.bos_id if identity else None
+    vocab_size = identity.vocab_size if identity else int(np.iinfo(np.int32).max)
     first_wrong: dict[str, int] = {}
 
     def note(what: str, positions: np.ndarray, is_wrong: np.ndarray) -> None:
@@ -180,7 +201,7 @@ def check_borders(
             position = positions[int(np.argmax(is_wrong))]
             first_wrong[what] = first_document + int(np.searchsorted(ends, position, "right"))
 
-    shortest = 1 if bos is None else 2
+    shortest = 0 if identity is None else 1 if bos is None else 2
     note(f"is shorter than {shortest} tokens", starts, ends - starts < shortest)
     for start in range(int(starts[0]), int(ends[-1]), READ_TOKENS):
         stop = min(start + READ_TOKENS, int(ends[-1]))
@@ -190,7 +211,8 @@ def check_borders(
         lasts = ends[(ends > start) & (ends <= stop)] - 1
         if bos is not None:
             note(f"does not begin with BOS ({bos})", begins, ids[begins - start] != bos)
-        note(f"does not end with EOS ({eos})", lasts, ids[lasts - start] != eos)
+        if identity is not None:
+            note(f"does not end with EOS ({identity.eos_id})", lasts, ids[lasts - start] != identity.eos_id)
     return [f"{tokens.path}: document {document} {what}" for what, document in first_wrong.items()]
 
 
@@ -201,6 +223,8 @@ def print_domain_table(counts: dict[str, DomainCounts]) -> None:
         [domain, one.files, one.documents, one.tokens, one.chunks, *one.long_documents]
         for domain, one in sorted(counts.items())
     ]
+    if not rows:
+        return
     rows.append(["total", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))])
     cli.say(cli.table(header, rows))
 
@@ -209,15 +233,29 @@ def print_remedy(
     args: argparse.Namespace, files: list[corpus.ListedFile], missing: list[str], damaged: list[str]
 ) -> None:
     """The command that makes what is missing or damaged."""
-    overwrite = " --overwrite" if damaged else ""
+    flags = f" --file_list {args.file_list}" if args.file_list != Path("all_jsonl.txt") else ""
+    flags += f" --output_dir {args.tokenized_dir}" if args.tokenized_dir != Path("tokenized") else ""
+    if (text_key := used_text_key(args, files)) != "text":
+        flags += f" --text_key {text_key}"
+    flags += " --overwrite" if damaged else ""
     if args.num_shards is None:
-        cli.say(f"make them: python tokenize_jsonl.py{overwrite}   (pass --num_shards for the array ids)")
+        cli.say(f"make them: python tokenize_jsonl.py{flags}   (pass --num_shards for the array ids)")
         return
     broken = {*missing, *damaged}
     assigned = shards.assign_files([(file.path, file.num_bytes) for file in files], args.num_shards)
     ids = shards.array_ids(shard for shard, paths in enumerate(assigned) if broken.intersection(paths))
     data_dir = corpus.read_root(args.file_list) or "DATA_DIR"
-    cli.say(f"make them: sbatch --array={ids} run_tokenize.sh {data_dir} --num_shards {args.num_shards}{overwrite}")
+    cli.say(f"make them: sbatch --array={ids} run_tokenize.sh {data_dir} --num_shards {args.num_shards}{flags}")
+
+
+def used_text_key(args: argparse.Namespace, files: list[corpus.ListedFile]) -> str:
+    """The --text_key that made the first token file that tells."""
+    for file in files:
+        path = args.tokenized_dir / file.token_file
+        with contextlib.suppress(DamagedFileError):
+            if path.exists() and (meta := atomic.read_meta(path)) and "text_key" in meta["made_with"]:
+                return str(meta["made_with"]["text_key"])
+    return "text"
 
 
 def show_row(args: argparse.Namespace) -> int:
@@ -238,6 +276,8 @@ def show_row(args: argparse.Namespace) -> int:
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         cli.say(f"--- {title}, {len(ids)} tokens\n{cut_middle(text, args.max_characters)}")
 
+    if not {"target_index", "token_ids"}.intersection(columns):
+        raise ArgumentError(f"{args.path} has neither token_ids nor target_index: it was not made by this pipeline")
     if "target_index" in columns:
         window = input_row(args)
         print_teacher_row(row, window["token_ids"], tokenizer, args.positions)
@@ -266,8 +306,11 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     meta = atomic.read_meta(folder)
     if meta is None or not rows_path(folder).exists():
         return ["source: unknown, no provenance is beside this set"]
-    number, position = (int(value) for value in np.load(rows_path(folder), mmap_mode="r", allow_pickle=False)[row])
-    source = meta["source_files"][number]
+    try:
+        number, position = (int(value) for value in np.load(rows_path(folder), mmap_mode="r", allow_pickle=False)[row])
+        source = meta["source_files"][number]
+    except (ValueError, IndexError, KeyError) as error:
+        raise DamagedFileError(f"{rows_path(folder)} is not that of {folder} ({error}): make the set again") from None
     path = tokenized_dir / corpus.token_path(source)
     if not path.exists():
         return [f"source: {source}, from position {position:,} of its token file ({path} is not there)"]

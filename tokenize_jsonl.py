@@ -9,31 +9,38 @@ writes  tokenized/**/X.npy with X.hash.npy and X.meta.json (docs/formats.md), an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import tempfile
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cepe_data import atomic, cli, corpus, shards
+from cepe_data import atomic, cli, corpus, shards, token_file, tokenizers, workers
+from cepe_data.encoding import BATCH_BYTES, EncodedSegment, Segment, SegmentEncoder, batch_segments, count_bytes
 from cepe_data.errors import DamagedFileError, PipelineError
+from cepe_data.tokenizers import TokenizerIdentity
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from cepe_data.tokenizers import Encoder, TokenizerIdentity
+MAX_UNPUBLISHED_FILES = 64
+NUM_PUBLISHERS = 4
+MIN_BAD_LINES = 10
+SAMPLE_BYTES = 2 << 20
+VERIFIED_CHARACTERS = 64 << 10
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--data_dir", default=None, help="the jsonl files' root (default: $REDPAJAMA_DIR, else the list's)"
+        "--data_dir", default=None, help="the jsonl files' root (default: $REDPAJAMA_DIR, or the list's)"
     )
     files.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
     files.add_argument("--output_dir", type=Path, default=Path("tokenized"), help="where the token files go")
-    files.add_argument(
-        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
-    )
+    files.add_argument("--overwrite", action="store_true", help="replace what differs and what is damaged")
+    files.add_argument("--dry_run", action="store_true", help="say what each shard would take, and write nothing")
     tokenizing = parser.add_argument_group("tokenizing")
     tokenizing.add_argument(
         "--tokenizer",
@@ -43,7 +50,23 @@ def parse_args() -> argparse.Namespace:
     )
     tokenizing.add_argument("--text_key", default="text", help="the key of a json line that holds the text")
     tokenizing.add_argument(
-        "--backend", choices=("transformers", "sentencepiece"), default="transformers", help="all give the same ids"
+        "--backend", choices=tokenizers.BACKENDS, default=tokenizers.default_backend(), help="all give the same ids"
+    )
+    tokenizing.add_argument(
+        "--verify_documents",
+        type=cli.count,
+        default=16,
+        help="of this run's files, on which the backend is compared with the tokenizers library before it starts",
+    )
+    tokenizing.add_argument(
+        "--max_bad_lines",
+        type=cli.fraction,
+        default=0.001,
+        metavar="SHARE",
+        help=f"more bad lines than this share of a file, and more than {MIN_BAD_LINES}, are an error: the wrong file",
+    )
+    tokenizing.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that encode"
     )
     shards.add_shard_arguments(parser)
     return parser.parse_args()
@@ -52,63 +75,84 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
     files = corpus.read_file_list(args.file_list, Path(args.data_dir) if args.data_dir else None)
+    if args.dry_run:
+        return report_dry_run(args, files)
+    shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
     root = corpus.require_data_dir(args.data_dir, args.file_list)
-    assigned = set(shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)[shard_id])
-    mine = [file for file in files if file.path in assigned]
-    encode, identity = prepare_tokenizer(args)
-    job = Job(root, args.output_dir, args.text_key, args.overwrite, encode, identity)
-
-    todo = [file for file in mine if not job.is_done(file)]
-    if skipped := len(mine) - len(todo):
+    mine = files_of_shard(files, shard_id, num_shards)
+    atomic.remove_stale_temporaries(args.output_dir)
+    identity = workers.run_in_child(prepare_tokenizer, args.tokenizer, args.output_dir / "tokenizer", args.overwrite)
+    job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
+    for folder in {(args.output_dir / file.token_file).parent for file in mine}:
+        atomic.remove_stale_temporaries(folder)
+    totals = Totals()
+    todo = [file for file in mine if not job.is_done(file, totals)]
+    if skipped := len(mine) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(mine)} files: already tokenized with the same arguments")
-    totals, failures = Totals(), []
-    with cli.progress_bar(sum(file.num_bytes for file in todo), "B", f"shard {shard_id}", unit_scale=True) as bar:
-        for file in todo:
-            try:
-                totals.add(job.tokenize(file, bar))
-            except (DamagedFileError, FileNotFoundError) as error:
-                failures.append(f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else str(error))
-                cli.warn(failures[-1])
+    if todo:
+        workers.run_in_child(verify_backend, args.backend, args.output_dir / "tokenizer",
+                             first_texts(job, todo, args.verify_documents))  # fmt: skip
+        job.tokenize(todo, args.backend, args.num_workers, f"shard {shard_id}", totals)
     cli.say(
-        f"shard {shard_id} of {num_shards}: {len(todo) - len(failures)} files, {totals.documents:,} documents, "
-        f"{totals.tokens:,} tokens, {totals.skipped:,} lines skipped, {totals.mended:,} mended, "
-        f"{cli.seconds_since(start)} → {args.output_dir}"
+        f"shard {shard_id} of {num_shards}: {totals.files} files, {totals.documents:,} documents, {totals.tokens:,} "
+        f"tokens, {totals.skipped:,} lines skipped, {totals.mended:,} mended, {cli.seconds_since(start)} → "
+        f"{args.output_dir}"
     )
-    if failures:
-        raise PipelineError(f"{len(failures)} files failed:\n  " + "\n  ".join(failures))
+    if totals.failures:
+        raise PipelineError(f"{len(totals.failures)} files failed:\n  " + "\n  ".join(totals.failures))
     return cli.EXIT_OK
+
+
+def files_of_shard(files: list[corpus.ListedFile], shard_id: int, num_shards: int) -> list[corpus.ListedFile]:
+    assigned = set(shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)[shard_id])
+    return [file for file in files if file.path in assigned]
+
+
+def prepare_tokenizer(name: str | None, folder: Path, overwrite: bool) -> TokenizerIdentity:
+    """Save the tokenizer in `folder`, or find it saved; one that differs from a saved one is refused. For a child
+    process: transformers takes 300 MB."""
+    saved = tokenizers.saved_identity(folder)
+    if name is None and saved is not None:
+        return saved
+    name = name or tokenizers.DEFAULT_TOKENIZER
+    tokenizer = tokenizers.load_pretrained(name)
+    identity = tokenizers.identify(tokenizer, name)
+    tokenizers.save(tokenizer, identity, folder, overwrite)
+    return identity
+
+
+def verify_backend(backend: str, folder: Path, texts: list[str]) -> None:
+    """Raise ArgumentError if the backend gives other ids than the tokenizers library. For a child process."""
+    if backend != "transformers":
+        tokenizers.refuse_other_ids(backend, folder, [*tokenizers.HARD_TEXTS, *texts])
+
+
+def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> list[str]:
+    """The beginnings of the first documents of up to `number` files spread over the run, or of more of fewer files."""
+    chosen = files[:: max(1, len(files) // max(1, number))]
+    per_file = -(-number // len(chosen))
+    texts: list[str] = []
+    for file in chosen:
+        try:
+            for first_line, block in itertools.islice(corpus.LineBlocks(job.root / file.path, 1), per_file):
+                found, _, _ = corpus.parse_documents(first_line, block, job.text_key)
+                texts += [text[:VERIFIED_CHARACTERS] for text in found[:per_file]]
+        except (DamagedFileError, FileNotFoundError):
+            continue  # its turn comes, with a message
+    return texts[:number]
 
 
 @dataclass
 class Totals:
-    """Sums over the files of this run."""
+    """What came of the files of this run."""
 
+    files: int = 0
     documents: int = 0
     tokens: int = 0
     skipped: int = 0
     mended: int = 0
-
-    def add(self, other: Totals) -> None:
-        self.documents += other.documents
-        self.tokens += other.tokens
-        self.skipped += other.skipped
-        self.mended += other.mended
-
-
-def prepare_tokenizer(args: argparse.Namespace) -> tuple[Encoder, TokenizerIdentity]:
-    """Load the tokenizer and save it beside the token files; one that differs from the saved one is refused."""
-    from cepe_data import tokenizers
-
-    saved = args.output_dir / "tokenizer"
-    name = args.tokenizer or (str(saved) if saved.is_dir() else tokenizers.DEFAULT_TOKENIZER)
-    tokenizer = tokenizers.load_pretrained(name)
-    identity = tokenizers.identify(tokenizer, name)
-    encode = tokenizers.make_encoder(args.backend, tokenizer, name)
-    atomic.remove_stale_temporaries(args.output_dir)
-    tokenizers.save(tokenizer, identity, saved, args.overwrite)
-    return encode, identity
+    failures: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,7 +163,7 @@ class Job:
     output_dir: Path
     text_key: str
     overwrite: bool
-    encode: Encoder
+    max_bad_lines: float
     identity: TokenizerIdentity
 
     def made_with(self, file: corpus.ListedFile) -> atomic.Meta:
@@ -130,49 +174,183 @@ class Job:
             "tokenizer": self.identity.as_json(),
         }
 
-    def is_done(self, file: corpus.ListedFile) -> bool:
-        return atomic.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+    def is_done(self, file: corpus.ListedFile, totals: Totals) -> bool:
+        """Whether there is nothing to do for a file, because it is made, or damaged, which goes into the totals."""
+        try:
+            return atomic.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+        except DamagedFileError as error:
+            totals.failures.append(str(error))
+            return True
 
-    def tokenize(self, file: corpus.ListedFile, bar: tqdm) -> Totals:
-        """Make one token file.
+    def tokenize(
+        self, files: Sequence[corpus.ListedFile], backend: str, num_workers: int, name: str, totals: Totals
+    ) -> None:
+        """Make the token files. A file that fails is named in `totals`; the others go on."""
+        prepare = (backend, self.output_dir / "tokenizer", self.identity, self.text_key)
+        with (
+            workers.Workers(num_workers, SegmentEncoder.prepare, *prepare) as pool,
+            Publisher(self, totals) as publisher,
+            cli.progress_bar(sum(file.num_bytes for file in files), "B", name, unit_scale=True) as bar,
+        ):
+            batches = batch_segments(segment for file in files for segment in self.read(file))
+            max_bytes = (2 * num_workers + 1) * BATCH_BYTES
+            for segments, encoded in pool.map_in_order(SegmentEncoder.encode, batches, count_bytes, max_bytes):
+                for segment, result in zip(segments, encoded, strict=True):
+                    publisher.take(segment, result)
+                    bar.update(segment.bytes_read)
 
-        Raises:
-            DamagedFileError: if the jsonl file is damaged, or not the one that was listed.
-            FileNotFoundError: if it is gone.
-        """
-        import numpy as np
-        import xxhash
-
-        from cepe_data import token_file
-
-        source, target = self.root / file.path, self.output_dir / file.token_file
-        if (size := source.stat().st_size) != file.num_bytes:
-            raise DamagedFileError(
-                f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, run "
-                f"get_all_jsonl.py again"
-            )
-        atomic.remove_stale_temporaries(target.parent)
-        skipped, mended = corpus.LineReport(), corpus.LineReport()
-        blocks = corpus.LineBlocks(source)
-        with token_file.TokenFileWriter(target, self.made_with(file), self.overwrite) as writer:
-            bytes_shown = 0
+    def read(self, file: corpus.ListedFile) -> Iterator[Segment]:
+        """The lines of a file in segments; the last one says if it could not be read to its end."""
+        source = self.root / file.path
+        next_line, bytes_read, failure = 1, 0, ""
+        try:
+            if (size := source.stat().st_size) != file.num_bytes:
+                raise DamagedFileError(
+                    f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, "
+                    f"run get_all_jsonl.py again"
+                )
+            blocks = corpus.LineBlocks(source, BATCH_BYTES)
             for first_line, block in blocks:
-                texts, block_skipped, block_mended = corpus.parse_documents(first_line, block, self.text_key)
-                skipped.merge(block_skipped)
-                mended.merge(block_mended)
-                ids, lengths = self.encode(texts)
-                ids, lengths = token_file.add_bos_eos(ids, lengths, self.identity.bos_id, self.identity.eos_id)
-                hashes = np.fromiter((xxhash.xxh3_64_intdigest(text.encode()) for text in texts), np.uint64, len(texts))
-                writer.append(ids, lengths, hashes)
-                bar.update(blocks.bytes_read - bytes_shown)
-                bytes_shown = blocks.bytes_read
-            writer.publish({"skipped_lines": skipped.as_json(), "mended_lines": mended.as_json()})
-        for what, report in (("skipped", skipped), ("mended", mended)):
-            for reason, number in report.counts.items():
-                cli.warn(f"{source}: {number} lines {what}, {reason}: first lines {report.lines[reason]}")
-        return Totals(
-            writer.num_documents, writer.num_tokens, sum(skipped.counts.values()), sum(mended.counts.values())
+                yield Segment(file, first_line, block, blocks.bytes_read - bytes_read)
+                bytes_read, next_line = blocks.bytes_read, first_line + 1
+        except (DamagedFileError, FileNotFoundError, PermissionError) as error:
+            failure = str(error) if isinstance(error, DamagedFileError) else f"{source}: {error.strerror}"
+        yield Segment(file, next_line, b"", file.num_bytes - bytes_read, is_last=True, failure=failure)
+
+
+class Publisher:
+    """Takes encoded segments in order, writes the token files, and publishes them in threads: flushing is waiting."""
+
+    def __init__(self, job: Job, totals: Totals) -> None:
+        self._job, self._totals = job, totals
+        self._writer: token_file.TokenFileWriter | None = None
+        self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
+        self._threads = ThreadPoolExecutor(NUM_PUBLISHERS)
+        self._publishing: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            while self._publishing:
+                self._publishing.popleft().result()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    def take(self, segment: Segment, encoded: EncodedSegment) -> None:
+        """Append a segment to its token file; the last one sends the file off."""
+        if self._writer is None:
+            target = self._job.output_dir / segment.file.token_file
+            self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
+            self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
+        with naming(self._writer.path):
+            self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
+        self._skipped.merge(encoded.skipped)
+        self._mended.merge(encoded.mended)
+        if segment.is_last:
+            failure = segment.failure or self._too_many_bad_lines(segment.file)
+            self._finish(segment.file, self._writer, failure)
+            self._writer = None
+
+    def _too_many_bad_lines(self, file: corpus.ListedFile) -> str:
+        num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
+        if num_bad <= max(MIN_BAD_LINES, self._job.max_bad_lines * (num_bad + num_good)):
+            return ""
+        return (
+            f"{self._job.root / file.path} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped}): is "
+            f"it the right file? --max_bad_lines allows more"
         )
+
+    def _finish(self, file: corpus.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:
+        for what, report in (("skipped", self._skipped), ("mended", self._mended)):
+            if report.total:
+                cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
+        if failure:
+            writer.close()
+            self._totals.failures.append(failure)
+            cli.warn(failure)
+            return
+        self._totals.files += 1
+        self._totals.documents += writer.num_documents
+        self._totals.tokens += writer.num_tokens
+        self._totals.skipped += self._skipped.total
+        self._totals.mended += self._mended.total
+        facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._mended.as_json()}
+        while len(self._publishing) >= MAX_UNPUBLISHED_FILES:
+            self._publishing.popleft().result()
+        self._publishing.append(self._threads.submit(publish, writer, facts))
+
+
+def publish(writer: token_file.TokenFileWriter, facts: atomic.Meta) -> None:
+    """Publish a token file, in a thread."""
+    try:
+        with naming(writer.path):
+            writer.publish(facts)
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error such as a full disk, which does not name one itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> int:
+    """Print, per shard, what it would take, from a measured sample of every domain's largest file."""
+    root = corpus.require_data_dir(args.data_dir, args.file_list)
+    saved = args.output_dir / "tokenizer"
+    with tempfile.TemporaryDirectory() as scratch:
+        name = args.tokenizer or (str(saved) if saved.is_dir() else None)
+        identity = workers.run_in_child(prepare_tokenizer, name, Path(scratch) / "tokenizer", False)
+        job = Job(root, args.output_dir, args.text_key, False, args.max_bad_lines, identity)
+        rates = workers.run_in_child(measure_domains, job, args.backend, Path(scratch) / "tokenizer", files)
+    rows = []
+    for shard in range(args.num_shards or 1):
+        mine = files_of_shard(files, shard, args.num_shards or 1)
+        num_tokens = round(sum(file.num_bytes * rates[file.domain].tokens_per_byte for file in mine))
+        num_documents = round(sum(file.num_bytes * rates[file.domain].documents_per_byte for file in mine))
+        seconds = sum(file.num_bytes * rates[file.domain].seconds_per_byte for file in mine) / args.num_workers
+        num_bytes = 4 * num_tokens + 12 * num_documents
+        rows.append((str(shard), len(mine), sum(file.num_bytes for file in mine), num_tokens, num_bytes,
+                     f"{seconds / 60:.1f}"))  # fmt: skip
+    cli.say(cli.table(("shard", "files", "bytes", "tokens", "token bytes", "minutes"), rows))
+    cli.say(f"estimated from up to {SAMPLE_BYTES >> 20} MB of each domain, with {args.num_workers} workers a shard")
+    cli.say("while a file is assembled, it takes its size once more")
+    cli.report_disk(args.output_dir, sum(row[4] for row in rows))
+    return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a byte of a jsonl file on disk makes, on one core."""
+
+    tokens_per_byte: float
+    documents_per_byte: float
+    seconds_per_byte: float
+
+
+def measure_domains(job: Job, backend: str, folder: Path, files: list[corpus.ListedFile]) -> dict[str, Rates]:
+    """Encode the beginning of every domain's largest file. For a child process."""
+    SegmentEncoder.prepare(backend, folder, job.identity, job.text_key)
+    rates = {}
+    for domain in {file.domain for file in files}:
+        largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes)
+        blocks = corpus.LineBlocks(job.root / largest.path, SAMPLE_BYTES)
+        start = time.perf_counter()
+        [(first_line, block)] = itertools.islice(blocks, 1) or [(1, b"")]
+        [encoded] = SegmentEncoder.encode([Segment(largest, first_line, block, blocks.bytes_read)])
+        num_bytes = max(1, min(blocks.bytes_read, largest.num_bytes))
+        rates[domain] = Rates(
+            len(encoded.ids) / num_bytes, len(encoded.lengths) / num_bytes, (time.perf_counter() - start) / num_bytes
+        )
+    return rates
 
 
 if __name__ == "__main__":

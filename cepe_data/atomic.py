@@ -6,7 +6,8 @@ never replaces; companions come first, so that whoever sees the unit sees all of
 `X.meta.json` beside a file `X.ext` and `meta.json` inside a folder:
 
     {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
-     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself
+     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; companions of a
+                                                     folder, which stand beside it, have names that begin with ../
      ...}                                            facts about the content
 
 A later run compares `made_with` with its own arguments: the same means done, a difference is an error that names it.
@@ -14,12 +15,15 @@ A later run compares `made_with` with its own arguments: the same means done, a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +34,8 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 7 * 24 * 3600
-_HOST = socket.gethostname()
+_DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
+_HOST = socket.gethostname().replace("-", "_")  # else node1 would take gpu-node1's temporaries for its own
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 _READ_BYTES = 8 << 20
 
@@ -78,8 +83,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write or replace a small text file, atomically."""
+    """Write or replace a small text file, atomically; one that has this text already is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes() == text.encode():
+        return
     temporary = temporary_path(path)
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -130,11 +137,20 @@ def read_meta(unit: Path) -> Meta | None:
 
 def is_intact(unit: Path, meta: Meta) -> bool:
     """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
+    return not lost_files(unit, meta) and all(file_facts(path) == facts for path, facts in _files_of(unit, meta))
+
+
+def lost_files(unit: Path, meta: Meta) -> list[Path]:
+    """The files of the unit that are not there with the size that its meta file says. Reads none."""
+    return [
+        path for path, facts in _files_of(unit, meta) if not path.is_file() or path.stat().st_size != facts["bytes"]
+    ]
+
+
+def _files_of(unit: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
     folder = unit if unit.is_dir() else unit.parent
-    try:
-        return all(file_facts(folder / name) == facts for name, facts in meta["files"].items())
-    except FileNotFoundError:
-        return False
+    beside = [(folder.parent / name[3:], facts) for name, facts in meta["files"].items() if name.startswith("../")]
+    return beside + [(folder / name, facts) for name, facts in meta["files"].items() if not name.startswith("../")]
 
 
 def is_made(unit: Path, made_with: Meta, overwrite: bool = False) -> bool:
@@ -142,35 +158,43 @@ def is_made(unit: Path, made_with: Meta, overwrite: bool = False) -> bool:
 
     With `overwrite`, a unit that was made with something else, or that is damaged, counts as not made.
 
-    Raises:
-        ArgumentError: if it is there, but made with something else, and `overwrite` is off.
+    Raises, unless `overwrite` is on:
+        ArgumentError: if it is there, but made with something else.
+        DamagedFileError: if one of its files is gone or has another size, or its meta file is damaged.
     """
     if not unit.exists():
         return False
-    meta = read_meta(unit)
     if overwrite:
+        try:
+            meta = read_meta(unit)
+        except DamagedFileError:
+            return False
         return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
+    meta = read_meta(unit)
     if meta is None:
         raise ArgumentError(f"{unit} is there, but nothing says what made it: move it away, or pass --overwrite")
     differences = describe_differences(meta["made_with"], made_with)
     if differences:
         raise ArgumentError(
-            f"{unit} was made with other arguments or inputs: {differences}. Choose another output, or replace it with "
-            f"--overwrite"
+            f"{unit} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
+            f"with --overwrite"
         )
+    if lost := lost_files(unit, meta):
+        raise DamagedFileError(f"{unit} is damaged: {lost[0]} is gone or has another size. --overwrite makes it again")
     return True
 
 
 def describe_differences(old: Meta, new: Meta) -> str:
-    """What differs between two records, as `seed: was 42, now 43; …`; empty if nothing does."""
+    """What differs between two records, as `seed: was 42, now 43; …`; empty if nothing does. Numbers of rows, which may
+    follow from other differences, are named only where nothing else differs."""
     missing = object()
+    names = {name for name in {*old, *new} if old.get(name, missing) != new.get(name, missing)}
     found = []
-    for name in sorted({*old, *new}):
+    for name in sorted(names - _DERIVED or names):
         before, after = old.get(name, missing), new.get(name, missing)
-        if before != after:
-            was = "absent" if before is missing else json.dumps(before, ensure_ascii=False)
-            now = "absent" if after is missing else json.dumps(after, ensure_ascii=False)
-            found.append(f"{name}: was {was}, now {now}")
+        was = "absent" if before is missing else json.dumps(before, ensure_ascii=False)
+        now = "absent" if after is missing else json.dumps(after, ensure_ascii=False)
+        found.append(f"{name}: was {was}, now {now}")
     return "; ".join(found)
 
 
@@ -247,12 +271,16 @@ class Draft:
         meta_file.write_text(text, encoding="utf-8")
         self._flush_all()
         aside = temporary_path(self.final.with_name(f"{self.final.name}.old"))
-        if self.overwrite and self.final.exists():
-            remove(aside)
-            self.final.rename(aside)
-        for companion in self._companions:
-            temporary_path(companion).replace(companion)
-        published = _rename_folder(self.path, self.final) if self.is_folder else _rename_file(self.path, self.final)
+        with _locked(self.final.parent):
+            if self.overwrite and self.final.exists():
+                remove(aside)
+                self.final.rename(aside)
+            published = not self.final.exists()
+            if published:
+                for companion in self._companions:
+                    temporary_path(companion).replace(companion)
+                rename = _rename_folder if self.is_folder else _rename_file
+                published = rename(self.path, self.final)
         _flush(self.final.parent)
         remove(aside)
         if not published:
@@ -266,9 +294,8 @@ class Draft:
             files = {name: self._known_facts.get(name) or file_facts(self.path / name) for name in names}
         else:
             files = {self.final.name: file_facts(self.path)}
-        if not self.is_folder:
-            files.update({companion.name: file_facts(temporary_path(companion)) for companion in self._companions})
-        return files
+        beside = "../" if self.is_folder else ""
+        return files | {f"{beside}{path.name}": file_facts(temporary_path(path)) for path in self._companions}
 
     def _flush_all(self) -> None:
         if self.is_folder:
@@ -278,6 +305,19 @@ class Draft:
         _flush(self.path)
         for companion in self._companions:
             _flush(temporary_path(companion))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Exclude other publishers in a folder, for the moment of the renames: companions of two must not be mixed. Where
+    the file system has no locks on folders, what is left is the rename that never replaces."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:

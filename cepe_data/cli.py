@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from cepe_data.errors import PipelineError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+MAX_COUNT = 1 << 53
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
 
 
@@ -31,11 +34,11 @@ def count(text: str) -> int:
     """
     try:
         number = int(text) if text.lstrip("+-").replace("_", "").isdigit() else float(text)
-        if number != int(number) or number < 0:
+        if number != int(number) or not 0 <= number <= MAX_COUNT:
             raise ValueError
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no count: a whole number such as 1000 or 2e6 is wanted"
+            f"{text!r} is no count: a whole number from 0 on, such as 1000 or 2e6, is wanted"
         ) from None
     return int(number)
 
@@ -65,6 +68,9 @@ def fraction(text: str) -> float:
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the defaults that say something, and the script's docstring as it was written."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, ""):
@@ -122,7 +128,6 @@ def progress_bar(total: int, unit: str, description: str, **options: Any) -> tqd
         mininterval=interval,
         dynamic_ncols=True,
         delay=1,
-        leave=False,
         **options,
     )
 
@@ -136,6 +141,15 @@ def this_command(*added: object) -> str:
     """The running command as one can paste it, with more arguments at its end."""
     script, *arguments = sys.argv
     return shlex.join(["python", script, *arguments, *map(str, added)])
+
+
+def report_disk(output: Path, num_bytes: int) -> None:
+    """For a dry run: what would be written, and the space that is free where `output` is or will be."""
+    place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    free_bytes = shutil.disk_usage(place).free
+    say(f"about {num_bytes:,} bytes to write, {free_bytes:,} bytes are free at {place}")
+    if num_bytes > free_bytes:
+        warn(f"{output} does not fit on its disk")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

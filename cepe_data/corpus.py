@@ -81,11 +81,14 @@ def _read_list_json(file_list: Path) -> dict:
     path = list_json_path(file_list)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("files", []), list):
-            raise ValueError("it is no object with a list of files")
+        for file in content["files"]:
+            if not (
+                isinstance(file["path"], str) and isinstance(file["domain"], str) and isinstance(file["bytes"], int)
+            ):
+                raise ValueError(f"{file} is no path, domain and bytes")
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): run get_all_jsonl.py again") from None
     return content
 
@@ -100,6 +103,8 @@ def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile
     """
     try:
         lines = file_list.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{file_list} is no UTF-8 text ({error}): run get_all_jsonl.py again") from None
     except FileNotFoundError:
         raise ArgumentError(f"{file_list} is missing: make it with `python get_all_jsonl.py DATA_DIR`") from None
     content = _read_list_json(file_list)
@@ -225,6 +230,17 @@ class LineReport:
             self.counts[reason] = self.counts.get(reason, 0) + number
             self.lines[reason] = (self.lines.get(reason, []) + later.lines[reason])[:MAX_LISTED_LINES]
 
+    @property
+    def total(self) -> int:
+        """All lines counted."""
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{self.counts[reason]:,} {reason}, first in lines {', '.join(map(str, self.lines[reason]))}"
+            for reason in self.counts
+        )
+
     def as_json(self) -> dict[str, dict[str, object]]:
         """`{reason: {"count": int, "first_lines": [int, …]}}`."""
         return {reason: {"count": self.counts[reason], "first_lines": self.lines[reason]} for reason in self.counts}
@@ -262,6 +278,8 @@ class LineBlocks:
 
     def _decompressed(self) -> Iterator[bytes]:
         remedy = "download it again"
+        if self.path.suffix in {".gz", ".zst"} and self.path.stat().st_size == 0:
+            raise DamagedFileError(f"{self.path} is empty, which no archive is: {remedy}")
         with self.path.open("rb") as file:
             try:
                 if self.path.name.endswith(".gz"):

@@ -21,6 +21,7 @@ from cepe_data.splits import Splits
 from cepe_data.token_file import TokenFile
 from cepe_data.windows import KeyedPermutation, Windows
 
+MAX_ID = (1 << 31) - 1
 _DOCUMENTS_AT_ONCE = 64
 
 
@@ -193,20 +194,30 @@ class WindowSource:
             DamagedFileError: if an id is outside of the vocabulary, or does not fit `dtype`.
         """
         out = np.empty((len(plan), self.windows.total_length), dtype)
-        limit = self.tokens.vocab_size or int(np.iinfo(dtype).max) + 1
         for token_file, rows in self.by_file(plan):
             for row in rows:
                 filled = 0
                 for start, stop in self._pieces(token_file, plan, int(row)):
-                    ids = token_file.tokens(start, stop)
-                    if ids.min() < 0 or ids.max() >= limit:
-                        raise DamagedFileError(
-                            f"{token_file.path}: an id at positions {start} to {stop} is outside of 0 … {limit - 1}: "
-                            f"see sanity_check.py, or choose a larger --token_dtype"
-                        )
+                    ids = self.checked(token_file, start, stop, int(np.iinfo(dtype).max))
                     out[row, filled : filled + len(ids)] = ids
                     filled += len(ids)
         return out
+
+    def checked(self, token_file: TokenFile, start: int, stop: int, highest: int = MAX_ID) -> np.ndarray:
+        """The ids at positions [start, stop), in the file's dtype.
+
+        Raises:
+            DamagedFileError: if one is outside of the vocabulary (where that is known), or above `highest`.
+        """
+        ids = token_file.tokens(start, stop)
+        if self.tokens.vocab_size is not None:
+            highest = min(highest, self.tokens.vocab_size - 1)
+        if ids.min() < 0 or ids.max() > highest:
+            raise DamagedFileError(
+                f"{token_file.path}: an id at positions {start} to {stop} is outside of 0 … {highest}: see "
+                f"sanity_check.py, or choose a larger --token_dtype"
+            )
+        return ids
 
     def _pieces(self, token_file: TokenFile, plan: Plan, row: int) -> Iterator[tuple[int, int]]:
         """The ranges of positions that make up a window: from its first token on, through documents of its split."""

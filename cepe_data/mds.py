@@ -123,18 +123,34 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     path = folder / INDEX_NAME
     try:
         shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+        if not shards:
+            raise ValueError("it names no shard")
         for shard in shards:
-            name = shard["raw_data"]["basename"]
-            if Path(name).name != name:
-                raise ValueError(f"it names the file {name}")
-            for column in shard["column_encodings"]:
-                if column.split(":")[0] not in _SAFE_SCALARS | {"ndarray"}:
-                    raise ValueError(f"it has a column of type {column}, which is not read: it could run code")
-    except FileNotFoundError:
-        raise ArgumentError(f"{folder} holds no MDS set: there is no {INDEX_NAME} in it") from None
+            _check_shard(folder, shard)
+    except (FileNotFoundError, NotADirectoryError):
+        sets = sorted(path.parent.name for path in folder.glob(f"*/{INDEX_NAME}")) if folder.is_dir() else []
+        hint = f"; there is one in its {', '.join(sets)}" if sets else ""
+        raise ArgumentError(f"{folder} holds no MDS set: no {INDEX_NAME} is in it{hint}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is not right: {error}") from None
     return shards
+
+
+def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
+    name, num_bytes, num_samples = shard["raw_data"]["basename"], shard["raw_data"]["bytes"], shard["samples"]
+    if Path(name).name != name:
+        raise ValueError(f"it names the file {name}")
+    if not (folder / name).is_file() or (folder / name).stat().st_size != num_bytes:
+        raise ValueError(f"{name} is not there with its {num_bytes} bytes")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"{name} has {num_samples} samples")
+    if len(shard["column_names"]) != len(shard["column_encodings"]):
+        raise ValueError("it has not one type for every column")
+    for column in shard["column_encodings"]:
+        if column.startswith("ndarray:"):
+            column_array(column)
+        elif column not in _SAFE_SCALARS:
+            raise ValueError(f"it has a column of type {column}, which is not read: it could run code")
 
 
 def read_columns(folder: Path) -> dict[str, str]:
@@ -169,8 +185,6 @@ def join_parts(draft: atomic.Draft, pool: Path, borders: Sequence[tuple[int, int
             raise DamagedFileError(f"{path} does not have its {stop - start} rows: remove it and make it again")
         source, shard = path / index[0]["raw_data"]["basename"], index[0]
         facts = meta["files"][source.name]
-        if source.stat().st_size != facts["bytes"]:
-            raise DamagedFileError(f"{source} has not the size that it was written with: remove {path}, make it again")
         shard["raw_data"]["basename"] = f"shard.{part:05d}.mds"
         num_copied += not draft.link(shard["raw_data"]["basename"], source, facts)
         shards.append(shard)

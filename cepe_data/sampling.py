@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,14 @@ import numpy as np
 
 from cepe_data import atomic, cli, corpus, mds
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
-from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.splits import Splits
+from cepe_data.token_file import read_tokenizer
 from cepe_data.windows import Windows
 
 SHARD_BYTES = 64 << 20
+FACTS = ("documents", "windows_available", "vocab_size", "source_files")
+PASSAGE_METAS = "retrieval/*/*.meta.json"
 
 
 @dataclass(frozen=True)
@@ -60,26 +62,22 @@ class Outcome:
         header = ("set", "documents", "requested", "available", "to write", "bytes")
         rows = [(one.name, *one.as_json().values(), size) for one, size in zip(self.sets, self.set_bytes, strict=True)]
         cli.say(cli.table(header, rows))
-        place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-        free_bytes = shutil.disk_usage(place).free
-        cli.say(f"about {sum(self.set_bytes):,} bytes to write, {free_bytes:,} bytes are free at {place}")
-        if sum(self.set_bytes) > free_bytes:
-            cli.warn(f"{output} does not fit on its disk")
+        cli.report_disk(output, sum(self.set_bytes))
 
     def finish(self, args: argparse.Namespace, start: float) -> int:
         """Print the last lines, the shortage among them if there is one; return the exit status."""
-        num_rows = sum(one.written for one in self.sets)
+        written = [one.written for one in self.sets if one.written]
         what = "would be written" if args.dry_run else "are there"
-        cli.say(f"{num_rows:,} rows in {len(self.sets)} sets {what}, {cli.seconds_since(start)} → {args.output}")
+        cli.say(f"{sum(written):,} rows in {len(written)} sets {what}, {cli.seconds_since(start)} → {args.output}")
         short = [one for one in self.sets if one.written < one.requested]
         if not short:
             return cli.EXIT_OK
         if empty := [one.name for one in short if not one.written]:
             cli.warn(
-                f"{', '.join(empty)}: nothing is available, nothing is written. Give its split more documents "
+                f"{', '.join(empty)}: nothing is available, so there is no folder. Give its split more documents "
                 f"(--test_fraction, --train_fraction), or ask for shorter lengths"
             )
-        cli.say("shortage, all that is available was taken:")
+        cli.say(f"shortage, all that is available {'would be' if args.dry_run else 'was'} taken:")
         rows = [(one.name, one.requested, one.available, one.written) for one in short]
         cli.say(cli.table(("set", "requested", "available", "written"), rows))
         return cli.EXIT_OK if args.allow_shortage else cli.EXIT_SHORTAGE
@@ -150,9 +148,15 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
         )
     identities: dict[str, tuple[str, int]] = {}
     for file in all_files:
-        if meta := atomic.read_meta(args.tokenized_dir / file.token_file):
-            tokenizer = meta["made_with"]["tokenizer"]
-            identities.setdefault(tokenizer["fingerprint"], (file.path, tokenizer["vocab_size"]))
+        path = args.tokenized_dir / file.token_file
+        if meta := atomic.read_meta(path):
+            tokenizer = read_tokenizer(path, meta)
+            identities.setdefault(tokenizer.fingerprint, (file.path, tokenizer.vocab_size))
+            if meta["made_with"].get("source_bytes") != file.num_bytes:
+                raise DamagedFileError(
+                    f"{path} was made when {file.path} had another size than the list says: run tokenize_jsonl.py "
+                    f"--overwrite"
+                )
     if len(identities) > 1:
         examples = ", ".join(f"{path} by {fingerprint}" for fingerprint, (path, _) in identities.items())
         raise DamagedFileError(
@@ -165,8 +169,18 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
 
 def window_requests(weights: Mapping[str, float], args: argparse.Namespace) -> dict[str, dict[str, int]]:
     """Rows per split and domain, test and train, by largest remainder."""
-    samples = {"test": args.eval_samples, "train": args.train_samples}
-    return {split: corpus.largest_remainder(weights, number) for split, number in samples.items()}
+    return {
+        "test": domain_counts("test", weights, args.eval_samples),
+        "train": domain_counts("train", weights, args.train_samples),
+    }
+
+
+def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict[str, int]:
+    """Rows per domain by largest remainder; says so where a domain gets none."""
+    counts = corpus.largest_remainder(weights, number)
+    if number and (empty := [domain for domain, count in counts.items() if not count]):
+        cli.warn(f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one")
+    return counts
 
 
 def choose_token_dtype(requested: str | None, tokens: Tokens) -> np.dtype:
@@ -181,6 +195,33 @@ def choose_token_dtype(requested: str | None, tokens: Tokens) -> np.dtype:
     if requested and np.dtype(requested).itemsize < smallest.itemsize:
         raise ArgumentError(f"--token_dtype {requested} cannot hold ids up to {tokens.vocab_size - 1}: use {smallest}")
     return np.dtype(requested) if requested else smallest
+
+
+def refuse_other_sets(output: Path, splits: Splits, overwrite: bool) -> None:
+    """Refuse to add to sets that follow another split rule: a text could then be on both sides.
+
+    Raises:
+        ArgumentError: naming such a set; with `overwrite`, which replaces only the sets of this run, it is a warning.
+    """
+    units = [(path, path.parent) for path in output.glob("t*/*/meta.json")]
+    units += [(path, path.with_name(path.name.replace(".meta.json", ".jsonl"))) for path in output.glob(PASSAGE_METAS)]
+    for _, unit in sorted(units):
+        meta = atomic.read_meta(unit) if unit.exists() else None
+        if meta is None:
+            continue
+        rule = splits.made_with(meta["made_with"].get("split", "retrieval"))
+        refuse_differences(unit, {name: meta["made_with"].get(name) for name in rule}, rule, overwrite)
+
+
+def refuse_differences(unit: Path, old: atomic.Meta, new: atomic.Meta, overwrite: bool) -> None:
+    """Raise ArgumentError, or with `overwrite` warn, if what a neighbouring set was made with differs."""
+    if differences := atomic.describe_differences(old, new):
+        message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
+        if not overwrite:
+            raise ArgumentError(
+                f"{message}. Use the same, or another OUT; --overwrite goes on and replaces sets it makes"
+            )
+        cli.warn(f"{message}. Make it again too, or remove it")
 
 
 @dataclass(frozen=True)
@@ -249,6 +290,7 @@ class WindowSampler:
 
     def write_all(self, requests: Requests, args: argparse.Namespace, outcome: Outcome) -> None:
         """Write every set that is asked for, or find it written, and the manifest."""
+        atomic.remove_stale_temporaries(self.output)
         for split, domain, one in self.outcomes(requests):
             outcome.add(one)
             self._write_or_skip(split, domain, one.written)
@@ -262,8 +304,14 @@ class WindowSampler:
         made_with = {**self.made_with(split, domain), "rows": num_rows}
         if atomic.is_made(folder, made_with, self.overwrite):
             cli.say(f"{folder}: skipped, made before with the same arguments")
-        else:
+            atomic.remove(mds.pool_path(folder))
+            return
+        try:
             self._write_set(folder, split, domain, num_rows, made_with)
+        except (PipelineError, FileNotFoundError):
+            # Another process made the same set and removed the parts under our hands: then all is well.
+            if not atomic.is_made(folder, made_with):
+                raise
         atomic.remove(mds.pool_path(folder))
 
     def _write_set(self, folder: Path, split: str, domain: str, num_rows: int, made_with: atomic.Meta) -> None:
@@ -294,18 +342,17 @@ class WindowSampler:
             yield {"token_ids": row[context_length:], "prev_token_ids": row[:context_length], "domain": domain}
 
     def _write_manifest(self, requests: Requests, args: argparse.Namespace) -> None:
-        """Arguments, versions, and for every set what it was made from: a set of an earlier run says so itself."""
-        sets: dict[str, dict[str, Any]] = {}
+        """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
+        sets: dict[str, dict[str, Any]] = {split: {} for split in requests}
         for split, by_domain in requests.items():
             for domain, requested in by_domain.items():
-                folder = self.output / split / domain
-                meta = atomic.read_meta(folder) if folder.exists() else None
-                facts = meta or self.facts(split, domain)
-                sets.setdefault(split, {})[domain] = {
-                    "requested": requested,
-                    "written": meta["made_with"]["rows"] if meta else 0,
-                    **{name: facts[name] for name in self.facts(split, domain)},
-                }
+                sets[split][domain] = {"requested": requested, "written": 0, **self.facts(split, domain)}
+            for folder in sorted(self.output.glob(f"{split}/*")):
+                meta = atomic.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
+                if meta is not None:
+                    of_set = sets[split].setdefault(folder.name, {"requested": 0})
+                    of_set.update({name: meta[name] for name in FACTS})
+                    of_set["written"] = meta["made_with"]["rows"]
         atomic.write_json(self.output / "manifest.json", {**describe_run(args), "sets": sets})
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:

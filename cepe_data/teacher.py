@@ -3,61 +3,73 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 
-from cepe_data import atomic, mds
-from cepe_data.errors import ArgumentError
+from cepe_data import atomic, hub, mds
+from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
     import torch
 
 HEAD_ROWS = 512
-_HASHED_BYTES = 1 << 20
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
 
 
-def find_model(model_dir: str) -> tuple[Path, int]:
-    """The local folder of a model, from a folder or a hub name, and its vocabulary size."""
-    from transformers import AutoConfig
+@dataclass(frozen=True)
+class Model:
+    """A model on disk; `max_positions` is None where its configuration names no limit."""
 
+    folder: Path
+    vocab_size: int
+    max_positions: int | None
+
+
+def find_model(model_dir: str) -> Model:
+    """The model called `model_dir`, a folder or a hub name.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
     name = model_dir.rstrip("/")
     try:
-        vocab_size = int(AutoConfig.from_pretrained(name).get_text_config().vocab_size)
-        if Path(name).is_dir():
-            return Path(name), vocab_size
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
-        return folder, vocab_size
-    except (OSError, ValueError) as error:
+        folder = Path(name) if Path(name).is_dir() else _download(name)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text_config = config if "vocab_size" in config else config["text_config"]
+        max_positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
+        return Model(folder, int(text_config["vocab_size"]), max_positions)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
             f"no model {model_dir!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub "
             f"name"
         ) from None
 
 
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    hub.announce(name)
+    folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
+    return folder
+
+
 def fingerprint(folder: Path) -> str:
-    """A hash of the configuration, and of the size, first, middle and last MiB of every weight file. (All of 13 GB
-    would take long to read in every task; another training run changes every megabyte.)"""
+    """A hash of the configuration and of all weights. (Reading them takes no longer than loading them will.)
+
+    Raises:
+        ArgumentError: if there are no weights.
+    """
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
-    facts = {}
-    for path in [folder / "config.json", *weights]:
-        size, digest = path.stat().st_size, xxhash.xxh3_64()
-        with path.open("rb") as file:
-            for position in (0, size // 2, max(0, size - _HASHED_BYTES)):
-                file.seek(position)
-                digest.update(file.read(_HASHED_BYTES))
-        facts[path.name] = [size, digest.hexdigest()]
-    return atomic.fingerprint(facts)
+    return atomic.fingerprint({path.name: atomic.file_facts(path) for path in [folder / "config.json", *weights]})
 
 
 def resolve_dtype(dtype: str, device: str | None) -> str:
@@ -95,7 +107,17 @@ class Teacher:
         from transformers import AutoModelForCausalLM
 
         self._device, self._num_positions, self._topk = device, num_positions, topk
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype))
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=getattr(torch, dtype), output_loading_info=True
+            )
+            model, loading = loaded
+        except Exception as error:  # every library on the way to the weights has exceptions of its own
+            raise ArgumentError(f"the model in {folder} cannot be loaded: {error}") from None
+        if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
+            raise ArgumentError(
+                f"the model in {folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess"
+            )
         self._index_dtype = mds.token_dtype(int(model.config.get_text_config().vocab_size))
         self._model = model.eval().requires_grad_(False).to(device)
         head = model.get_output_embeddings()
@@ -118,6 +140,8 @@ class Teacher:
         ids = torch.from_numpy(input_ids).to(self._device)[None]
         chunks = [top_probabilities(logits, self._topk) for logits in self._logits(ids, self._num_positions)]
         prob = torch.cat([prob for prob, _ in chunks]).to(torch.float16).cpu().numpy()
+        if not np.isfinite(prob).all():
+            raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
         index = torch.cat([index for _, index in chunks]).cpu().numpy().astype(self._index_dtype)
         return {"target_prob": prob, "target_index": index}
 

@@ -12,23 +12,27 @@ document is then xxh3_64 of its tokens as little-endian int32.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO
 
 import numpy as np
 import xxhash
 
 from cepe_data import atomic
 from cepe_data.errors import DamagedFileError
+from cepe_data.tokenizers import TokenizerIdentity
 
 DOCUMENTS_PER_BLOCK = 1 << 20
 TOKEN_DTYPE = np.dtype("<i4")
 HASH_DTYPE = np.dtype("<u8")
-_COPY_BYTES = 8 << 20
+_COPY_BYTES = 1 << 30
+_READ_BYTES = 8 << 20
+_SPOOL_MEMORY_BYTES = 1 << 20
 
 
 def hash_path(path: Path) -> Path:
@@ -63,59 +67,108 @@ def add_bos_eos(ids: np.ndarray, lengths: np.ndarray, bos_id: int | None, eos_id
 
 class TokenFileWriter:
     """Writes one token file as a stream; memory does not grow with the file, and nothing has its final name before
-    `publish`.
+    `publish`. Call `close` in the end, whatever happened.
 
-    The header and the lengths stand before the tokens but are known last, so all three arrays are spooled to files.
+    The header and the lengths stand before the tokens but are known last, so all three arrays are spooled.
     """
 
     def __init__(self, path: Path, made_with: atomic.Meta, overwrite: bool = False) -> None:
-        self._draft = atomic.Draft(path, made_with, overwrite=overwrite)
+        self._draft = atomic.Draft(path, made_with, overwrite=overwrite).__enter__()
+        self._lengths, self._tokens, self._hashes = (_Spool(path.parent) for _ in range(3))
+        self.path = path
         self.num_documents = self.num_tokens = 0
-
-    def __enter__(self) -> TokenFileWriter:
-        self._draft.__enter__()
-        self._spools = [self._draft.scratch(name).open("w+b") for name in ("lengths", "tokens", "hashes")]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for spool in self._spools:
-            spool.close()
-        self._draft.__exit__(kind, error, traceback)
 
     def append(self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> None:
         """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]."""
-        arrays = (lengths.astype(TOKEN_DTYPE), ids.astype(TOKEN_DTYPE, copy=False), hashes)
-        for spool, array in zip(self._spools, arrays, strict=True):
-            spool.write(array.data)
+        self._lengths.write(lengths.astype(TOKEN_DTYPE))
+        self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False))
+        self._hashes.write(hashes.astype(HASH_DTYPE, copy=False))
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
     def publish(self, facts: atomic.Meta) -> bool:
         """Assemble the files and give them their names; see `atomic.Draft.publish`."""
-        lengths, tokens, hashes = self._spools
         with self._draft.path.open("wb") as file:
             _write_npy_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
             file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
-            _append_spool(file, lengths)
-            _append_spool(file, tokens)
+            self._lengths.copy_to(file)
+            self._tokens.copy_to(file)
         with self._draft.companion(hash_path(self._draft.final)).open("wb") as file:
             _write_npy_header(file, HASH_DTYPE, self.num_documents)
-            _append_spool(file, hashes)
+            self._hashes.copy_to(file)
         return self._draft.publish({"documents": self.num_documents, "tokens": self.num_tokens, **facts})
 
+    def close(self) -> None:
+        """Remove everything that was not published."""
+        for spool in (self._lengths, self._tokens, self._hashes):
+            spool.close()
+        self._draft.__exit__(None, None, None)
 
-def _write_npy_header(file: Any, dtype: np.dtype, size: int) -> None:
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
-    )
+
+class _Spool:
+    """Bytes on their way into a file: in memory at first, then in a nameless file, which no kill can leave behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._buffer: bytearray | None = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def write(self, array: np.ndarray) -> None:
+        if self._file is None and self._buffer is not None:
+            self._buffer += array.data.cast("B") if array.size else b""
+            if len(self._buffer) > _SPOOL_MEMORY_BYTES:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                _write_all(self._file, memoryview(self._buffer))
+                self._buffer = None
+        elif self._file is not None and array.size:
+            _write_all(self._file, array.data.cast("B"))
+
+    def copy_to(self, target: IO[bytes]) -> None:
+        """Append everything to a file, inside the kernel where it can do that."""
+        target.flush()
+        if self._file is None:
+            target.write(self._buffer or b"")
+            return
+        position, size = 0, os.fstat(self._file.fileno()).st_size
+        try:
+            while position < size:
+                position += os.copy_file_range(
+                    self._file.fileno(), target.fileno(), min(_COPY_BYTES, size - position), position
+                )
+        except OSError as error:
+            if error.errno not in {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
+            self._file.seek(position)
+            shutil.copyfileobj(self._file, target, _READ_BYTES)
+
+    def close(self) -> None:
+        self._buffer = None
+        if self._file is not None:
+            self._file.close()
 
 
-def _append_spool(file: Any, spool: Any) -> None:
-    spool.flush()
-    spool.seek(0)
-    shutil.copyfileobj(spool, file, _COPY_BYTES)
+def _write_all(file: IO[bytes], view: memoryview) -> None:
+    while view:
+        view = view[file.write(view) :]
+
+
+def _write_npy_header(file: IO[bytes], dtype: np.dtype, size: int) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_tokenizer(path: Path, meta: atomic.Meta) -> TokenizerIdentity:
+    """What the meta file of the token file `path` says of its tokenizer.
+
+    Raises:
+        DamagedFileError: if it does not.
+    """
+    try:
+        return TokenizerIdentity(**meta["made_with"]["tokenizer"])
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(
+            f"{atomic.meta_path(path)} is damaged, it names no tokenizer ({error}): remove {path} and make it again"
+        ) from None
 
 
 class NpyVector:

@@ -7,7 +7,9 @@ characters, never a control token. Ids count from 0; BOS and EOS are not added h
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,31 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cepe_data import atomic
+from cepe_data import atomic, hub
 from cepe_data.errors import ArgumentError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BACKENDS = ("transformers", "sentencepiece")
+BACKENDS = ("gigatoken", "transformers", "sentencepiece")
 DEFAULT_TOKENIZER = "meta-llama/Llama-2-7b-hf"
+HARD_TEXTS = (
+    "",
+    " ",
+    "  leading, trailing and   many     spaces  ",
+    "\n\n\ttabs\r\n and lines\u2028\u0085",
+    "<s> </s> <unk> <|endoftext|> [INST] <0x0A>",
+    "nul \0, bell \a, escape \x1b, delete \x7f",
+    "\u2581 \u2581\u2581low\u2581er\u2581",
+    "e\u0301 a\u0308\u0323 \u200d \ufeff \ufffd \ufb01 Ⅷ ½",
+    "日本語 中文 한국어 العربية हिन्दी ไทย",
+    "😀 👩‍👩‍👧 🇫🇷 \U0010ffff",
+    "3.14159 1234567890 0xdeadbeef",
+    "".join(chr(code) for code in range(1, 0x250)),
+    "a" * 5000,
+    " " * 5000 + "\n" * 5000,
+    "".join(chr(0x4E00 + 7 * number % 20000) for number in range(3000)),
+)
 _SENTENCEPIECE_NAME = "tokenizer.model"
 
 
@@ -66,9 +85,13 @@ def load_pretrained(name: str) -> PreTrainedTokenizerFast:
         refuse_other_sentencepiece(model)
         # These two flags give the ids of the hub's LLaMA tokenizer: one ▁ before the text, no special case after it.
         return LlamaTokenizerFast(vocab_file=str(model), legacy=True, add_prefix_space=True)
+    if not Path(name).exists():
+        if name.endswith(".model") or name.startswith(("/", ".", "~")):
+            raise ArgumentError(f"the tokenizer {name} is no file and no folder")
+        hub.announce(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower for a damaged file
         raise ArgumentError(
             f"no tokenizer {name!r}: {str(error).splitlines()[0]} Pass a hub name (`hf auth login` first if it is "
             f"gated), a folder with tokenizer.json, or a SentencePiece .model file"
@@ -135,41 +158,74 @@ def identify(tokenizer: PreTrainedTokenizerFast, name: str) -> TokenizerIdentity
     )
 
 
-def make_encoder(backend: str, tokenizer: PreTrainedTokenizerFast, name: str) -> Encoder:
-    """The encoder of a backend for the tokenizer `name`, which `load_pretrained` has read.
+def default_backend() -> str:
+    """gigatoken where it is installed, else transformers."""
+    return "gigatoken" if importlib.util.find_spec("gigatoken") else "transformers"
+
+
+def make_encoder(backend: str, folder: Path) -> Encoder:
+    """The encoder of a backend, on one core, for the tokenizer that `save` put into `folder`. Imports its backend only.
 
     Raises:
-        ArgumentError: if the backend is sentencepiece and there is no SentencePiece model.
+        ArgumentError: if the backend is not installed, or cannot take this tokenizer.
     """
-    if backend == "sentencepiece":
-        model = sentencepiece_model(name) or getattr(tokenizer, "vocab_file", None)
-        if not model:
-            raise ArgumentError(f"--backend sentencepiece needs a SentencePiece model, and {name!r} has none")
-        return _sentencepiece_encoder(Path(model))
-    return _transformers_encoder(tokenizer)
+    return {
+        "gigatoken": _gigatoken_encoder,
+        "transformers": _transformers_encoder,
+        "sentencepiece": _sentencepiece_encoder,
+    }[backend](folder)
 
 
-def _transformers_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    from tokenizers import Tokenizer
-
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
+def _without_added_tokens(folder: Path) -> str:
+    core = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     core.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
-    plain = Tokenizer.from_str(json.dumps(core))
+    return json.dumps(core)
+
+
+def _gigatoken_encoder(folder: Path) -> Encoder:
+    try:
+        from gigatoken.gigatoken_rs import load_hf_json
+    except ImportError:
+        raise ArgumentError("gigatoken is not installed: `pip install gigatoken`, or --backend transformers") from None
+    try:
+        tokenizer = load_hf_json(_without_added_tokens(folder))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ArgumentError(f"gigatoken cannot take this tokenizer ({error}): use --backend transformers") from None
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encodings = plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        if not texts:
+            return _flatten([])
+        encoded = tokenizer.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(encoded.offsets.data)
+        ids = np.asarray(encoded.content.data)[offsets[0] : offsets[-1]]
+        return ids.view(np.int32) if ids.dtype == np.uint32 else ids.astype(np.int32), np.diff(offsets)
+
+    return encode
+
+
+def _transformers_encoder(folder: Path) -> Encoder:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(_without_added_tokens(folder))
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return _flatten([encoding.ids for encoding in encodings])
 
     return encode
 
 
-def _sentencepiece_encoder(model: Path) -> Encoder:
+def _sentencepiece_encoder(folder: Path) -> Encoder:
     from sentencepiece import SentencePieceProcessor
 
+    model = folder / _SENTENCEPIECE_NAME
+    if not model.exists():
+        raise ArgumentError("--backend sentencepiece needs a SentencePiece model, and this tokenizer has none")
     processor = SentencePieceProcessor(model_file=str(model))
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return _flatten(processor.encode(list(texts)))
+        return _flatten(processor.encode(list(texts), num_threads=1))
 
     return encode
 
@@ -178,6 +234,21 @@ def _flatten(id_lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
     lengths = np.fromiter(map(len, id_lists), np.int64, len(id_lists))
     parts = [np.asarray(ids, np.int32) for ids in id_lists]
     return (np.concatenate(parts) if parts else np.empty(0, np.int32)), lengths
+
+
+def refuse_other_ids(backend: str, folder: Path, texts: Sequence[str]) -> None:
+    """Raise ArgumentError, with the text, if the backend gives other ids than the tokenizers library for any text."""
+    reference, encode = _transformers_encoder(folder), make_encoder(backend, folder)
+    for text in texts:
+        wanted, _ = reference([text])
+        ids, _ = encode([text])
+        if not np.array_equal(ids, wanted):
+            pairs = zip(ids.tolist(), wanted.tolist(), strict=False)
+            same = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(ids), len(wanted)))
+            raise ArgumentError(
+                f"--backend {backend} gives other ids than the tokenizers library, from token {same} on, for the text "
+                f"{text[:200]!r}{'…' if len(text) > 200 else ''}: use --backend transformers"
+            )
 
 
 def save(
@@ -194,6 +265,13 @@ def save(
     with atomic.Draft(folder, made_with, is_folder=True, overwrite=overwrite) as draft:
         tokenizer.save_pretrained(draft.path)
         draft.publish()
+
+
+def decoding_fingerprint(tokenizer_json: str) -> str:
+    """A hash of what determines the text of ids and is not in the fingerprint: decoder and added tokens, from the text
+    of a tokenizer.json."""
+    core = json.loads(tokenizer_json)
+    return atomic.fingerprint([core["decoder"], core["added_tokens"]])
 
 
 def saved_identity(folder: Path) -> TokenizerIdentity | None:

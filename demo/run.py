@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ def main() -> int:
         if status:
             cli.say(f"the command above ended with exit status {status}")
             return cli.EXIT_FAILED
-    cli.say(f"\nWhat was made in {args.output}:")
+    cli.say(f"\nWhat was made in {args.output} (a set and its .parts are links to the same bytes):")
     for line in tree(args.output):
         cli.say(line)
     cli.say(
@@ -91,7 +92,7 @@ def tour_commands(readme: str) -> list[str]:
     """The commands between the marks; a line that ends in a backslash goes on."""
     block = readme.partition(BEGIN)[2].partition(END)[0]
     lines = [line for line in block.splitlines() if line and not line.startswith(("```", "#"))]
-    return "\n".join(lines).replace("\\\n", " ").splitlines()
+    return re.sub(r" *\\\n *", " ", "\n".join(lines)).splitlines()
 
 
 def tree(folder: Path, depth: int = 0) -> Iterator[str]:

@@ -93,6 +93,42 @@ def test_overwrite_replaces_what_differs_or_is_damaged_and_keeps_what_is_right(t
     assert path.read_text() == "third" and atomic.is_made(path, {"seed": 3}, overwrite=True)
 
 
+def test_a_lost_or_resized_file_of_a_unit_is_damage_and_overwrite_mends_it(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for overwrite in (False, True):
+        with atomic.Draft(folder, {}, is_folder=True, overwrite=overwrite) as draft:
+            (draft.path / "shard").write_text("rows")
+            draft.companion(tmp_path / "set.rows").write_text("sources")
+            assert draft.publish()
+        assert atomic.is_made(folder, {}, overwrite=True)
+        (tmp_path / "set.rows").write_text("other")
+        with pytest.raises(DamagedFileError, match=r"set\.rows is gone or has another size.*--overwrite"):
+            atomic.is_made(folder, {})
+        assert not atomic.is_made(folder, {}, overwrite=True)
+    atomic.meta_path(folder, is_folder=True).write_text("{")
+    assert not atomic.is_made(folder, {}, overwrite=True)
+
+
+def test_the_slower_of_two_publishers_replaces_no_companion_of_the_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "unit.txt"
+    flush_all = atomic.Draft._flush_all
+
+    def be_overtaken(draft: atomic.Draft) -> None:
+        flush_all(draft)
+        monkeypatch.setattr(atomic.Draft, "_flush_all", flush_all)
+        monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
+        assert publish_file(path, "theirs", {"seed": 2})
+        monkeypatch.undo()
+
+    monkeypatch.setattr(atomic.Draft, "_flush_all", be_overtaken)
+    with pytest.raises(ArgumentError, match="seed: was 2, now 1"):
+        publish_file(path, "ours", {"seed": 1})
+    assert path.read_text() == "theirs" and (tmp_path / "beside.txt").read_text() == "theirs" * 2
+    assert atomic.is_made(path, {"seed": 2}, overwrite=True)
+
+
 def test_a_unit_that_nothing_says_the_origin_of_is_refused(tmp_path: Path) -> None:
     (tmp_path / "unit.txt").write_text("by hand")
     with pytest.raises(ArgumentError, match="nothing says what made it"):
@@ -115,7 +151,7 @@ def test_without_hard_links_files_are_renamed_and_still_not_replaced(
 
 
 def test_temporaries_of_the_dead_and_of_the_long_gone_are_removed(tmp_path: Path) -> None:
-    host = os.uname().nodename
+    host = os.uname().nodename.replace("-", "_")
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     week_ago = time.time() - 8 * 24 * 3600
@@ -124,6 +160,7 @@ def test_temporaries_of_the_dead_and_of_the_long_gone_are_removed(tmp_path: Path
         f".tmp-ours.npy-{host}-{os.getpid()}": None,
         ".tmp-old.npy-other-host-77": week_ago,
         f".tmp-alive.npy-{host}-{os.getppid()}": None,
+        f".tmp-theirs.npy-gpu_{host}-{child.pid}": None,
         ".tmp-new.npy-other-host-77": None,
         "kept.npy": week_ago,
     }
@@ -132,8 +169,11 @@ def test_temporaries_of_the_dead_and_of_the_long_gone_are_removed(tmp_path: Path
         if age:
             os.utime(tmp_path / name, (age, age))
     atomic.remove_stale_temporaries(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [
-        ".tmp-alive.npy-" + f"{host}-{os.getppid()}",
-        ".tmp-new.npy-other-host-77",
-        "kept.npy",
-    ]
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [
+            f".tmp-alive.npy-{host}-{os.getppid()}",
+            f".tmp-theirs.npy-gpu_{host}-{child.pid}",
+            ".tmp-new.npy-other-host-77",
+            "kept.npy",
+        ]
+    )

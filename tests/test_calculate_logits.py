@@ -118,7 +118,7 @@ def test_shards_and_merge_give_the_bytes_of_one_run_in_any_order_and_number(
     shutil.rmtree(tmp_path / "OUT" / NAME)
     run(*parts, "--shard_id", 1, "--num_shards", 3, cwd=tmp_path)
     error = run(*parts, "--num_shards", 3, "--merge", cwd=tmp_path, status=1).stderr
-    assert "4 of 6 parts are missing" in error and "shards 0,2 of 3" in error and "--array=0,2" in error
+    assert "4 of 6 parts are missing" in error and "shard ids 0,2 of --num_shards 3" in error and "--array=0,2" in error
     # The rest in another number of shards; then more shards than parts.
     done = run(*parts, "--shard_id", 0, "--num_shards", 2, cwd=tmp_path)
     assert "skipped 1 of 3 parts" in done.stdout
@@ -151,6 +151,41 @@ def test_another_model_or_other_arguments_are_refused_and_overwrite_replaces(
 
 
 @pytest.mark.parametrize(
+    ("damage", "status", "message"),
+    [("missing", 2, "lacks 1 weights, such as"), ("nan", 1, "no numbers"), ("truncated", 2, "cannot be loaded")],
+)
+def test_a_model_with_missing_or_broken_weights_is_refused(
+    run: Run, world: World, rows: Path, tmp_path: Path, damage: str, status: int, message: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    _, command = lay_out(tmp_path, rows, world)
+    shutil.copytree(world.folder / "teacher", tmp_path / "broken")
+    path = tmp_path / "broken/model.safetensors"
+    weights = load_file(path)
+    if damage == "missing":
+        del weights["lm_head.weight"]
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    assert message in run(*command, "--model_dir", "broken", cwd=tmp_path, status=status).stderr
+    assert not list((tmp_path / "OUT").rglob("part-*"))
+
+
+def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    run(*command, "--dtype", "bfloat16", "--num_shards", 1, "--rows_per_part", 4, cwd=tmp_path)
+    shutil.rmtree(tmp_path / "OUT" / NAME / "book")
+    run(*command, "--merge", "--rows_per_part", 4, cwd=tmp_path)
+    assert "skipped, made before" in run(*command, "--rows_per_part", 4, cwd=tmp_path).stdout
+    odd = ("--input_dir", ".", "--model_dir", "../../teacher/.", "--domain", "book/", "--rows_per_part", 4)
+    assert "skipped, made before" in run(*command, *odd, cwd=tmp_path / "OUT/train").stdout
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (("--domain", "arxiv"), "holds no MDS set"),
@@ -160,6 +195,7 @@ def test_another_model_or_other_arguments_are_refused_and_overwrite_replaces(
         (("--model_dir", "none/such"), "no model 'none/such'"),
         (("--model_dir", "OUT"), "no model 'OUT'"),
         (("--model_dir", "small"), "the model knows only 700 words"),
+        (("--model_dir", "narrow"), "more than the 63 positions"),
         (("--retrieval_input_dir", "RET/train", "--retrieval_k", 10), "more than the 9"),
         (("--retrieval_input_dir", "OUT/train"), "no column retrieved_token_ids"),
         (("--retrieval_input_dir", "short"), "has 3 rows"),
@@ -175,6 +211,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     _, command = lay_out(tmp_path, rows, world)
     if "small" in change:
         models.make_teacher(tmp_path / "small", 700)
+    if "narrow" in change:
+        shutil.copytree(world.folder / "teacher", tmp_path / "narrow")
+        config = (tmp_path / "narrow/config.json").read_text()
+        (tmp_path / "narrow/config.json").write_text(config.replace('_embeddings": 4096', '_embeddings": 63'))
     if "short" in change:
         retrieved = read(tmp_path / "RET/train/book")[:3]
         mds.write_part(tmp_path / "short/book", mds.read_columns(tmp_path / "RET/train/book"), retrieved, {})

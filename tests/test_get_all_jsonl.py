@@ -54,7 +54,7 @@ def test_unknown_folders_are_named_and_kept_out_unless_mapped(run: Run, tmp_path
 
 def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:
     make(tmp_path / "data", "arxiv/a.json")
-    error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
+    error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=2).stderr
     assert "*.jsonl, *.jsonl.gz, *.jsonl.zst" in error and "common_crawl" in error
     assert "does not exist" in run("get_all_jsonl.py", "nowhere", cwd=tmp_path, status=2).stderr
     assert sorted(os.listdir(tmp_path)) == ["data"]

@@ -74,7 +74,7 @@ def test_parts_that_are_not_what_they_should_be_are_not_joined(tmp_path: Path) -
         join(tmp_path / "set", [(0, 4), (4, 7)])
     shard = tmp_path / "set.parts/part-00000/shard.00000.mds"
     shard.write_bytes(shard.read_bytes() + b"more")
-    with pytest.raises(DamagedFileError, match="has not the size"):
+    with pytest.raises(DamagedFileError, match="not there with its"):
         join(tmp_path / "set", borders)
     assert not (tmp_path / "set").exists()
 
@@ -95,7 +95,9 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"column_encodings": ["pkl", "json", "str"]}, "could run code"),
-        ({"raw_data": {"basename": "../shard.00000.mds"}}, "names the file"),
+        ({"raw_data": {"basename": "../shard.00000.mds", "bytes": 1}}, "names the file"),
+        ({"samples": 0}, "has 0 samples"),
+        ({"column_encodings": ["ndarray:int16", "json", "str"]}, "is not right"),
         ({"raw_data": None}, "is not right"),
     ],
 )

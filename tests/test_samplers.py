@@ -188,6 +188,23 @@ def test_retrieval_shards_are_consecutive_slices_of_the_drawing_order(
     run(*CONCAT, 0, 0, 20, 4, *flags, *world.source_flags, cwd=tmp_path, status=2)
 
 
+def test_sets_of_one_output_have_one_split_rule_and_its_retrieval_shards_one_count(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    flags = ("--domains", "cc=1", "--retrieval_chunk_size", 32, *FRACTIONS, *world.source_flags)
+    run(*CONCAT, 4, 4, 20, 0, *flags, "--retrieval_shards", 4, cwd=tmp_path)
+    for change, message in (
+        (("--seed", 7), "seed: was 42, now 7"),
+        (("--train_fraction", 0.5), "train_fraction: was 0.4, now 0.5"),
+        (("--retrieval_shards", 3), "retrieval_shards: was 4, now 3"),
+        (("--retrieval_chunk_size", 16), "chunk_size: was 32, now 16"),
+    ):
+        error = run(*CONCAT, 4, 4, 20, 1, *flags, "--retrieval_shards", 4, *change, cwd=tmp_path, status=2).stderr
+        assert "in the same output" in error and message in error
+    done = run(*CONCAT, 4, 4, 20, 1, *flags, "--retrieval_shards", 3, "--overwrite", cwd=tmp_path)
+    assert "retrieval/0/cc.jsonl is in the same output" in done.stderr
+
+
 def test_a_smaller_draw_is_a_prefix_of_a_larger_one(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
     run(*AB, 10, 31, *FRACTIONS, *world.source_flags, cwd=tmp_path)
     for split, number in (("test", 5), ("train", 16)):
@@ -206,18 +223,20 @@ def test_a_rerun_writes_nothing_and_what_differs_is_refused(run: Run, world: Wor
     assert done.stdout.count("skipped, made before") == 4
     run(*AB, 20_000, 10_000, *flags, cwd=tmp_path)  # all there is, once more
     run(*AB, 10_000, 0, *flags, cwd=tmp_path)
-    # The share of train does not determine the test set.
-    run(*AB, 10_000, 0, "--allow_shortage", *FRACTIONS[:2], "--train_fraction", 0.3, *world.source_flags, cwd=tmp_path)
     manifest = json.loads((tmp_path / "OUT/manifest.json").read_text())
     assert manifest["sets"]["train"]["book"]["requested"] == 0 and manifest["sets"]["train"]["book"]["written"] > 0
     refused = {
         "seed: was 42, now 1": ("--seed", 1),
         "test_fraction: was 0.2, now 0.3": ("--test_fraction", 0.3),
+        "train_fraction: was 0.4, now 0.3": ("--train_fraction", 0.3),
         'token_dtype: was "int16", now "int32"': ("--token_dtype", "int32"),
     }
     for message, change in refused.items():
         error = run(*AB, 10_000, 10_000, *flags, *change, cwd=tmp_path, status=2).stderr
         assert message in error and "--overwrite" in error
+    shutil.copytree(tmp_path / "OUT/test", tmp_path / "ONLY/test")
+    flags_of_others = ("--allow_shortage", *FRACTIONS[:2], "--train_fraction", 0.3, *world.source_flags)
+    run("sample_mds_ab.py", "ONLY", *AB[2:], 10_000, 10_000, *flags_of_others, cwd=tmp_path)
     concat = ("sample_mds_concat.py", "OUT", 64, 64, 10, 10, 0, "--domains", "arxiv=1")
     assert "kind: was" in run(*concat, *flags, cwd=tmp_path, status=2).stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -241,6 +260,23 @@ def test_shortage_is_status_3_also_on_a_rerun_and_names_the_way_out(run: Run, wo
     assert not (tmp_path / "LONG/test").exists()
     run("sample_mds_ab.py", "NONE", 128, 64, 0, 0, *flags, cwd=tmp_path)
     assert os.listdir(tmp_path / "NONE") == ["manifest.json"]
+
+
+def test_a_manifest_keeps_the_sets_of_earlier_runs_and_a_lost_provenance_is_mended(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    for domain in ("arxiv", "book"):
+        run(*AB, 4, 4, "--domains", f"{domain}=1", *FRACTIONS, *world.source_flags, cwd=tmp_path)
+    sets = json.loads((tmp_path / "OUT/manifest.json").read_text())["sets"]
+    assert {split: sorted(of_split) for split, of_split in sets.items()} == dict.fromkeys(
+        ("test", "train"), ["arxiv", "book"]
+    )
+    before = (tmp_path / "OUT/test/book.rows.npy").read_bytes()
+    (tmp_path / "OUT/test/book.rows.npy").unlink()
+    again = (*AB, 4, 4, "--domains", "book=1", *FRACTIONS, *world.source_flags)
+    assert "book.rows.npy is gone" in run(*again, cwd=tmp_path, status=1).stderr
+    run(*again, "--overwrite", cwd=tmp_path)
+    assert (tmp_path / "OUT/test/book.rows.npy").read_bytes() == before
 
 
 def test_a_dry_run_writes_nothing(run: Run, world: World, tmp_path: Path) -> None:
@@ -294,7 +330,7 @@ def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
     from demo import models
 
     models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
-    flags = ("--tokenizer", tmp_path / "other.model", "--domains", "wiki=1")
+    flags = ("--tokenizer", tmp_path / "other.model", "--domains", "wiki=1", "--retrieval_shards", 1)
     error = run(*CONCAT, 0, 0, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
     assert "did not make the token files" in error
     shutil.copytree(world.tokenized, tmp_path / "tokenized")

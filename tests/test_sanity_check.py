@@ -100,7 +100,7 @@ def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
     for message in (
         "wikipedia/wiki.npy is missing",
         "book/book.npy or its hash file is not what was written",
-        "filtered_0.sampled.hash.npy is missing",
+        "filtered_0.sampled.hash.npy",
         "arxiv_0.npy was made with another tokenizer (0123456789abcdef)",
         "arxiv_1.npy is damaged: its header says",
         "1 missing, 4 damaged",
@@ -118,6 +118,22 @@ def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
                 cwd=tmp_path)  # fmt: skip
     run("sanity_check.py", cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
+
+
+def test_before_any_tokenizing_everything_is_missing(run: Run, world: World, tmp_path: Path) -> None:
+    lay_out(tmp_path, world)
+    done = run("sanity_check.py", "--tokenized_dir", "none", "--num_shards", 3, cwd=tmp_path, status=1)
+    assert "10 missing" in done.stdout
+    assert f"--array=0-2 run_tokenize.sh {world.data} --num_shards 3 --output_dir none" in done.stdout
+
+
+def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp_path: Path) -> None:
+    lay_out(tmp_path, world)
+    content = json.loads((tmp_path / "all_jsonl.json").read_text())
+    content["files"] = [{**file, "bytes": file["bytes"] + (file["domain"] == "book")} for file in content["files"]]
+    (tmp_path / "all_jsonl.json").write_text(json.dumps(content))
+    assert "book.npy was made from" in run("sanity_check.py", cwd=tmp_path, status=1).stdout
+    assert "another size" in run("sample_mds_ab.py", "OUT", 128, 64, 1, 1, cwd=tmp_path, status=1).stderr
 
 
 def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, tmp_path: Path) -> None:

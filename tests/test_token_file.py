@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,16 @@ def flat(documents: list[list[int]]) -> list[int]:
 
 
 def write(path: Path, documents: list[list[int]] = DOCUMENTS) -> None:
-    with token_file.TokenFileWriter(path, {"source": "x"}) as writer:
-        for first in range(0, len(documents), 2):
-            batch = documents[first : first + 2]
-            writer.append(
-                np.array(flat(batch), np.int32),
-                np.array([len(document) for document in batch], np.int64),
-                np.array([1000 + first + index for index in range(len(batch))], np.uint64),
-            )
-        assert writer.publish({})
+    writer = token_file.TokenFileWriter(path, {"source": "x"})
+    for first in range(0, len(documents), 2):
+        batch = documents[first : first + 2]
+        writer.append(
+            np.array(flat(batch), np.int32),
+            np.array([len(document) for document in batch], np.int64),
+            np.array([1000 + first + index for index in range(len(batch))], np.uint64),
+        )
+    assert writer.publish({})
+    writer.close()
 
 
 @given(st.lists(st.lists(st.integers(0, 99), max_size=6), max_size=8), st.sampled_from([None, 1]))
@@ -42,7 +45,17 @@ def test_bos_and_eos_stand_at_every_border(documents: list[list[int]], bos: int 
     assert ids.tolist() == flat(wanted) and lengths.tolist() == [len(document) for document in wanted]
 
 
-def test_the_arrays_are_what_the_format_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spool_bytes", [0, 20, 1 << 20])
+@pytest.mark.parametrize("kernel_copies", [True, False])
+def test_the_arrays_are_what_the_format_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, kernel_copies: bool
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, "across file systems")
+
+    monkeypatch.setattr(token_file, "_SPOOL_MEMORY_BYTES", spool_bytes)
+    if not kernel_copies:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
     write(tmp_path / "x.npy")
     array = np.load(tmp_path / "x.npy")
     assert array.dtype == np.dtype("<i4") and array.tolist() == [3, 4, 2, 6, *flat(DOCUMENTS)]

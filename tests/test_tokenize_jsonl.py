@@ -126,7 +126,7 @@ def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_
     run("get_all_jsonl.py", "data", cwd=tmp_path)
     done = run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path)
     assert "4 documents" in done.stdout and "4 lines skipped, 1 mended" in done.stdout
-    assert "a.jsonl: 1 lines skipped, not JSON: first lines [3]" in done.stderr
+    assert "a.jsonl: 4 lines skipped (1 not JSON, first in lines 3; 1 'text' is no string" in done.stderr
     meta = json.loads((tmp_path / "tokenized/arxiv/a.meta.json").read_text())
     assert {reason: one["first_lines"] for reason, one in meta["skipped_lines"].items()} == {
         "not JSON": [3],
@@ -152,7 +152,7 @@ def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World,
     (tmp_path / "data/arxiv/gone.jsonl").unlink()
     done = run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path, status=1)
     assert "3 files failed" in done.stderr
-    for message in ("cut.jsonl.gz is a damaged gzip", "grown.jsonl has", "gone.jsonl is missing"):
+    for message in ("cut.jsonl.gz is a damaged gzip", "grown.jsonl has", "gone.jsonl: No such file"):
         assert message in done.stderr
     made = sorted(
         name for name in os.listdir(tmp_path / "tokenized/arxiv") if not name.endswith((".hash.npy", ".json"))

@@ -1,0 +1,137 @@
+"""Worker processes: one pool for a whole run, results in order, a bound on what is in flight.
+
+Workers are spawned, not forked (forking a process that has threads can hang), die with their parent, and leave Ctrl-C
+to it. A pool of one worker runs in this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, TypeVar
+
+from cepe_data.errors import PipelineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_PR_SET_PDEATHSIG = 1
+
+
+def default_num_workers() -> int:
+    """The cores that slurm gives this task, else those of the affinity mask."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+
+
+class Workers:
+    """A pool of processes, as a context manager.
+
+    Args:
+        num_workers: with 1, functions run in this process.
+        prepare: called once in every worker with `arguments`, before anything else.
+    """
+
+    def __init__(self, num_workers: int, prepare: Callable[..., None], *arguments: Any) -> None:
+        self.num_workers = num_workers
+        self._prepare, self._arguments = prepare, arguments
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self.num_workers == 1:
+            self._prepare(*self._arguments)
+        else:
+            self._executor = ProcessPoolExecutor(
+                self.num_workers,
+                multiprocessing.get_context("spawn"),
+                _start_worker,
+                (os.getpid(), self._prepare, self._arguments),
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def map_in_order(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        num_bytes: Callable[[Item], int],
+        max_bytes: int,
+    ) -> Iterator[tuple[Item, Result]]:
+        """Each item with its result, in order. Items in flight have at most `max_bytes` bytes, or are one.
+
+        Raises:
+            PipelineError: if a worker died.
+        """
+        pending: deque[tuple[Item, Future[Result]]] = deque()
+        bytes_in_flight = 0
+        for item in items:
+            while pending and bytes_in_flight + num_bytes(item) > max_bytes:
+                done = pending.popleft()
+                bytes_in_flight -= num_bytes(done[0])
+                yield done[0], self._result_of(done[1])
+            pending.append((item, self._submit(function, item)))
+            bytes_in_flight += num_bytes(item)
+        while pending:
+            item, future = pending.popleft()
+            yield item, self._result_of(future)
+
+    def _submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        if self._executor is not None:
+            try:
+                return self._executor.submit(function, item)
+            except BrokenProcessPool:
+                raise _worker_died() from None
+        future: Future[Result] = Future()
+        future.set_result(function(item))
+        return future
+
+    @staticmethod
+    def _result_of(future: Future[Result]) -> Result:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise _worker_died() from None
+
+
+def run_in_child(function: Callable[..., Result], *arguments: Any) -> Result:
+    """The result of a function in a short-lived process: what it imports is gone with it.
+
+    Raises:
+        PipelineError: if the process died; otherwise what the function raises.
+    """
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(), _prepare_nothing, ())
+    ) as executor:
+        try:
+            return executor.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise _worker_died() from None
+
+
+def _prepare_nothing() -> None:
+    """A child for one function needs no preparation."""
+
+
+def _start_worker(parent: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    prepare(*arguments)
+
+
+def _worker_died() -> PipelineError:
+    return PipelineError(
+        "a worker process died, most likely for want of memory. What is published is whole; run the same command "
+        "again, with fewer --num_workers"
+    )

@@ -35,7 +35,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	@$(VENV)/bin/mypy
 
 bench: $(INSTALLED) ## run all benchmarks; each prints ratios to a reference measured in the same run
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PYTHON_IN_VENV) $$script || exit 1; done
+	@for script in $$(grep -l "^if __name__" benchmarks/*.py); do echo "== $$script"; $(PYTHON_IN_VENV) $$script || exit 1; done
 
 clean: ## remove .venv, demo_output and caches
 	rm -rf $(VENV) demo_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,24 +9,18 @@ writes  tokenized/**/X.npy with X.hash.npy and X.meta.json (docs/formats.md), an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data import atomic, cli, corpus, shards, token_file, tokenizers, workers
-from cepe_data.encoding import BATCH_BYTES, EncodedSegment, Segment, SegmentEncoder, batch_segments, count_bytes
+from cepe_data import atomic, cli, corpus, shards, tokenizers, workers
+from cepe_data.encoding import MIN_BAD_LINES, Job, Segment, SegmentEncoder, Totals
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.tokenizers import TokenizerIdentity
 
-MAX_UNPUBLISHED_FILES = 64
-NUM_PUBLISHERS = 4
-MIN_BAD_LINES = 10
 SAMPLE_BYTES = 2 << 20
 VERIFIED_CHARACTERS = 64 << 10
 
@@ -141,165 +135,6 @@ def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> li
         except (DamagedFileError, FileNotFoundError):
             continue  # its turn comes, with a message
     return texts[:number]
-
-
-@dataclass
-class Totals:
-    """What came of the files of this run."""
-
-    files: int = 0
-    documents: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    mended: int = 0
-    failures: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all files of a run share."""
-
-    root: Path
-    output_dir: Path
-    text_key: str
-    overwrite: bool
-    max_bad_lines: float
-    identity: TokenizerIdentity
-
-    def made_with(self, file: corpus.ListedFile) -> atomic.Meta:
-        return {
-            "source": file.path,
-            "source_bytes": file.num_bytes,
-            "text_key": self.text_key,
-            "tokenizer": self.identity.as_json(),
-        }
-
-    def is_done(self, file: corpus.ListedFile, totals: Totals) -> bool:
-        """Whether there is nothing to do for a file, because it is made, or damaged, which goes into the totals."""
-        try:
-            return atomic.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
-        except DamagedFileError as error:
-            totals.failures.append(str(error))
-            return True
-
-    def tokenize(
-        self, files: Sequence[corpus.ListedFile], backend: str, num_workers: int, name: str, totals: Totals
-    ) -> None:
-        """Make the token files. A file that fails is named in `totals`; the others go on."""
-        prepare = (backend, self.output_dir / "tokenizer", self.identity, self.text_key)
-        with (
-            workers.Workers(num_workers, SegmentEncoder.prepare, *prepare) as pool,
-            Publisher(self, totals) as publisher,
-            cli.progress_bar(sum(file.num_bytes for file in files), "B", name, unit_scale=True) as bar,
-        ):
-            batches = batch_segments(segment for file in files for segment in self.read(file))
-            max_bytes = (2 * num_workers + 1) * BATCH_BYTES
-            for segments, encoded in pool.map_in_order(SegmentEncoder.encode, batches, count_bytes, max_bytes):
-                for segment, result in zip(segments, encoded, strict=True):
-                    publisher.take(segment, result)
-                    bar.update(segment.bytes_read)
-
-    def read(self, file: corpus.ListedFile) -> Iterator[Segment]:
-        """The lines of a file in segments; the last one says if it could not be read to its end."""
-        source = self.root / file.path
-        next_line, bytes_read, failure = 1, 0, ""
-        try:
-            if (size := source.stat().st_size) != file.num_bytes:
-                raise DamagedFileError(
-                    f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, "
-                    f"run get_all_jsonl.py again"
-                )
-            blocks = corpus.LineBlocks(source, BATCH_BYTES)
-            for first_line, block in blocks:
-                yield Segment(file, first_line, block, blocks.bytes_read - bytes_read)
-                bytes_read, next_line = blocks.bytes_read, first_line + 1
-        except (DamagedFileError, FileNotFoundError, PermissionError) as error:
-            failure = str(error) if isinstance(error, DamagedFileError) else f"{source}: {error.strerror}"
-        yield Segment(file, next_line, b"", file.num_bytes - bytes_read, is_last=True, failure=failure)
-
-
-class Publisher:
-    """Takes encoded segments in order, writes the token files, and publishes them in threads: flushing is waiting."""
-
-    def __init__(self, job: Job, totals: Totals) -> None:
-        self._job, self._totals = job, totals
-        self._writer: token_file.TokenFileWriter | None = None
-        self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
-        self._threads = ThreadPoolExecutor(NUM_PUBLISHERS)
-        self._publishing: deque[Future[None]] = deque()
-
-    def __enter__(self) -> Publisher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            while self._publishing:
-                self._publishing.popleft().result()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        if self._writer is not None:
-            self._writer.close()
-
-    def take(self, segment: Segment, encoded: EncodedSegment) -> None:
-        """Append a segment to its token file; the last one sends the file off."""
-        if self._writer is None:
-            target = self._job.output_dir / segment.file.token_file
-            self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
-            self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
-        with naming(self._writer.path):
-            self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
-        self._skipped.merge(encoded.skipped)
-        self._mended.merge(encoded.mended)
-        if segment.is_last:
-            failure = segment.failure or self._too_many_bad_lines(segment.file)
-            self._finish(segment.file, self._writer, failure)
-            self._writer = None
-
-    def _too_many_bad_lines(self, file: corpus.ListedFile) -> str:
-        num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
-        if num_bad <= max(MIN_BAD_LINES, self._job.max_bad_lines * (num_bad + num_good)):
-            return ""
-        return (
-            f"{self._job.root / file.path} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped}): is "
-            f"it the right file? --max_bad_lines allows more"
-        )
-
-    def _finish(self, file: corpus.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:
-        for what, report in (("skipped", self._skipped), ("mended", self._mended)):
-            if report.total:
-                cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
-        if failure:
-            writer.close()
-            self._totals.failures.append(failure)
-            cli.warn(failure)
-            return
-        self._totals.files += 1
-        self._totals.documents += writer.num_documents
-        self._totals.tokens += writer.num_tokens
-        self._totals.skipped += self._skipped.total
-        self._totals.mended += self._mended.total
-        facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._mended.as_json()}
-        while len(self._publishing) >= MAX_UNPUBLISHED_FILES:
-            self._publishing.popleft().result()
-        self._publishing.append(self._threads.submit(publish, writer, facts))
-
-
-def publish(writer: token_file.TokenFileWriter, facts: atomic.Meta) -> None:
-    """Publish a token file, in a thread."""
-    try:
-        with naming(writer.path):
-            writer.publish(facts)
-    finally:
-        writer.close()
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in an error such as a full disk, which does not name one itself."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> int:

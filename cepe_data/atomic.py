@@ -90,17 +90,18 @@ def write_text(path: Path, text: str) -> None:
     temporary = temporary_path(path)
     try:
         temporary.write_text(text, encoding="utf-8")
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def file_facts(path: Path) -> dict[str, object]:
     """`{"bytes": size, "xxh3_64": hex digest of the whole file}`."""
-    digest, buffer, size = xxhash.xxh3_64(), bytearray(_READ_BYTES), 0
+    digest, size = xxhash.xxh3_64(), 0
     with path.open("rb", buffering=0) as file:
+        buffer = bytearray(min(_READ_BYTES, os.fstat(file.fileno()).st_size + 1))
         while num_read := file.readinto(buffer):
             digest.update(memoryview(buffer)[:num_read])
             size += num_read
@@ -254,8 +255,10 @@ class Draft:
             return False
         return True
 
-    def publish(self, facts: Meta | None = None) -> bool:
-        """Flush everything, write the meta file, and give all of it its final name, the unit itself last.
+    def publish(self, facts: Meta | None = None, flush_folder: bool = True) -> bool:
+        """Flush everything, write the meta file, and give all of it its final name, the unit itself last. Who publishes
+        many small units in a folder may leave the folder to one `flush` in the end: until then a power cut takes names
+        away, never content.
 
         Returns False if another process, with the same arguments, was faster; then ours is dropped.
 
@@ -281,7 +284,8 @@ class Draft:
                     temporary_path(companion).replace(companion)
                 rename = _rename_folder if self.is_folder else _rename_file
                 published = rename(self.path, self.final)
-        _flush(self.final.parent)
+        if flush_folder:
+            flush(self.final.parent)
         remove(aside)
         if not published:
             is_made(self.final, self.made_with)
@@ -301,10 +305,10 @@ class Draft:
         if self.is_folder:
             for name in os.listdir(self.path):
                 if name not in self._known_facts:  # a linked file was flushed when it was published
-                    _flush(self.path / name)
-        _flush(self.path)
+                    flush(self.path / name)
+        flush(self.path)
         for companion in self._companions:
-            _flush(temporary_path(companion))
+            flush(temporary_path(companion))
 
 
 @contextlib.contextmanager
@@ -320,7 +324,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

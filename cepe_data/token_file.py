@@ -86,7 +86,7 @@ class TokenFileWriter:
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
-    def publish(self, facts: atomic.Meta) -> bool:
+    def publish(self, facts: atomic.Meta, flush_folder: bool = True) -> bool:
         """Assemble the files and give them their names; see `atomic.Draft.publish`."""
         with self._draft.path.open("wb") as file:
             _write_npy_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
@@ -96,7 +96,8 @@ class TokenFileWriter:
         with self._draft.companion(hash_path(self._draft.final)).open("wb") as file:
             _write_npy_header(file, HASH_DTYPE, self.num_documents)
             self._hashes.copy_to(file)
-        return self._draft.publish({"documents": self.num_documents, "tokens": self.num_tokens, **facts})
+        facts = {"documents": self.num_documents, "tokens": self.num_tokens, **facts}
+        return self._draft.publish(facts, flush_folder)
 
     def close(self) -> None:
         """Remove everything that was not published."""

@@ -268,9 +268,9 @@ def test_a_manifest_keeps_the_sets_of_earlier_runs_and_a_lost_provenance_is_mend
     for domain in ("arxiv", "book"):
         run(*AB, 4, 4, "--domains", f"{domain}=1", *FRACTIONS, *world.source_flags, cwd=tmp_path)
     sets = json.loads((tmp_path / "OUT/manifest.json").read_text())["sets"]
-    assert {split: sorted(of_split) for split, of_split in sets.items()} == dict.fromkeys(
-        ("test", "train"), ["arxiv", "book"]
-    )
+    assert {split: sorted(of_split) for split, of_split in sets.items()} == {
+        split: ["arxiv", "book"] for split in ("test", "train")
+    }
     before = (tmp_path / "OUT/test/book.rows.npy").read_bytes()
     (tmp_path / "OUT/test/book.rows.npy").unlink()
     again = (*AB, 4, 4, "--domains", "book=1", *FRACTIONS, *world.source_flags)

@@ -161,23 +161,91 @@ def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World,
     assert np.load(tmp_path / "tokenized/arxiv/empty.npy").tolist() == [0]
 
 
-def test_a_killed_run_leaves_nothing_half_made_and_a_rerun_gives_the_same_bytes(
+def test_a_run_killed_at_twenty_moments_leaves_nothing_half_made_and_a_rerun_gives_the_same_bytes(
     run: Run, world: World, tmp_path: Path
 ) -> None:
     lay_out(tmp_path, world)
-    command = [sys.executable, str(PROJECT / "tokenize_jsonl.py"), "--tokenizer", "tokenizer.model"]
-    for delay in random.Random(0).sample([2.5, 2.8, 3.1, 3.4, 3.7, 4.0], 4):
+    # With the tokenizer saved there is no long start-up, and the kills fall into the work.
+    shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
+    command = [sys.executable, str(PROJECT / "tokenize_jsonl.py"), "--num_workers", "2", "--verify_documents", "0"]
+    draw = random.Random(0)
+    for _ in range(20):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay)
+        time.sleep(draw.uniform(0.4, 2.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for path in (tmp_path / "tokenized").rglob("[!.]*.meta.json"):
-            meta = json.loads(path.read_text())
-            npy = path.with_name(path.name.replace(".meta.json", ".npy"))
-            if npy.exists():
-                assert npy.stat().st_size == meta["files"][npy.name]["bytes"]
-    run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path)
+        made = [path for path in (tmp_path / "tokenized").rglob("[!.]*.npy") if not path.name.endswith(".hash.npy")]
+        for path in made:
+            assert path.read_bytes() == (world.tokenized / path.relative_to(tmp_path / "tokenized")).read_bytes()
+        for path in made[::2]:  # so that there is always something left to do
+            path.unlink()
+    run("tokenize_jsonl.py", cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
+
+
+def test_a_full_disk_leaves_nothing_under_a_final_name_and_says_so(run: Run, world: World, tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a tmpfs can only be mounted by root")
+    try:
+        shutil.copytree(world.tokenized / "tokenizer", place / "tokenized/tokenizer")
+        lay_out(tmp_path / "corpus", world)
+        flags = ("--output_dir", place / "tokenized")
+        error = run("tokenize_jsonl.py", *flags, cwd=tmp_path / "corpus", status=1).stderr
+        assert "No space left on device" in error and str(place) in error and "Traceback" not in error
+        for path in (place / "tokenized").rglob("[!.]*.npy"):
+            if not path.name.endswith(".hash.npy"):
+                assert path.read_bytes() == (world.tokenized / path.relative_to(place / "tokenized")).read_bytes()
+        assert not list(place.rglob(".tmp-*"))
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_too_many_bad_lines_are_the_wrong_file(run: Run, world: World, tmp_path: Path) -> None:
+    good = [json.dumps({"text": text}) for text in make_texts(3, 100, 5)]
+    for name, num_bad in (("ten", 10), ("eleven", 11)):
+        path = tmp_path / f"data/arxiv/{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([*good, *["bad"] * num_bad]))
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path, status=1)
+    assert "eleven.jsonl has 11 bad lines and 100 good ones" in done.stderr and "--max_bad_lines" in done.stderr
+    assert (tmp_path / "tokenized/arxiv/ten.npy").exists() and not (tmp_path / "tokenized/arxiv/eleven.npy").exists()
+    assert "10 lines skipped" in done.stdout
+    run("tokenize_jsonl.py", "--max_bad_lines", 0.2, cwd=tmp_path)
+
+
+def test_a_document_of_a_hundred_megabytes_works(run: Run, world: World, tmp_path: Path) -> None:
+    text = " ".join(make_texts(11, 20, 5000))
+    text *= 100_000_000 // len(text)
+    write_jsonl(tmp_path / "data/book/book.jsonl", ["before", text, "after"])
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    documents = reference.documents_of(tmp_path / "tokenized/book/book.npy")
+    processor = SentencePieceProcessor(model_file=str(world.tokenizer))
+    # The ids of a text that begins the document, up to where its last word may join the next one.
+    beginning = processor.encode(text[:10_000])[:-5]
+    assert documents[1][1 : len(beginning) + 1].tolist() == beginning
+    assert [document.tolist() for document in (documents[0], documents[2])] == [
+        [1, *processor.encode(word), 2] for word in ("before", "after")
+    ]
+
+
+def test_a_dry_run_says_what_each_shard_takes_and_writes_nothing(run: Run, world: World, tmp_path: Path) -> None:
+    lay_out(tmp_path, world)
+    flags = ("--tokenizer", "tokenizer.model", "--num_shards", 3)
+    done = run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path)
+    header, _, *lines = done.stdout.splitlines()
+    assert header.split() == ["shard", "files", "bytes", "tokens", "token", "bytes", "minutes"]
+    assert [line.split()[0] for line in lines[:3]] == ["0", "1", "2"]
+    estimated = sum(int(line.split()[3].replace(",", "")) for line in lines[:3])
+    true = sum(len(np.load(path)) for path in world.tokenized.rglob("*.npy") if not path.name.endswith(".hash.npy"))
+    assert estimated == pytest.approx(true, rel=0.2)
+    assert "bytes are free" in done.stdout and not (tmp_path / "tokenized").exists()
 
 
 def test_run_tokenize_runs_in_plain_bash_and_as_a_copy_in_a_spool_folder(

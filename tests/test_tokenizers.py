@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +101,70 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:
     )
     with pytest.raises(ArgumentError, match="without model_type BPE, byte_fallback"):
         tokenizers.load_pretrained(str(tmp_path / "unigram.model"))
+
+
+def test_a_backend_that_differs_is_refused_with_the_text(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = world.tokenized / "tokenizer"
+    right = tokenizers.make_encoder("gigatoken", saved)
+
+    def wrong(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = right(texts)
+        return (ids + ("needle" in texts[0]) * (np.arange(len(ids)) == 2)).astype(np.int32), lengths
+
+    monkeypatch.setattr(tokenizers, "make_encoder", lambda *_: wrong)
+    tokenizers.refuse_other_ids("gigatoken", saved, ["no difference here"])
+    with pytest.raises(ArgumentError, match=r"other ids .* from token 2 on, for the text 'a needle in it'"):
+        tokenizers.refuse_other_ids("gigatoken", saved, ["fine", "a needle in it"])
+
+
+def test_backends_agree_on_twenty_thousand_generated_strings_and_a_megabyte_without_a_space(world: World) -> None:
+    saved = world.tokenized / "tokenizer"
+    encoders = [tokenizers.make_encoder(backend, saved) for backend in tokenizers.BACKENDS]
+    draw = random.Random(7)
+    alphabet = [
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        "\0",
+        "\u0301",
+        "\u200d",
+        "\u2581",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x41>",
+        "\ufeff",
+    ]
+    alphabet += [
+        "日",
+        "本",
+        "한",
+        "ع",
+        "😀",
+        "👩‍👩‍👧",
+        "é",
+        "ß",
+        "a",
+        "e",
+        "th",
+        "ing",
+        "0",
+        "42",
+        ".",
+        "'s",
+        "\x85",
+        "\u2028",
+    ]
+    texts = ["".join(draw.choices(alphabet, k=draw.randrange(40))) for _ in range(20_000)]
+    texts += ["".join(draw.choices("abcdefgh日", k=1_000_000))]
+    reference_ids, reference_lengths = encoders[1](texts)
+    for encode in encoders:
+        for batch in (texts, texts[:1], []):
+            ids, lengths = encode(batch)
+            assert ids.dtype == np.int32 and len(lengths) == len(batch)
+            assert np.array_equal(lengths, reference_lengths[: len(batch)])
+            assert np.array_equal(ids, reference_ids[: int(lengths.sum())])

@@ -1,0 +1,84 @@
+"""What the benchmarks share: a table of bars, processes pinned to cores, peak memory of a process tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cepe_data import workers
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared"
+
+
+class Bars:
+    """Prints each measurement with its bar, and whether it is met, as soon as it is there."""
+
+    def __init__(self) -> None:
+        self.num_missed = 0
+
+    def report(self, what: str, ratio: float, bar: float, details: str, at_most: bool = False) -> None:
+        """A ratio that is to be at least (or at most) `bar`."""
+        met = ratio <= bar if at_most else ratio >= bar
+        self.num_missed += not met
+        print(
+            f"{'met   ' if met else 'MISSED'} {what}: {ratio:.2f}, bar {'≤' if at_most else '≥'} {bar:g}   ({details})",
+            flush=True,
+        )
+
+
+def on_cores(cores: Sequence[int], function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a child process whose tree runs on these cores only."""
+    return workers.run_in_child(_pinned, list(cores), function, arguments)
+
+
+def _pinned(cores: list[int], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    os.sched_setaffinity(0, cores)
+    return function(*arguments)
+
+
+def peak_tree_bytes(command: Sequence[object], cwd: Path) -> int:
+    """Peak of the memory of a process and all its descendants, shared pages counted once (proportional set size)."""
+    process = subprocess.Popen([*map(str, command)], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, sum(map(_proportional_bytes, _tree(process.pid))))
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    status = process.wait()
+    done.set()
+    watcher.join()
+    if status:
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with exit status {status}")
+    return peak
+
+
+def _tree(pid: int) -> list[int]:
+    pids = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            for child in task.read_text().split():
+                pids += _tree(int(child))
+        except OSError:
+            continue
+    return pids
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,242 @@
+"""Tokenizing against the usual loop, against the backend alone, and its scaling and memory.
+
+    python benchmarks/tokenize.py            # about 5 minutes on 2 cores, 6 GB of disk
+
+Text is the corpus once, in order (../shared/corpus where it is, else the demo's), so that a backend's cache of words is
+not flattered; it is repeated for scaling and memory only. Rates are MB of UTF-8 text a second and leave start-up out on
+both sides. "One worker" is a whole process tree pinned to one core.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path[0] = (
+    __file__.rpartition("benchmarks/")[0] or "."
+)  # this folder has a tokenize.py, and so has the standard library
+
+import argparse
+import itertools
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import PROJECT, SHARED, Bars, on_cores, peak_tree_bytes
+from cepe_data import corpus, encoding, tokenizers, workers
+
+Text = list[bytes]  # json lines
+SHORT_DOMAINS = ("c4-rp", "stackexchange", "wiki", "github", "cc")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data for scaling and memory")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    megabytes = 20 if args.quick else 200
+    bars = Bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tokenizer_folder, books, short = prepare(folder)
+        for name, lines, bar in (("short documents", short, 8), ("books", books, 30)):
+            compare_rates(bars, folder / name, tokenizer_folder, name, lines, bar)
+        compare_scaling(bars, folder, tokenizer_folder, [*books, *short], megabytes)
+        compare_memory(bars, folder, tokenizer_folder, [*books, *short], megabytes)
+    print(f"{bars.num_missed} bars missed")
+    return int(bars.num_missed > 0)
+
+
+def prepare(folder: Path) -> tuple[Path, Text, Text]:
+    """The saved tokenizer, the lines of the books, and the lines of the domains of short documents."""
+    if SHARED.is_dir():
+        data, model = SHARED / "corpus", str(SHARED / "tokenizer/tokenizer.model")
+    else:
+        from demo import corpus as demo_corpus
+        from demo import models
+        from demo.run import training_texts
+
+        data, model = folder / "data", str(folder / "tokenizer.model")
+        demo_corpus.build(data)
+        models.train_tokenizer(training_texts(data), Path(model))
+    start = time.perf_counter()
+    workers.run_in_child(save_tokenizer, model, folder / "tokenizer")
+    print(f"start-up, transformers' conversion of the tokenizer: {time.perf_counter() - start:.1f} s")
+    start = time.perf_counter()
+    on_cores(
+        [0], encoding.SegmentEncoder.prepare, "gigatoken", folder / "tokenizer", identity(folder / "tokenizer"), "text"
+    )
+    print(f"start-up, a worker with gigatoken: {time.perf_counter() - start:.1f} s")
+    return folder / "tokenizer", read_lines(data, ("book",)), read_lines(data, SHORT_DOMAINS)
+
+
+def save_tokenizer(name: str, folder: Path) -> None:
+    tokenizer = tokenizers.load_pretrained(name)
+    tokenizers.save(tokenizer, tokenizers.identify(tokenizer, name), folder)
+
+
+def identity(folder: Path) -> tokenizers.TokenizerIdentity:
+    found = tokenizers.saved_identity(folder)
+    assert found is not None
+    return found
+
+
+def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
+    lines: Text = []
+    for path in sorted(data.rglob("*.jsonl*")):
+        if corpus.domain_of(str(path.relative_to(data)), corpus.FOLDER_DOMAINS) in domains:
+            for _, block in corpus.LineBlocks(path):
+                lines += block.splitlines(keepends=True)
+    return lines
+
+
+def texts_of(lines: Text) -> list[str]:
+    texts, _, _ = corpus.parse_documents(1, b"".join(lines), "text")
+    return texts
+
+
+def text_megabytes(lines: Text) -> float:
+    return sum(len(text.encode()) for text in texts_of(lines)) / 1e6
+
+
+def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> list[corpus.ListedFile]:
+    """The lines as jsonl files of about this size."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    files: list[corpus.ListedFile] = []
+    pending: Text = []
+    size = 0
+    for line in [*lines, b""]:
+        if pending and (size + len(line) > bytes_per_file or not line):
+            path = folder / f"data/{len(files):05d}.jsonl"
+            path.write_bytes(b"".join(pending))
+            files.append(corpus.ListedFile(path.name, "any", size))
+            pending, size = [], 0
+        pending.append(line)
+        size += len(line)
+    return files
+
+
+def project_seconds(folder: Path, files: list[corpus.ListedFile], tokenizer_folder: Path, num_workers: int) -> float:
+    """Seconds to make the token files. What a pool of one file of one line takes is start-up, and taken off."""
+    # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
+    output = Path(tempfile.mkdtemp(dir=folder))
+    (output / "tokenizer").symlink_to(tokenizer_folder)
+    job = encoding.Job(folder / "data", output, "text", False, 0.001, identity(tokenizer_folder))
+    tiny = folder / "data/tiny.jsonl"
+    tiny.write_text('{"text": "a"}\n' * num_workers)
+    seconds = []
+    for chosen in ([corpus.ListedFile(tiny.name, "any", tiny.stat().st_size)] * 1, files):
+        totals, start = encoding.Totals(), time.perf_counter()
+        job.tokenize(chosen, "gigatoken", num_workers, "", totals)
+        seconds.append(time.perf_counter() - start)
+        assert totals.files == len(chosen) and not totals.failures
+    return seconds[1] - seconds[0]
+
+
+def usual_seconds(folder: Path, lines: Text, tokenizer_folder: Path) -> float:
+    """Seconds of the usual loop: LlamaTokenizerFast in batches of 10, Python lists, `np.save`."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    start = time.perf_counter()
+    documents: list[list[int]] = []
+    for first in range(0, len(lines), 10):
+        batch = [json.loads(line)["text"] for line in lines[first : first + 10]]
+        documents += [[*ids, tokenizer.eos_token_id] for ids in tokenizer(batch)["input_ids"]]
+    lengths = [len(document) for document in documents]
+    np.save(folder / "usual.npy", np.array([len(lengths), *lengths, *itertools.chain.from_iterable(documents)]))
+    return time.perf_counter() - start
+
+
+def backend_seconds(lines: Text, tokenizer_folder: Path) -> float:
+    """Seconds of gigatoken's own `encode_batch` on the parsed texts in memory, in batches of the same size."""
+    encode = tokenizers.make_encoder("gigatoken", tokenizer_folder)
+    batches: list[list[str]] = [[]]
+    size = 0
+    for text in texts_of(lines):
+        batches[-1].append(text)
+        size += len(text)
+        if size >= encoding.BATCH_BYTES:
+            batches.append([])
+            size = 0
+    encode(["the first call makes tables: start-up"])
+    start = time.perf_counter()
+    for batch in batches:
+        encode(batch)
+    return time.perf_counter() - start
+
+
+def compare_rates(bars: Bars, folder: Path, tokenizer_folder: Path, name: str, lines: Text, bar: float) -> None:
+    """One worker against the usual loop and against the backend alone; the best of three."""
+    files, megabytes = write_files(folder, lines), text_megabytes(lines)
+    ours = min(on_cores([0], project_seconds, folder, files, tokenizer_folder, 1) for _ in range(3))
+    backend = min(on_cores([0], backend_seconds, lines, tokenizer_folder) for _ in range(3))
+    usual = on_cores([0], usual_seconds, folder, lines, tokenizer_folder)
+    rates = f"{megabytes / ours:.1f} MB/s against {{:.1f}}, {megabytes:.0f} MB"
+    bars.report(f"{name}: one worker against the usual loop", usual / ours, bar, rates.format(megabytes / usual))
+    bars.report(
+        f"{name}: one worker against encode_batch alone", backend / ours, 0.7, rates.format(megabytes / backend)
+    )
+
+
+def repeated(lines: Text, megabytes: int) -> Text:
+    """The lines over and over, up to so many MB."""
+    taken, size = [], 0
+    for line in itertools.cycle(lines):
+        taken.append(line)
+        size += len(line)
+        if size >= megabytes * 1_000_000:
+            return taken
+    return taken
+
+
+def compare_scaling(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text, megabytes: int) -> None:
+    """Two workers against one, and many small files against one large."""
+    large = repeated(lines, megabytes)
+    files = write_files(folder / "large", large)
+    one = min(on_cores([0], project_seconds, folder / "large", files, tokenizer_folder, 1) for _ in range(2))
+    two = min(on_cores([0, 1], project_seconds, folder / "large", files, tokenizer_folder, 2) for _ in range(2))
+    bars.report("two workers on two cores against one on one", one / two, 1.6, f"{one:.1f} s and {two:.1f} s")
+    short = repeated([line for line in lines if len(line) < 20_000], megabytes // 2)
+    small_files = write_files(folder / "small", short, 50_000)
+    one_file = write_files(folder / "one", short)
+    for num_workers in (1, 2):
+        cores = list(range(num_workers))
+        many = min(on_cores(cores, project_seconds, folder / "small", small_files, tokenizer_folder, num_workers)
+                   for _ in range(2))  # fmt: skip
+        single = min(on_cores(cores, project_seconds, folder / "one", one_file, tokenizer_folder, num_workers)
+                     for _ in range(2))  # fmt: skip
+        bars.report(f"{len(small_files)} files of 50 KB against one, {num_workers} workers", single / many, 0.8,
+                    f"{many:.1f} s and {single:.1f} s")  # fmt: skip
+
+
+def compare_memory(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text, megabytes: int) -> None:
+    """Peak memory of the whole script on a large file and on one ten times as large."""
+    peaks = []
+    for factor in (1, 10):
+        place = folder / f"memory{factor}"
+        (place / "data/book").mkdir(parents=True)
+        block = b"".join(repeated(lines, megabytes))
+        with (place / "data/book/book.jsonl").open("wb") as file:
+            for _ in range(factor):
+                file.write(block)
+        command = [sys.executable, PROJECT / "get_all_jsonl.py", "data"]
+        peak_tree_bytes(command, place)
+        shutil.copytree(tokenizer_folder, place / "tokenized/tokenizer")
+        peaks.append(peak_tree_bytes([sys.executable, PROJECT / "tokenize_jsonl.py", "--num_workers", 2], place))
+        shutil.rmtree(place)
+    details = f"{peaks[1] >> 20} MiB for {10 * megabytes} MB, {peaks[0] >> 20} MiB for {megabytes} MB"
+    bars.report("peak memory of the tree, ten times the file", peaks[1] / peaks[0], 1.1, details, at_most=True)
+    bars.report("peak memory of the tree, GB", peaks[1] / 1e9, 1.0, details, at_most=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

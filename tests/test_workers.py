@@ -1,0 +1,96 @@
+"""Worker processes: results in order, bounded, and gone with their parent.    pytest tests/test_workers.py"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cepe_data import workers
+from cepe_data.errors import ArgumentError, PipelineError
+from tests.conftest import PROJECT
+
+_offset = 0
+
+
+def set_offset(offset: int) -> None:
+    global _offset  # noqa: PLW0603
+    _offset = offset
+
+
+def add_offset(number: int) -> tuple[int, int]:
+    if number == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number + _offset, os.getpid()
+
+
+def refuse(name: str) -> None:
+    raise ArgumentError(f"no {name}")
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_results_come_in_order_and_what_is_in_flight_is_bounded(num_workers: int) -> None:
+    num_taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal num_taken
+        for number in range(100, 130):
+            num_taken += 1
+            yield number
+
+    with workers.Workers(num_workers, set_offset, 1000) as pool:
+        processes = set()
+        for number, (item, (result, process)) in enumerate(
+            pool.map_in_order(add_offset, items(), num_bytes=lambda _: 10, max_bytes=50)
+        ):
+            assert item == 100 + number and result == item + 1000
+            assert num_taken <= number + 6
+            processes.add(process)
+    assert (os.getpid() in processes) == (num_workers == 1)
+
+
+def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> None:
+    with (
+        workers.Workers(2, set_offset, 0) as pool,
+        pytest.raises(PipelineError, match=r"a worker process died.*--num_workers"),
+    ):
+        list(pool.map_in_order(add_offset, range(20), num_bytes=lambda _: 1, max_bytes=100))
+    with pytest.raises(ArgumentError, match="no luck"):
+        workers.run_in_child(refuse, "luck")
+
+
+def test_the_number_of_workers_is_what_slurm_or_the_affinity_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert workers.default_num_workers() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "7")
+    assert workers.default_num_workers() == 7
+
+
+def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from cepe_data.workers import Workers\n"
+        "def work(number):\n"
+        "    open(f'pid{os.getpid()}', 'w').close()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    with Workers(2, print) as pool:\n"
+        "        list(pool.map_in_order(work, range(4), lambda item: 1, 100))\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    deadline = time.monotonic() + 30
+    while len(pids := [int(path.name[3:]) for path in tmp_path.glob("pid*")]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    assert len(pids) == 2
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

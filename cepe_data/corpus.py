@@ -31,6 +31,7 @@ FOLDER_DOMAINS = {
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 MAX_LISTED_LINES = 20
 _COMPRESSED_READ_BYTES = 256 << 10
+_MIN_READ_BYTES = 64 << 10
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -287,7 +288,7 @@ class LineBlocks:
                 elif self.path.name.endswith(".zst"):
                     yield from self._zstandard(file)
                 else:
-                    while piece := file.read(self.block_bytes):
+                    while piece := file.read(max(self.block_bytes, _MIN_READ_BYTES)):
                         self.bytes_read = file.tell()
                         yield piece
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -295,7 +296,7 @@ class LineBlocks:
 
     def _gzip(self, file: IO[bytes]) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=file) as archive:
-            while piece := archive.read(self.block_bytes):
+            while piece := archive.read(max(self.block_bytes, _MIN_READ_BYTES)):
                 self.bytes_read = file.tell()
                 yield piece
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cepe_data import atomic, cli, corpus, shards, tokenizers, workers
-from cepe_data.encoding import MIN_BAD_LINES, Job, Segment, SegmentEncoder, Totals
+from cepe_data.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.tokenizers import TokenizerIdentity
 
-SAMPLE_BYTES = 2 << 20
 VERIFIED_CHARACTERS = 64 << 10
 
 
@@ -156,7 +155,7 @@ def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> 
         rows.append((str(shard), len(mine), sum(file.num_bytes for file in mine), num_tokens, num_bytes,
                      f"{seconds / 60:.1f}"))  # fmt: skip
     cli.say(cli.table(("shard", "files", "bytes", "tokens", "token bytes", "minutes"), rows))
-    cli.say(f"estimated from up to {SAMPLE_BYTES >> 20} MB of each domain, with {args.num_workers} workers a shard")
+    cli.say(f"estimated from up to {BATCH_BYTES >> 20} MB of each domain, with {args.num_workers} workers a shard")
     cli.say("while a file is assembled, it takes its size once more")
     cli.report_disk(args.output_dir, sum(row[4] for row in rows))
     return cli.EXIT_OK
@@ -177,14 +176,13 @@ def measure_domains(job: Job, backend: str, folder: Path, files: list[corpus.Lis
     rates = {}
     for domain in {file.domain for file in files}:
         largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes)
-        blocks = corpus.LineBlocks(job.root / largest.path, SAMPLE_BYTES)
         start = time.perf_counter()
-        [(first_line, block)] = itertools.islice(blocks, 1) or [(1, b"")]
-        [encoded] = SegmentEncoder.encode([Segment(largest, first_line, block, blocks.bytes_read)])
-        num_bytes = max(1, min(blocks.bytes_read, largest.num_bytes))
-        rates[domain] = Rates(
-            len(encoded.ids) / num_bytes, len(encoded.lengths) / num_bytes, (time.perf_counter() - start) / num_bytes
-        )
+        segment = next(job.read(largest))
+        if segment.failure:
+            raise DamagedFileError(segment.failure)
+        [encoded] = SegmentEncoder.encode([segment])
+        num_bytes, seconds = max(1, segment.stop - segment.start), time.perf_counter() - start
+        rates[domain] = Rates(len(encoded.ids) / num_bytes, len(encoded.lengths) / num_bytes, seconds / num_bytes)
     return rates
 
 

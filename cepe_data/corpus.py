@@ -225,11 +225,12 @@ class LineReport:
         if len(first_lines) < MAX_LISTED_LINES:
             first_lines.append(line)
 
-    def merge(self, later: LineReport) -> None:
-        """Add the counts of later lines of the same file."""
+    def merge(self, later: LineReport, lines_before: int) -> None:
+        """Add the counts of later lines of the same file, whose numbers start after `lines_before` lines."""
         for reason, number in later.counts.items():
             self.counts[reason] = self.counts.get(reason, 0) + number
-            self.lines[reason] = (self.lines.get(reason, []) + later.lines[reason])[:MAX_LISTED_LINES]
+            numbers = [line + lines_before for line in later.lines[reason]]
+            self.lines[reason] = (self.lines.get(reason, []) + numbers)[:MAX_LISTED_LINES]
 
     @property
     def total(self) -> int:
@@ -245,6 +246,42 @@ class LineReport:
     def as_json(self) -> dict[str, dict[str, object]]:
         """`{reason: {"count": int, "first_lines": [int, …]}}`."""
         return {reason: {"count": self.counts[reason], "first_lines": self.lines[reason]} for reason in self.counts}
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the lines of a file cannot be read from its middle."""
+    return path.suffix in {".gz", ".zst"}
+
+
+def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges [start, stop) of whole lines of a plain file, each of at least `range_bytes` but for the last. Only the
+    surroundings of their borders are read."""
+    size, start = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while start < size:
+            stop = min(start + range_bytes, size)
+            file.seek(stop - 1)
+            while piece := file.read(_MIN_READ_BYTES):
+                stop = file.tell()
+                if (end := piece.find(b"\n")) >= 0:
+                    stop += end + 1 - len(piece)
+                    break
+            yield start, stop
+            start = stop
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a plain file, without the byte-order mark that it may start with.
+
+    Raises:
+        DamagedFileError: if it ends before.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        block = file.read(stop - start)
+    if len(block) < stop - start:
+        raise DamagedFileError(f"{path} was truncated while it was being read: once it is whole, list it again")
+    return block if start else block.removeprefix(_BYTE_ORDER_MARK)
 
 
 class LineBlocks:
@@ -279,7 +316,7 @@ class LineBlocks:
 
     def _decompressed(self) -> Iterator[bytes]:
         remedy = "download it again"
-        if self.path.suffix in {".gz", ".zst"} and self.path.stat().st_size == 0:
+        if is_compressed(self.path) and self.path.stat().st_size == 0:
             raise DamagedFileError(f"{self.path} is empty, which no archive is: {remedy}")
         with self.path.open("rb") as file:
             try:

@@ -29,25 +29,42 @@ _MAX_BATCH_SEGMENTS = 1024
 
 @dataclass(frozen=True)
 class Segment:
-    """Some lines of a file on their way to a worker; the last one of a file is empty and may say why it ends there."""
+    """Some lines of a file on their way to a worker; the last one of a file is empty and may say why it ends there.
+
+    Bytes [start, stop) of the source on disk. Of a plain file, `lines` is None and the worker reads them; what is
+    decompressed comes along, and the range tells progress only.
+    """
 
     file: corpus.ListedFile
-    first_line: int
-    lines: bytes
-    bytes_read: int
+    source: Path
+    start: int
+    stop: int
+    lines: bytes | None = None
     is_last: bool = False
     failure: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of json lines."""
+        return self.stop - self.start if self.lines is None else len(self.lines)
+
+    def read(self) -> bytes:
+        """The json lines."""
+        return corpus.read_range(self.source, self.start, self.stop) if self.lines is None else self.lines
 
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """What a worker makes of a segment: ids int32 with BOS and EOS, lengths int64, hashes uint64, and the reports."""
+    """What a worker makes of a segment: ids with BOS and EOS (uint16 where they fit, to travel light, else int32),
+    lengths int64, hashes uint64; the number of lines, and the reports, whose lines count from 1 in the segment."""
 
     ids: np.ndarray
     lengths: np.ndarray
     hashes: np.ndarray
+    num_lines: int
     skipped: corpus.LineReport
     mended: corpus.LineReport
+    failure: str = ""
 
 
 class SegmentEncoder:
@@ -69,20 +86,33 @@ class SegmentEncoder:
         return SegmentEncoder.current._encode(segments)
 
     def _encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
-        parsed = [corpus.parse_documents(one.first_line, one.lines, self._text_key) for one in segments]
+        blocks, failures = [], []
+        for segment in segments:
+            try:
+                blocks.append(segment.read())
+                failures.append("")
+            except (OSError, DamagedFileError) as error:
+                blocks.append(b"")
+                failures.append(_describe(segment.source, error))
+        parsed = [corpus.parse_documents(1, block, self._text_key) for block in blocks]
         texts = [text for of_segment, _, _ in parsed for text in of_segment]
         hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts))
         ids, lengths = self._encode_texts(texts)
         ids, lengths = token_file.add_bos_eos(ids, lengths, self._identity.bos_id, self._identity.eos_id)
+        if self._identity.vocab_size <= 1 << 16:
+            ids = ids.astype(np.uint16)
         encoded, document, position = [], 0, 0
-        for of_segment, skipped, mended in parsed:
+        for block, failure, (of_segment, skipped, mended) in zip(blocks, failures, parsed, strict=True):
             stop = document + len(of_segment)
             end = position + int(lengths[document:stop].sum())
-            encoded.append(
-                EncodedSegment(ids[position:end], lengths[document:stop], hashes[document:stop], skipped, mended)
-            )
+            arrays = ids[position:end], lengths[document:stop], hashes[document:stop]
+            encoded.append(EncodedSegment(*arrays, block.count(b"\n"), skipped, mended, failure))
             document, position = stop, end
         return encoded
+
+
+def _describe(source: Path, error: OSError | DamagedFileError) -> str:
+    return str(error) if isinstance(error, DamagedFileError) else f"{source}: {error.strerror}"
 
 
 def batch_segments(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
@@ -99,7 +129,7 @@ def batch_segments(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
 
 def count_bytes(segments: Sequence[Segment]) -> int:
     """Bytes of json lines."""
-    return sum(len(segment.lines) for segment in segments)
+    return sum(segment.num_bytes for segment in segments)
 
 
 @dataclass
@@ -157,25 +187,30 @@ class Job:
             for segments, encoded in pool.map_in_order(SegmentEncoder.encode, batches, count_bytes, max_bytes):
                 for segment, result in zip(segments, encoded, strict=True):
                     publisher.take(segment, result)
-                    bar.update(segment.bytes_read)
+                    bar.update(segment.stop - segment.start)
 
     def read(self, file: corpus.ListedFile) -> Iterator[Segment]:
         """The lines of a file in segments; the last one says if it could not be read to its end."""
         source = self.root / file.path
-        next_line, bytes_read, failure = 1, 0, ""
+        position, failure = 0, ""
         try:
             if (size := source.stat().st_size) != file.num_bytes:
                 raise DamagedFileError(
                     f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, "
                     f"run get_all_jsonl.py again"
                 )
-            blocks = corpus.LineBlocks(source, BATCH_BYTES)
-            for first_line, block in blocks:
-                yield Segment(file, first_line, block, blocks.bytes_read - bytes_read)
-                bytes_read, next_line = blocks.bytes_read, first_line + 1
+            if corpus.is_compressed(source):
+                blocks = corpus.LineBlocks(source, BATCH_BYTES)
+                for _, block in blocks:
+                    yield Segment(file, source, position, blocks.bytes_read, block)
+                    position = blocks.bytes_read
+            else:
+                for start, stop in corpus.line_ranges(source, BATCH_BYTES):
+                    yield Segment(file, source, start, stop)
+                    position = stop
         except (DamagedFileError, FileNotFoundError, PermissionError) as error:
-            failure = str(error) if isinstance(error, DamagedFileError) else f"{source}: {error.strerror}"
-        yield Segment(file, next_line, b"", file.num_bytes - bytes_read, is_last=True, failure=failure)
+            failure = _describe(source, error)
+        yield Segment(file, source, position, file.num_bytes, b"", is_last=True, failure=failure)
 
 
 class _Publisher:
@@ -185,6 +220,7 @@ class _Publisher:
         self._job, self._totals = job, totals
         self._writer: token_file.TokenFileWriter | None = None
         self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
+        self._num_lines, self._failure = 0, ""
         self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
         self._publishing: deque[Future[None]] = deque()
         self._folders: set[Path] = set()
@@ -208,12 +244,15 @@ class _Publisher:
             target = self._job.output_dir / segment.file.token_file
             self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
             self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
+            self._num_lines, self._failure = 0, ""
         with _naming(self._writer.path):
             self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
-        self._skipped.merge(encoded.skipped)
-        self._mended.merge(encoded.mended)
+        self._skipped.merge(encoded.skipped, self._num_lines)
+        self._mended.merge(encoded.mended, self._num_lines)
+        self._num_lines += encoded.num_lines
+        self._failure = self._failure or segment.failure or encoded.failure
         if segment.is_last:
-            failure = segment.failure or self._too_many_bad_lines(segment.file)
+            failure = self._failure or self._too_many_bad_lines(segment.file)
             self._finish(segment.file, self._writer, failure)
             self._writer = None
 

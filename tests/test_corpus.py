@@ -134,10 +134,28 @@ def test_reports_keep_the_first_lines_and_all_counts() -> None:
     whole = corpus.LineReport()
     for start in (0, 15, 30):
         part = corpus.LineReport()
-        for line in range(start, start + 15):
+        for line in range(1, 16):
             part.add("bad", line)
-        whole.merge(part)
-    assert whole.as_json() == {"bad": {"count": 45, "first_lines": list(range(20))}}
+        whole.merge(part, start)
+    assert whole.as_json() == {"bad": {"count": 45, "first_lines": list(range(1, 21))}}
+
+
+@pytest.mark.parametrize("range_bytes", [1, 7, 1000, 100_000, 1 << 30])
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n", b"x" * 200_000, b"x" * 200_000 + b"\n"])
+def test_ranges_of_lines_are_whole_lines_and_all_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int, ending: bytes
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + CONTENT + ending)
+    ranges = list(corpus.line_ranges(path, range_bytes))
+    found = [corpus.read_range(path, start, stop) for start, stop in ranges]
+    assert b"".join(found) == CONTENT + ending
+    assert all(block.endswith(b"\n") for block in found[:-1])
+    assert all(stop - start >= range_bytes for start, stop in ranges[:-1])
+    (tmp_path / "empty.jsonl").touch()
+    assert list(corpus.line_ranges(tmp_path / "empty.jsonl", range_bytes)) == []
+    with pytest.raises(DamagedFileError, match="truncated while"):
+        corpus.read_range(path, 0, path.stat().st_size + 1)
 
 
 @pytest.mark.parametrize(

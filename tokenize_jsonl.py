@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data import atomic, cli, corpus, shards, tokenizers, workers
+from cepe_data import atomic, cli, corpus, jsonl, shards, tokenizers, workers
 from cepe_data.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.tokenizers import TokenizerIdentity
@@ -128,8 +128,8 @@ def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> li
     texts: list[str] = []
     for file in chosen:
         try:
-            for first_line, block in itertools.islice(corpus.LineBlocks(job.root / file.path, 1), per_file):
-                found, _, _ = corpus.parse_documents(first_line, block, job.text_key)
+            for first_line, block in itertools.islice(jsonl.LineBlocks(job.root / file.path, 1), per_file):
+                found, _, _ = jsonl.parse_documents(first_line, block, job.text_key)
                 texts += [text[:VERIFIED_CHARACTERS] for text in found[:per_file]]
         except (DamagedFileError, FileNotFoundError):
             continue  # its turn comes, with a message

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import PROJECT, SHARED, Bars, on_cores, peak_tree_bytes
-from cepe_data import corpus, encoding, tokenizers, workers
+from cepe_data import corpus, encoding, jsonl, tokenizers, workers
 
 Text = list[bytes]  # json lines
 SHORT_DOMAINS = ("c4-rp", "stackexchange", "wiki", "github", "cc")
@@ -90,13 +90,13 @@ def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
     lines: Text = []
     for path in sorted(data.rglob("*.jsonl*")):
         if corpus.domain_of(str(path.relative_to(data)), corpus.FOLDER_DOMAINS) in domains:
-            for _, block in corpus.LineBlocks(path):
+            for _, block in jsonl.LineBlocks(path):
                 lines += block.splitlines(keepends=True)
     return lines
 
 
 def texts_of(lines: Text) -> list[str]:
-    texts, _, _ = corpus.parse_documents(1, b"".join(lines), "text")
+    texts, _, _ = jsonl.parse_documents(1, b"".join(lines), "text")
     return texts
 
 

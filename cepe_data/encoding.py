@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cepe_data import atomic, cli, corpus, token_file, tokenizers, workers
+from cepe_data import atomic, cli, corpus, jsonl, token_file, tokenizers, workers
 from cepe_data.errors import DamagedFileError
 from cepe_data.tokenizers import Encoder, TokenizerIdentity
 
@@ -50,7 +50,7 @@ class Segment:
 
     def read(self) -> bytes:
         """The json lines."""
-        return corpus.read_range(self.source, self.start, self.stop) if self.lines is None else self.lines
+        return jsonl.read_range(self.source, self.start, self.stop) if self.lines is None else self.lines
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class EncodedSegment:
     lengths: np.ndarray
     hashes: np.ndarray
     num_lines: int
-    skipped: corpus.LineReport
-    mended: corpus.LineReport
+    skipped: jsonl.LineReport
+    mended: jsonl.LineReport
     failure: str = ""
 
 
@@ -94,7 +94,7 @@ class SegmentEncoder:
             except (OSError, DamagedFileError) as error:
                 blocks.append(b"")
                 failures.append(_describe(segment.source, error))
-        parsed = [corpus.parse_documents(1, block, self._text_key) for block in blocks]
+        parsed = [jsonl.parse_documents(1, block, self._text_key) for block in blocks]
         texts = [text for of_segment, _, _ in parsed for text in of_segment]
         hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts))
         ids, lengths = self._encode_texts(texts)
@@ -199,13 +199,13 @@ class Job:
                     f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, "
                     f"run get_all_jsonl.py again"
                 )
-            if corpus.is_compressed(source):
-                blocks = corpus.LineBlocks(source, BATCH_BYTES)
+            if jsonl.is_compressed(source):
+                blocks = jsonl.LineBlocks(source, BATCH_BYTES)
                 for _, block in blocks:
                     yield Segment(file, source, position, blocks.bytes_read, block)
                     position = blocks.bytes_read
             else:
-                for start, stop in corpus.line_ranges(source, BATCH_BYTES):
+                for start, stop in jsonl.line_ranges(source, BATCH_BYTES):
                     yield Segment(file, source, start, stop)
                     position = stop
         except (DamagedFileError, FileNotFoundError, PermissionError) as error:
@@ -219,7 +219,7 @@ class _Publisher:
     def __init__(self, job: Job, totals: Totals) -> None:
         self._job, self._totals = job, totals
         self._writer: token_file.TokenFileWriter | None = None
-        self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
+        self._skipped, self._mended = jsonl.LineReport(), jsonl.LineReport()
         self._num_lines, self._failure = 0, ""
         self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
         self._publishing: deque[Future[None]] = deque()
@@ -243,7 +243,7 @@ class _Publisher:
         if self._writer is None:
             target = self._job.output_dir / segment.file.token_file
             self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
-            self._skipped, self._mended = corpus.LineReport(), corpus.LineReport()
+            self._skipped, self._mended = jsonl.LineReport(), jsonl.LineReport()
             self._num_lines, self._failure = 0, ""
         with _naming(self._writer.path):
             self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)

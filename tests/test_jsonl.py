@@ -1,0 +1,125 @@
+"""Blocks of whole lines, and what is no document.    pytest tests/test_jsonl.py"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from cepe_data import jsonl
+from cepe_data.errors import DamagedFileError
+
+LINES = [json.dumps({"text": "line " * random.Random(n).randrange(400), "n": n}).encode() for n in range(500)]
+CONTENT = b"\n".join(LINES) + b"\n"
+
+
+def blocks(path: Path, block_bytes: int) -> list[tuple[int, bytes]]:
+    return list(jsonl.LineBlocks(path, block_bytes))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("block_bytes", [1, 1000, 100_000, 1 << 30])
+def test_blocks_hold_whole_lines_with_their_numbers_however_the_file_is_packed(
+    tmp_path: Path, ending: str, block_bytes: int
+) -> None:
+    def pack(content: bytes) -> bytes:
+        return gzip.compress(content) if ending == ".gz" else zstandard.compress(content) if ending else content
+
+    path = tmp_path / f"x.jsonl{ending}"
+    cut = len(CONTENT) // 3
+    path.write_bytes(pack(CONTENT[:cut]) + pack(CONTENT[cut:-1]))
+    found = blocks(path, block_bytes)
+    assert b"".join(block for _, block in found) == CONTENT[:-1]
+    next_line = 1
+    for number, block in found:
+        assert number == next_line
+        assert block.endswith(b"\n") or block is found[-1][1]
+        next_line += block.count(b"\n")
+
+
+def test_a_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n')
+    [(number, block)] = blocks(tmp_path / "x.jsonl", 1 << 20)
+    texts, skipped, _ = jsonl.parse_documents(number, block, "text")
+    assert texts == ["a"] and skipped.counts == {"not JSON": 1}
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["truncated", "rubbish behind", "flipped", "not an archive"])
+def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, ending: str, damage: str) -> None:
+    packed = (
+        gzip.compress(CONTENT) if ending == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(CONTENT)
+    )
+    middle = len(packed) // 2
+    damaged = {
+        "truncated": packed[:-9],
+        "rubbish behind": packed + b"rubbish",
+        "flipped": packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
+        "not an archive": CONTENT,
+    }[damage]
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedFileError, match=r"x\.jsonl.*download it again"):
+        blocks(path, 1 << 20)
+
+
+def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
+    block = b"\n".join(
+        [
+            b'{"text": "good"}',
+            b"",
+            b"   ",
+            b"[1]",
+            b'{"other": 1}',
+            b'{"text": 7}',
+            b'{"text": "cut',
+            b'{"text": "\xff"}',
+            b'{"text": "lone \\ud83d here"}',
+            b'{"text": "pair \\ud83d\\ude00", "score": NaN}',
+            b'{"text": ""}',
+            b'{"text": "nul \\u0000"}\r',
+            b"[" * 100_000,
+        ]
+    )
+    texts, skipped, mended = jsonl.parse_documents(11, block, "text")
+    assert texts == ["good", "lone \ufffd here", "pair 😀", "", "nul \0"]
+    assert skipped.lines == {
+        "no JSON object": [14],
+        "no key 'text'": [15],
+        "'text' is no string": [16],
+        "not JSON": [17, 23],
+        "not UTF-8": [18],
+    }
+    assert mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
+
+
+def test_reports_keep_the_first_lines_and_all_counts() -> None:
+    whole = jsonl.LineReport()
+    for start in (0, 15, 30):
+        part = jsonl.LineReport()
+        for line in range(1, 16):
+            part.add("bad", line)
+        whole.merge(part, start)
+    assert whole.as_json() == {"bad": {"count": 45, "first_lines": list(range(1, 21))}}
+
+
+@pytest.mark.parametrize("range_bytes", [1, 7, 1000, 100_000, 1 << 30])
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n", b"x" * 200_000, b"x" * 200_000 + b"\n"])
+def test_ranges_of_lines_are_whole_lines_and_all_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, range_bytes: int, ending: bytes
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + CONTENT + ending)
+    ranges = list(jsonl.line_ranges(path, range_bytes))
+    found = [jsonl.read_range(path, start, stop) for start, stop in ranges]
+    assert b"".join(found) == CONTENT + ending
+    assert all(block.endswith(b"\n") for block in found[:-1])
+    assert all(stop - start >= range_bytes for start, stop in ranges[:-1])
+    (tmp_path / "empty.jsonl").touch()
+    assert list(jsonl.line_ranges(tmp_path / "empty.jsonl", range_bytes)) == []
+    with pytest.raises(DamagedFileError, match="truncated while"):
+        jsonl.read_range(path, 0, path.stat().st_size + 1)

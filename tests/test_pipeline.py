@@ -64,17 +64,16 @@ def test_the_teacher_commands_of_the_users_description_parse(run: Run, shared: P
         assert "holds no MDS set" in run(*words, cwd=tmp_path, status=2).stderr
 
 
-def test_the_same_tokens_from_both_backends_on_the_real_corpus(run: Run, shared: Path, tmp_path: Path) -> None:
+def test_the_same_tokens_from_all_backends_on_the_real_corpus(run: Run, shared: Path, tmp_path: Path) -> None:
     run("get_all_jsonl.py", shared / "corpus", cwd=tmp_path)
-    for backend in ("transformers", "sentencepiece"):
+    for backend in ("gigatoken", "transformers", "sentencepiece"):
         flags = ("--tokenizer", shared / "tokenizer/tokenizer.model", "--backend", backend, "--output_dir", backend)
         run("tokenize_jsonl.py", *flags, cwd=tmp_path)
     files = sorted((tmp_path / "transformers").rglob("*.npy"))
     assert len(files) == 44
     for path in files:
-        assert (
-            path.read_bytes() == (tmp_path / "sentencepiece" / path.relative_to(tmp_path / "transformers")).read_bytes()
-        )
+        for backend in ("gigatoken", "sentencepiece"):
+            assert path.read_bytes() == (tmp_path / backend / path.relative_to(tmp_path / "transformers")).read_bytes()
 
 
 def test_the_demo_corpus_has_all_domains_and_long_documents(world: World, run: Run, tmp_path: Path) -> None:

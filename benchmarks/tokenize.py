@@ -217,9 +217,12 @@ def compare_scaling(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Tex
         single = min(on_cores(cores, project_seconds, folder / "one", one_file, tokenizer_folder, num_workers)
                      for _ in range(2))  # fmt: skip
         flushing = on_cores(cores, flush_seconds, folder, len(small_files))
-        bars.report(f"{len(small_files)} files of 50 KB against one, {num_workers} workers", single / many, 0.8,
-                    f"{many:.1f} s and {single:.1f} s; to create, flush and rename that many times three files of "
-                    f"this size, and nothing else, takes {flushing:.1f} s")  # fmt: skip
+        details = (
+            f"{many:.1f} s and {single:.1f} s; creating, flushing and renaming as many files alone: {flushing:.1f} s"
+        )
+        bars.report(
+            f"{len(small_files)} files of 50 KB against one, {num_workers} workers", single / many, 0.8, details
+        )
 
 
 def flush_seconds(folder: Path, num_units: int) -> float:

@@ -226,7 +226,7 @@ def compare_scaling(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Tex
 
 
 def flush_seconds(folder: Path, num_units: int) -> float:
-    """Seconds to create, flush and rename the three files of so many small units in 8 threads: what the disk asks for."""
+    """Seconds to create, flush and rename the files of so many small units in 8 threads: what the disk asks for."""
 
     def write_unit(number: int) -> None:
         for name, size in (("npy", 50_000), ("hash.npy", 300), ("meta.json", 600)):

@@ -203,7 +203,7 @@ def refuse_other_sets(output: Path, splits: Splits, overwrite: bool) -> None:
     Raises:
         ArgumentError: naming such a set; with `overwrite`, which replaces only the sets of this run, it is a warning.
     """
-    units = [(path, path.parent) for path in output.glob("t*/*/meta.json")]
+    units = [(path, path.parent) for split in ("test", "train") for path in output.glob(f"{split}/*/meta.json")]
     units += [(path, path.with_name(path.name.replace(".meta.json", ".jsonl"))) for path in output.glob(PASSAGE_METAS)]
     for _, unit in sorted(units):
         meta = atomic.read_meta(unit) if unit.exists() else None

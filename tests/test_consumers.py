@@ -12,11 +12,13 @@ from tests.conftest import Run, World
 
 
 def test_the_trainer_pairs_slices_and_converts_every_set(run: Run, world: World, tmp_path: Path) -> None:
-    run("sample_mds_ab.py", "OUT", 128, 64, 8, 12, "--test_fraction", 0.2, *world.source_flags, cwd=tmp_path)
+    sample = ("sample_mds_ab.py", "OUT", 128, 64, 8, 12, "--test_fraction", 0.2, *world.source_flags)
+    run(*sample, cwd=tmp_path)
     flags = ("--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 10, "--rows_per_part", 2)
     for domain in ("arxiv", "book"):
         teacher = ("--model_dir", world.folder / "teacher", "--domain", domain)
         run("calculate_logits.py", "--input_dir", "OUT/train", *teacher, *flags, cwd=tmp_path)
+    assert run(*sample, cwd=tmp_path).stdout.count("skipped") == 4, "what the teacher made is no set of the sampler"
     streaming = mds.import_streaming()
 
     def dataset(folder: Path) -> object:

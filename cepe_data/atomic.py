@@ -213,7 +213,6 @@ class Draft:
         self.final, self.made_with, self.is_folder, self.overwrite = final, made_with, is_folder, overwrite
         self.path = temporary_path(final)
         self._companions: list[Path] = []
-        self._scratch: list[Path] = []
         self._known_facts: dict[str, dict[str, object]] = {}
 
     def __enter__(self) -> Draft:
@@ -226,19 +225,13 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for temporary in [self.path, *map(temporary_path, self._companions), *self._scratch]:
+        for temporary in [self.path, *map(temporary_path, self._companions)]:
             remove(temporary)
 
     def companion(self, final: Path) -> Path:
         """The temporary path of a file beside the unit that belongs to it."""
         self._companions.append(final)
         return temporary_path(final)
-
-    def scratch(self, name: str) -> Path:
-        """The path of a file beside the unit that is needed only while it is being made."""
-        path = temporary_path(self.final.with_name(f"{self.final.name}.{name}"))
-        self._scratch.append(path)
-        return path
 
     def link(self, name: str, source: Path, facts: dict[str, object]) -> bool:
         """Give the file `source`, whose facts are known, a second name in the folder; copy it where links are refused.
@@ -252,6 +245,7 @@ class Draft:
             if error.errno not in _NO_HARD_LINKS | {errno.EXDEV}:
                 raise
             shutil.copyfile(source, self.path / name)
+            flush(self.path / name)  # a link needs none: its file was flushed when it was published
             return False
         return True
 

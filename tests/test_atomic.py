@@ -39,7 +39,7 @@ def test_a_unit_is_published_with_its_companions_and_meta_file(tmp_path: Path) -
 def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic.Draft(tmp_path / "unit", {}, is_folder=True) as draft:
         (draft.path / "half").write_text("half")
-        draft.scratch("spool").write_text("spool")
+        draft.companion(tmp_path / "beside").write_text("beside")
         raise RuntimeError
     assert os.listdir(tmp_path) == []
 

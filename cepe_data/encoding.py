@@ -118,11 +118,13 @@ def _describe(source: Path, error: OSError | DamagedFileError) -> str:
 def batch_segments(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
     """Groups of consecutive segments of at least BATCH_BYTES, but for the last."""
     batch: list[Segment] = []
+    num_bytes = 0
     for segment in segments:
         batch.append(segment)
-        if count_bytes(batch) >= BATCH_BYTES or len(batch) >= _MAX_BATCH_SEGMENTS:
+        num_bytes += segment.num_bytes
+        if num_bytes >= BATCH_BYTES or len(batch) >= _MAX_BATCH_SEGMENTS:
             yield batch
-            batch = []
+            batch, num_bytes = [], 0
     if batch:
         yield batch
 

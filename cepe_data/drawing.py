@@ -2,14 +2,14 @@
 
 The survey reads headers, lengths and hashes only. Row n of (domain, split) is window π(n), π a keyed permutation of the
 windows available, so a smaller request is a prefix of a larger one. Windows are read in file order. Only what a plan
-says of its rows is kept: 20 bytes a row.
+says of its rows is kept: 24 bytes a row.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ import xxhash
 
 from cepe_data import cli, corpus
 from cepe_data.errors import DamagedFileError
-from cepe_data.splits import Splits
+from cepe_data.splits import SPLITS, Splits
 from cepe_data.token_file import TokenFile
 from cepe_data.windows import KeyedPermutation, Windows
 
 MAX_ID = (1 << 31) - 1
-_DOCUMENTS_AT_ONCE = 64
+_ROWS_AT_ONCE = 1 << 18
+_DOCUMENTS_AT_ONCE = 1 << 18
+_BRIDGED_TOKENS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def _survey_file(
         if token_file.meta is None:
             content.update(lengths.data)
             content.update(hashes.data)
+        assigned = splits.assign(hashes)
         for split, way in windows.items():
-            of_split = lengths[splits.contains(split, hashes)]
+            of_split = lengths[assigned == SPLITS.index(split)]
             documents[split] += len(of_split)
             units[split] += int(way.units(of_split).sum())
     fingerprint = token_file.meta["files"] if token_file.meta else content.hexdigest()
@@ -106,25 +109,31 @@ def _survey_file(
 class Plan:
     """Where drawn windows are, row by row.
 
-    file:      int32 [rows], number of the file in the domain
-    document:  int32 [rows], number of the document in which the window starts
-    offset:    int32 [rows], tokens from the start of that document
-    position:  int64 [rows], of the first token in the file's array
+    file:           int32 [rows], number of the file in the domain
+    document:       int32 [rows], number of the document in which the window starts
+    last_document:  int32 [rows], number of the document in which it ends
+    offset:         int32 [rows], tokens from the start of its first document
+    position:       int64 [rows], of the first token in the file's array
     """
 
     file: np.ndarray
     document: np.ndarray
+    last_document: np.ndarray
     offset: np.ndarray
     position: np.ndarray
+
+    @classmethod
+    def empty(cls, num_rows: int) -> Plan:
+        """A plan to be filled."""
+        dtypes = {"position": np.int64}
+        return cls(**{column.name: np.empty(num_rows, dtypes.get(column.name, np.int32)) for column in fields(cls)})
 
     def __len__(self) -> int:
         return len(self.file)
 
     def rows(self, start: int, stop: int) -> Plan:
         """The plan of rows [start, stop)."""
-        return Plan(
-            self.file[start:stop], self.document[start:stop], self.offset[start:stop], self.position[start:stop]
-        )
+        return Plan(*(getattr(self, column.name)[start:stop] for column in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -147,36 +156,50 @@ class WindowSource:
 
     def draw(self, start: int, stop: int) -> Plan:
         """The plan of rows [start, stop) in drawing order."""
-        drawn = KeyedPermutation(self.name, int(self.counts.sum()))(np.arange(start, stop))
-        ends = np.cumsum(self.counts)
-        file = np.searchsorted(ends, drawn, "right").astype(np.int32)
-        window = drawn - (ends - self.counts)[file]
-        document, offset = np.empty(len(drawn), np.int32), np.empty(len(drawn), np.int32)
-        position = np.empty(len(drawn), np.int64)
-        by_file = np.lexsort((window, file))
-        for rows in np.split(by_file, np.flatnonzero(np.diff(file[by_file])) + 1):
-            if len(rows):
-                with self.tokens.open(self.files[file[rows[0]]]) as token_file:
-                    located = self._locate(token_file, self.windows.first_unit(window[rows]))
-                document[rows], offset[rows], position[rows] = located
-        return Plan(file, document, offset, position)
+        plan = Plan.empty(stop - start)
+        permutation = KeyedPermutation(self.name, int(self.counts.sum()))
+        windows = np.empty(len(plan), np.int64)
+        for first in range(0, len(plan), _ROWS_AT_ONCE):
+            rows = np.arange(start + first, min(start + first + _ROWS_AT_ONCE, stop))
+            windows[first : first + len(rows)] = permutation(rows)
+        order = np.argsort(windows)  # windows are numbered file by file
+        windows = windows[order]
+        first = 0
+        for number, end in enumerate(np.cumsum(self.counts)):
+            until = int(np.searchsorted(windows, end))
+            if until > first:
+                rows = order[first:until]
+                plan.file[rows] = number
+                with self.tokens.open(self.files[number]) as token_file:
+                    self._locate(token_file, windows[first:until] - (end - self.counts[number]), rows, plan)
+            first = until
+        return plan
 
-    def _locate(self, token_file: TokenFile, first_units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Document, offset and position, each int64 [windows], of windows that start at these units (sorted)."""
-        document, offset, position = (np.empty(len(first_units), np.int64) for _ in range(3))
-        units_before = done = 0
+    def _locate(self, token_file: TokenFile, windows: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
+        """Write into these rows of the plan where the windows of a file are; `windows`, int64 [rows], are sorted."""
+        first_units, last_units = self.windows.first_unit(windows), self.windows.last_unit(windows)
+        units_before = starts_found = ends_found = 0
         for first_document, first_position, lengths, hashes in token_file.document_blocks():
             units = self.windows.units(lengths) * self.splits.contains(self.split, hashes)
-            ends = units_before + np.cumsum(units)
-            until = int(np.searchsorted(first_units, ends[-1], "left"))
-            mine = slice(done, until)
-            index = np.searchsorted(ends, first_units[mine], "right")
-            document[mine] = first_document + index
-            offset[mine] = self.windows.offset(first_units[mine] - (ends - units)[index])
-            position[mine] = first_position + (np.cumsum(lengths) - lengths)[index] + offset[mine]
-            done, units_before = until, int(ends[-1])
-            if done == len(first_units):
-                return document, offset, position
+            ends = np.cumsum(units)
+            ends += units_before
+            until = int(np.searchsorted(first_units, ends[-1]))
+            if until > starts_found:
+                mine = slice(starts_found, until)
+                index = np.searchsorted(ends, first_units[mine], "right")
+                offset = self.windows.offset(first_units[mine] - (ends[index] - units[index]))
+                plan.document[rows[mine]] = first_document + index
+                plan.offset[rows[mine]] = offset
+                plan.position[rows[mine]] = first_position + (np.cumsum(lengths)[index] - lengths[index]) + offset
+                starts_found = until
+            until = int(np.searchsorted(last_units, ends[-1]))
+            if until > ends_found:
+                mine = slice(ends_found, until)
+                plan.last_document[rows[mine]] = first_document + np.searchsorted(ends, last_units[mine], "right")
+                ends_found = until
+            if ends_found == len(rows):
+                return
+            units_before = int(ends[-1])
         raise _changed(token_file)
 
     def by_file(self, plan: Plan) -> Iterator[tuple[TokenFile, np.ndarray]]:
@@ -194,13 +217,15 @@ class WindowSource:
             DamagedFileError: if an id is outside of the vocabulary, or does not fit `dtype`.
         """
         out = np.empty((len(plan), self.windows.total_length), dtype)
+        highest = int(np.iinfo(dtype).max)
         for token_file, rows in self.by_file(plan):
-            for row in rows:
-                filled = 0
-                for start, stop in self._pieces(token_file, plan, int(row)):
-                    ids = self.checked(token_file, start, stop, int(np.iinfo(dtype).max))
-                    out[row, filled : filled + len(ids)] = ids
-                    filled += len(ids)
+            is_split = plan.document[rows] != plan.last_document[rows]
+            for row in rows[~is_split].tolist():
+                start = int(plan.position[row])
+                out[row] = self.checked(token_file, start, start + self.windows.total_length, highest)
+            for row, ids in self._joined(token_file, plan, rows[is_split]):
+                self._check(token_file, ids, int(plan.position[row]), highest)
+                out[row] = ids
         return out
 
     def checked(self, token_file: TokenFile, start: int, stop: int, highest: int = MAX_ID) -> np.ndarray:
@@ -210,35 +235,74 @@ class WindowSource:
             DamagedFileError: if one is outside of the vocabulary (where that is known), or above `highest`.
         """
         ids = token_file.tokens(start, stop)
+        self._check(token_file, ids, start, highest)
+        return ids
+
+    def _check(self, token_file: TokenFile, ids: np.ndarray, position: int, highest: int) -> None:
         if self.tokens.vocab_size is not None:
             highest = min(highest, self.tokens.vocab_size - 1)
         if ids.min() < 0 or ids.max() > highest:
             raise DamagedFileError(
-                f"{token_file.path}: an id at positions {start} to {stop} is outside of 0 … {highest}: see "
-                f"sanity_check.py, or choose a larger --token_dtype"
+                f"{token_file.path}: an id in the {len(ids)} tokens from position {position} on is outside of 0 … "
+                f"{highest}: see sanity_check.py, or choose a larger --token_dtype"
             )
-        return ids
 
-    def _pieces(self, token_file: TokenFile, plan: Plan, row: int) -> Iterator[tuple[int, int]]:
-        """The ranges of positions that make up a window: from its first token on, through documents of its split."""
-        document, offset = int(plan.document[row]), int(plan.offset[row])
-        position, num_missing = int(plan.position[row]) - offset, self.windows.total_length
-        num_documents = 1  # the first alone is all that a window inside a document needs
-        while document < token_file.num_documents:
-            stop = min(document + num_documents, token_file.num_documents)
-            lengths = token_file.lengths(document, stop)
-            is_inside = self.splits.contains(self.split, token_file.hashes(document, position, lengths))
-            for length, inside in zip(lengths.tolist(), is_inside.tolist(), strict=True):
-                if inside and length > offset:
-                    num_taken = min(length - offset, num_missing)
-                    yield position + offset, position + offset + num_taken
-                    num_missing -= num_taken
-                    offset = 0
-                    if not num_missing:
-                        return
-                position += length
-            document, num_documents = stop, _DOCUMENTS_AT_ONCE
-        raise _changed(token_file)
+    def _joined(self, token_file: TokenFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows, sorted by position, with their ids, for windows over several documents. The array is used again."""
+        if not len(rows):
+            return
+        window = np.empty(self.windows.total_length, token_file.dtype)
+        num_documents = plan.last_document[rows].astype(np.int64) - plan.document[rows] + 1
+        batch = np.cumsum(num_documents) // _DOCUMENTS_AT_ONCE
+        for group in np.split(rows, np.flatnonzero(np.diff(batch)) + 1):
+            row, start, length, target = self._pieces(token_file, plan, group)
+            is_new_window = np.diff(row, prepend=-1) != 0
+            is_new_read = is_new_window | (np.diff(start, prepend=0) - np.roll(length, 1) > _BRIDGED_TOKENS)
+            # Documents of other splits are read along where they are short: one call of the system costs more.
+            first_of_read = np.flatnonzero(is_new_read)
+            last_of_read = np.append(first_of_read[1:], len(row)) - 1
+            reads = zip(start[first_of_read].tolist(), (start + length)[last_of_read].tolist(), strict=True)
+            pieces = zip(row.tolist(), start.tolist(), length.tolist(), target.tolist(), is_new_read, strict=True)
+            for in_window, piece_start, piece_length, piece_target, is_first in pieces:
+                if is_first:
+                    read_start, read_stop = next(reads)
+                    ids = token_file.tokens(read_start, read_stop)
+                position = piece_start - read_start
+                window[piece_target : piece_target + piece_length] = ids[position : position + piece_length]
+                if piece_target + piece_length == len(window):
+                    yield in_window, window
+
+    def _pieces(
+        self, token_file: TokenFile, plan: Plan, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What makes up windows over several documents: row, position, length, and place in the window of each piece,
+        int64 [pieces], in the order of `rows` and in the windows' order."""
+        lengths_of, hashes_of = [], []
+        for row in rows.tolist():
+            first = int(plan.document[row])
+            lengths = token_file.lengths(first, int(plan.last_document[row]) + 1)
+            hashes_of.append(token_file.hashes(first, int(plan.position[row]) - int(plan.offset[row]), lengths))
+            lengths_of.append(lengths)
+        num_documents = np.fromiter(map(len, lengths_of), np.int64, len(rows))
+        lengths, window = np.concatenate(lengths_of), np.repeat(np.arange(len(rows)), num_documents)
+        first_of_window = np.cumsum(num_documents) - num_documents
+        offset = plan.offset[rows].astype(np.int64)
+
+        def before(numbers: np.ndarray) -> np.ndarray:
+            """Of each document: the sum over the documents before it in its window."""
+            sums = np.cumsum(numbers) - numbers
+            return sums - sums[first_of_window][window]
+
+        position = (plan.position[rows] - offset)[window] + before(lengths)
+        kept = lengths * self.splits.contains(self.split, np.concatenate(hashes_of))
+        kept_before = before(kept) - offset[window]  # so that 0 is the first token of the window
+        start = np.maximum(kept_before, 0)
+        stop = np.minimum(kept_before + kept, self.windows.total_length)
+        is_piece = stop > start
+        length = (stop - start)[is_piece]
+        if (np.bincount(window[is_piece], length, len(rows)) != self.windows.total_length).any():
+            raise _changed(token_file)
+        return rows[window[is_piece]], (position + start - kept_before)[is_piece], length, start[is_piece]
 
 
 def _changed(token_file: TokenFile) -> DamagedFileError:

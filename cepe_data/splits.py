@@ -7,6 +7,7 @@ stands, or on what else there is, and exact copies are always on the same side.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,22 +36,23 @@ class Splits:
                 f"--test_fraction {self.test_fraction} and --train_fraction {self.train_fraction} add up to more than 1"
             )
 
+    def assign(self, hashes: np.ndarray) -> np.ndarray:
+        """uint8 [documents]: the split of each document, by its hash (uint64 [documents]), as an index into SPLITS."""
+        numbers = keyed.mix(hashes + keyed.key(f"{self.seed}/split"))
+        numbers >>= np.uint64(11)
+        # u < bound, in whole numbers: u is a multiple of 2⁻⁵³, and scaling a float by a power of two is exact.
+        test_end, train_end = (
+            np.uint64(math.ceil(bound * 2.0**53))
+            for bound in (self.test_fraction, self.test_fraction + self.train_fraction)
+        )
+        return (numbers >= test_end).view(np.uint8) + (numbers >= train_end).view(np.uint8)
+
     def contains(self, split: str, hashes: np.ndarray) -> np.ndarray:
         """bool [documents]: whether each document, by its hash (uint64 [documents]), is in the split."""
-        low, high = self._bounds(split)
-        uniform = (keyed.mix(hashes + keyed.key(f"{self.seed}/split")) >> np.uint64(11)) * 2.0**-53
-        return (uniform >= low) & (uniform < high)
+        return self.assign(hashes) == SPLITS.index(split)
 
     def made_with(self, split: str) -> dict[str, object]:
         """The arguments that determine which documents are in the split: what the test set is does not depend on
         `train_fraction`."""
         arguments: dict[str, object] = {"seed": self.seed, "test_fraction": self.test_fraction}
         return arguments if split == "test" else {**arguments, "train_fraction": self.train_fraction}
-
-    def _bounds(self, split: str) -> tuple[float, float]:
-        train_end = self.test_fraction + self.train_fraction
-        return {
-            "test": (0.0, self.test_fraction),
-            "train": (self.test_fraction, train_end),
-            "retrieval": (train_end, 1.0),
-        }[split]

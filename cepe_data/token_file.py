@@ -27,7 +27,7 @@ from cepe_data import atomic
 from cepe_data.errors import DamagedFileError
 from cepe_data.tokenizers import TokenizerIdentity
 
-DOCUMENTS_PER_BLOCK = 1 << 20
+DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cache
 TOKEN_DTYPE = np.dtype("<i4")
 HASH_DTYPE = np.dtype("<u8")
 _COPY_BYTES = 1 << 30

@@ -38,6 +38,10 @@ class Windows(ABC):
         """int64 [windows]: the unit, counted over the file, at which each window starts."""
 
     @abstractmethod
+    def last_unit(self, windows: np.ndarray) -> np.ndarray:
+        """int64 [windows]: a unit that belongs to the document in which each window ends."""
+
+    @abstractmethod
     def offset(self, units: np.ndarray) -> np.ndarray:
         """int64 [windows]: tokens from the start of a document to the window that starts so many units into it."""
 
@@ -52,6 +56,9 @@ class DocumentWindows(Windows):
         return num_units
 
     def first_unit(self, windows: np.ndarray) -> np.ndarray:
+        return windows
+
+    def last_unit(self, windows: np.ndarray) -> np.ndarray:
         return windows
 
     def offset(self, units: np.ndarray) -> np.ndarray:
@@ -69,6 +76,9 @@ class ConcatWindows(Windows):
 
     def first_unit(self, windows: np.ndarray) -> np.ndarray:
         return windows * self.step
+
+    def last_unit(self, windows: np.ndarray) -> np.ndarray:
+        return windows * self.step + self.total_length - 1
 
     def offset(self, units: np.ndarray) -> np.ndarray:
         return units

@@ -44,7 +44,7 @@ def main() -> int:
     outcome = sampling.Outcome()
     if args.dry_run:
         sampler.dry_run(requests, outcome)
-        outcome.report_disk(args.output)
+        outcome.report_dry_run(args)
     else:
         sampling.refuse_other_sets(args.output, splits, args.overwrite)
         sampler.write_all(requests, args, outcome)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from cepe_data import atomic, cli, corpus, mds
+from cepe_data import atomic, cli, corpus, mds, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.splits import Splits
@@ -21,6 +22,7 @@ from cepe_data.token_file import read_tokenizer
 from cepe_data.windows import Windows
 
 SHARD_BYTES = 64 << 20
+MEASURED_BYTES = 16 << 20
 FACTS = ("documents", "windows_available", "vocab_size", "source_files")
 PASSAGE_METAS = "retrieval/*/*.meta.json"
 
@@ -45,24 +47,33 @@ class SetOutcome:
         }
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What writing a set takes: files (MDS shards, or one jsonl), their bytes, seconds on one core."""
+
+    files: int
+    num_bytes: int
+    seconds: float
+
+
 @dataclass
 class Outcome:
-    """What came of a run, set by set, and how many bytes it would write (for a dry run)."""
+    """What came of a run, set by set; in a dry run, with what each would take."""
 
     sets: list[SetOutcome] = field(default_factory=list)
-    set_bytes: list[int] = field(default_factory=list)
+    estimates: list[Estimate] = field(default_factory=list)
 
-    def add(self, one: SetOutcome, row_bytes: int = 0) -> None:
-        """Add a set whose rows have so many bytes."""
-        self.sets.append(one)
-        self.set_bytes.append(one.written * row_bytes)
-
-    def report_disk(self, output: Path) -> None:
-        """Print what a run would write, and the space that is free for it."""
-        header = ("set", "documents", "requested", "available", "to write", "bytes")
-        rows = [(one.name, *one.as_json().values(), size) for one, size in zip(self.sets, self.set_bytes, strict=True)]
+    def report_dry_run(self, args: argparse.Namespace) -> None:
+        """Print what a run would write, the time it would take, and the space that is free for it."""
+        header = ("set", "documents", "requested", "available", "to write", "files", "bytes", "minutes")
+        minutes = [takes.seconds / 60 / args.num_workers for takes in self.estimates]
+        rows = [
+            (one.name, *one.as_json().values(), takes.files, takes.num_bytes, f"{expected:.1f}")
+            for one, takes, expected in zip(self.sets, self.estimates, minutes, strict=True)
+        ]
         cli.say(cli.table(header, rows))
-        cli.report_disk(output, sum(self.set_bytes))
+        cli.say(f"about {sum(minutes):.1f} minutes with {args.num_workers} workers, from a measured sample of each set")
+        cli.report_disk(args.output, sum(takes.num_bytes for takes in self.estimates))
 
     def finish(self, args: argparse.Namespace, start: float) -> int:
         """Print the last lines, the shortage among them if there is one; return the exit status."""
@@ -119,6 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
         "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
     )
     output.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
+    output.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that write"
+    )
 
 
 Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
@@ -225,6 +239,17 @@ def refuse_differences(unit: Path, old: atomic.Meta, new: atomic.Meta, overwrite
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a set on its way to a worker."""
+
+    path: Path
+    split: str
+    domain: str
+    plan: Plan
+    made_with: atomic.Meta
+
+
+@dataclass(frozen=True)
 class WindowSampler:
     """Writes the test and train sets of one run."""
 
@@ -237,6 +262,7 @@ class WindowSampler:
     surveys: Mapping[str, Survey]
     output: Path
     overwrite: bool
+    current: ClassVar[WindowSampler]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -284,19 +310,34 @@ class WindowSampler:
                     yield split, domain, SetOutcome(name, one.documents[split], requested, available, written)
 
     def dry_run(self, requests: Requests, outcome: Outcome) -> None:
-        """Account for every set that is asked for, and write nothing."""
-        for _, _, one in self.outcomes(requests):
-            outcome.add(one, self.windows.total_length * self.dtype.itemsize)
+        """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
+        mds.import_streaming()  # start-up, not to be measured
+        for split, domain, one in self.outcomes(requests):
+            outcome.sets.append(one)
+            outcome.estimates.append(self._estimate(split, domain, one.written))
+
+    def _estimate(self, split: str, domain: str, num_rows: int) -> Estimate:
+        if not num_rows:
+            return Estimate(0, 0, 0.0)
+        row_bytes = self.windows.total_length * self.dtype.itemsize
+        num_measured = min(num_rows, -(-MEASURED_BYTES // row_bytes))
+        plan = self._source(split, domain).draw(0, num_measured)
+        with tempfile.TemporaryDirectory() as scratch:
+            start_time = time.perf_counter()
+            self._write_part(Part(Path(scratch) / "part", split, domain, plan, {}))
+            seconds = (time.perf_counter() - start_time) * num_rows / num_measured
+        return Estimate(len(self._borders(num_rows)), num_rows * row_bytes, seconds)
 
     def write_all(self, requests: Requests, args: argparse.Namespace, outcome: Outcome) -> None:
         """Write every set that is asked for, or find it written, and the manifest."""
         atomic.remove_stale_temporaries(self.output)
-        for split, domain, one in self.outcomes(requests):
-            outcome.add(one)
-            self._write_or_skip(split, domain, one.written)
+        with workers.Workers(args.num_workers, WindowSampler.prepare, self) as pool:
+            for split, domain, one in self.outcomes(requests):
+                outcome.sets.append(one)
+                self._write_or_skip(pool, split, domain, one.written)
         self._write_manifest(requests, args)
 
-    def _write_or_skip(self, split: str, domain: str, num_rows: int) -> None:
+    def _write_or_skip(self, pool: workers.Workers, split: str, domain: str, num_rows: int) -> None:
         if not num_rows:
             return
         folder = self.output / split / domain
@@ -307,39 +348,63 @@ class WindowSampler:
             atomic.remove(mds.pool_path(folder))
             return
         try:
-            self._write_set(folder, split, domain, num_rows, made_with)
+            self._write_set(pool, folder, split, domain, num_rows, made_with)
         except (PipelineError, FileNotFoundError):
             # Another process made the same set and removed the parts under our hands: then all is well.
             if not atomic.is_made(folder, made_with):
                 raise
         atomic.remove(mds.pool_path(folder))
 
-    def _write_set(self, folder: Path, split: str, domain: str, num_rows: int, made_with: atomic.Meta) -> None:
+    def _write_set(
+        self, pool: workers.Workers, folder: Path, split: str, domain: str, num_rows: int, made_with: atomic.Meta
+    ) -> None:
         start_time = time.monotonic()
-        pool = mds.pool_path(folder)
-        atomic.remove_stale_temporaries(pool)
-        source = WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
-        plan = source.draw(0, num_rows)
-        part_borders = mds.part_borders(num_rows, mds.rows_per_shard(self.columns, SHARD_BYTES))
+        parts = mds.pool_path(folder)
+        atomic.remove_stale_temporaries(parts)
+        plan = self._source(split, domain).draw(0, num_rows)
+        borders = self._borders(num_rows)
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
-            for part, (start, stop) in enumerate(part_borders):
+            missing = []
+            for number, (start, stop) in enumerate(borders):
                 part_made_with = {**self.made_with(split, domain), "first_row": start, "stop_row": stop}
-                path = mds.part_path(pool, part)
-                if not atomic.is_made(path, part_made_with, self.overwrite):
-                    rows = self._rows(source, domain, plan.rows(start, stop))
-                    mds.write_part(path, self.columns, rows, part_made_with, self.overwrite)
-                bar.update(stop - start)
+                part = Part(mds.part_path(parts, number), split, domain, plan.rows(start, stop), part_made_with)
+                if atomic.is_made(part.path, part_made_with, self.overwrite):
+                    bar.update(len(part.plan))
+                else:
+                    missing.append(part)
+            for part, _ in pool.map_in_order(WindowSampler.write_part, missing, lambda _: 1, 2 * pool.num_workers):
+                bar.update(len(part.plan))
         with atomic.Draft(folder, made_with, is_folder=True, overwrite=self.overwrite) as draft:
-            mds.join_parts(draft, pool, part_borders)
+            mds.join_parts(draft, parts, borders)
             with draft.companion(rows_path(folder)).open("wb") as file:
                 np.save(file, np.stack([plan.file.astype(np.int64), plan.position], axis=1), allow_pickle=False)
             draft.publish(self.facts(split, domain))
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
 
-    def _rows(self, source: WindowSource, domain: str, plan: Plan) -> Iterator[dict[str, Any]]:
+    def _source(self, split: str, domain: str) -> WindowSource:
+        return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
+
+    def _borders(self, num_rows: int) -> list[tuple[int, int]]:
+        return mds.part_borders(num_rows, mds.rows_per_shard(self.columns, SHARD_BYTES))
+
+    @classmethod
+    def prepare(cls, sampler: WindowSampler) -> None:
+        """Make `sampler` that of this process."""
+        cls.current = sampler
+
+    @staticmethod
+    def write_part(part: Part) -> None:
+        """Write a part with the sampler of this process."""
+        WindowSampler.current._write_part(part)
+
+    def _write_part(self, part: Part) -> None:
         context_length = self.windows.total_length - self.decoder_length
-        for row in source.read(plan, self.dtype):
-            yield {"token_ids": row[context_length:], "prev_token_ids": row[:context_length], "domain": domain}
+        windows = self._source(part.split, part.domain).read(part.plan, self.dtype)
+        rows = (
+            {"token_ids": row[context_length:], "prev_token_ids": row[:context_length], "domain": part.domain}
+            for row in windows
+        )
+        mds.write_part(part.path, self.columns, rows, part.made_with, self.overwrite)
 
     def _write_manifest(self, requests: Requests, args: argparse.Namespace) -> None:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
@@ -373,9 +438,10 @@ def rows_path(folder: Path) -> Path:
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
-    where_and_how = {"output", "file_list", "tokenized_dir", "overwrite", "allow_shortage", "dry_run", "tokenizer"}
+    where = {"output", "file_list", "tokenized_dir", "tokenizer"}
+    how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
     return {
         "script": Path(sys.argv[0]).name,
-        "arguments": {name: value for name, value in vars(args).items() if name not in where_and_how | {"shard_id"}},
+        "arguments": {name: value for name, value in vars(args).items() if name not in where | how},
         "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
     }

@@ -1,0 +1,284 @@
+"""The retrieval corpus: passages as json lines, `OUT/retrieval/{shard}/{domain}.jsonl`, in drawing order.
+
+One UTF-8 JSON object a line (docs/formats.md): `id`, `contents` and `neighbor` (the text of the passage and of what
+follows it in its document), their token ids, and where they are from. A passage is a full chunk of a document of the
+retrieval split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data import atomic, cli, sampling, shards, tokenizers, workers
+from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
+from cepe_data.errors import ArgumentError
+from cepe_data.splits import Splits
+from cepe_data.windows import DocumentWindows
+
+PASSAGES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class PassageTokenizer:
+    """The tokenizer of the token files, for the texts: its tokenizer.json, its vocabulary, a hash of how it decodes."""
+
+    core: str
+    vocab_size: int
+    decoding: str
+
+    @classmethod
+    def find(cls, name: str | None, tokenized_dir: Path, tokens: Tokens) -> PassageTokenizer:
+        """The tokenizer called `name`, else the saved one.
+
+        Raises:
+            ArgumentError: if none is saved and none is named, or it is not the one that made the token files.
+        """
+        saved = tokenized_dir / "tokenizer"
+        identity = tokenizers.saved_identity(saved)
+        if name is None and identity is None:
+            raise ArgumentError(f"{saved} is missing, so --tokenizer must name the tokenizer of the token files")
+        if name is None and identity is not None:
+            core = (saved / "tokenizer.json").read_text(encoding="utf-8")
+        else:
+            identity, core = workers.run_in_child(_load, name)
+        if tokens.fingerprint is not None and identity.fingerprint != tokens.fingerprint:
+            raise ArgumentError(
+                f"the tokenizer {name or saved} ({identity.fingerprint}) did not make the token files in "
+                f"{tokenized_dir} ({tokens.fingerprint}): leave --tokenizer out, or name theirs"
+            )
+        return cls(core, identity.vocab_size, tokenizers.decoding_fingerprint(core))
+
+
+def _load(name: str) -> tuple[tokenizers.TokenizerIdentity, str]:
+    """For a child process: transformers takes seconds and 300 MB."""
+    tokenizer = tokenizers.load_pretrained(name)
+    return tokenizers.identify(tokenizer, name), tokenizer.backend_tokenizer.to_str()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some passages of a file on their way to a worker; the first one has this number in the file."""
+
+    domain: str
+    first_number: int
+    plan: Plan
+
+
+class PassageWriter:
+    """Makes the lines of blocks of passages in a worker."""
+
+    current: PassageWriter
+
+    def __init__(self, shard: PassageShard, tokenizer: PassageTokenizer) -> None:
+        self._shard, self._vocab_size = shard, tokenizer.vocab_size
+        self._decode = tokenizers.make_decoder(tokenizer.core)
+
+    @classmethod
+    def prepare(cls, shard: PassageShard, tokenizer: PassageTokenizer) -> None:
+        """Make the writer of this process."""
+        cls.current = cls(shard, tokenizer)
+
+    @staticmethod
+    def write(block: Block) -> bytes:
+        """The json lines of a block, with the writer of this process."""
+        return PassageWriter.current.lines(block)
+
+    def lines(self, block: Block) -> bytes:
+        """The json lines of a block."""
+        import orjson
+
+        plan, source = block.plan, self._shard.source(block.domain)
+        passages, neighbors = self._token_ids(source, plan)
+        texts, neighbor_texts = self._decode(passages), self._decode(neighbors)
+        options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+        return b"".join(
+            orjson.dumps(
+                {
+                    "id": f"{block.domain}_{self._shard.shard_id}_{block.first_number + row}",
+                    "contents": texts[row],
+                    "neighbor": neighbor_texts[row],
+                    "contents_token_ids": passages[row],
+                    "neighbor_token_ids": neighbors[row],
+                    "file": int(plan.file[row]),
+                    "position": int(plan.position[row]),
+                },
+                option=options,
+            )
+            for row in range(len(plan))
+        )
+
+    def _token_ids(self, source: WindowSource, plan: Plan) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The passages of a plan in its order, and what follows each in its document, as int32 arrays."""
+        chunk_size = source.windows.total_length
+        passages: list[np.ndarray] = [np.empty(0, np.int32)] * len(plan)
+        neighbors = passages.copy()
+        for token_file, rows in source.by_file(plan):
+            for row in rows.tolist():
+                document, offset, position = int(plan.document[row]), int(plan.offset[row]), int(plan.position[row])
+                document_end = position - offset + int(token_file.lengths(document, document + 1)[0])
+                stop = min(position + 2 * chunk_size, document_end)
+                ids = source.checked(token_file, position, stop, self._vocab_size - 1).astype(np.int32)
+                passages[row], neighbors[row] = ids[:chunk_size], ids[chunk_size:]
+        return passages, neighbors
+
+
+@dataclass(frozen=True)
+class PassageFile:
+    """A file that is to be made: its passages are rows [start, stop) of the domain's drawing order."""
+
+    path: Path
+    domain: str
+    start: int
+    stop: int
+    made_with: atomic.Meta
+
+
+@dataclass(frozen=True)
+class PassageShard:
+    """Writes one shard of the retrieval corpus."""
+
+    tokens: Tokens
+    splits: Splits
+    passages: DocumentWindows
+    surveys: Mapping[str, Survey]
+    output: Path
+    shard_id: int
+    num_shards: int
+
+    def rows(self, domain: str, requested: int) -> tuple[int, int]:
+        """First row and the one after the last, of this shard, in the drawing order of the domain."""
+        available = self.surveys[domain].available("retrieval")
+        if requested * self.num_shards <= available:
+            return self.shard_id * requested, (self.shard_id + 1) * requested
+        return shards.row_range(self.shard_id, self.num_shards, available)
+
+    def set_name(self, domain: str) -> str:
+        return f"retrieval/{self.shard_id}/{domain}"
+
+    def outcome_line(self, domain: str, requested: int) -> sampling.SetOutcome:
+        start, stop = self.rows(domain, requested)
+        one = self.surveys[domain]
+        available = min(requested, stop - start)
+        return sampling.SetOutcome(self.set_name(domain), one.documents["retrieval"], requested, available, available)
+
+    def dry_run(
+        self, requests: Mapping[str, int], tokenizer: PassageTokenizer | None, outcome: sampling.Outcome
+    ) -> None:
+        """Account for every file that is asked for, from a measured block of each, and write nothing."""
+        if tokenizer is None:
+            return
+        writer = PassageWriter(self, tokenizer)
+        for domain, requested in requests.items():
+            if requested:
+                line = self.outcome_line(domain, requested)
+                outcome.sets.append(line)
+                outcome.estimates.append(self._estimate(writer, domain, line.written))
+
+    def _estimate(self, writer: PassageWriter, domain: str, num_rows: int) -> sampling.Estimate:
+        num_measured = min(num_rows, PASSAGES_AT_ONCE)
+        if not num_measured:
+            return sampling.Estimate(0, 0, 0.0)
+        plan = self.source(domain).draw(0, num_measured)
+        start_time = time.perf_counter()
+        num_bytes = len(writer.lines(Block(domain, 0, plan)))
+        seconds = time.perf_counter() - start_time
+        return sampling.Estimate(1, num_bytes * num_rows // num_measured, seconds * num_rows / num_measured)
+
+    def source(self, domain: str) -> WindowSource:
+        """All passages of the domain."""
+        return WindowSource.of(self.tokens, domain, "retrieval", self.splits, self.passages, self.surveys[domain])
+
+    def path(self, domain: str) -> Path:
+        return self.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
+
+    def shared_made_with(self, domain: str, requested: int, decoding: str) -> atomic.Meta:
+        """What the files of a domain have in common over all shards; else they would overlap."""
+        return {
+            "requested": requested,
+            "retrieval_shards": self.num_shards,
+            "chunk_size": self.passages.total_length,
+            "tokenizer": self.tokens.fingerprint,
+            "decoding": decoding,
+            "token_files": self.surveys[domain].fingerprint,
+            **self.splits.made_with("retrieval"),
+        }
+
+    def missing(self, requests: Mapping[str, int], tokenizer: PassageTokenizer, overwrite: bool) -> list[PassageFile]:
+        """The files that are still to be made.
+
+        Raises:
+            ArgumentError: if one is there that other arguments made, or another shard of its domain is.
+        """
+        todo = []
+        for domain, requested in requests.items():
+            start, stop = self.rows(domain, requested)
+            if start == stop:
+                continue
+            path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding)
+            for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
+                if other != path and (meta := atomic.read_meta(other)):
+                    made_with = {name: meta["made_with"].get(name) for name in shared}
+                    sampling.refuse_differences(other, made_with, shared, overwrite)
+            numbers = {"shard_id": self.shard_id, "first_row": start, "stop_row": stop}
+            file = PassageFile(path, domain, start, stop, {"kind": "passages", "domain": domain, **numbers, **shared})
+            if atomic.is_made(path, file.made_with, overwrite):
+                cli.say(f"{path}: skipped, made before with the same arguments")
+            else:
+                todo.append(file)
+        return todo
+
+    def account(self, requests: Mapping[str, int], args: argparse.Namespace, outcome: sampling.Outcome) -> None:
+        """Add what came of every request to the outcome, and write it into the manifest."""
+        sets = {}
+        for domain, requested in requests.items():
+            if not requested:
+                continue
+            line, available = self.outcome_line(domain, requested), self.surveys[domain].available("retrieval")
+            outcome.sets.append(line)
+            if line.available < requested:
+                cli.warn(
+                    f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
+                    f"{available:,} that there are; the shards share these, this one has {line.written:,}"
+                )
+            sets[domain] = {
+                "documents": line.documents,
+                "passages_available": available,
+                "requested": requested,
+                "written": line.written,
+                "source_files": [file.path for file in self.tokens.files[domain]],
+            }
+        atomic.write_json(
+            self.path("").with_name("manifest.json"),
+            {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets},
+        )
+
+    def write_all(self, files: Sequence[PassageFile], tokenizer: PassageTokenizer, args: argparse.Namespace) -> None:
+        """Write the files."""
+        with workers.Workers(args.num_workers, PassageWriter.prepare, self, tokenizer) as pool:
+            for file in files:
+                self._write(pool, file, args.overwrite)
+
+    def _write(self, pool: workers.Workers, file: PassageFile, overwrite: bool) -> None:
+        start_time = time.monotonic()
+        atomic.remove_stale_temporaries(file.path.parent)
+        plan = self.source(file.domain).draw(file.start, file.stop)
+        blocks = (
+            Block(file.domain, first, plan.rows(first, first + PASSAGES_AT_ONCE))
+            for first in range(0, len(plan), PASSAGES_AT_ONCE)
+        )
+        with (
+            atomic.Draft(file.path, file.made_with, overwrite=overwrite) as draft,
+            cli.progress_bar(len(plan), "passage", self.set_name(file.domain)) as bar,
+        ):
+            with draft.path.open("wb") as output:
+                for block, lines in pool.map_in_order(PassageWriter.write, blocks, lambda _: 1, pool.num_workers + 2):
+                    output.write(lines)
+                    bar.update(len(block.plan))
+            draft.publish({"rows": len(plan)})
+        cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")

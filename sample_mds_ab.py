@@ -47,7 +47,8 @@ def main() -> int:
         outcome.report_dry_run(args)
     else:
         sampling.refuse_other_sets(args.output, splits, args.overwrite)
-        sampler.write_all(requests, args, outcome)
+        with sampler.start_workers(args.num_workers) as pool:
+            sampler.write_all(pool, requests, args, outcome)
     return outcome.finish(args, start)
 
 

@@ -77,7 +77,8 @@ def main() -> int:
     sampling.refuse_other_sets(args.output, splits, args.overwrite)
     todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite) if tokenizer else []
     if shard_id == 0:
-        sampler.write_all(requests, args, outcome)
+        with sampler.start_workers(args.num_workers) as pool:
+            sampler.write_all(pool, requests, args, outcome)
     if tokenizer:
         corpus_shard.write_all(todo, tokenizer, args)
         corpus_shard.account(passage_requests, args, outcome)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cepe_data import workers
+from cepe_data import tokenizers, workers
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -30,6 +30,34 @@ class Bars:
             f"{'met   ' if met else 'MISSED'} {what}: {ratio:.2f}, bar {'≤' if at_most else '≥'} {bar:g}   ({details})",
             flush=True,
         )
+
+
+def find_corpus(folder: Path) -> tuple[Path, str]:
+    """A corpus and the SentencePiece model that goes with it: the real ones where they are, else the demo's, made in
+    `folder`."""
+    if SHARED.is_dir():
+        return SHARED / "corpus", str(SHARED / "tokenizer/tokenizer.model")
+    from demo import corpus as demo_corpus
+    from demo import models
+    from demo.run import training_texts
+
+    data, model = folder / "data", folder / "tokenizer.model"
+    demo_corpus.build(data)
+    models.train_tokenizer(training_texts(data), model)
+    return data, str(model)
+
+
+def save_tokenizer(name: str, folder: Path) -> None:
+    """Convert and save a tokenizer, as the tokenizing step does. For a child process."""
+    tokenizer = tokenizers.load_pretrained(name)
+    tokenizers.save(tokenizer, tokenizers.identify(tokenizer, name), folder)
+
+
+def saved_identity(folder: Path) -> tokenizers.TokenizerIdentity:
+    """The identity of a saved tokenizer."""
+    found = tokenizers.saved_identity(folder)
+    assert found is not None
+    return found
 
 
 def on_cores(cores: Sequence[int], function: Callable[..., Any], *arguments: Any) -> Any:

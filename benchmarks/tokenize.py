@@ -26,7 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import PROJECT, SHARED, Bars, on_cores, peak_tree_bytes
+from benchmarks.common import (
+    PROJECT,
+    Bars,
+    find_corpus,
+    on_cores,
+    peak_tree_bytes,
+    save_tokenizer,
+    saved_identity,
+)
 from cepe_data import corpus, encoding, jsonl, tokenizers, workers
 
 Text = list[bytes]  # json lines
@@ -56,36 +64,21 @@ def main() -> int:
 
 def prepare(folder: Path) -> tuple[Path, Text, Text]:
     """The saved tokenizer, the lines of the books, and the lines of the domains of short documents."""
-    if SHARED.is_dir():
-        data, model = SHARED / "corpus", str(SHARED / "tokenizer/tokenizer.model")
-    else:
-        from demo import corpus as demo_corpus
-        from demo import models
-        from demo.run import training_texts
-
-        data, model = folder / "data", str(folder / "tokenizer.model")
-        demo_corpus.build(data)
-        models.train_tokenizer(training_texts(data), Path(model))
+    data, model = find_corpus(folder)
     start = time.perf_counter()
     workers.run_in_child(save_tokenizer, model, folder / "tokenizer")
     print(f"start-up, transformers' conversion of the tokenizer: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
     on_cores(
-        [0], encoding.SegmentEncoder.prepare, "gigatoken", folder / "tokenizer", identity(folder / "tokenizer"), "text"
+        [0],
+        encoding.SegmentEncoder.prepare,
+        "gigatoken",
+        folder / "tokenizer",
+        saved_identity(folder / "tokenizer"),
+        "text",
     )
     print(f"start-up, a worker with gigatoken: {time.perf_counter() - start:.1f} s")
     return folder / "tokenizer", read_lines(data, ("book",)), read_lines(data, SHORT_DOMAINS)
-
-
-def save_tokenizer(name: str, folder: Path) -> None:
-    tokenizer = tokenizers.load_pretrained(name)
-    tokenizers.save(tokenizer, tokenizers.identify(tokenizer, name), folder)
-
-
-def identity(folder: Path) -> tokenizers.TokenizerIdentity:
-    found = tokenizers.saved_identity(folder)
-    assert found is not None
-    return found
 
 
 def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
@@ -129,7 +122,7 @@ def project_seconds(folder: Path, files: list[corpus.ListedFile], tokenizer_fold
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))
     (output / "tokenizer").symlink_to(tokenizer_folder)
-    job = encoding.Job(folder / "data", output, "text", False, 0.001, identity(tokenizer_folder))
+    job = encoding.Job(folder / "data", output, "text", False, 0.001, saved_identity(tokenizer_folder))
     tiny = folder / "data/tiny.jsonl"
     tiny.write_text('{"text": "a"}\n' * num_workers)
     seconds = []

@@ -21,7 +21,6 @@ from cepe_data.splits import SPLITS, Splits
 from cepe_data.token_file import TokenFile
 from cepe_data.windows import KeyedPermutation, Windows
 
-MAX_ID = (1 << 31) - 1
 _ROWS_AT_ONCE = 1 << 18
 _DOCUMENTS_AT_ONCE = 1 << 18
 _BRIDGED_TOKENS = 1 << 14
@@ -222,29 +221,27 @@ class WindowSource:
             is_split = plan.document[rows] != plan.last_document[rows]
             for row in rows[~is_split].tolist():
                 start = int(plan.position[row])
-                out[row] = self.checked(token_file, start, start + self.windows.total_length, highest)
+                ids = token_file.tokens(start, start + self.windows.total_length)
+                self.check(token_file, ids, highest)
+                out[row] = ids
             for row, ids in self._joined(token_file, plan, rows[is_split]):
-                self._check(token_file, ids, int(plan.position[row]), highest)
+                self.check(token_file, ids, highest)
                 out[row] = ids
         return out
 
-    def checked(self, token_file: TokenFile, start: int, stop: int, highest: int = MAX_ID) -> np.ndarray:
-        """The ids at positions [start, stop), in the file's dtype.
+    def check(self, token_file: TokenFile, ids: np.ndarray, highest: int) -> None:
+        """Check ids that were read from a file.
 
         Raises:
             DamagedFileError: if one is outside of the vocabulary (where that is known), or above `highest`.
         """
-        ids = token_file.tokens(start, stop)
-        self._check(token_file, ids, start, highest)
-        return ids
-
-    def _check(self, token_file: TokenFile, ids: np.ndarray, position: int, highest: int) -> None:
         if self.tokens.vocab_size is not None:
             highest = min(highest, self.tokens.vocab_size - 1)
         if ids.min() < 0 or ids.max() > highest:
+            wrong = int(ids[(ids < 0) | (ids > highest)][0])
             raise DamagedFileError(
-                f"{token_file.path}: an id in the {len(ids)} tokens from position {position} on is outside of 0 … "
-                f"{highest}: see sanity_check.py, or choose a larger --token_dtype"
+                f"{token_file.path} has the id {wrong}, outside of 0 … {highest}: see sanity_check.py, or choose a "
+                f"larger --token_dtype"
             )
 
     def _joined(self, token_file: TokenFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

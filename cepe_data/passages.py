@@ -93,39 +93,42 @@ class PassageWriter:
         """The json lines of a block."""
         import orjson
 
-        plan, source = block.plan, self._shard.source(block.domain)
-        passages, neighbors = self._token_ids(source, plan)
-        texts, neighbor_texts = self._decode(passages), self._decode(neighbors)
+        plan = block.plan
+        ids, lengths = self._token_ids(self._shard.source(block.domain), plan)
+        texts = self._decode(ids, lengths)
+        stops = np.cumsum(lengths).tolist()
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-        return b"".join(
-            orjson.dumps(
-                {
-                    "id": f"{block.domain}_{self._shard.shard_id}_{block.first_number + row}",
-                    "contents": texts[row],
-                    "neighbor": neighbor_texts[row],
-                    "contents_token_ids": passages[row],
-                    "neighbor_token_ids": neighbors[row],
-                    "file": int(plan.file[row]),
-                    "position": int(plan.position[row]),
-                },
-                option=options,
-            )
-            for row in range(len(plan))
-        )
+        lines, start = [], 0
+        for row, (file, position) in enumerate(zip(plan.file.tolist(), plan.position.tolist(), strict=True)):
+            middle, stop = stops[2 * row], stops[2 * row + 1]
+            record = {
+                "id": f"{block.domain}_{self._shard.shard_id}_{block.first_number + row}",
+                "contents": texts[2 * row],
+                "neighbor": texts[2 * row + 1],
+                "contents_token_ids": ids[start:middle],
+                "neighbor_token_ids": ids[middle:stop],
+                "file": file,
+                "position": position,
+            }
+            lines.append(orjson.dumps(record, option=options))
+            start = stop
+        return b"".join(lines)
 
-    def _token_ids(self, source: WindowSource, plan: Plan) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The passages of a plan in its order, and what follows each in its document, as int32 arrays."""
+    def _token_ids(self, source: WindowSource, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the passages of a plan in its order, each with what follows it in its document, int32 [total]; and
+        their lengths, int64 [2 · passages]."""
         chunk_size = source.windows.total_length
-        passages: list[np.ndarray] = [np.empty(0, np.int32)] * len(plan)
-        neighbors = passages.copy()
+        ids: list[np.ndarray] = [np.empty(0)] * len(plan)
         for token_file, rows in source.by_file(plan):
-            for row in rows.tolist():
-                document, offset, position = int(plan.document[row]), int(plan.offset[row]), int(plan.position[row])
-                document_end = position - offset + int(token_file.lengths(document, document + 1)[0])
-                stop = min(position + 2 * chunk_size, document_end)
-                ids = source.checked(token_file, position, stop, self._vocab_size - 1).astype(np.int32)
-                passages[row], neighbors[row] = ids[:chunk_size], ids[chunk_size:]
-        return passages, neighbors
+            start = plan.position[rows]
+            document_stop = start - plan.offset[rows] + token_file.lengths_of(plan.document[rows])
+            stop = np.minimum(start + 2 * chunk_size, document_stop)
+            for row, first, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
+                ids[row] = token_file.tokens(first, end)
+            source.check(token_file, np.concatenate([ids[row] for row in rows]), self._vocab_size - 1)
+        lengths = np.full((len(plan), 2), chunk_size)
+        lengths[:, 1] = np.fromiter(map(len, ids), np.int64, len(plan)) - chunk_size
+        return np.concatenate(ids).astype(np.int32, copy=False), lengths.ravel()
 
 
 @dataclass(frozen=True)

@@ -328,13 +328,16 @@ class WindowSampler:
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
         return Estimate(len(self._borders(num_rows)), num_rows * row_bytes, seconds)
 
-    def write_all(self, requests: Requests, args: argparse.Namespace, outcome: Outcome) -> None:
+    def start_workers(self, num_workers: int) -> workers.Workers:
+        """A pool of processes that write parts of this sampler's sets."""
+        return workers.Workers(num_workers, WindowSampler.prepare, self)
+
+    def write_all(self, pool: workers.Workers, requests: Requests, args: argparse.Namespace, outcome: Outcome) -> None:
         """Write every set that is asked for, or find it written, and the manifest."""
         atomic.remove_stale_temporaries(self.output)
-        with workers.Workers(args.num_workers, WindowSampler.prepare, self) as pool:
-            for split, domain, one in self.outcomes(requests):
-                outcome.sets.append(one)
-                self._write_or_skip(pool, split, domain, one.written)
+        for split, domain, one in self.outcomes(requests):
+            outcome.sets.append(one)
+            self._write_or_skip(pool, split, domain, one.written)
         self._write_manifest(requests, args)
 
     def _write_or_skip(self, pool: workers.Workers, split: str, domain: str, num_rows: int) -> None:

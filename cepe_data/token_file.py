@@ -30,6 +30,7 @@ from cepe_data.tokenizers import TokenizerIdentity
 DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cache
 TOKEN_DTYPE = np.dtype("<i4")
 HASH_DTYPE = np.dtype("<u8")
+_BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
 _COPY_BYTES = 1 << 30
 _READ_BYTES = 8 << 20
 _SPOOL_MEMORY_BYTES = 1 << 20
@@ -275,6 +276,15 @@ class TokenFile:
         if len(lengths) and lengths.min() < 0:
             raise DamagedFileError(f"{self.path} is damaged: a document has a negative length. Make it again")
         return lengths
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """int64 [n]: the lengths of these documents, int [n] in ascending order. Raises as `lengths`."""
+        borders = np.flatnonzero(np.diff(documents) > _BRIDGED_DOCUMENTS) + 1
+        lengths = [np.empty(0, np.int64)]
+        for group in np.split(documents, borders) if len(documents) else ():
+            first = int(group[0])
+            lengths.append(self.lengths(first, int(group[-1]) + 1)[group - first])
+        return np.concatenate(lengths)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """The ids at positions [start, stop), in the file's dtype."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
+import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,9 +65,9 @@ class Encoder(Protocol):
 
 
 class Decoder(Protocol):
-    """Ids back to text: int arrays, one a text → the texts."""
+    """Back to text: (ids int32 [total], number of ids of each text int64 [texts]) → texts."""
 
-    def __call__(self, batch: Sequence[np.ndarray]) -> list[str]: ...
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,12 @@ def make_decoder(tokenizer_json: str) -> Decoder:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    return lambda batch: tokenizer.decode_batch([ids.tolist() for ids in batch], skip_special_tokens=True)
+
+    def decode(ids: np.ndarray, lengths: np.ndarray) -> list[str]:
+        texts = [text.tolist() for text in np.split(ids, np.cumsum(lengths)[:-1])]
+        return tokenizer.decode_batch(texts, skip_special_tokens=True)
+
+    return decode
 
 
 class _PieceTable:
@@ -285,25 +292,27 @@ class _PieceTable:
             self._is_byte[number] = byte is not None
             self._bytes[number] = bytes.fromhex(byte[1]) if byte else piece.replace("\u2581", " ").encode()
 
-    def __call__(self, batch: Sequence[np.ndarray]) -> list[str]:
-        return [self._decode(ids) for ids in batch]
-
-    def _decode(self, ids: np.ndarray) -> str:
-        try:
-            text = b"".join(self._bytes[ids].tolist()).decode()
-        except UnicodeDecodeError:
-            text = self._decode_runs(ids)
-        return text.removeprefix(" ")
-
-    def _decode_runs(self, ids: np.ndarray) -> str:
-        pieces = self._bytes[ids]
-        ids, pieces = ids[pieces != b""], pieces[pieces != b""]
-        texts = []
-        for run in np.split(pieces, np.flatnonzero(np.diff(self._is_byte[ids])) + 1):
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> list[str]:
+        pieces, texts, start = self._bytes[ids].tolist(), [], 0
+        for stop in np.cumsum(lengths).tolist():
+            of_text = pieces[start:stop]
             try:
-                texts.append(b"".join(run.tolist()).decode())
+                text = b"".join(of_text).decode()
             except UnicodeDecodeError:
-                texts.append("\ufffd" * len(run))
+                text = self._decode_runs(zip(self._is_byte[ids[start:stop]].tolist(), of_text, strict=True))
+            texts.append(text.removeprefix(" "))
+            start = stop
+        return texts
+
+    @staticmethod
+    def _decode_runs(pieces: Iterable[tuple[bool, bytes]]) -> str:
+        texts = []
+        for _, run in itertools.groupby((piece for piece in pieces if piece[1]), operator.itemgetter(0)):
+            parts = [part for _, part in run]
+            try:
+                texts.append(b"".join(parts).decode())
+            except UnicodeDecodeError:
+                texts.append("\ufffd" * len(parts))
         return "".join(texts)
 
 

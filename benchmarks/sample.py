@@ -1,0 +1,316 @@
+"""Sampling against a bare MDSWriter and against the usual script; its scaling, planning, memory, and passages.
+
+    python benchmarks/sample.py            # about 6 minutes on 2 cores, 14 GB of disk
+
+Token files are generated: lognormal document lengths, tokens of the real corpus (../shared/corpus where it is, else the
+demo's) over and over. Rates leave start-up (imports, processes) out on both sides. "One worker" is one process on one
+core. Both sides read from the page cache; ours also hashes and flushes what it writes, the references do not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
+
+import argparse
+import json
+import math
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import (
+    PROJECT,
+    Bars,
+    find_corpus,
+    on_cores,
+    peak_tree_bytes,
+    save_tokenizer,
+    saved_identity,
+)
+from cepe_data import corpus, drawing, encoding, jsonl, mds, passages, sampling, token_file, tokenizers, workers
+from cepe_data.splits import Splits
+from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
+
+TOTAL, DECODER = 8192, 4096
+SPLITS = Splits(42, 0.01, 0.49)
+INSIDE = DocumentWindows(TOTAL, DECODER)
+CONCATENATED = ConcatWindows(TOTAL, DECODER)
+PASSAGES = DocumentWindows(256, 256)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    scale = 10 if args.quick else 1
+    bars = Bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data, model = find_corpus(folder)
+        workers.run_in_child(save_tokenizer, model, folder / "tokenized/tokenizer")
+        text = workers.run_in_child(corpus_tokens, data, folder / "tokenized/tokenizer")
+        for name, num_tokens, mean in (
+            ("long", 1_000_000_000, 60_000),
+            ("usual", 325_000_000, 60_000),
+            ("short", 400_000_000, 600),
+        ):
+            write_tokens(folder, name, text, num_tokens // scale, mean)
+        compare_writing(bars, folder, "long", "ab", INSIDE, 40_000 // scale, 0.6)
+        compare_writing(bars, folder, "short", "concat", CONCATENATED, 40_000 // scale, 0.4)
+        compare_usual(bars, folder, 8_000 // scale)
+        compare_passages(bars, folder, 60_000 // scale)
+        compare_memory(bars, folder, 40_000 // scale)
+        compare_planning(bars, folder, 100_000_000 // scale)
+    print(f"{bars.num_missed} bars missed")
+    return int(bars.num_missed > 0)
+
+
+def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
+    """int32 [tokens]: the corpus, tokenized."""
+    encode, ids = tokenizers.make_encoder(tokenizers.default_backend(), tokenizer), []
+    for path in sorted(data.rglob("*.jsonl*")):
+        for _, block in jsonl.LineBlocks(path):
+            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            ids.append(encode(texts)[0])
+    return np.concatenate(ids)
+
+
+def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mean_length: int) -> None:
+    """The token file of a domain of this name, listed as `{name}.txt`: lognormal lengths, hashes at random."""
+    draw = np.random.default_rng(1)
+    listed = corpus.ListedFile(f"{name}/{name}.jsonl", name, 1)
+    (folder / "tokenized" / name).mkdir(parents=True)
+    identity = saved_identity(folder / "tokenized/tokenizer")
+    job = encoding.Job(folder, folder / "tokenized", "text", False, 0.0, identity)
+    writer = token_file.TokenFileWriter(folder / "tokenized" / listed.token_file, job.made_with(listed))
+    while writer.num_tokens < num_tokens:
+        lengths = lognormal(draw, mean_length, 1000)
+        ids = np.resize(np.roll(text, -int(draw.integers(len(text)))), int(lengths.sum()))
+        writer.append(ids, lengths, draw.integers(0, 1 << 64, len(lengths), np.uint64))
+    writer.publish({"skipped_lines": {}, "mended_lines": {}})
+    writer.close()
+    (folder / f"{name}.txt").write_text(f"{listed.path}\n")
+    files = [{"bytes": 1, "domain": name, "path": listed.path}]
+    (folder / f"{name}.json").write_text(json.dumps({"root": str(folder), "files": files}))
+
+
+def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:
+    """int64 [number]: lengths of documents with this mean and a heavy tail."""
+    return np.maximum(2, draw.lognormal(math.log(mean) - 0.5, 1.0, number)).astype(np.int64)
+
+
+def open_domain(folder: Path, name: str) -> drawing.Tokens:
+    identity = saved_identity(folder / "tokenized/tokenizer")
+    files = corpus.read_file_list(folder / f"{name}.txt")
+    return drawing.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
+
+
+def start_up(item: int) -> None:
+    """Import what a worker needs, and leave the next item to the next worker."""
+    mds.import_streaming()
+    time.sleep(item)
+
+
+def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_workers: int) -> float:
+    """Seconds to survey, draw, write and join a train set."""
+    output = Path(tempfile.mkdtemp(dir=folder))
+    start = time.perf_counter()
+    tokens = open_domain(folder, name)
+    surveys = drawing.survey(tokens, SPLITS, {"test": windows, "train": windows})
+    dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
+    sampler = sampling.WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, False)
+    outcome = sampling.Outcome()
+    seconds = time.perf_counter() - start
+    with sampler.start_workers(num_workers) as pool:
+        list(pool.map_in_order(start_up, [1] * num_workers, lambda _: 1, num_workers))
+        start = time.perf_counter()
+        sampler.write_all(pool, {"train": {name: num_rows}}, argparse.Namespace(), outcome)
+        seconds += time.perf_counter() - start
+    assert [one.written for one in outcome.sets] == [num_rows], outcome.sets
+    shutil.rmtree(output)
+    return seconds
+
+
+def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> float:
+    """Seconds of an MDSWriter loop that is fed the same windows from memory, in shards of the same size."""
+    streaming = mds.import_streaming()
+    tokens = open_domain(folder, name)
+    survey = drawing.survey(tokens, SPLITS, {"train": windows})[name]
+    source = drawing.WindowSource.of(tokens, name, "train", SPLITS, windows, survey)
+    rows = source.read(source.draw(0, num_rows), mds.token_dtype(tokens.vocab_size or 1 << 31))
+    columns = {
+        "token_ids": mds.array_column(rows.dtype, DECODER),
+        "prev_token_ids": mds.array_column(rows.dtype, TOTAL - DECODER),
+        "domain": "str",
+    }
+    output = Path(tempfile.mkdtemp(dir=folder))
+    start = time.perf_counter()
+    with streaming.MDSWriter(columns=columns, out=str(output), size_limit=sampling.SHARD_BYTES) as writer:
+        for row in rows:
+            writer.write({"token_ids": row[-DECODER:], "prev_token_ids": row[:-DECODER], "domain": name})
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output)
+    return seconds
+
+
+def best(repeats: int, function: Callable[..., float], *arguments: Any, cores: tuple[int, ...] = (0,)) -> float:
+    """The least of some measurements on these cores, each in a process of its own."""
+    return min(on_cores(cores, function, *arguments) for _ in range(repeats))
+
+
+def compare_writing(
+    bars: Bars, folder: Path, name: str, script: str, windows: Windows, num_rows: int, bar: float
+) -> None:
+    """One worker against the writer alone; for ab also two workers against one."""
+    one = best(3, our_seconds, folder, name, windows, num_rows, 1)
+    writer = best(3, writer_seconds, folder, name, windows, num_rows)
+    rates = f"{num_rows * TOTAL / one / 1e6:.0f} M tokens/s against {num_rows * TOTAL / writer / 1e6:.0f}"
+    bars.report(f"{script}, {num_rows} windows: one worker against MDSWriter from memory", writer / one, bar, rates)
+    two = best(3, our_seconds, folder, name, windows, num_rows, 2, cores=(0, 1))
+    bars.report(f"{script}: two workers against one", one / two, 1.6, f"{one:.2f} s and {two:.2f} s")
+
+
+def usual_seconds(folder: Path, num_rows: int) -> float:
+    """Seconds of the usual script: slices of every long document in a Python list, a permutation of all of them, and
+    pickled int64 columns."""
+    streaming = mds.import_streaming()
+    path = folder / "usual_int64.npy"
+    np.save(path, np.load(folder / "tokenized/usual/usual.npy").astype(np.int64))
+    output = Path(tempfile.mkdtemp(dir=folder))
+    start = time.perf_counter()
+    array = np.load(path)
+    lengths = array[1 : 1 + array[0]]
+    position, slices = 1 + array[0], []
+    for length in lengths:
+        for first in range(position, position + length - TOTAL + 1, DECODER):
+            slices.append(array[first : first + TOTAL])
+        position += length
+    columns = {"token_ids": "pkl", "prev_token_ids": "pkl", "domain": "str"}
+    with streaming.MDSWriter(columns=columns, out=str(output), size_limit=256 << 20) as writer:
+        for index in np.random.default_rng(42).permutation(len(slices))[:num_rows]:
+            row = slices[index]
+            writer.write({"token_ids": row[-DECODER:], "prev_token_ids": row[:-DECODER], "domain": "usual"})
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output)
+    path.unlink()
+    return seconds
+
+
+def compare_usual(bars: Bars, folder: Path, num_rows: int) -> None:
+    ours = best(3, our_seconds, folder, "usual", INSIDE, num_rows, 1)
+    usual = best(1, usual_seconds, folder, num_rows)
+    bars.report(
+        f"ab, {num_rows} windows: one worker against the usual script", usual / ours, 10, f"{ours:.2f} s, {usual:.1f} s"
+    )
+
+
+def passage_seconds(folder: Path, num_rows: int) -> float:
+    """Seconds to write a file of passages."""
+    tokens, output = open_domain(folder, "short"), Path(tempfile.mkdtemp(dir=folder))
+    tokenizer = passages.PassageTokenizer.find(None, folder / "tokenized", tokens)
+    surveys = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})
+    shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
+    start = time.perf_counter()
+    todo = shard.missing({"short": num_rows}, tokenizer, False)
+    shard.write_all(todo, tokenizer, argparse.Namespace(num_workers=1, overwrite=False))
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output)
+    return seconds
+
+
+def one_by_one_seconds(folder: Path, num_rows: int) -> float:
+    """Seconds of `tokenizer.decode` and `json.dumps`, one passage at a time, on ids in memory."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenized/tokenizer")
+    tokens = open_domain(folder, "short")
+    survey = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
+    source = drawing.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, survey)
+    rows = source.read(source.draw(0, num_rows), np.dtype(np.int32))
+    neighbors = np.roll(rows, 1, axis=0)
+    flags = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    start = time.perf_counter()
+    with (folder / "one_by_one.jsonl").open("w") as file:
+        for number, (ids, neighbor) in enumerate(zip(rows, neighbors, strict=True)):
+            record = {
+                "id": f"short_0_{number}",
+                "contents": tokenizer.decode(ids, **flags),
+                "neighbor": tokenizer.decode(neighbor, **flags),
+                "contents_token_ids": ids.tolist(),
+                "neighbor_token_ids": neighbor.tolist(),
+            }
+            file.write(json.dumps(record) + "\n")
+    return time.perf_counter() - start
+
+
+def compare_passages(bars: Bars, folder: Path, num_rows: int) -> None:
+    ours = best(2, passage_seconds, folder, num_rows)
+    reference = best(1, one_by_one_seconds, folder, num_rows // 6) * 6
+    rates = f"{num_rows / ours:,.0f} passages/s against {num_rows / reference:,.0f}"
+    bars.report("passages: one worker against decode and json.dumps one by one", reference / ours, 5, rates)
+
+
+def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
+    """Peak of the whole script with one worker, for many rows and for one; and with two workers."""
+    peaks: list[int] = []
+    for rows, num_workers in ((1, 1), (num_rows, 1), (num_rows, 2)):
+        source = ("--file_list", "long.txt", "--domains", "long=1", "--num_workers", num_workers)
+        output = f"memory{len(peaks)}"
+        peaks.append(peak_tree_bytes((sys.executable, PROJECT / "sample_mds_ab.py", output, TOTAL, DECODER, 0, rows,
+                                      *source), folder))  # fmt: skip
+        shutil.rmtree(folder / output)
+    details = f"{peaks[1] >> 20} MiB, {peaks[0] >> 20} MiB of it start-up; {peaks[2] >> 20} MiB with two workers"
+    bars.report("memory of a worker beyond start-up, MB", (peaks[1] - peaks[0]) / 1e6, 350, details, at_most=True)
+
+
+def planning_seconds(folder: Path, num_rows: int) -> tuple[float, int]:
+    """Seconds to survey and to draw test and train rows; peak memory of the process in bytes."""
+    tokens = open_domain(folder, "headers")
+    start = time.perf_counter()
+    survey = drawing.survey(tokens, SPLITS, {"test": CONCATENATED, "train": CONCATENATED})["headers"]
+    for split, number in (("test", num_rows // 70), ("train", num_rows)):
+        plan = drawing.WindowSource.of(tokens, "headers", split, SPLITS, CONCATENATED, survey).draw(0, number)
+        assert len(plan) == number
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
+    """Ten token files with real headers and hashes, and holes instead of tokens."""
+    draw, num_files = np.random.default_rng(2), 10
+    paths = [f"headers/{number}.jsonl" for number in range(num_files)]
+    (folder / "tokenized/headers").mkdir()
+    for path in paths:
+        lengths = lognormal(draw, 600, num_documents // num_files)
+        target = folder / "tokenized" / corpus.ListedFile(path, "headers", 1).token_file
+        with target.open("wb") as file:
+            shape = (1 + len(lengths) + int(lengths.sum()),)
+            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
+            file.write(np.array([len(lengths)], np.int32).tobytes() + lengths.astype(np.int32).tobytes())
+            file.truncate(file.tell() + 4 * int(lengths.sum()))
+        hashes = draw.integers(0, 1 << 64, len(lengths), np.uint64)
+        np.save(token_file.hash_path(target), hashes)
+        target.with_suffix(".meta.json").write_text(json.dumps({"made_with": {}, "files": {}}))
+    (folder / "headers.txt").write_text("".join(f"{path}\n" for path in paths))
+    files = [{"bytes": 1, "domain": "headers", "path": path} for path in paths]
+    (folder / "headers.json").write_text(json.dumps({"root": str(folder), "files": files}))
+    results = [on_cores([0], planning_seconds, folder, num_documents // 40) for _ in range(2)]
+    seconds, peak = min(results)
+    details = f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, survey and draw of two sets"
+    bars.report("planning, million documents a second", num_documents / seconds / 1e6, 10, details)
+    bars.report("planning, peak memory in GB", peak / 1e9, 1.0, f"{peak >> 20} MiB", at_most=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

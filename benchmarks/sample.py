@@ -130,7 +130,7 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     tokens = open_domain(folder, name)
     surveys = drawing.survey(tokens, SPLITS, {"test": windows, "train": windows})
     dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
-    sampler = sampling.WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, False)
+    sampler = sampling.WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, None, False)
     outcome = sampling.Outcome()
     seconds = time.perf_counter() - start
     with sampler.start_workers(num_workers) as pool:

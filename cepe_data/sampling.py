@@ -125,6 +125,12 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
         default=None,
         help="of the token columns (default: the smallest that holds the vocabulary)",
     )
+    output.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help="rows of a part; a killed run repeats at most one a worker (default: what fills an MDS shard of 64 MiB)",
+    )
     output.add_argument("--allow_shortage", action="store_true", help="fewer windows than requested is no failure")
     output.add_argument(
         "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
@@ -261,6 +267,7 @@ class WindowSampler:
     dtype: np.dtype
     surveys: Mapping[str, Survey]
     output: Path
+    rows_per_part: int | None
     overwrite: bool
     current: ClassVar[WindowSampler]
 
@@ -272,8 +279,13 @@ class WindowSampler:
             "domain": "str",
         }
 
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part, but for the last."""
+        return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
+
     def made_with(self, split: str, domain: str) -> atomic.Meta:
-        """What determines the bytes of a set, but for its number of rows."""
+        """What determines the bytes of a set, but for the numbers of its rows."""
         return {
             "kind": self.kind,
             "domain": domain,
@@ -296,8 +308,18 @@ class WindowSampler:
         surveys: Mapping[str, Survey],
     ) -> WindowSampler:
         """The sampler that `args` ask for."""
-        dtype = choose_token_dtype(args.token_dtype, tokens)
-        return cls(tokens, splits, windows, kind, args.decoder_length, dtype, surveys, args.output, args.overwrite)
+        return cls(
+            tokens,
+            splits,
+            windows,
+            kind,
+            args.decoder_length,
+            choose_token_dtype(args.token_dtype, tokens),
+            surveys,
+            args.output,
+            args.rows_per_part,
+            args.overwrite,
+        )
 
     def outcomes(self, requests: Requests) -> Iterator[tuple[str, str, SetOutcome]]:
         """Split, domain and outcome of every set of which any row is requested."""
@@ -345,7 +367,7 @@ class WindowSampler:
             return
         folder = self.output / split / domain
         atomic.remove_stale_temporaries(folder.parent)
-        made_with = {**self.made_with(split, domain), "rows": num_rows}
+        made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
         if atomic.is_made(folder, made_with, self.overwrite):
             cli.say(f"{folder}: skipped, made before with the same arguments")
             atomic.remove(mds.pool_path(folder))
@@ -388,7 +410,7 @@ class WindowSampler:
         return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
 
     def _borders(self, num_rows: int) -> list[tuple[int, int]]:
-        return mds.part_borders(num_rows, mds.rows_per_shard(self.columns, SHARD_BYTES))
+        return mds.part_borders(num_rows, self.part_rows)
 
     @classmethod
     def prepare(cls, sampler: WindowSampler) -> None:

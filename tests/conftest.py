@@ -48,7 +48,8 @@ def run_script(
     done = subprocess.run(
         [shell, str(PROJECT / script), *map(str, arguments)],
         cwd=cwd,
-        env={**inherited, "PYTHON": sys.executable, **(environment or {})},
+        # One worker is this process itself: starting others would be most of what the tests do.
+        env={**inherited, "PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1", **(environment or {})},
         capture_output=True,
         text=True,
         check=False,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from cepe_data import corpus, drawing, mds, passages, tokenizers
+from cepe_data.splits import Splits
+from cepe_data.windows import DocumentWindows
+from demo import models
 from tests import reference
-from tests.conftest import Run, World, make_texts, write_jsonl
+from tests.conftest import PROJECT, Run, World, make_texts, write_jsonl
 
 AB = ("sample_mds_ab.py", "OUT", 128, 64)
 CONCAT = ("sample_mds_concat.py", "OUT", 96, 32)
@@ -23,8 +31,6 @@ EVERYTHING = ("--allow_shortage", *FRACTIONS)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    from cepe_data import mds
-
     rows = mds.import_streaming().LocalDataset(str(folder))
     return [rows[number] for number in range(len(rows))]
 
@@ -168,6 +174,28 @@ def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(co
             assert array[passage["position"] :][:32].tolist() == chunk.tolist()
 
 
+def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_drawing_order(world: World) -> None:
+    splits, chunks = Splits(42, 0.2, 0.4), DocumentWindows(8, 8)
+    files = [file for file in corpus.read_file_list(world.folder / "all_jsonl.txt") if file.domain == "cc"]
+    identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
+    assert identity is not None
+    tokens = drawing.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
+    survey = drawing.survey(tokens, splits, {"retrieval": chunks})
+    available = survey["cc"].available("retrieval")
+    source = drawing.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, survey["cc"])
+    drawn = source.read(source.draw(0, available), np.dtype(np.int32)).tolist()
+    for requested, num_written in ((available // 100, available // 100 * 100), (available // 90, available)):
+        rows = []
+        for shard_id in range(100):
+            shard = passages.PassageShard(tokens, splits, chunks, survey, Path("OUT"), shard_id, 100)
+            tokenizer = passages.PassageTokenizer.find(None, world.tokenized, tokens)
+            [file] = shard.missing({"cc": requested}, tokenizer, False)
+            block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
+            rows += [json.loads(line) for line in passages.PassageWriter(shard, tokenizer).lines(block).splitlines()]
+        assert [row["contents_token_ids"] for row in rows] == drawn[:num_written]
+        assert len({(row["file"], row["position"]) for row in rows}) == num_written > 1000
+
+
 def test_retrieval_shards_are_consecutive_slices_of_the_drawing_order(
     run: Run, world: World, concat: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +273,102 @@ def test_a_rerun_writes_nothing_and_what_differs_is_refused(run: Run, world: Wor
     assert window_set(tmp_path / "OUT/test/book") == window_set(ab / "test/book")
 
 
+def test_any_number_of_workers_gives_the_same_bytes(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*EVERYTHING, "--domains", "cc=1", "--rows_per_part", 7, *world.source_flags)
+    passage_flags = ("--retrieval_shards", 1, "--retrieval_chunk_size", 8)
+    trees = []
+    for num_workers in (1, 3):
+        pools, name = ("--num_workers", num_workers), f"concat{num_workers}"
+        run(CONCAT[0], name, *CONCAT[2:], 40, 60, 40_000, *flags, *passage_flags, *pools, cwd=tmp_path)
+        trees.append(reference.tree_bytes(tmp_path / name))
+    assert trees[0] == trees[1]
+    assert len([name for name in trees[0] if name.endswith(".mds")]) == 6 + 9
+    assert len(trees[0]["retrieval/0/cc.jsonl"].splitlines()) > passages.PASSAGES_AT_ONCE
+    others = (*flags, *passage_flags, "--rows_per_part", 8)
+    error = run(CONCAT[0], "concat1", *CONCAT[2:], 40, 60, 40_000, *others, cwd=tmp_path, status=2).stderr
+    assert "rows_per_part: was 7, now 8" in error
+
+
+def test_a_run_killed_at_any_stage_goes_on_and_gives_the_same_bytes(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*EVERYTHING, "--domains", "cc=1", "--rows_per_part", 9, *world.source_flags)
+    flags += ("--retrieval_shards", 1, "--retrieval_chunk_size", 8)
+    run(CONCAT[0], "whole", *CONCAT[2:], "1e6", "1e6", "1e6", *flags, cwd=tmp_path)
+    command = [sys.executable, str(PROJECT / CONCAT[0]), "killed", *map(str, CONCAT[2:]), "1e6", "1e6", "1e6"]
+    stages = (
+        ("test/cc.parts/part-*", 2),
+        ("test/cc/index.json", 1),
+        ("train/cc.parts/.tmp-*", 1),
+        ("train/cc.parts/part-*", 4),
+        ("train/.tmp-cc-*", 1),
+        ("train/cc/index.json", 1),
+        ("retrieval/0/.tmp-*", 1),
+    )
+    for pattern, number in stages:
+        process = subprocess.Popen(
+            [*command, *map(str, flags), "--num_workers", "2"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and len(list((tmp_path / "killed").glob(pattern))) < number:
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, f"it ended before {pattern}"
+        for index in tmp_path.glob("killed/*/cc/index.json"):
+            assert index.read_bytes() == (tmp_path / "whole" / index.relative_to(tmp_path / "killed")).read_bytes()
+    run(*CONCAT[:1], "killed", *CONCAT[2:], "1e6", "1e6", "1e6", *flags, cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "killed") == reference.tree_bytes(tmp_path / "whole")
+
+
+def test_the_test_documents_are_the_same_for_all_lengths_both_samplers_and_another_tokenizer(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
+    listing = ("--file_list", world.folder / "all_jsonl.txt")
+    run("tokenize_jsonl.py", *listing, "--tokenizer", "other.model", "--output_dir", "other", cwd=tmp_path)
+    runs = [
+        (AB[0], 64, 32, world.tokenized),
+        (AB[0], 256, 32, world.tokenized),
+        (AB[0], 128, 64, tmp_path / "other"),
+        (CONCAT[0], 96, 32, world.tokenized),
+    ]
+    of_runs = []
+    for number, (script, first_length, decoder_length, tokenized) in enumerate(runs):
+        out = f"OUT{number}"
+        counts = (10_000, 10_000) if script == AB[0] else (10_000, 10_000, 0)
+        source = (*listing, "--tokenized_dir", tokenized, "--domains", "arxiv=0.5,book=0.5")
+        run(script, out, first_length, decoder_length, *counts, *EVERYTHING, *source, cwd=tmp_path)
+        found: dict[str, set[str]] = {}
+        for split in ("test", "train"):
+            found[split] = set()
+            for domain in ("arxiv", "book"):
+                sources = np.load(tmp_path / out / split / f"{domain}.rows.npy")
+                for number_of_file, path in enumerate(paths_of(world, domain)):
+                    array = np.load(tokenized / path.replace(".jsonl", ".npy"))
+                    starts = 1 + array[0] + np.cumsum(array[1 : 1 + array[0]]) - array[1 : 1 + array[0]]
+                    positions = sources[sources[:, 0] == number_of_file, 1]
+                    texts = reference.texts_of(world.data / path)
+                    found[split] |= {texts[index - 1] for index in np.searchsorted(starts, positions, "right")}
+            assert {reference.split_of(text, 42, 0.2, 0.4) for text in found[split]} == {split}
+        of_runs.append(found)
+    for split in ("test", "train"):
+        assert of_runs[1][split] <= of_runs[0][split], "a longer window asks for longer documents, of the same split"
+        assert of_runs[0][split] & of_runs[2][split] and of_runs[0][split] & of_runs[3][split]
+
+
+def test_streaming_reads_every_set_as_it_was_written(ab: Path, concat: Path) -> None:
+    streaming = mds.import_streaming()
+    folders = [index.parent for out in (ab, concat) for index in sorted(out.glob("*/*/index.json"))]
+    assert len(folders) == 4 + 14
+    for folder in folders:
+        rows = streaming.StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
+        wanted = rows_of(folder)
+        assert len(rows) == len(wanted)
+        for row, one in zip(rows, wanted, strict=True):
+            assert row.keys() == one.keys() and row["domain"] == one["domain"] == folder.name
+            assert (whole_window(row) == whole_window(one)).all()
+
+
 def test_shortage_is_status_3_also_on_a_rerun_and_names_the_way_out(run: Run, world: World, tmp_path: Path) -> None:
     flags = (*FRACTIONS, *world.source_flags)
     for _ in range(2):
@@ -284,6 +408,12 @@ def test_a_dry_run_writes_nothing(run: Run, world: World, tmp_path: Path) -> Non
     done = run(*CONCAT, 40, 40, 40, *flags, cwd=tmp_path)
     assert "test/wiki" in done.stdout and "retrieval/0/wiki" in done.stdout and "bytes are free" in done.stdout
     assert os.listdir(tmp_path) == []
+    header = next(line for line in done.stdout.splitlines() if line.startswith("set "))
+    assert header.split("  ")[-1] == "minutes"
+    sizes = {line.split()[0]: line.split()[-2].replace(",", "") for line in done.stdout.splitlines() if "/wiki" in line}
+    run(*CONCAT, 40, 40, 40, *[flag for flag in flags if flag != "--dry_run"], cwd=tmp_path)
+    assert int(sizes["test/wiki"]) == len(rows_of(tmp_path / "OUT/test/wiki")) * 128 * 2
+    assert int(sizes["retrieval/0/wiki"]) == (tmp_path / "OUT/retrieval/0/wiki.jsonl").stat().st_size
 
 
 def test_splits_stay_when_files_are_renamed_added_and_removed(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
@@ -327,8 +457,6 @@ def test_what_is_missing_is_an_error_that_says_what_to_do(run: Run, world: World
 def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
     run: Run, world: World, tmp_path: Path
 ) -> None:
-    from demo import models
-
     models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
     flags = ("--tokenizer", tmp_path / "other.model", "--domains", "wiki=1", "--retrieval_shards", 1)
     error = run(*CONCAT, 0, 0, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr

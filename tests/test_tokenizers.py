@@ -48,6 +48,23 @@ def test_backends_give_the_same_ids_and_the_text_comes_back(world: World) -> Non
     tokenizers.refuse_other_ids("gigatoken", saved, [*tokenizers.HARD_TEXTS, *HARD_TEXTS])
 
 
+def test_decoding_is_that_of_transformers_at_every_split_of_every_character(world: World, tmp_path: Path) -> None:
+    make_byte_level(tmp_path)
+    text = "a 日本語 b👩‍👩‍👧 \u2581\u2581 é\0 \U0010ffff<s> ﬁn"
+    for folder in (world.tokenized / "tokenizer", tmp_path):
+        tokenizer = tokenizers.load_pretrained(str(folder))
+        decode = tokenizers.make_decoder((folder / "tokenizer.json").read_text())
+        [ids], draw = [tokenizers.make_encoder("transformers", folder)([text])[0]], np.random.default_rng(0)
+        slices = [ids[start:stop] for start in range(len(ids)) for stop in range(start, len(ids) + 1)]
+        assert len(ids) > 30 and any("\ufffd" in tokenizer.decode(part) for part in slices)
+        # Bytes, special tokens and pieces in any order: runs of bytes that are UTF-8 in part, or over a special token.
+        highest = min(len(tokenizer), 400)
+        slices += [draw.integers(0, highest, draw.integers(0, 12)).astype(np.int32) for _ in range(2000)]
+        texts = decode(np.concatenate(slices), np.array([len(part) for part in slices]))
+        for part, found in zip(slices, texts, strict=True):
+            assert found == tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
 def test_a_saved_tokenizer_is_the_same_one(world: World) -> None:
     from_model = tokenizers.identify(tokenizers.load_pretrained(str(world.tokenizer)), "model")
     saved = world.tokenized / "tokenizer"

@@ -1,0 +1,115 @@
+"""Plans and windows, against brute force over small token files.    pytest tests/test_drawing.py"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cepe_data import drawing, token_file
+from cepe_data.corpus import ListedFile
+from cepe_data.errors import DamagedFileError
+from cepe_data.splits import Splits
+from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
+from tests import reference
+
+
+def make_tokens(folder: Path, files: list[list[int]], vocab_size: int | None = None) -> drawing.Tokens:
+    """Token files of one domain with documents of these lengths; every token of the domain is another number."""
+    listed, next_id = [], 0
+    for number, lengths in enumerate(files):
+        listed.append(ListedFile(f"{number:02d}.jsonl", "any", 1))
+        writer = token_file.TokenFileWriter(folder / listed[-1].token_file, {})
+        ids = np.arange(next_id, next_id + sum(lengths), dtype=np.int32)
+        hashes = [reference.key(f"{number}/{document}") for document in range(len(lengths))]
+        writer.append(ids, np.array(lengths, np.int64), np.array(hashes, np.uint64))
+        writer.publish({})
+        writer.close()
+        next_id += len(ids)
+    return drawing.Tokens({"any": listed}, folder, vocab_size, None)
+
+
+def source_of(
+    tokens: drawing.Tokens, windows: Windows, split: str = "train", splits: Splits | None = None
+) -> drawing.WindowSource:
+    splits = splits or Splits(42, 0.2, 0.4)
+    survey = drawing.survey(tokens, splits, {split: windows})["any"]
+    return drawing.WindowSource.of(tokens, "any", split, splits, windows, survey)
+
+
+def expected_windows(folder: Path, files: list[list[int]], windows: Windows, split: str) -> list[tuple[int, ...]]:
+    """All windows in their order, by brute force."""
+    found: list[tuple[int, ...]] = []
+    for number in range(len(files)):
+        documents = [
+            document
+            for index, document in enumerate(reference.documents_of(folder / f"{number:02d}.npy"))
+            if reference.split_of(f"{number}/{index}", 42, 0.2, 0.4) == split
+        ]
+        rows = documents if isinstance(windows, DocumentWindows) else [np.concatenate([[], *documents])]
+        for row in rows:
+            found += reference.windows_in(row, windows.total_length, windows.step)
+    return found
+
+
+@pytest.mark.parametrize("windows", [DocumentWindows(20, 7), ConcatWindows(20, 7), ConcatWindows(1, 1)])
+@pytest.mark.parametrize("split", ["test", "train", "retrieval"])
+@pytest.mark.parametrize(("per_block", "at_once", "bridged"), [(1 << 16, 1 << 18, 1 << 14), (3, 5, 0), (1, 1, 8)])
+def test_every_window_is_drawn_once_in_the_documented_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: Windows, split: str,
+    per_block: int, at_once: int, bridged: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(token_file, "DOCUMENTS_PER_BLOCK", per_block)
+    monkeypatch.setattr(drawing, "_DOCUMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(drawing, "_ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(drawing, "_BRIDGED_TOKENS", bridged)
+    draw = np.random.default_rng(0)
+    files = [draw.integers(0, 60, 30).tolist(), [], [5] * 40, [0, 0, 200, 0, 3, 1]]
+    source = source_of(make_tokens(tmp_path, files), windows, split)
+    ordered = expected_windows(tmp_path, files, windows, split)
+    assert int(source.counts.sum()) == len(ordered) > 5
+    wanted = [ordered[reference.permutation(f"42/any/{split}", len(ordered), row)] for row in range(len(ordered))]
+    plan = source.draw(0, len(ordered))
+    assert [tuple(row) for row in source.read(plan, np.dtype(np.int32)).tolist()] == wanted
+    middle = source.read(source.draw(2, len(ordered) - 1), np.dtype(np.int32))
+    assert [tuple(row) for row in middle.tolist()] == wanted[2:-1]
+
+
+@pytest.mark.parametrize("windows", [DocumentWindows(8, 4), ConcatWindows(8, 4)])
+def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Windows) -> None:
+    tokens = make_tokens(tmp_path, [[20, 9, 3], [12], [8, 7, 30]])
+    num_seeds, num_drawn = 1500, 3
+    counts: Counter[int] = Counter()
+    everything = Splits(0, 1.0, 0.0)
+    survey = drawing.survey(tokens, everything, {"test": windows})["any"]
+    for seed in range(num_seeds):
+        source = drawing.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, survey)
+        counts.update(source.read(source.draw(0, num_drawn), np.dtype(np.int32))[:, 0].tolist())
+    num_windows = survey.available("test")
+    assert len(counts) == num_windows > 10
+    expected = num_seeds * num_drawn / num_windows
+    chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
+    # Drawing without replacement makes it smaller. Above mean + 4 standard deviations less than once in 3,000 times.
+    degrees = num_windows - 1
+    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
+
+
+def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path, [[10] * 20], vocab_size=100)
+    with pytest.raises(DamagedFileError, match="outside of 0 … 99"):
+        source = source_of(tokens, ConcatWindows(20, 20))
+        source.read(source.draw(0, int(source.counts.sum())), np.dtype(np.int16))
+    source = source_of(make_tokens(tmp_path / "other", [[10] * 20]), ConcatWindows(20, 20))
+    plan = source.draw(0, int(source.counts.sum()))
+    path = tmp_path / "other/00.npy"
+    array = np.load(path)
+    array[1:21] = [1, 19] * 10
+    np.save(path, array)
+    with pytest.raises(DamagedFileError, match="changed while it was being sampled"):
+        source.read(plan, np.dtype(np.int16))
+    with pytest.raises(DamagedFileError, match="outside of 0 … 32767"):
+        wide = source_of(make_tokens(tmp_path / "wide", [[70_000]]), DocumentWindows(20, 20), "test",
+                         Splits(42, 1.0, 0.0))  # fmt: skip
+        wide.read(wide.draw(0, 3000), np.dtype(np.int16))

@@ -56,7 +56,8 @@ def parse_args() -> argparse.Namespace:
         type=cli.fraction,
         default=0.001,
         metavar="SHARE",
-        help=f"more bad lines than this share of a file, and more than {MIN_BAD_LINES}, are an error: the wrong file",
+        help=f"more bad lines than this share of a file, and more than {MIN_BAD_LINES}, are an error: the wrong file. "
+        f"So is a file without a good line; with 0, any bad line is",
     )
     tokenizing.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that encode"
@@ -131,7 +132,7 @@ def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> li
             for first_line, block in itertools.islice(jsonl.LineBlocks(job.root / file.path, 1), per_file):
                 found, _, _ = jsonl.parse_documents(first_line, block, job.text_key)
                 texts += [text[:VERIFIED_CHARACTERS] for text in found[:per_file]]
-        except (DamagedFileError, FileNotFoundError):
+        except (DamagedFileError, OSError):
             continue  # its turn comes, with a message
     return texts[:number]
 

@@ -7,6 +7,7 @@ asked for. Nothing here imports a heavy library, so that `--help` and argument e
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shlex
 import shutil
@@ -81,6 +82,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def run(main: Callable[[], int]) -> None:
     """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message."""
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without → must not end a run
     try:
         status = main()
         sys.stdout.flush()

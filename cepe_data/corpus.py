@@ -94,7 +94,7 @@ def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile
             domain or size nothing tells, or two paths have the same token file.
     """
     try:
-        lines = file_list.read_text(encoding="utf-8").splitlines()
+        lines = file_list.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{file_list} is no UTF-8 text ({error}): run get_all_jsonl.py again") from None
     except FileNotFoundError:
@@ -105,9 +105,9 @@ def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile
         root = Path(content["root"])
     files = []
     for number, line in enumerate(lines, 1):
-        path = line.strip()
-        if not path:
+        if not line.strip():
             continue
+        path = str(PurePosixPath(line.strip()))  # without `./` and `//`
         where = f"{file_list} line {number}: {path}"
         parts = PurePosixPath(path).parts
         if PurePosixPath(path).is_absolute() or ".." in parts:

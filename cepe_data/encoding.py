@@ -32,7 +32,8 @@ class Segment:
     """Some lines of a file on their way to a worker; the last one of a file is empty and may say why it ends there.
 
     Bytes [start, stop) of the source on disk. Of a plain file, `lines` is None and the worker reads them; what is
-    decompressed comes along, and the range tells progress only.
+    decompressed comes along, and the range tells progress only. The last one has the `version` of the source when its
+    reading began.
     """
 
     file: corpus.ListedFile
@@ -42,6 +43,7 @@ class Segment:
     lines: bytes | None = None
     is_last: bool = False
     failure: str = ""
+    version: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -113,6 +115,12 @@ class SegmentEncoder:
 
 def _describe(source: Path, error: OSError | DamagedFileError) -> str:
     return str(error) if isinstance(error, DamagedFileError) else f"{source}: {error.strerror}"
+
+
+def _version(source: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced."""
+    status = source.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def batch_segments(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
@@ -195,7 +203,9 @@ class Job:
         """The lines of a file in segments; the last one says if it could not be read to its end."""
         source = self.root / file.path
         position, failure = 0, ""
+        version: tuple[int, ...] = ()
         try:
+            version = _version(source)
             if (size := source.stat().st_size) != file.num_bytes:
                 raise DamagedFileError(
                     f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, "
@@ -210,9 +220,9 @@ class Job:
                 for start, stop in jsonl.line_ranges(source, BATCH_BYTES):
                     yield Segment(file, source, start, stop)
                     position = stop
-        except (DamagedFileError, FileNotFoundError, PermissionError) as error:
+        except (DamagedFileError, OSError) as error:
             failure = _describe(source, error)
-        yield Segment(file, source, position, file.num_bytes, b"", is_last=True, failure=failure)
+        yield Segment(file, source, position, file.num_bytes, b"", is_last=True, failure=failure, version=version)
 
 
 class _Publisher:
@@ -254,13 +264,23 @@ class _Publisher:
         self._num_lines += encoded.num_lines
         self._failure = self._failure or segment.failure or encoded.failure
         if segment.is_last:
-            failure = self._failure or self._too_many_bad_lines(segment.file)
+            failure = self._failure or self._changed(segment) or self._too_many_bad_lines(segment.file)
             self._finish(segment.file, self._writer, failure)
             self._writer = None
 
+    @staticmethod
+    def _changed(segment: Segment) -> str:
+        """All of the file is read by now: whether it is still what it was when its reading began."""
+        try:
+            changed = _version(segment.source) != segment.version
+        except OSError:
+            changed = True
+        return f"{segment.source} changed while it was being read: run get_all_jsonl.py again" if changed else ""
+
     def _too_many_bad_lines(self, file: corpus.ListedFile) -> str:
         num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
-        if num_bad <= max(MIN_BAD_LINES, self._job.max_bad_lines * (num_bad + num_good)):
+        share = self._job.max_bad_lines
+        if num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
             return ""
         return (
             f"{self._job.root / file.path} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped}): is "

@@ -17,7 +17,7 @@ from typing import IO
 from cepe_data.errors import DamagedFileError
 
 MAX_LISTED_LINES = 20
-_COMPRESSED_READ_BYTES = 256 << 10
+_COMPRESSED_READ_BYTES = 4 << 10  # of zstandard, which makes up to 30,000 times as much of them at once
 _MIN_READ_BYTES = 64 << 10
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -73,12 +73,12 @@ def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
         while start < size:
             stop = min(start + range_bytes, size)
             file.seek(stop - 1)
-            while piece := file.read(_MIN_READ_BYTES):
+            while stop < size and (piece := file.read(_MIN_READ_BYTES)):
                 stop = file.tell()
                 if (end := piece.find(b"\n")) >= 0:
                     stop += end + 1 - len(piece)
                     break
-            yield start, stop
+            yield start, min(stop, size)
             start = stop
 
 
@@ -177,12 +177,15 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[
 
     Skipped: a line that is no JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
     becomes U+FFFD. A blank line is neither.
+
+    A line without its end can only be the last of a file; if it is no JSON, the file was most likely cut off.
     """
     import orjson
 
     texts: list[str] = []
     skipped, mended = LineReport(), LineReport()
-    for number, line in enumerate(block.split(b"\n"), first_line):
+    lines = block.split(b"\n")
+    for number, line in enumerate(lines, first_line):
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -194,7 +197,8 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[
                 skipped.add("not UTF-8", number)
                 continue
             except (ValueError, RecursionError):
-                skipped.add("not JSON", number)
+                is_last = number == first_line + len(lines) - 1
+                skipped.add("not JSON, and cut off at the end of the file" if is_last else "not JSON", number)
                 continue
         if not isinstance(record, dict):
             skipped.add("no JSON object", number)

@@ -58,7 +58,7 @@ def resolve_shard(shard_id: int | None, num_shards: int | None) -> tuple[int, in
 def slurm_task_id() -> int | None:
     """The id of this task of a slurm array, None outside of one."""
     task = os.environ.get(SLURM_TASK_ID, "")
-    return int(task) if task.isdigit() else None
+    return int(task) if task.isdecimal() else None
 
 
 def row_range(shard_id: int, num_shards: int, num_rows: int) -> tuple[int, int]:

@@ -32,6 +32,7 @@ TOKEN_DTYPE = np.dtype("<i4")
 HASH_DTYPE = np.dtype("<u8")
 _BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
 _COPY_BYTES = 1 << 30
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 _READ_BYTES = 8 << 20
 _SPOOL_MEMORY_BYTES = 1 << 20
 
@@ -134,12 +135,16 @@ class _Spool:
         position, size = 0, os.fstat(self._file.fileno()).st_size
         try:
             while position < size:
-                position += os.copy_file_range(
+                num_copied = os.copy_file_range(
                     self._file.fileno(), target.fileno(), min(_COPY_BYTES, size - position), position
                 )
+                if not num_copied:
+                    break
+                position += num_copied
         except OSError as error:
-            if error.errno not in {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}:
+            if error.errno not in _NO_KERNEL_COPY:
                 raise
+        if position < size:
             self._file.seek(position)
             shutil.copyfileobj(self._file, target, _READ_BYTES)
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import itertools
 import json
-import operator
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cepe_data import atomic, hub
-from cepe_data.errors import ArgumentError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -285,11 +283,12 @@ class _PieceTable:
         special = {token["id"] for token in core["added_tokens"] if token["special"]}
         self._bytes = np.full(max(pieces) + 1, b"", object)  # numpy gathers from it faster than a list comprehension
         self._is_byte = np.zeros(len(self._bytes), bool)
+        self._is_nothing = np.ones(len(self._bytes), bool)
         for number, piece in pieces.items():
             if number in special:
                 continue
             byte = _BYTE_PIECE.fullmatch(piece)
-            self._is_byte[number] = byte is not None
+            self._is_byte[number], self._is_nothing[number] = byte is not None, False
             self._bytes[number] = bytes.fromhex(byte[1]) if byte else piece.replace("\u2581", " ").encode()
 
     def __call__(self, ids: np.ndarray, lengths: np.ndarray) -> list[str]:
@@ -299,20 +298,20 @@ class _PieceTable:
             try:
                 text = b"".join(of_text).decode()
             except UnicodeDecodeError:
-                text = self._decode_runs(zip(self._is_byte[ids[start:stop]].tolist(), of_text, strict=True))
+                text = self._decode_runs(ids[start:stop])
             texts.append(text.removeprefix(" "))
             start = stop
         return texts
 
-    @staticmethod
-    def _decode_runs(pieces: Iterable[tuple[bool, bytes]]) -> str:
-        texts = []
-        for _, run in itertools.groupby((piece for piece in pieces if piece[1]), operator.itemgetter(0)):
-            parts = [part for _, part in run]
+    def _decode_runs(self, ids: np.ndarray) -> str:
+        ids = ids[~self._is_nothing[ids]]
+        pieces, texts, start = self._bytes[ids].tolist(), [], 0
+        for stop in [*(np.flatnonzero(np.diff(self._is_byte[ids])) + 1).tolist(), len(pieces)]:
             try:
-                texts.append(b"".join(parts).decode())
+                texts.append(b"".join(pieces[start:stop]).decode())
             except UnicodeDecodeError:
-                texts.append("\ufffd" * len(parts))
+                texts.append("\ufffd" * (stop - start))
+            start = stop
         return "".join(texts)
 
 
@@ -338,12 +337,18 @@ def save(
 
     Raises:
         ArgumentError: if another tokenizer is saved there, and `overwrite` is off.
+        DamagedFileError: if that one is damaged.
+        PipelineError: if it cannot be written.
     """
     made_with = {"tokenizer": identity.as_json()}
     if atomic.is_made(folder, made_with, overwrite):
+        saved_identity(folder)
         return
     with atomic.Draft(folder, made_with, is_folder=True, overwrite=overwrite) as draft:
-        tokenizer.save_pretrained(draft.path)
+        try:
+            tokenizer.save_pretrained(draft.path)
+        except Exception as error:  # the tokenizers library raises nothing narrower where the disk is full
+            raise PipelineError(f"the tokenizer cannot be saved in {folder}: {error}") from None
         draft.publish()
 
 
@@ -355,6 +360,18 @@ def decoding_fingerprint(tokenizer_json: str) -> str:
 
 
 def saved_identity(folder: Path) -> TokenizerIdentity | None:
-    """The identity of the tokenizer that `save` put there, None if there is none."""
+    """The identity of the tokenizer that `save` put there, None if there is none.
+
+    Raises:
+        DamagedFileError: if a file of it is not what was saved: ids would be others than the fingerprint says.
+    """
     meta = atomic.read_meta(folder) if folder.is_dir() else None
-    return TokenizerIdentity(**meta["made_with"]["tokenizer"]) if meta else None
+    if meta is None:
+        return None
+    try:
+        identity = TokenizerIdentity(**meta["made_with"]["tokenizer"])
+    except (KeyError, TypeError):
+        identity = None
+    if identity is None or not atomic.is_intact(folder, meta):
+        raise DamagedFileError(f"{folder} is damaged: remove it, and name the tokenizer again with --tokenizer")
+    return identity

@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,7 +27,8 @@ _PR_SET_PDEATHSIG = 1
 
 def default_num_workers() -> int:
     """The cores that slurm gives this task, else those of the affinity mask."""
-    return int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+    of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, int(of_task)) if of_task.isdecimal() else len(os.sched_getaffinity(0))
 
 
 class Workers:
@@ -46,19 +48,14 @@ class Workers:
         if self.num_workers == 1:
             self._prepare(*self._arguments)
         else:
-            self._executor = ProcessPoolExecutor(
-                self.num_workers,
-                multiprocessing.get_context("spawn"),
-                _start_worker,
-                (os.getpid(), self._prepare, self._arguments),
-            )
+            self._executor = _open_executor(self.num_workers, self._prepare, self._arguments)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            _close_executor(self._executor, kind)
 
     def map_in_order(
         self,
@@ -88,7 +85,7 @@ class Workers:
     def _submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._executor is not None:
             try:
-                return self._executor.submit(function, item)
+                return _submit(self._executor, function, item)
             except BrokenProcessPool:
                 raise _worker_died() from None
         future: Future[Result] = Future()
@@ -109,21 +106,43 @@ def run_in_child(function: Callable[..., Result], *arguments: Any) -> Result:
     Raises:
         PipelineError: if the process died; otherwise what the function raises.
     """
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(), _prepare_nothing, ())
-    ) as executor:
-        try:
-            return executor.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            raise _worker_died() from None
+    executor = _open_executor(1, _prepare_nothing, ())
+    try:
+        return _submit(executor, function, *arguments).result()
+    except BrokenProcessPool:
+        raise _worker_died() from None
+    finally:
+        _close_executor(executor, sys.exc_info()[0])
 
 
 def _prepare_nothing() -> None:
     """A child for one function needs no preparation."""
 
 
+def _open_executor(num_workers: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), prepare, arguments))
+
+
+def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """Submit; a process that this starts inherits that Ctrl-C is blocked, from its first instruction on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(function, *arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | None) -> None:
+    """Wait for the workers to end; after Ctrl-C they are killed, and a second one must not stop this halfway."""
+    if kind is not None and issubclass(kind, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for process in list(executor._processes.values()):
+            process.kill()
+    executor.shutdown(wait=True, cancel_futures=True)
+
+
 def _start_worker(parent: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)

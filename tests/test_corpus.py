@@ -59,3 +59,11 @@ def test_a_list_edited_by_hand_is_checked(tmp_path: Path, line: str, message: st
         corpus.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
     with pytest.raises(ArgumentError, match="get_all_jsonl"):
         corpus.read_file_list(tmp_path / "none.txt")
+
+
+def test_a_list_saved_with_a_byte_order_mark_and_untidy_paths_names_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "arxiv").mkdir()
+    (tmp_path / "arxiv/x.jsonl").write_text("{}\n")
+    (tmp_path / "all_jsonl.txt").write_text("./arxiv//x.jsonl\n", encoding="utf-8-sig")
+    [file] = corpus.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
+    assert file == corpus.ListedFile("arxiv/x.jsonl", "arxiv", 3)

@@ -67,6 +67,16 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, ending: str
         blocks(path, 1 << 20)
 
 
+def test_an_archive_that_grows_ten_thousandfold_comes_in_blocks(tmp_path: Path) -> None:
+    import zstandard
+
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor(level=19).compress((b"x" * 999 + b"\n") * 300_000))
+    assert path.stat().st_size < 100_000
+    blocks = [len(block) for _, block in jsonl.LineBlocks(path)]
+    assert sum(blocks) == 300_000_000 and max(blocks) < 150_000_000
+
+
 def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
     block = b"\n".join(
         [
@@ -83,6 +93,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
             b'{"text": ""}',
             b'{"text": "nul \\u0000"}\r',
             b"[" * 100_000,
+            b'{"text": "the file ends he',
         ]
     )
     texts, skipped, mended = jsonl.parse_documents(11, block, "text")
@@ -93,6 +104,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
         "'text' is no string": [16],
         "not JSON": [17, 23],
         "not UTF-8": [18],
+        "not JSON, and cut off at the end of the file": [24],
     }
     assert mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
 

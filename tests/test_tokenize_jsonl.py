@@ -19,6 +19,7 @@ import xxhash
 import zstandard
 from sentencepiece import SentencePieceProcessor
 
+from cepe_data import corpus, encoding, jsonl, tokenizers
 from tests import reference
 from tests.conftest import HARD_TEXTS, PROJECT, Run, World, make_texts, write_jsonl
 
@@ -142,7 +143,7 @@ def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_
 
 def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World, tmp_path: Path) -> None:
     shutil.copy(world.tokenizer, tmp_path / "tokenizer.model")
-    for name in ("good", "grown", "gone"):
+    for name in ("good", "grown", "gone", "loop"):
         write_jsonl(tmp_path / f"data/arxiv/{name}.jsonl", make_texts(1, 5, 50))
     (tmp_path / "data/arxiv/cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "long enough"}\n' * 99)[:-5])
     (tmp_path / "data/arxiv/empty.jsonl").write_text("")
@@ -150,15 +151,84 @@ def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World,
     with (tmp_path / "data/arxiv/grown.jsonl").open("a") as file:
         file.write("\n")
     (tmp_path / "data/arxiv/gone.jsonl").unlink()
+    (tmp_path / "data/arxiv/loop.jsonl").unlink()
+    (tmp_path / "data/arxiv/loop.jsonl").symlink_to("loop.jsonl")
     done = run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path, status=1)
-    assert "3 files failed" in done.stderr
-    for message in ("cut.jsonl.gz is a damaged gzip", "grown.jsonl has", "gone.jsonl: No such file"):
+    assert "4 files failed" in done.stderr
+    messages = ("cut.jsonl.gz is a damaged gzip", "grown.jsonl has", "gone.jsonl: No such file", "loop.jsonl: Too many")
+    for message in messages:
         assert message in done.stderr
     made = sorted(
         name for name in os.listdir(tmp_path / "tokenized/arxiv") if not name.endswith((".hash.npy", ".json"))
     )
     assert made == ["empty.npy", "good.npy"]
     assert np.load(tmp_path / "tokenized/arxiv/empty.npy").tolist() == [0]
+
+
+def test_a_source_that_changes_while_it_is_read_fails(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read_range = tmp_path / "arxiv_0.jsonl", jsonl.read_range
+
+    def read_and_replace(path: Path, start: int, stop: int) -> bytes:
+        block = read_range(path, start, stop)
+        (tmp_path / "new").write_bytes(path.read_bytes())
+        (tmp_path / "new").replace(path)
+        return block
+
+    shutil.copy(world.data / "arxiv/arxiv_0.jsonl", source)
+    shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
+    identity = tokenizers.saved_identity(tmp_path / "tokenized/tokenizer")
+    assert identity is not None
+    job = encoding.Job(tmp_path, tmp_path / "tokenized", "text", False, 0.001, identity)
+    file = corpus.ListedFile(source.name, "arxiv", source.stat().st_size)
+    for patched, num_failures in ((read_range, 0), (read_and_replace, 1)):
+        monkeypatch.setattr(jsonl, "read_range", patched)
+        (tmp_path / "tokenized/arxiv_0.npy").unlink(missing_ok=True)
+        totals = encoding.Totals()
+        job.tokenize([file], "transformers", 1, "", totals)
+        assert len(totals.failures) == num_failures
+        assert (tmp_path / "tokenized/arxiv_0.npy").exists() == (not num_failures)
+    assert "changed while it was being read" in totals.failures[0]
+
+
+def test_a_damaged_saved_tokenizer_is_refused(run: Run, world: World, tmp_path: Path) -> None:
+    lay_out(tmp_path, world)
+    shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
+    path = tmp_path / "tokenized/tokenizer/tokenizer.json"
+    whole = path.read_text()
+    for damaged in (whole.replace('"a"', '"b"', 1), whole[: len(whole) // 2], ""):
+        path.write_text(damaged)
+        for flags in ((), ("--tokenizer", world.tokenizer)):
+            error = run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=1).stderr
+            assert "tokenizer is damaged: remove it" in error and "Traceback" not in error
+    shutil.rmtree(path.parent)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
+
+
+@pytest.mark.parametrize("delay", [0.7, 2.0])
+def test_ctrl_c_twice_ends_a_run_and_its_workers(world: World, tmp_path: Path, delay: float) -> None:
+    lay_out(tmp_path, world)
+    command = [sys.executable, str(PROJECT / "tokenize_jsonl.py"), "--num_workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--tokenizer", str(world.tokenizer), "--verify_documents", "100"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    time.sleep(delay)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == 130 and b"interrupted" in error and b"Traceback" not in error
+    deadline = time.monotonic() + 5
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:  # multiprocessing's own helper ends a moment later
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_a_run_killed_at_twenty_moments_leaves_nothing_half_made_and_a_rerun_gives_the_same_bytes(

@@ -219,8 +219,10 @@ class WindowSource:
         highest = int(np.iinfo(dtype).max)
         for token_file, rows in self.by_file(plan):
             is_split = plan.document[rows] != plan.last_document[rows]
-            for row in rows[~is_split].tolist():
-                start = int(plan.position[row])
+            whole = rows[~is_split]
+            starts = plan.position[whole]
+            token_file.will_need_tokens(starts, starts + self.windows.total_length)
+            for row, start in zip(whole.tolist(), starts.tolist(), strict=True):
                 ids = token_file.tokens(start, start + self.windows.total_length)
                 self.check(token_file, ids, highest)
                 out[row] = ids
@@ -258,7 +260,9 @@ class WindowSource:
             # Documents of other splits are read along where they are short: one call of the system costs more.
             first_of_read = np.flatnonzero(is_new_read)
             last_of_read = np.append(first_of_read[1:], len(row)) - 1
-            reads = zip(start[first_of_read].tolist(), (start + length)[last_of_read].tolist(), strict=True)
+            read_starts, read_stops = start[first_of_read], (start + length)[last_of_read]
+            token_file.will_need_tokens(read_starts, read_stops)
+            reads = zip(read_starts.tolist(), read_stops.tolist(), strict=True)
             pieces = zip(row.tolist(), start.tolist(), length.tolist(), target.tolist(), is_new_read, strict=True)
             for in_window, piece_start, piece_length, piece_target, is_first in pieces:
                 if is_first:
@@ -275,6 +279,7 @@ class WindowSource:
         """What makes up windows over several documents: row, position, length, and place in the window of each piece,
         int64 [pieces], in the order of `rows` and in the windows' order."""
         lengths_of, hashes_of = [], []
+        token_file.will_need_documents(plan.document[rows], plan.last_document[rows] + 1)
         for row in rows.tolist():
             first = int(plan.document[row])
             lengths = token_file.lengths(first, int(plan.last_document[row]) + 1)

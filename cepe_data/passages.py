@@ -121,6 +121,7 @@ class PassageWriter:
         ids: list[np.ndarray] = [np.empty(0)] * len(plan)
         for token_file, rows in source.by_file(plan):
             start = plan.position[rows]
+            token_file.will_need_tokens(start, start + 2 * chunk_size)
             document_stop = start - plan.offset[rows] + token_file.lengths_of(plan.document[rows])
             stop = np.minimum(start + 2 * chunk_size, document_stop)
             for row, first, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):

@@ -4,8 +4,8 @@
 
 Token files are generated: lognormal document lengths, tokens of the real corpus (../shared/corpus where it is, else the
 demo's) over and over. Rates leave start-up (imports, processes) out on both sides. "One worker" is one process on one
-core. Both sides write into memory (/dev/shm, where it is there): a shared disk took from 0.3 to 1.8 seconds for the same
-640 MiB. Both read from the page cache, but for the usual script and ours against it: there both find their token files on
+core. Both sides write into memory (/dev/shm, where it is there), because a shared disk took from 0.3 to 1.8 seconds for
+the same 640 MiB. Both read from the page cache; but the usual script, and ours against it, find their token files on
 the disk, as they are at 5 TB. Ours also hashes and flushes what it writes, the references do not.
 """
 

@@ -6,21 +6,22 @@ writes  INPUT_DIR-logits-enc2048-dec2048-MODEL/{domain}/ (MDS: target_prob, targ
 
     python calculate_logits.py --input_dir 8k_ab/train --model_dir meta-llama/Llama-2-7b-chat-hf --domain arxiv \\
         --shard_id 0 --num_shards 100
-    python calculate_logits.py … --num_shards 100 --merge
+    python calculate_logits.py … --num_shards 100 --merge --delete_parts
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, shards, teacher
+from cepe_data import atomic, cli, mds, shards, teacher, workers
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
 if TYPE_CHECKING:
@@ -49,8 +50,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--retrieval_k", type=cli.positive_count, default=8, help="how many passages are the context")
     parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the pool of parts once they are joined")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="time a batch, say what the run would take, and write nothing"
     )
     shards.add_shard_arguments(parser)
     parser.add_argument(
@@ -59,7 +64,7 @@ def parse_args() -> argparse.Namespace:
         default=None,
         help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 128 MiB)",
     )
-    model = parser.add_argument_group("model")
+    model = parser.add_argument_group("teacher")
     model.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -67,6 +72,16 @@ def parse_args() -> argparse.Namespace:
         help="of weights and activations; auto is bfloat16 on a GPU and float32 on a CPU",
     )
     model.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    model.add_argument(
+        "--num_gpus", type=cli.positive_count, default=1, help="GPUs of this machine to use, one process each"
+    )
+    model.add_argument(
+        "--batch_size", type=cli.positive_count, default=None, help="sequences at once (default: what the memory holds)"
+    )
+    model.add_argument(
+        "--attn_implementation", default=None, help="such as flash_attention_2 (default: what transformers prefers)"
+    )
+    model.add_argument("--compile", action="store_true", help="compile the layers: a minute of start-up, then faster")
     return parser.parse_args()
 
 
@@ -77,23 +92,53 @@ def main() -> int:
     shard_id, num_shards = (
         (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
     )
+    if args.delete_parts and not args.merge and num_shards > 1:
+        raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
+    if args.dry_run and args.merge:
+        raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
     annotation = plan_annotation(args)
     if args.merge or annotation.is_joined():
-        return join(annotation, num_shards, start)
+        return join(annotation, num_shards, args.delete_parts, start)
     first, stop = shards.row_range(shard_id, num_shards, len(annotation.borders))
-    for folder in (annotation.folder.parent, annotation.pool):
-        atomic.remove_stale_temporaries(folder)
     todo = [part for part in range(first, stop) if not annotation.is_made(part)]
     if skipped := stop - first - len(todo):
         cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
-    if todo:
-        annotate(annotation, todo, args.device)
     num_rows = sum(annotation.borders[part][1] - annotation.borders[part][0] for part in todo)
+    devices = choose_devices(args.device, args.num_gpus) if todo else []
+    if args.dry_run:
+        report_dry_run(annotation, num_rows, devices)
+        return cli.EXIT_OK
+    for folder in (annotation.folder.parent, annotation.pool):
+        atomic.remove_stale_temporaries(folder)
+    if todo:
+        InputRows(annotation).refuse_foreign_ids([annotation.borders[part] for part in todo])
+        shares = [(annotation, todo[number :: len(devices)], device) for number, device in enumerate(devices)]
+        with cli.progress_bar(num_rows, "row", annotation.folder.name) as bar:
+            workers.run_shares(annotate, [share for share in shares if share[1]], bar.update)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} rows in {len(todo)} parts, {cli.seconds_since(start)} → "
         f"{annotation.pool}"
     )
-    return join(annotation, num_shards, start) if num_shards == 1 else cli.EXIT_OK
+    return join(annotation, num_shards, args.delete_parts, start) if num_shards == 1 else cli.EXIT_OK
+
+
+def choose_devices(device: str | None, num_gpus: int) -> list[str]:
+    """The device of each process.
+
+    Raises:
+        ArgumentError: if there are not so many GPUs.
+    """
+    import torch
+
+    chosen = teacher.choose_device(device)
+    available = torch.cuda.device_count() if chosen.startswith("cuda") or device is None else num_gpus
+    if chosen.startswith("cuda") and not available:
+        raise ArgumentError(f"--device {chosen}: torch sees no GPU here")
+    if num_gpus > 1 and num_gpus > available:
+        raise ArgumentError(f"--num_gpus {num_gpus} is more than the {available} GPUs that torch sees here")
+    if num_gpus == 1 or not chosen.startswith("cuda"):
+        return [chosen] * num_gpus
+    return [f"cuda:{number}" for number in range(num_gpus)]
 
 
 @dataclass(frozen=True)
@@ -107,8 +152,10 @@ class Annotation:
     model: teacher.Model
     num_encoder_tokens: int
     num_decoder_tokens: int
+    num_tokens: int
     topk: int
     dtype: str
+    running: dict[str, Any]
     num_rows: int
     rows_per_part: int | None
     overwrite: bool
@@ -134,6 +181,18 @@ class Annotation:
     @property
     def borders(self) -> list[tuple[int, int]]:
         return mds.part_borders(self.num_rows, self.part_rows)
+
+    def settings(self, device: str) -> teacher.Settings:
+        """What the teacher is asked for."""
+        return teacher.Settings(
+            self.num_tokens,
+            self.num_decoder_tokens,
+            self.topk,
+            self.dtype,
+            device,
+            min(self.part_rows, self.num_rows),
+            **self.running,
+        )
 
     def part_made_with(self, part: int) -> atomic.Meta:
         start, stop = self.borders[part]
@@ -175,8 +234,10 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
         model=model,
         num_encoder_tokens=args.num_encoder_tokens,
         num_decoder_tokens=args.num_decoder_tokens,
+        num_tokens=num_tokens,
         topk=args.topk,
         dtype=choose_dtype(args, folder),
+        running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
         num_rows=num_rows,
         rows_per_part=args.rows_per_part,
         overwrite=args.overwrite,
@@ -263,38 +324,44 @@ def named(folder: Path) -> Path:
     return folder if folder.name not in {"", ".."} else folder.resolve()
 
 
-def annotate(annotation: Annotation, parts: list[int], device: str | None) -> None:
-    """Make these parts.
-
-    Raises:
-        ArgumentError: if the input has ids beyond the model's vocabulary.
-    """
+def annotate(annotation: Annotation, parts: list[int], device: str, progress: Callable[[int], object]) -> None:
+    """Make these parts on one device."""
     rows = InputRows(annotation)
-    rows.refuse_foreign_ids([annotation.borders[part] for part in parts])
-    model = teacher.Teacher(
-        annotation.model.folder,
-        annotation.dtype,
-        teacher.choose_device(device),
-        annotation.num_decoder_tokens,
-        annotation.topk,
+    model = teacher.Teacher(annotation.model.folder, annotation.settings(device))
+    borders = [annotation.borders[part] for part in parts]
+    annotated = model.annotate(rows.batches(borders, model.batch_size))
+
+    def of_part(num_rows: int) -> Iterator[dict[str, np.ndarray]]:
+        for row in itertools.islice(annotated, num_rows):
+            yield row
+            progress(1)
+
+    for part, (start, stop) in zip(parts, borders, strict=True):
+        path, made_with = mds.part_path(annotation.pool, part), annotation.part_made_with(part)
+        mds.write_part(path, annotation.columns, of_part(stop - start), made_with, annotation.overwrite)
+
+
+def report_dry_run(annotation: Annotation, num_rows: int, devices: Sequence[str]) -> None:
+    """Print what annotating so many rows takes: operations, time from a timed batch, disk."""
+    if not num_rows:
+        cli.say("nothing is left to do")
+        return
+    rows = InputRows(annotation)
+    model = teacher.Teacher(annotation.model.folder, annotation.settings(devices[0]))
+    batch = next(rows.batches([(0, min(annotation.num_rows, annotation.part_rows))], model.batch_size))
+    if not devices[0].startswith("cpu"):  # the first batch chooses kernels
+        list(model.annotate([batch]))
+    start = time.perf_counter()
+    list(model.annotate([batch]))
+    seconds = (time.perf_counter() - start) / len(batch)
+    flops = model.num_flops()
+    where = f"{len(devices)} processes, {devices[0]} and on" if len(devices) > 1 else devices[0]
+    cli.say(
+        f"{num_rows:,} sequences of {annotation.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a batch of "
+        f"{len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
+        f"about {num_rows * seconds / 3600 / len(devices):,.1f} hours on {where} ({annotation.dtype})"
     )
-    num_rows = sum(annotation.borders[part][1] - annotation.borders[part][0] for part in parts)
-    with cli.progress_bar(num_rows, "row", annotation.folder.name) as bar:
-        for part in parts:
-            start, stop = annotation.borders[part]
-
-            def annotated(start: int = start, stop: int = stop) -> Iterator[dict[str, np.ndarray]]:
-                for row in range(start, stop):
-                    yield model.annotate(rows.input_ids(row))
-                    bar.update()
-
-            mds.write_part(
-                mds.part_path(annotation.pool, part),
-                annotation.columns,
-                annotated(),
-                annotation.part_made_with(part),
-                annotation.overwrite,
-            )
+    cli.report_disk(annotation.folder, num_rows * mds.row_bytes(annotation.columns))
 
 
 class InputRows:
@@ -316,26 +383,55 @@ class InputRows:
             context = window["prev_token_ids"][-self._annotation.num_encoder_tokens :]
         return np.concatenate([context, window["token_ids"][: self._annotation.num_decoder_tokens]]).astype(np.int64)
 
-    def refuse_foreign_ids(self, borders: list[tuple[int, int]]) -> None:
-        """Raise ArgumentError if any of these rows has an id that the model does not know."""
+    def batches(self, borders: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[np.ndarray]]:
+        """The rows of each range, some at a time; a batch never has rows of two ranges.
+
+        Raises:
+            ArgumentError: if a row has an id that the model does not know.
+        """
         for start, stop in borders:
-            for row in range(start, stop):
-                ids = self.input_ids(row)
-                if ids.min() < 0 or ids.max() >= self._annotation.model.vocab_size:
-                    raise ArgumentError(
-                        f"row {row} of {self._annotation.input_folder} has the id {ids.max()}, and the model knows "
-                        f"only {self._annotation.model.vocab_size} words: another tokenizer made the token files"
-                    )
+            for first in range(start, stop, batch_size):
+                yield [self._known_ids(row) for row in range(first, min(first + batch_size, stop))]
+
+    def refuse_foreign_ids(self, borders: Sequence[tuple[int, int]]) -> None:
+        """Raise ArgumentError if any of these rows has an id that the model does not know. Where the input says that
+        its tokenizer knows no more words than the model, no row is read."""
+        folders = [self._annotation.input_folder]
+        if self._annotation.retrieval_folder:
+            folders.append(self._annotation.retrieval_folder)
+        known = self._annotation.model.vocab_size
+        for folder in folders:
+            vocab_size = (atomic.read_meta(folder) or {}).get("vocab_size")
+            if vocab_size is not None and vocab_size != known:
+                cli.warn(
+                    f"{folder} was made with a tokenizer of {vocab_size:,} words, and the model knows {known:,}: make "
+                    f"sure that it is the model's own"
+                )
+            if vocab_size is None or vocab_size > known:
+                for _ in self.batches(borders, 1):
+                    pass
+                return
+
+    def _known_ids(self, row: int) -> np.ndarray:
+        ids = self.input_ids(row)
+        if ids.min() < 0 or ids.max() >= self._annotation.model.vocab_size:
+            raise ArgumentError(
+                f"row {row} of {self._annotation.input_folder} has ids from {ids.min()} to {ids.max()}, and the model "
+                f"knows only {self._annotation.model.vocab_size} words: another tokenizer made the token files"
+            )
+        return ids
 
 
-def join(annotation: Annotation, num_shards: int, start: float) -> int:
-    """Join all parts into the final folder, or find it joined.
+def join(annotation: Annotation, num_shards: int, delete_parts: bool, start: float) -> int:
+    """Join all parts into the final folder, or find it joined; then the parts may go.
 
     Raises:
         PipelineError: if parts are missing, with the shards to run again.
     """
     if annotation.is_joined():
         cli.say(f"{annotation.folder}: skipped, made before with the same arguments")
+        if delete_parts:
+            atomic.remove(annotation.pool)
         return cli.EXIT_OK
     num_parts = len(annotation.borders)
     if missing := [part for part in range(num_parts) if not annotation.is_made(part)]:
@@ -350,6 +446,8 @@ def join(annotation: Annotation, num_shards: int, start: float) -> int:
     with atomic.Draft(annotation.folder, annotation.made_with, is_folder=True, overwrite=annotation.overwrite) as draft:
         mds.join_parts(draft, annotation.pool, annotation.borders)
         draft.publish({"input_name": annotation.input_folder.parent.name, "vocab_size": annotation.model.vocab_size})
+    if delete_parts:
+        atomic.remove(annotation.pool)
     cli.say(
         f"{annotation.borders[-1][1]:,} rows of {num_parts} parts joined, {cli.seconds_since(start)} → "
         f"{annotation.folder}"

@@ -67,13 +67,18 @@ def column_array(column: str) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def rows_per_shard(columns: Columns, shard_bytes: int) -> int:
-    """How many rows of these columns fill a shard of about `shard_bytes`; columns of variable size count nothing."""
-    row_bytes = 4
+    """How many rows of these columns fill a shard of about `shard_bytes`."""
+    return max(1, shard_bytes // row_bytes(columns))
+
+
+def row_bytes(columns: Columns) -> int:
+    """Bytes of a row in a shard; columns of variable size count nothing."""
+    num_bytes = 4
     for column in columns.values():
         if column.startswith("ndarray:"):
             dtype, shape = column_array(column)
-            row_bytes += dtype.itemsize * int(np.prod(shape))
-    return max(1, shard_bytes // row_bytes)
+            num_bytes += dtype.itemsize * int(np.prod(shape))
+    return num_bytes
 
 
 def part_path(pool: Path, part: int) -> Path:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, hub, mds
+from cepe_data import atomic, hub, mds, workers
 from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
     import torch
 
-HEAD_ROWS = 512
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
+HEAD_BYTES = 32 << 20  # of the logits that are there at a time
+HEAD_BYTES_CUDA = 512 << 20
+MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
+
+Annotated = tuple[np.ndarray, np.ndarray]  # probabilities and ids of one sequence
 
 
 @dataclass(frozen=True)
@@ -99,81 +105,312 @@ def _inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     return without_autograd
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a teacher is asked for, and how it runs."""
+
+    num_tokens: int  # of a sequence
+    num_positions: int  # the last ones, which are annotated
+    topk: int
+    dtype: str
+    device: str
+    run_length: int  # sequences come in runs of this many, which batches do not cross
+    batch_size: int | None = None  # None: what the memory holds
+    attn_implementation: str | None = None
+    compile: bool = False
+
+
 class Teacher:
-    """A causal language model that gives top-k probabilities of the last positions of a sequence."""
+    """A causal language model that gives top-k probabilities of the last positions of sequences.
 
-    def __init__(self, folder: Path, dtype: str, device: str, num_positions: int, topk: int) -> None:
+    On a GPU, sequences run in batches of one shape (the last is filled up): while one computes, the next is read and
+    copied, and the one before is written. On a CPU they run one to a core: as much work at once, without waiting for
+    each other, and the results do not depend on how many there are (matrix libraries split the sums of some shapes by
+    the number of threads).
+
+    Raises:
+        ArgumentError: if the model cannot be loaded, or lacks weights.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
 
-        self._device, self._num_positions, self._topk = device, num_positions, topk
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=getattr(torch, dtype), output_loading_info=True
-            )
-            model, loading = loaded
-        except Exception as error:  # every library on the way to the weights has exceptions of its own
-            raise ArgumentError(f"the model in {folder} cannot be loaded: {error}") from None
-        if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
-            raise ArgumentError(
-                f"the model in {folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess"
-            )
-        self._index_dtype = mds.token_dtype(int(model.config.get_text_config().vocab_size))
-        self._model = model.eval().requires_grad_(False).to(device)
-        head = model.get_output_embeddings()
-        self._weight, self._bias = head.weight.float(), getattr(head, "bias", None)
+        self.settings = settings
+        if settings.device.startswith("cuda"):
+            torch.cuda.set_device(settings.device)
+        self._model = _load(folder, settings)
+        self._config = self._model.config.get_text_config()
+        self._index_dtype = getattr(torch, mds.token_dtype(int(self._config.vocab_size)).name)
+        head = self._model.get_output_embeddings()
+        self._bias = None if getattr(head, "bias", None) is None else head.bias.float()
+        # float32 sums of half-precision operands in one product; where torch cannot, the operands are made float32.
+        self._sums_float32 = (
+            head.weight.is_cuda and head.weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
+        )
+        self._weight = head.weight if self._sums_float32 else head.weight.float()
+        logit_bytes = HEAD_BYTES_CUDA if head.weight.is_cuda else HEAD_BYTES
+        self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
         self._has_plain_head = self._check_head()
+        if settings.compile:
+            _compile_layers(self._model.base_model, self._config.num_hidden_layers)
+        self.batch_size = settings.batch_size or self._choose_batch_size()
 
-    @_inference_mode
-    def annotate(self, input_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Probabilities after each of the last positions of a sequence, given all tokens up to and with that position.
+    def annotate(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        """Probabilities after each of the last positions of sequences, given all tokens up to and with that position.
 
         Args:
-            input_ids: int64 [tokens].
+            batches: at most `batch_size` sequences each, int64 [num_tokens].
 
-        Returns:
+        Yields, for every sequence in order:
             target_prob: float16 [positions, topk + 1], the top-k probabilities, descending, then the mass of the rest.
             target_index: int16 or int32 [positions, topk], their ids.
+
+        Raises:
+            PipelineError: if probabilities are no numbers, or the memory of the device is not enough.
         """
+        pending: deque[Callable[[], list[Annotated]]] = deque()
+        lane = _CudaLane(self) if self.settings.device.startswith("cuda") else _CpuLane(self)
+        try:
+            for batch in batches:
+                pending.append(lane.launch(batch))
+                if len(pending) == 2:
+                    yield from self._as_rows(pending.popleft()())
+            while pending:
+                yield from self._as_rows(pending.popleft()())
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+                raise
+            raise PipelineError(
+                f"{self.settings.device} has not the memory for {self.batch_size} sequences of "
+                f"{self.settings.num_tokens} tokens at once: lower --batch_size"
+            ) from None
+        finally:
+            lane.close()
+
+    def num_flops(self) -> int:
+        """Floating point operations of one sequence: 2 a token and weight in the layers, attention to half of all
+        pairs of tokens (4 a pair and hidden unit), the head at the annotated positions."""
         import torch
 
-        ids = torch.from_numpy(input_ids).to(self._device)[None]
-        chunks = [top_probabilities(logits, self._topk) for logits in self._logits(ids, self._num_positions)]
-        prob = torch.cat([prob for prob, _ in chunks]).to(torch.float16).cpu().numpy()
-        if not np.isfinite(prob).all():
-            raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
-        index = torch.cat([index for _, index in chunks]).cpu().numpy().astype(self._index_dtype)
-        return {"target_prob": prob, "target_index": index}
+        num_tokens, (vocab_size, hidden_size) = self.settings.num_tokens, self._weight.shape
+        embeddings = [module.weight for module in self._model.modules() if isinstance(module, torch.nn.Embedding)]
+        outside = {id(weight) for weight in (self._model.get_output_embeddings().weight, *embeddings)}
+        in_layers = sum(weight.numel() for weight in self._model.parameters() if id(weight) not in outside)
+        attention = 2 * num_tokens * num_tokens * hidden_size * self._config.num_hidden_layers
+        return 2 * num_tokens * in_layers + attention + 2 * self.settings.num_positions * hidden_size * vocab_size
 
-    def _logits(self, ids: torch.Tensor, num_positions: int) -> Iterator[torch.Tensor]:
-        """The logits of the last positions, float32 [≤ HEAD_ROWS, vocabulary] at a time."""
+    @staticmethod
+    def _as_rows(annotated: list[Annotated]) -> Iterator[dict[str, np.ndarray]]:
+        for prob, index in annotated:
+            if not np.isfinite(prob).all():
+                raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
+            yield {"target_prob": prob, "target_index": index}
+
+    @_inference_mode
+    def compute(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float16 [batch, positions, topk + 1] and integer [batch, positions, topk] from int64 [batch, tokens], all on
+        the device."""
+        import torch
+
+        num_rows, topk = len(ids) * self.settings.num_positions, self.settings.topk
+        prob = torch.empty(num_rows, topk + 1, dtype=torch.float16, device=ids.device)
+        index = torch.empty(num_rows, topk, dtype=self._index_dtype, device=ids.device)
+        start = 0
+        for logits in self._logits(ids):
+            stop = start + len(logits)
+            prob[start:stop], index[start:stop] = top_probabilities(logits, topk)
+            start = stop
+        return prob.view(len(ids), -1, topk + 1), index.view(len(ids), -1, topk)
+
+    def _logits(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The logits of the last positions, float32, some rows [rows, vocabulary] at a time."""
+        num_positions = self.settings.num_positions
         if self._has_plain_head:
-            hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][0, -num_positions:]
-            for rows in hidden.split(HEAD_ROWS):
+            hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][:, -num_positions:]
+            for rows in hidden.reshape(-1, hidden.shape[-1]).split(self._head_rows):
                 yield self._head(rows)
-        else:
-            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=num_positions).logits[0]
-            for rows in logits.split(HEAD_ROWS):
+            return
+        takes_number = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        fewer = {"logits_to_keep": num_positions} if takes_number else {}
+        for sequence in ids.split(1):
+            logits = self._model(input_ids=sequence, use_cache=False, **fewer).logits[0, -num_positions:]
+            for rows in logits.split(self._head_rows):
                 yield rows.float()
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head in float32: bfloat16 logits tie at the border of the top-k, and are off by up to 0.4 %."""
+        """The head with float32 sums (bfloat16 logits tie at the border of the top-k, and are off by up to 0.4 %), then
+        what Granite, Cohere and Gemma do to their logits."""
         import torch
 
-        return torch.nn.functional.linear(hidden.float(), self._weight, self._bias)
+        if self._sums_float32:
+            logits = torch.mm(hidden, self._weight.t(), out_dtype=torch.float32)
+        else:
+            logits = torch.mm(hidden.float(), self._weight.t())
+        if self._bias is not None:
+            logits += self._bias
+        if divisor := getattr(self._config, "logits_scaling", None):
+            logits /= divisor
+        if factor := getattr(self._config, "logit_scale", None):
+            logits *= factor
+        if cap := getattr(self._config, "final_logit_softcapping", None):
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        return logits
 
     @_inference_mode
     def _check_head(self) -> bool:
-        """Whether the logits are the head times the last hidden state, and nothing more (some models scale or cap)."""
+        """Whether the logits are what `_head` makes of the last hidden state; else the model is asked for its own."""
         import torch
 
-        config = self._model.config.get_text_config()
-        if any(getattr(config, name, None) not in (None, 1.0) for name in _LOGIT_CHANGES):
-            return False
-        ids = torch.arange(min(8, self._weight.shape[0]), device=self._device)[None]
+        ids = torch.arange(min(8, self._weight.shape[0]), device=self._weight.device)[None]
         own = self._model(input_ids=ids, use_cache=False).logits[0].float()
-        ours = self._head(self._model.base_model(input_ids=ids, use_cache=False)[0][0])
+        hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][0]
+        if hidden.shape[-1] != self._weight.shape[1]:
+            return False
+        ours = self._head(hidden)
         return own.shape == ours.shape and bool((own - ours).abs().max() <= 0.02 * own.abs().max())
+
+    def _choose_batch_size(self) -> int:
+        """As many sequences as the free memory holds, and the device can use."""
+        num_tokens = self.settings.num_tokens
+        if not self.settings.device.startswith("cuda"):
+            # A core has about 16 activations as wide as the hidden state at a time, and some chunks of logits.
+            of_sequence = 16 * num_tokens * self._weight.shape[1] * self._weight.itemsize + 3 * HEAD_BYTES
+            return max(1, min(workers.default_num_workers(), _free_bytes() // of_sequence))
+        of_memory = _free_cuda_bytes(self.settings.device) // self._measure_sequence_bytes()
+        return least_filled_batch(min(of_memory, MAX_BATCH_TOKENS // num_tokens), self.settings.run_length)
+
+    def _measure_sequence_bytes(self) -> int:
+        import torch
+
+        ids = torch.zeros(1, self.settings.num_tokens, dtype=torch.int64, device=self.settings.device)
+        torch.cuda.reset_peak_memory_stats(ids.device)
+        before = torch.cuda.memory_allocated(ids.device)
+        self.compute(ids)
+        return torch.cuda.max_memory_allocated(ids.device) - before
+
+
+def _load(folder: Path, settings: Settings) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chosen = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, settings.dtype), output_loading_info=True, **chosen
+        )
+        model, loading = loaded
+    except Exception as error:  # every library on the way to the weights has exceptions of its own
+        raise ArgumentError(f"the model in {folder} cannot be loaded: {error}") from None
+    if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
+        raise ArgumentError(f"the model in {folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess")
+    return model.eval().requires_grad_(False).to(settings.device)
+
+
+def _compile_layers(stack: Any, num_layers: int) -> None:
+    """Compile the layers one by one: once for all of them, and what comes before stays as it is. (Under the compiler,
+    transformers writes out the causal mask, and attention without a mask is faster.)"""
+    import torch
+
+    for module in stack.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
+            for layer in module:
+                layer.compile()
+            return
+    stack.compile()
+
+
+def least_filled_batch(max_batch: int, run_length: int) -> int:
+    """The batch size, `max_batch` or down to half of it, that leaves the least to fill up in the last batch of a run.
+
+    >>> least_filled_batch(16, 324), least_filled_batch(16, 5)
+    (12, 5)
+    """
+    most = max(1, min(max_batch, run_length))
+    return min(range(most, most // 2, -1), key=lambda size: -(-run_length // size) * size)
+
+
+def _free_bytes() -> int:
+    """Main memory that is available, in bytes (MemAvailable of proc(5))."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62
+
+
+def _free_cuda_bytes(device: str) -> int:
+    """Memory of a GPU that is free, or held by torch for later, in bytes; a tenth is left for other things."""
+    import torch
+
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + held) * 9 // 10
+
+
+class _CpuLane:
+    """Sequences on the cores, one thread each."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._compute = teacher.compute
+        self._pool = ThreadPoolExecutor(min(teacher.batch_size, workers.default_num_workers()))
+
+    def launch(self, batch: Sequence[np.ndarray]) -> Callable[[], list[Annotated]]:
+        """Start a batch; what is returned waits for it."""
+        running = [self._pool.submit(self._annotate, sequence) for sequence in batch]
+        return lambda: [future.result() for future in running]
+
+    def _annotate(self, sequence: np.ndarray) -> Annotated:
+        import torch
+
+        prob, index = self._compute(torch.from_numpy(sequence)[None])
+        return prob[0].numpy(), index[0].numpy()
+
+    def close(self) -> None:
+        """Forget what has not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _CudaLane:
+    """Batches of one shape on a GPU. Copies go through pinned memory on streams of their own."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        import torch
+
+        self._compute, self._batch_size, self._device = teacher.compute, teacher.batch_size, teacher.settings.device
+        self._to_device, self._to_host = torch.cuda.Stream(self._device), torch.cuda.Stream(self._device)
+
+    def launch(self, batch: Sequence[np.ndarray]) -> Callable[[], list[Annotated]]:
+        """Start a batch, filled up with its last sequence; what is returned waits for it."""
+        import torch
+
+        filled = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
+        pinned = torch.from_numpy(np.stack(filled)).pin_memory()
+        compute = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._to_device):
+            ids = pinned.to(self._device, non_blocking=True)
+        compute.wait_stream(self._to_device)
+        ids.record_stream(compute)
+        results = self._compute(ids)
+        self._to_host.wait_stream(compute)
+        with torch.cuda.stream(self._to_host):
+            copies = []
+            for result in results:
+                copies.append(torch.empty(result.shape, dtype=result.dtype, pin_memory=True))
+                copies[-1].copy_(result, non_blocking=True)
+                result.record_stream(self._to_host)
+            done = torch.cuda.Event()
+            done.record(self._to_host)
+
+        def finish() -> list[Annotated]:
+            done.synchronize()
+            prob, index = (copy[: len(batch)].numpy() for copy in copies)
+            return list(zip(prob, index, strict=True))
+
+        return finish
+
+    def close(self) -> None:
+        """Nothing waits on the host."""
 
 
 def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from cepe_data.errors import PipelineError
 
@@ -115,6 +115,61 @@ def run_in_child(function: Callable[..., Result], *arguments: Any) -> Result:
         _close_executor(executor, sys.exc_info()[0])
 
 
+def run_shares(
+    function: Callable[..., None], shares: Sequence[tuple[Any, ...]], progress: Callable[[int], object]
+) -> None:
+    """Call a function once per share of the work, each in a process of its own; a single share in this one.
+
+    Args:
+        function: called with the values of a share, and last with a function that it tells what it has done.
+        progress: told the same, summed over all shares, here.
+
+    Raises:
+        What the first function to fail raises, after the other processes were killed; PipelineError if one died.
+    """
+    if len(shares) == 1:
+        function(*shares[0], progress)
+        return
+    done_by_all = multiprocessing.get_context("spawn").Value("q", 0)
+    executor = _open_executor(len(shares), _Progress.prepare, (done_by_all,))
+    num_done = 0
+    try:
+        running = [_submit(executor, _run_share, function, share) for share in shares]
+        while running:
+            ended, _ = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
+            before, num_done = num_done, done_by_all.value
+            progress(num_done - before)
+            for future in ended:
+                future.result()
+            running = [future for future in running if future not in ended]
+    except BrokenProcessPool:
+        raise _worker_died() from None
+    except BaseException:
+        _kill(executor)
+        raise
+    finally:
+        _close_executor(executor, sys.exc_info()[0])
+
+
+class _Progress:
+    """What the shares of all processes have done, as one of them adds to it."""
+
+    total: ClassVar[Any]
+
+    @classmethod
+    def prepare(cls, total: Any) -> None:
+        cls.total = total
+
+    @classmethod
+    def add(cls, number: int) -> None:
+        with cls.total.get_lock():
+            cls.total.value += number
+
+
+def _run_share(function: Callable[..., None], share: tuple[Any, ...]) -> None:
+    function(*share, _Progress.add)
+
+
 def _prepare_nothing() -> None:
     """A child for one function needs no preparation."""
 
@@ -137,9 +192,13 @@ def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | N
     """Wait for the workers to end; after Ctrl-C they are killed, and a second one must not stop this halfway."""
     if kind is not None and issubclass(kind, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for process in list(executor._processes.values()):
-            process.kill()
+        _kill(executor)
     executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill(executor: ProcessPoolExecutor) -> None:
+    for process in list(executor._processes.values()):
+        process.kill()
 
 
 def _start_worker(parent: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -200,6 +200,10 @@ def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
         (("--retrieval_input_dir", "OUT/train"), "no column retrieved_token_ids"),
         (("--retrieval_input_dir", "short"), "has 3 rows"),
         (("--shard_id", 1), "needs --num_shards"),
+        (("--num_gpus", 2), "more than the 0 GPUs"),
+        (("--device", "cuda:0"), "torch sees no GPU"),
+        (("--merge", "--dry_run"), "has no dry run"),
+        (("--attn_implementation", "nothing"), "cannot be loaded"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(
@@ -223,18 +227,143 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert sorted(os.listdir(tmp_path / "OUT")) == before
 
 
-def test_a_model_that_caps_its_logits_is_annotated_as_it_is(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+@pytest.fixture(scope="module")
+def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of a shape whose products depend on the number of threads in the matrix library."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = Gemma2Config(
-        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=3.0, initializer_range=0.5,
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4,
+        initializer_range=0.1,
     )  # fmt: skip
     torch.manual_seed(0)
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_batch_size_threads_and_processes_change_no_byte(
+    run: Run, world: World, rows: Path, wide_teacher: Path, tmp_path: Path
+) -> None:
     _, command = lay_out(tmp_path, rows, world)
-    run(*command, "--model_dir", "capped", cwd=tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "capped", dtype=torch.float32, attn_implementation="sdpa")
-    windows = read(tmp_path / "OUT/train/book")
-    made = read(tmp_path / "OUT/train-logits-enc40-dec24-capped/book")
-    check_row(made[3], model, windows[3]["prev_token_ids"][-40:], windows[3]["token_ids"][:24])
+    command += ("--model_dir", wide_teacher, "--num_encoder_tokens", 53, "--rows_per_part", 4)
+    out = tmp_path / "OUT/train-logits-enc53-dec24-wide"
+    trees = []
+    for flags, environment in (
+        (("--batch_size", 1), {}),
+        (("--batch_size", 3), {"SLURM_CPUS_PER_TASK": "3", "OMP_NUM_THREADS": "3"}),
+        ((), {"SLURM_CPUS_PER_TASK": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "1"}),
+        (("--num_gpus", 2, "--device", "cpu"), {}),
+    ):
+        done = run(*command, *flags, cwd=tmp_path, environment=environment)
+        assert "11 rows in 3 parts" in done.stdout
+        trees.append(reference.tree_bytes(out))
+        shutil.rmtree(out)
+    assert trees[0] == trees[1] == trees[2] == trees[3]
+
+
+def test_a_run_killed_at_twenty_moments_goes_on_and_gives_the_same_bytes(
+    run: Run, world: World, rows: Path, wide_teacher: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    arguments = (*command[1:], "--model_dir", wide_teacher, "--rows_per_part", 1, "--delete_parts")
+    run(command[0], *arguments, cwd=tmp_path)
+    out = tmp_path / "OUT/train-logits-enc40-dec24-wide"
+    whole = reference.tree_bytes(out)
+    shutil.rmtree(out)
+    done = run("tests/kills.py", command[0], 20, out, 0, *arguments, cwd=tmp_path)
+    assert done.stdout.startswith("20 killed")
+    assert reference.tree_bytes(out) == whole
+
+
+def test_a_process_that_fails_ends_the_others(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    pool = tmp_path / "OUT" / NAME / "book.parts"
+    pool.mkdir(parents=True)
+    (pool / "part-00001").mkdir()  # nothing says what made it
+    error = run(*command, "--rows_per_part", 6, cwd=tmp_path, status=2).stderr
+    assert "nothing says what made it" in error
+    shutil.rmtree(pool)
+    pool.write_text("in the way")
+    error = run(*command, "--rows_per_part", 6, "--num_gpus", 2, "--device", "cpu", cwd=tmp_path, status=1).stderr
+    assert f"{NAME}/book.parts" in error and "Traceback" not in error
+
+
+def test_a_dry_run_times_a_batch_and_writes_nothing(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    before = sorted(os.listdir(tmp_path / "OUT"))
+    done = run(*command, "--num_shards", 2, "--shard_id", 1, "--rows_per_part", 3, "--dry_run", cwd=tmp_path)
+    assert "5 sequences of 64 tokens" in done.stdout and "TFLOP/s" in done.stdout and "hours on cpu" in done.stdout
+    assert f"about {5 * (24 * (11 * 2 + 10 * 2) + 4):,} bytes to write" in done.stdout
+    assert sorted(os.listdir(tmp_path / "OUT")) == before
+    run(*command, "--rows_per_part", 3, cwd=tmp_path)
+    assert "skipped, made before" in run(*command, "--rows_per_part", 3, "--dry_run", cwd=tmp_path).stdout
+
+
+def test_parts_go_once_they_are_joined(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    command += ("--rows_per_part", 6)
+    for shard in (0, 1):
+        run(*command, "--num_shards", 2, "--shard_id", shard, cwd=tmp_path)
+    early = run(*command, "--num_shards", 2, "--shard_id", 0, "--delete_parts", cwd=tmp_path, status=2)
+    assert "--delete_parts goes with --merge" in early.stderr
+    run(*command, "--num_shards", 2, "--merge", cwd=tmp_path)
+    pool = tmp_path / "OUT" / NAME / "book.parts"
+    assert len(list(pool.iterdir())) == 2
+    for _ in range(2):
+        run(*command, "--num_shards", 2, "--merge", "--delete_parts", cwd=tmp_path)
+        assert not pool.exists()
+    assert len(read(tmp_path / "OUT" / NAME / "book")) == 11
+
+
+def test_another_vocabulary_is_a_warning_and_unknown_ids_are_found_in_any_row(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    from demo import models
+
+    _, command = lay_out(tmp_path, rows, world)
+    models.make_teacher(tmp_path / "larger", 900)
+    done = run(*command, "--model_dir", "larger", cwd=tmp_path)
+    assert "a tokenizer of 800 words, and the model knows 900" in done.stderr
+    # A damaged row, of a set that says that its ids are all known.
+    path = tmp_path / "OUT/train/book/shard.00000.mds"
+    content = bytearray(path.read_bytes())
+    content[-30:-28] = (31_000).to_bytes(2, "little")
+    path.write_bytes(content)
+    lengths = ("--num_decoder_tokens", 64)
+    error = run(*command, *lengths, cwd=tmp_path, status=2).stderr
+    assert "row 10 of OUT/train/book has ids from" in error and "to 31000" in error
+
+
+def test_a_student_learns_from_the_rows_next_to_the_input(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    """What the trainer does: both sets by row number, KL over the top-k and the rest."""
+    from cepe_data import mds
+    from demo import models
+
+    _, command = lay_out(tmp_path, rows, world)
+    run(*command, cwd=tmp_path)
+    streaming = mds.import_streaming()
+    windows, targets = (
+        streaming.StreamingDataset(streams=[streaming.Stream(local=str(folder))], shuffle=False, batch_size=1)
+        for folder in (tmp_path / "OUT/train/book", tmp_path / "OUT" / NAME / "book")
+    )
+    assert len(windows) == len(targets) == 11
+    models.make_teacher(tmp_path / "student", VOCAB_SIZE, seed=5)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    optimizer = torch.optim.Adam(student.parameters(), 3e-3)
+    losses = []
+    for step in range(60):
+        window, target = windows[step % 11], targets[step % 11]
+        context = torch.tensor(window["prev_token_ids"][-40:], dtype=torch.long)
+        ids = torch.cat([context, torch.tensor(window["token_ids"][:24], dtype=torch.long)])
+        prob = torch.tensor(target["target_prob"], dtype=torch.float32)
+        index = torch.tensor(target["target_index"], dtype=torch.long)
+        log_q = torch.log_softmax(student(ids[None]).logits[0, -24:], -1)
+        top = log_q.gather(-1, index)
+        rest = torch.log1p(-top.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+        loss = torch.nn.functional.kl_div(torch.cat([top, rest], -1), prob, reduction="batchmean")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-11:]) < 0.5 * np.mean(losses[:11])

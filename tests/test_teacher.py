@@ -1,0 +1,177 @@
+"""Teachers of several families against float64, and the choice of batches.    pytest tests/test_teacher.py"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from cepe_data import teacher
+from cepe_data.errors import PipelineError
+
+VOCAB_SIZE = 500
+SMALL = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+MLP = {"intermediate_size": 64, "num_key_value_heads": 1, "initializer_range": 0.4}
+FAMILIES: dict[str, Any] = {
+    "Llama": {**SMALL, **MLP},
+    "GPT2": {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 2, "initializer_range": 0.4},
+    "GPTNeoX": {**SMALL, "intermediate_size": 64, "initializer_range": 0.4},
+    "OPT": {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 16, "max_position_embeddings": 128, "init_std": 0.4},
+    "Phi": {**SMALL, **MLP},  # a head with a bias
+    "Gemma2": {**SMALL, **MLP, "head_dim": 16, "final_logit_softcapping": 3.0},
+    "Cohere": {**SMALL, **MLP, "logit_scale": 0.3},
+    "Granite": {**SMALL, **MLP, "logits_scaling": 3.0},
+    "Mamba": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.4},
+}
+
+
+def save_model(family: str, folder: Path) -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    if head.bias is not None:
+        torch.nn.init.normal_(head.bias)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def settings(topk: int = 10, **others: Any) -> teacher.Settings:
+    return teacher.Settings(**{
+        "num_tokens": 60, "num_positions": 20, "topk": topk, "dtype": "float32", "device": "cpu", "run_length": 7,
+        **others,
+    })  # fmt: skip
+
+
+def make_sequences(number: int, num_tokens: int = 60) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(3, VOCAB_SIZE, (number, num_tokens)))
+
+
+def float64_probabilities(model: Any, sequence: np.ndarray, num_positions: int) -> np.ndarray:
+    with torch.no_grad():
+        logits = model.double()(input_ids=torch.from_numpy(sequence)[None]).logits[0, -num_positions:]
+    return torch.softmax(logits, -1).numpy()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_any_family_are_those_of_the_model_itself_in_float64(family: str, tmp_path: Path) -> None:
+    model = save_model(family, tmp_path)
+    sequences = make_sequences(3)
+    annotated = list(teacher.Teacher(tmp_path, settings()).annotate([sequences[:2], sequences[2:]]))
+    for sequence, row in zip(sequences, annotated, strict=True):
+        wanted = float64_probabilities(model, sequence, 20)
+        assert row["target_prob"].shape == (20, 11) and row["target_prob"].dtype == np.float16
+        chosen = np.take_along_axis(wanted, row["target_index"].astype(np.int64), -1)
+        rounding = 2.0**-11
+        np.testing.assert_allclose(row["target_prob"][:, :10], chosen, rtol=2 * rounding, atol=2.0**-24)
+        np.testing.assert_allclose(chosen, -np.sort(-wanted, -1)[:, :10], rtol=1e-4)
+        np.testing.assert_allclose(row["target_prob"][:, 10], 1 - chosen.sum(-1), rtol=0.01, atol=2.0**-24)
+
+
+def test_the_head_is_applied_at_once_where_the_family_is_known(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        save_model(family, tmp_path / family)
+        assert teacher.Teacher(tmp_path / family, settings())._has_plain_head, family
+
+
+def test_a_model_that_changes_its_logits_in_its_own_way_is_asked_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model("Llama", tmp_path)
+    forward = transformers.LlamaForCausalLM.forward
+
+    def squared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = forward(self, *args, **kwargs)
+        outputs.logits = outputs.logits**3
+        return outputs
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", squared)
+    one = teacher.Teacher(tmp_path, settings())
+    assert not one._has_plain_head
+    (row,) = one.annotate([make_sequences(1)])
+    wanted = float64_probabilities(model, make_sequences(1)[0], 20)
+    np.testing.assert_allclose(row["target_prob"][:, 0], wanted.max(-1), rtol=1e-3)
+
+
+def test_tails_down_to_a_millionth_are_within_one_percent_in_float64() -> None:
+    draw = np.random.default_rng(0)
+    logits = draw.normal(0, 1, (400, 32_000))
+    logits[:, :50] += draw.uniform(0, 25, (400, 1))  # tails from nearly all to nearly nothing
+    wanted = np.exp(logits - logits.max(-1, keepdims=True))
+    wanted /= wanted.sum(-1, keepdims=True)
+    order = np.argsort(-wanted, -1, kind="stable")[:, :50]
+    rest = wanted.copy()
+    np.put_along_axis(rest, order, 0, -1)
+    tails = rest.sum(-1)
+    assert tails.min() < 1e-6 and tails.max() > 0.5
+    prob, index = teacher.top_probabilities(torch.from_numpy(logits.astype(np.float32)), 50)
+    assert (np.sort(index.numpy(), -1) == np.sort(order, -1)).mean() > 0.999  # but for ties in float32
+    np.testing.assert_allclose(prob[:, 50].numpy()[tails > 1e-6], tails[tails > 1e-6], rtol=0.01)
+    np.testing.assert_allclose(prob[:, 50].numpy(), tails, rtol=0.01)
+    stored = prob[:, 50].half().numpy()
+    np.testing.assert_allclose(stored, tails, rtol=0.01, atol=2.0**-25)  # half a step of float16 below 6.1e-5
+
+
+def test_half_precision_models_give_float32_logits(tmp_path: Path) -> None:
+    save_model("Llama", tmp_path)
+    (row,) = teacher.Teacher(tmp_path, settings(dtype="bfloat16")).annotate([make_sequences(1)])
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        hidden = model.base_model(input_ids=torch.from_numpy(make_sequences(1)[0])[None])[0][0, -20:]
+        wanted = torch.softmax(hidden.double() @ model.get_output_embeddings().weight.double().T, -1)
+    np.testing.assert_allclose(row["target_prob"][:, 0], wanted.amax(-1), rtol=2.0**-10)
+
+
+def test_probabilities_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = save_model("Llama", tmp_path)
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match="no numbers"):
+        list(teacher.Teacher(tmp_path, settings()).annotate([make_sequences(1)]))
+
+
+def test_memory_that_is_not_there_names_the_batch_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model("Llama", tmp_path)
+    one = teacher.Teacher(tmp_path, settings(batch_size=2))
+
+    def too_much(_: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(one, "compute", too_much)
+    with pytest.raises(PipelineError, match="2 sequences of 60 tokens at once: lower --batch_size"):
+        list(one.annotate([make_sequences(2)]))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
+def test_compiled_layers_give_the_same_rows(tmp_path: Path) -> None:
+    save_model("Llama", tmp_path)
+    rows = [
+        next(iter(teacher.Teacher(tmp_path, settings(compile=compiled)).annotate([make_sequences(1)])))
+        for compiled in (False, True)
+    ]
+    assert (rows[0]["target_index"] == rows[1]["target_index"]).all()
+    np.testing.assert_allclose(rows[0]["target_prob"], rows[1]["target_prob"], rtol=2.0**-10, atol=2.0**-24)
+
+
+def test_operations_are_counted_as_the_formula_says(tmp_path: Path) -> None:
+    save_model("Llama", tmp_path)
+    in_layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32  # q and o, k and v, MLP, norms; last norm
+    wanted = 2 * 60 * in_layers + 2 * 2 * 60 * 60 * 32 + 2 * 20 * 32 * VOCAB_SIZE
+    assert teacher.Teacher(tmp_path, settings()).num_flops() == wanted
+
+
+def test_batches_fill_a_run_with_the_least_left_over() -> None:
+    for max_batch in range(1, 40):
+        for run_length in (1, 2, 7, 100, 324):
+            size = teacher.least_filled_batch(max_batch, run_length)
+            assert min(max_batch, run_length) // 2 < size <= min(max_batch, run_length)
+            evenly = -(-run_length // size) * size - run_length
+            assert evenly <= -run_length % min(max_batch, run_length)
+    assert teacher.least_filled_batch(0, 5) == 1

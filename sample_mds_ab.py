@@ -9,6 +9,7 @@ writes  OUT/{test,train}/{domain}/ (MDS: token_ids, prev_token_ids, domain), {do
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 from cepe_data import cli, drawing, sampling
@@ -41,14 +42,16 @@ def main() -> int:
     surveys = drawing.survey(tokens, splits, {"test": windows, "train": windows})
     sampler = sampling.WindowSampler.of_run("inside documents", args, tokens, splits, windows, surveys)
     requests = sampling.window_requests(weights, args)
+    planned = sampler.plan(requests)
+    check = functools.partial(sampler.refuse_other_sets, [one.folder for one in planned])
+    check()
     outcome = sampling.Outcome()
     if args.dry_run:
-        sampler.dry_run(requests, outcome)
+        sampler.dry_run(planned, outcome)
         outcome.report_dry_run(args)
     else:
-        sampling.refuse_other_sets(args.output, splits, args.overwrite)
         with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, requests, args, outcome)
+            sampler.write_all(pool, planned, args, outcome, check)
     return outcome.finish(args, start)
 
 

@@ -10,6 +10,7 @@ writes  OUT/{test,train}/{domain}/ (MDS: token_ids, prev_token_ids, domain), {do
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 from cepe_data import cli, drawing, sampling, shards
@@ -68,19 +69,22 @@ def main() -> int:
     passage_requests = sampling.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
     tokenizer = PassageTokenizer.find(args.tokenizer, args.tokenized_dir, tokens) if wants_passages else None
+    planned = sampler.plan(requests)
+    todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite)
+    replaced = [*(one.folder for one in planned), *(file.path for file in todo)]
+    check = functools.partial(sampler.refuse_other_sets, replaced)
+    check()
     outcome = sampling.Outcome()
     if args.dry_run:
-        sampler.dry_run(requests, outcome)
-        corpus_shard.dry_run(passage_requests, tokenizer, outcome)
+        sampler.dry_run(planned, outcome)
+        corpus_shard.dry_run(passage_requests, todo, tokenizer, outcome)
         outcome.report_dry_run(args)
         return outcome.finish(args, start)
-    sampling.refuse_other_sets(args.output, splits, args.overwrite)
-    todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite) if tokenizer else []
     if shard_id == 0:
         with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, requests, args, outcome)
+            sampler.write_all(pool, planned, args, outcome, check)
     if tokenizer:
-        corpus_shard.write_all(todo, tokenizer, args)
+        corpus_shard.write_all(todo, tokenizer, args, check)
         corpus_shard.account(passage_requests, args, outcome)
     return outcome.finish(args, start)
 
@@ -88,6 +92,8 @@ def main() -> int:
 def resolve_retrieval_shard(args: argparse.Namespace) -> int:
     """SHARD_ID, else the slurm task, else 0; below the number of shards. Without retrieval there is only shard 0."""
     shard_id = args.shard_id if args.shard_id is not None else shards.slurm_task_id() or 0
+    if shard_id and not args.retrieval_shards:
+        raise ArgumentError(f"SHARD_ID {shard_id}: with --retrieval_shards 0, only SHARD_ID 0 has anything to make")
     if shard_id >= max(1, args.retrieval_shards):
         raise ArgumentError(
             f"SHARD_ID {shard_id} is not below --retrieval_shards {args.retrieval_shards}: ids start at 0"

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -266,7 +267,9 @@ def show_row(args: argparse.Namespace) -> int:
     rows = mds.open_set(args.path)
     if args.row >= len(rows):
         raise ArgumentError(f"{args.path} has {len(rows)} rows, numbered from 0: there is no row {args.row}")
-    tokenizer = tokenizers.load_pretrained(args.tokenizer or str(args.tokenized_dir / "tokenizer"))
+    name = args.tokenizer or str(args.tokenized_dir / "tokenizer")
+    tokenizer = tokenizers.load_pretrained(name)
+    refuse_other_tokenizer(args, columns, name, tokenizers.identify(tokenizer, name).fingerprint)
     row = rows[args.row]
     cli.say(
         f"{args.path} row {args.row} of {len(rows)}: " + ", ".join(f"{name} {kind}" for name, kind in columns.items())
@@ -289,6 +292,17 @@ def show_row(args: argparse.Namespace) -> int:
     return cli.EXIT_OK
 
 
+def refuse_other_tokenizer(args: argparse.Namespace, columns: Mapping[str, str], name: str, fingerprint: str) -> None:
+    """Raise ArgumentError unless it made the tokens of the set, as far as a meta file tells."""
+    folder = input_folder(args) if "target_index" in columns else args.path
+    made_by = (atomic.read_meta(folder) or {}).get("tokenizer")
+    if made_by not in {None, fingerprint}:
+        raise ArgumentError(
+            f"the tokenizer {name} ({fingerprint}) is not the one whose tokens are in {folder} ({made_by}): pass "
+            f"--tokenized_dir, the folder of its token files, or --tokenizer"
+        )
+
+
 def cut_middle(text: str, max_characters: int) -> str:
     if len(text) <= max_characters:
         return text
@@ -301,7 +315,7 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     import numpy as np
 
     from cepe_data.sampling import rows_path
-    from cepe_data.token_file import TokenFile
+    from cepe_data.token_file import TokenFile, read_tokenizer
 
     meta = atomic.read_meta(folder)
     if meta is None or not rows_path(folder).exists():
@@ -315,6 +329,8 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     if not path.exists():
         return [f"source: {source}, from position {position:,} of its token file ({path} is not there)"]
     with TokenFile(path) as tokens:
+        if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
+            return [f"source: {source}, from position {position:,} of its token file ({path} is of another tokenizer)"]
         for first_document, start, lengths, _ in tokens.document_blocks():
             ends = start + np.cumsum(lengths)
             if position < ends[-1]:
@@ -326,8 +342,8 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
 
 
-def input_row(args: argparse.Namespace) -> dict:
-    """The row that a teacher's row belongs to."""
+def input_folder(args: argparse.Namespace) -> Path:
+    """The set that a teacher's set belongs to."""
     from cepe_data import mds
 
     meta = atomic.read_meta(args.path) or {}
@@ -337,6 +353,14 @@ def input_row(args: argparse.Namespace) -> dict:
         raise ArgumentError(
             f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"
         )
+    return folder
+
+
+def input_row(args: argparse.Namespace) -> dict:
+    """The row that a teacher's row belongs to."""
+    from cepe_data import mds
+
+    folder = input_folder(args)
     for line in describe_source(folder, args.row, args.tokenized_dir):
         cli.say(line)
     return mds.open_set(folder)[args.row]

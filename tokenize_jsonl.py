@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cepe_data import atomic, cli, corpus, jsonl, shards, tokenizers, workers
 from cepe_data.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals
-from cepe_data.errors import DamagedFileError, PipelineError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.tokenizers import TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
@@ -82,6 +82,7 @@ def main() -> int:
         atomic.remove_stale_temporaries(folder)
     totals = Totals()
     todo = [file for file in mine if not job.is_done(file, totals)]
+    refuse_other_folder(job, todo)
     if skipped := len(mine) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(mine)} files: already tokenized with the same arguments")
     if todo:
@@ -101,6 +102,17 @@ def main() -> int:
 def files_of_shard(files: list[corpus.ListedFile], shard_id: int, num_shards: int) -> list[corpus.ListedFile]:
     assigned = set(shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)[shard_id])
     return [file for file in files if file.path in assigned]
+
+
+def refuse_other_folder(job: Job, files: Sequence[corpus.ListedFile]) -> None:
+    """Raise ArgumentError if most of these files are not in the data folder: it is not the one that was listed. (Of
+    some that are gone, each is an error of its own.)"""
+    absent = [file.path for file in files if not (job.root / file.path).exists()]
+    if 2 * len(absent) > len(files):
+        raise ArgumentError(
+            f"{len(absent)} of {len(files)} listed files are not in the data folder {job.root}, such as {absent[0]}: "
+            f"is it the one that was listed?"
+        )
 
 
 def prepare_tokenizer(name: str | None, folder: Path, overwrite: bool) -> TokenizerIdentity:
@@ -144,21 +156,38 @@ def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> 
     with tempfile.TemporaryDirectory() as scratch:
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
         identity = workers.run_in_child(prepare_tokenizer, name, Path(scratch) / "tokenizer", False)
-        job = Job(root, args.output_dir, args.text_key, False, args.max_bad_lines, identity)
-        rates = workers.run_in_child(measure_domains, job, args.backend, Path(scratch) / "tokenizer", files)
+        if not args.overwrite:
+            tokenizers.refuse_other_saved(identity, saved)
+        job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
+        totals = Totals()
+        todo = [file for file in files if not job.is_done(file, totals)]
+        if totals.failures:
+            raise PipelineError(f"{len(totals.failures)} files are damaged:\n  " + "\n  ".join(totals.failures))
+        if skipped := len(files) - len(todo):
+            cli.say(f"{skipped} of {len(files)} files are tokenized already, with the same arguments")
+        if not todo:
+            return cli.EXIT_OK
+        refuse_other_folder(job, todo)
+        rates = workers.run_in_child(measure_domains, job, args.backend, Path(scratch) / "tokenizer", todo)
     rows = []
     for shard in range(args.num_shards or 1):
-        mine = files_of_shard(files, shard, args.num_shards or 1)
+        mine = [file for file in files_of_shard(files, shard, args.num_shards or 1) if file in todo]
         num_tokens = round(sum(file.num_bytes * rates[file.domain].tokens_per_byte for file in mine))
         num_documents = round(sum(file.num_bytes * rates[file.domain].documents_per_byte for file in mine))
         seconds = sum(file.num_bytes * rates[file.domain].seconds_per_byte for file in mine) / args.num_workers
         num_bytes = 4 * num_tokens + 12 * num_documents
         rows.append((str(shard), len(mine), sum(file.num_bytes for file in mine), num_tokens, num_bytes,
                      f"{seconds / 60:.1f}"))  # fmt: skip
+    if empty := sum(not row[1] for row in rows):
+        cli.say(f"{empty} shards have nothing to do")
+    rows = [row for row in rows if row[1]]
+    if len(rows) > 1:
+        sums = [sum(int(row[column]) for row in rows) for column in range(1, 5)]
+        rows.append(("total", sums[0], sums[1], sums[2], sums[3], f"{sum(float(row[5]) for row in rows):.1f}"))
     cli.say(cli.table(("shard", "files", "bytes", "tokens", "token bytes", "minutes"), rows))
     cli.say(f"estimated from up to {BATCH_BYTES >> 20} MB of each domain, with {args.num_workers} workers a shard")
     cli.say("while a file is assembled, it takes its size once more")
-    cli.report_disk(args.output_dir, sum(row[4] for row in rows))
+    cli.report_disk(args.output_dir, int(rows[-1][4]))
     return cli.EXIT_OK
 
 

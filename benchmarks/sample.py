@@ -145,7 +145,8 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     with sampler.start_workers(num_workers) as pool:
         list(pool.map_in_order(start_up, [1] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
-        sampler.write_all(pool, {"train": {name: num_rows}}, argparse.Namespace(), outcome)
+        planned = sampler.plan({"train": {name: num_rows}})
+        sampler.write_all(pool, planned, argparse.Namespace(), outcome, lambda: sampler.refuse_other_sets([]))
         seconds += time.perf_counter() - start
     assert [one.written for one in outcome.sets] == [num_rows], outcome.sets
     shutil.rmtree(output)
@@ -248,7 +249,7 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
     start = time.perf_counter()
     todo = shard.missing({"short": num_rows}, tokenizer, False)
-    shard.write_all(todo, tokenizer, argparse.Namespace(num_workers=1, overwrite=False))
+    shard.write_all(todo, tokenizer, argparse.Namespace(num_workers=1, overwrite=False), lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds

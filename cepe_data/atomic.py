@@ -35,7 +35,17 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 7 * 24 * 3600
 _DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
-_HOST = socket.gethostname().replace("-", "_")  # else node1 would take gpu-node1's temporaries for its own
+_INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
+
+
+def _host_name() -> str:
+    """The name of this host, without `-` (else node1 would take gpu-node1's temporaries for its own); in a container,
+    where process numbers begin anew, also that of its process namespace."""
+    name, processes = socket.gethostname().replace("-", "_"), Path("/proc/self/ns/pid").stat().st_ino
+    return name if processes == _INITIAL_PROCESSES else f"{name}_{processes}"
+
+
+_HOST = _host_name()
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 _READ_BYTES = 8 << 20
 
@@ -70,11 +80,22 @@ def _is_stale(temporary: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; being gone already is fine."""
+    """Remove a file or a folder; being gone already is fine, also where nothing may be written."""
+    if not os.path.lexists(path):
+        return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def retract(unit: Path) -> None:
+    """Take away a published folder, all at once; being gone already is fine."""
+    aside = temporary_path(unit.with_name(f"{unit.name}.old"))
+    if unit.exists():
+        remove(aside)
+        unit.rename(aside)
+        remove(aside)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -227,6 +248,8 @@ class Draft:
     ) -> None:
         for temporary in [self.path, *map(temporary_path, self._companions)]:
             remove(temporary)
+        if isinstance(error, OSError) and error.filename is None:  # such as a full disk: writing does not say where
+            error.filename = str(self.final)
 
     def companion(self, final: Path) -> Path:
         """The temporary path of a file beside the unit that belongs to it."""

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 from cepe_data.errors import ArgumentError, DamagedFileError
@@ -130,7 +131,10 @@ def _listed_bytes(path: str, known: Mapping[str, dict], root: Path | None, where
             return (root / path).stat().st_size
     except FileNotFoundError:
         pass
-    raise ArgumentError(f"{where}: no such file, and its size is not listed: run get_all_jsonl.py again")
+    raise ArgumentError(
+        f"{where}: its size is neither listed nor to be seen in the data folder. List it with get_all_jsonl.py; a "
+        f"part of a list wants a copy of the whole list's .json under its own name"
+    )
 
 
 def refuse_shared_targets(paths: list[str]) -> None:
@@ -155,7 +159,7 @@ def parse_assignments(text: str, flag: str) -> dict[str, str]:
     for item in text.split(","):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not (name and equals and value) or name in assignments:
-            raise ArgumentError(f"{flag} {text}: {item!r} is no NAME=VALUE, or its name stands there twice")
+            raise ArgumentError(f"{flag} {text}: {item!r} is not NAME=VALUE, or its name stands there twice")
         assignments[name] = value
     return assignments
 
@@ -194,7 +198,8 @@ def format_weights(weights: Mapping[str, float]) -> str:
 def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:
     """Counts per domain that add up to `total`: the floor of each share, then one more for the largest remainders
     (Hamilton's method), ties by the order of the domains."""
-    shares = {domain: weight * total for domain, weight in weights.items()}
+    exact = {domain: Fraction(weight) for domain, weight in weights.items()}
+    shares = {domain: weight * total / sum(exact.values()) for domain, weight in exact.items()}
     counts = {domain: math.floor(share) for domain, share in shares.items()}
     by_remainder = sorted(shares, key=lambda domain: counts[domain] - shares[domain])
     for domain in by_remainder[: total - sum(counts.values())]:

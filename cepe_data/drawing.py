@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from cepe_data import cli, corpus
-from cepe_data.errors import DamagedFileError
+from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.splits import SPLITS, Splits
 from cepe_data.token_file import TokenFile
 from cepe_data.windows import KeyedPermutation, Windows
@@ -35,18 +35,28 @@ class Tokens:
     folder: Path
     vocab_size: int | None
     fingerprint: str | None
+    _versions: dict[str, object] = field(default_factory=dict)
 
     def open(self, file: corpus.ListedFile) -> TokenFile:
-        """Raises DamagedFileError as `TokenFile`."""
-        return TokenFile(self.folder / file.token_file)
+        """Open a token file.
+
+        Raises:
+            DamagedFileError: as `TokenFile`, and if it is not the file that this run opened before.
+        """
+        token_file = TokenFile(self.folder / file.token_file)
+        if self._versions.setdefault(file.path, token_file.version) != token_file.version:
+            raise DamagedFileError(f"{token_file.path} was replaced while this run read it: run the same command again")
+        return token_file
 
 
 @dataclass(frozen=True)
 class Survey:
     """What there is of a domain: per split the number of documents, and per file the number of windows (int64 [files]).
-    The fingerprint changes with any byte of any token file, and with their paths."""
+    The fingerprint changes with any byte of any token file, and with their paths. Splits go by the hash of a document's
+    `text`, or of its `tokens` where the token files were made elsewhere."""
 
     fingerprint: str
+    document_hash: str
     documents: Mapping[str, int]
     windows: Mapping[str, np.ndarray]
 
@@ -60,28 +70,37 @@ def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> di
 
     Raises:
         DamagedFileError: if a token file is damaged.
+        ArgumentError: if only some of them have hashes of texts: copies of a text could be in two splits.
     """
+    without_hashes: list[Path] = []
     with cli.progress_bar(sum(map(len, tokens.files.values())), "file", "survey") as bar:
         surveys = {}
         for domain, files in tokens.files.items():
-            digest, num_without_hashes = xxhash.xxh3_64(), 0
+            digest = xxhash.xxh3_64()
             documents = dict.fromkeys(windows, 0)
             counts = {split: np.zeros(len(files), np.int64) for split in windows}
             for number, file in enumerate(files):
                 with tokens.open(file) as token_file:
-                    num_without_hashes += not token_file.has_text_hashes
+                    if not token_file.has_text_hashes:
+                        without_hashes.append(token_file.path)
                     fingerprint, of_file = _survey_file(token_file, splits, windows)
                 digest.update(json.dumps([file.path, fingerprint], sort_keys=True).encode())
                 for split, (num_documents, num_windows) in of_file.items():
                     documents[split] += num_documents
                     counts[split][number] = num_windows
                 bar.update()
-            if num_without_hashes:
-                cli.warn(
-                    f"{domain}: {num_without_hashes} token files have no hashes of texts (made elsewhere): their "
-                    f"documents go to splits by the hash of the tokens"
-                )
-            surveys[domain] = Survey(digest.hexdigest(), documents, counts)
+            document_hash = "tokens" if without_hashes else "text"
+            surveys[domain] = Survey(digest.hexdigest(), document_hash, documents, counts)
+    if not without_hashes:
+        return surveys
+    number = sum(map(len, tokens.files.values()))
+    what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
+    if len(without_hashes) < number:
+        raise ArgumentError(
+            f"{what} {without_hashes[0]}: two copies of a text could be in test and in train. Make these with "
+            f"tokenize_jsonl.py"
+        )
+    cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
     return surveys
 
 

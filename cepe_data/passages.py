@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,17 +172,28 @@ class PassageShard:
         return sampling.SetOutcome(self.set_name(domain), one.documents["retrieval"], requested, available, available)
 
     def dry_run(
-        self, requests: Mapping[str, int], tokenizer: PassageTokenizer | None, outcome: sampling.Outcome
+        self,
+        requests: Mapping[str, int],
+        todo: Sequence[PassageFile],
+        tokenizer: PassageTokenizer | None,
+        outcome: sampling.Outcome,
     ) -> None:
         """Account for every file that is asked for, from a measured block of each, and write nothing."""
         if tokenizer is None:
             return
         writer = PassageWriter(self, tokenizer)
+        to_write, num_rows, num_bytes = {file.domain for file in todo}, 0, 0
         for domain, requested in requests.items():
             if requested:
                 line = self.outcome_line(domain, requested)
+                estimate = self._estimate(writer, domain, line.written)
+                num_rows, num_bytes = num_rows + line.written, num_bytes + estimate.num_bytes
                 outcome.sets.append(line)
-                outcome.estimates.append(self._estimate(writer, domain, line.written))
+                outcome.estimates.append(estimate if domain in to_write else sampling.Estimate(0, 0, 0.0))
+        cli.say(
+            f"the {self.num_shards} retrieval shards together: about {num_rows * self.num_shards:,} passages, "
+            f"{num_bytes * self.num_shards:,} bytes"
+        )
 
     def _estimate(self, writer: PassageWriter, domain: str, num_rows: int) -> sampling.Estimate:
         num_measured = min(num_rows, PASSAGES_AT_ONCE)
@@ -210,30 +221,32 @@ class PassageShard:
             "tokenizer": self.tokens.fingerprint,
             "decoding": decoding,
             "token_files": self.surveys[domain].fingerprint,
+            "document_hash": self.surveys[domain].document_hash,
             **self.splits.made_with("retrieval"),
         }
 
-    def missing(self, requests: Mapping[str, int], tokenizer: PassageTokenizer, overwrite: bool) -> list[PassageFile]:
-        """The files that are still to be made.
+    def missing(
+        self, requests: Mapping[str, int], tokenizer: PassageTokenizer | None, overwrite: bool
+    ) -> list[PassageFile]:
+        """The files that are still to be made, or with `overwrite`, of which nothing is left to be there.
 
         Raises:
             ArgumentError: if one is there that other arguments made, or another shard of its domain is.
         """
-        todo = []
+        todo: list[PassageFile] = []
+        if tokenizer is None:
+            return todo
         for domain, requested in requests.items():
             start, stop = self.rows(domain, requested)
-            if start == stop:
-                continue
             path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding)
             for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
-                if other != path and (meta := atomic.read_meta(other)):
-                    made_with = {name: meta["made_with"].get(name) for name in shared}
-                    sampling.refuse_differences(other, made_with, shared, overwrite)
+                if other != path:
+                    sampling.refuse_differences(other, shared, overwrite)
             numbers = {"shard_id": self.shard_id, "first_row": start, "stop_row": stop}
             file = PassageFile(path, domain, start, stop, {"kind": "passages", "domain": domain, **numbers, **shared})
             if atomic.is_made(path, file.made_with, overwrite):
                 cli.say(f"{path}: skipped, made before with the same arguments")
-            else:
+            elif path.exists() or start < stop:
                 todo.append(file)
         return todo
 
@@ -262,13 +275,23 @@ class PassageShard:
             {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets},
         )
 
-    def write_all(self, files: Sequence[PassageFile], tokenizer: PassageTokenizer, args: argparse.Namespace) -> None:
-        """Write the files."""
+    def write_all(
+        self,
+        files: Sequence[PassageFile],
+        tokenizer: PassageTokenizer,
+        args: argparse.Namespace,
+        check: Callable[[], None],
+    ) -> None:
+        """Write the files. `check` is called before each is published."""
         with workers.Workers(args.num_workers, PassageWriter.prepare, self, tokenizer) as pool:
             for file in files:
-                self._write(pool, file, args.overwrite)
+                if file.start < file.stop:
+                    self._write(pool, file, args.overwrite, check)
+                else:
+                    atomic.remove(file.path)
+                    atomic.remove(atomic.meta_path(file.path))
 
-    def _write(self, pool: workers.Workers, file: PassageFile, overwrite: bool) -> None:
+    def _write(self, pool: workers.Workers, file: PassageFile, overwrite: bool, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
         atomic.remove_stale_temporaries(file.path.parent)
         plan = self.source(file.domain).draw(file.start, file.stop)
@@ -284,5 +307,6 @@ class PassageShard:
                 for block, lines in pool.map_in_order(PassageWriter.write, blocks, lambda _: 1, pool.num_workers + 2):
                     output.write(lines)
                     bar.update(len(block.plan))
+            check()
             draft.publish({"rows": len(plan)})
         cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")

@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from cepe_data.windows import Windows
 
 SHARD_BYTES = 64 << 20
 MEASURED_BYTES = 16 << 20
-FACTS = ("documents", "windows_available", "vocab_size", "source_files")
+FACTS = ("documents", "windows_available", "vocab_size", "tokenizer", "source_files")
 PASSAGE_METAS = "retrieval/*/*.meta.json"
 
 
@@ -65,20 +65,23 @@ class Outcome:
 
     def report_dry_run(self, args: argparse.Namespace) -> None:
         """Print what a run would write, the time it would take, and the space that is free for it."""
-        header = ("set", "documents", "requested", "available", "to write", "files", "bytes", "minutes")
+        header = ("set", "documents", "requested", "available", "rows", "files", "bytes", "minutes")
         minutes = [takes.seconds / 60 / args.num_workers for takes in self.estimates]
         rows = [
             (one.name, *one.as_json().values(), takes.files, takes.num_bytes, f"{expected:.1f}")
             for one, takes, expected in zip(self.sets, self.estimates, minutes, strict=True)
         ]
         cli.say(cli.table(header, rows))
+        is_made = [one.written and not takes.files for one, takes in zip(self.sets, self.estimates, strict=True)]
+        if made := sum(map(bool, is_made)):
+            cli.say(f"{made} of these sets are there already, made with the same arguments")
         cli.say(f"about {sum(minutes):.1f} minutes with {args.num_workers} workers, from a measured sample of each set")
         cli.report_disk(args.output, sum(takes.num_bytes for takes in self.estimates))
 
     def finish(self, args: argparse.Namespace, start: float) -> int:
         """Print the last lines, the shortage among them if there is one; return the exit status."""
         written = [one.written for one in self.sets if one.written]
-        what = "would be written" if args.dry_run else "are there"
+        what = "would be there" if args.dry_run else "are there"
         cli.say(f"{sum(written):,} rows in {len(written)} sets {what}, {cli.seconds_since(start)} → {args.output}")
         short = [one for one in self.sets if one.written < one.requested]
         if not short:
@@ -153,12 +156,14 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
     """
     weights = corpus.parse_weights(args.domains)
     files: dict[str, list[corpus.ListedFile]] = {domain: [] for domain in weights}
-    for file in corpus.read_file_list(args.file_list):
+    listed = corpus.read_file_list(args.file_list)
+    for file in listed:
         if file.domain in files:
             files[file.domain].append(file)
     if absent := [domain for domain in weights if not files[domain]]:
         rest = {domain: weight for domain, weight in weights.items() if files[domain]}
-        remedy = f"without them:\n  --domains {corpus.format_weights(rest)}" if rest else "nothing else is asked for"
+        known = f"it has {', '.join(sorted({file.domain for file in listed}))}"
+        remedy = f"without them:\n  --domains {corpus.format_weights(rest)}" if rest else known
         raise ArgumentError(f"{args.file_list} lists no files of {', '.join(absent)}; {remedy}")
     all_files = [file for domain_files in files.values() for file in domain_files]
     if missing := [file.path for file in all_files if not (args.tokenized_dir / file.token_file).exists()]:
@@ -170,6 +175,11 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
     for file in all_files:
         path = args.tokenized_dir / file.token_file
         if meta := atomic.read_meta(path):
+            if lost := atomic.lost_files(path, meta):
+                raise DamagedFileError(
+                    f"{path} is damaged: {lost[0]} is gone or has not the size it was written with. tokenize_jsonl.py "
+                    f"--overwrite makes it again"
+                )
             tokenizer = read_tokenizer(path, meta)
             identities.setdefault(tokenizer.fingerprint, (file.path, tokenizer.vocab_size))
             if meta["made_with"].get("source_bytes") != file.num_bytes:
@@ -217,31 +227,35 @@ def choose_token_dtype(requested: str | None, tokens: Tokens) -> np.dtype:
     return np.dtype(requested) if requested else smallest
 
 
-def refuse_other_sets(output: Path, splits: Splits, overwrite: bool) -> None:
-    """Refuse to add to sets that follow another split rule: a text could then be on both sides.
-
-    Raises:
-        ArgumentError: naming such a set; with `overwrite`, which replaces only the sets of this run, it is a warning.
-    """
-    units = [(path, path.parent) for split in ("test", "train") for path in output.glob(f"{split}/*/meta.json")]
-    units += [(path, path.with_name(path.name.replace(".meta.json", ".jsonl"))) for path in output.glob(PASSAGE_METAS)]
-    for _, unit in sorted(units):
-        meta = atomic.read_meta(unit) if unit.exists() else None
-        if meta is None:
-            continue
-        rule = splits.made_with(meta["made_with"].get("split", "retrieval"))
-        refuse_differences(unit, {name: meta["made_with"].get(name) for name in rule}, rule, overwrite)
-
-
-def refuse_differences(unit: Path, old: atomic.Meta, new: atomic.Meta, overwrite: bool) -> None:
-    """Raise ArgumentError, or with `overwrite` warn, if what a neighbouring set was made with differs."""
-    if differences := atomic.describe_differences(old, new):
+def refuse_differences(unit: Path, rule: atomic.Meta, overwrite: bool) -> None:
+    """Raise ArgumentError, or with `overwrite` warn, if a neighbouring set that is there was made by another rule."""
+    try:
+        meta = atomic.read_meta(unit)
+    except DamagedFileError as error:
+        if not overwrite:
+            raise
+        cli.warn(str(error))
+        return
+    old = {name: meta["made_with"].get(name) for name in rule} if meta else rule
+    if differences := atomic.describe_differences(old, rule):
         message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
         if not overwrite:
             raise ArgumentError(
                 f"{message}. Use the same, or another OUT; --overwrite goes on and replaces sets it makes"
             )
         cli.warn(f"{message}. Make it again too, or remove it")
+
+
+@dataclass(frozen=True)
+class PlannedSet:
+    """A set of which rows are requested; `is_made` if nothing is left to do."""
+
+    split: str
+    domain: str
+    folder: Path
+    made_with: atomic.Meta
+    outcome: SetOutcome
+    is_made: bool
 
 
 @dataclass(frozen=True)
@@ -284,17 +298,28 @@ class WindowSampler:
         """Rows of a part, but for the last."""
         return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
 
+    def split_rule(self, split: str) -> atomic.Meta:
+        """What all sets of an output share: else a text could be in two splits."""
+        [document_hash] = {one.document_hash for one in self.surveys.values()}
+        return {"document_hash": document_hash, **self.splits.made_with(split)}
+
+    def window_rule(self, split: str) -> atomic.Meta:
+        """What all sets of windows of an output share."""
+        return {
+            "kind": self.kind,
+            "total_length": self.windows.total_length,
+            "decoder_length": self.decoder_length,
+            **self.split_rule(split),
+        }
+
     def made_with(self, split: str, domain: str) -> atomic.Meta:
         """What determines the bytes of a set, but for the numbers of its rows."""
         return {
-            "kind": self.kind,
             "domain": domain,
             "split": split,
-            "total_length": self.windows.total_length,
-            "decoder_length": self.decoder_length,
             "token_dtype": self.dtype.name,
             "token_files": self.surveys[domain].fingerprint,
-            **self.splits.made_with(split),
+            **self.window_rule(split),
         }
 
     @classmethod
@@ -307,8 +332,12 @@ class WindowSampler:
         windows: Windows,
         surveys: Mapping[str, Survey],
     ) -> WindowSampler:
-        """The sampler that `args` ask for."""
-        return cls(
+        """The sampler that `args` ask for.
+
+        Raises:
+            ArgumentError: if ids or parts do not fit what they are to be stored in.
+        """
+        sampler = cls(
             tokens,
             splits,
             windows,
@@ -320,26 +349,62 @@ class WindowSampler:
             args.rows_per_part,
             args.overwrite,
         )
+        max_rows = mds.rows_per_shard(sampler.columns, mds.MAX_SHARD_BYTES)
+        if sampler.part_rows > max_rows:
+            raise ArgumentError(f"--rows_per_part {sampler.part_rows}: an MDS shard holds at most {max_rows} such rows")
+        return sampler
 
-    def outcomes(self, requests: Requests) -> Iterator[tuple[str, str, SetOutcome]]:
-        """Split, domain and outcome of every set of which any row is requested."""
-        for split, by_domain in requests.items():
-            for domain, requested in by_domain.items():
-                if requested:
-                    one = self.surveys[domain]
-                    available = one.available(split)
-                    name, written = f"{split}/{domain}", min(requested, available)
-                    yield split, domain, SetOutcome(name, one.documents[split], requested, available, written)
+    def plan(self, requests: Requests) -> list[PlannedSet]:
+        """Every set of which any row is requested.
 
-    def dry_run(self, requests: Requests, outcome: Outcome) -> None:
+        Raises:
+            ArgumentError: if one is there that was made with something else.
+            DamagedFileError: if one is there and damaged.
+        """
+        if self.output.exists() and not self.output.is_dir():
+            raise ArgumentError(f"{self.output} is no folder: choose another OUT")
+        return [
+            self._plan_set(split, domain, requested)
+            for split, by_domain in requests.items()
+            for domain, requested in by_domain.items()
+            if requested
+        ]
+
+    def _plan_set(self, split: str, domain: str, requested: int) -> PlannedSet:
+        survey = self.surveys[domain]
+        available = survey.available(split)
+        num_rows = min(requested, available)
+        outcome = SetOutcome(f"{split}/{domain}", survey.documents[split], requested, available, num_rows)
+        folder = self.output / split / domain
+        made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
+        is_made = atomic.is_made(folder, made_with, self.overwrite)
+        return PlannedSet(split, domain, folder, made_with, outcome, is_made)
+
+    def refuse_other_sets(self, replaced: Collection[Path]) -> None:
+        """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
+
+        Raises:
+            ArgumentError: naming such a set; with `overwrite` this is a warning, unless it is among those `replaced`.
+        """
+        for path in sorted(self.output.glob("*/*/meta.json")):
+            split, unit = path.parent.parent.name, path.parent
+            if split in {"test", "train"} and unit not in replaced:
+                refuse_differences(unit, self.window_rule(split), self.overwrite)
+        for path in sorted(self.output.glob(PASSAGE_METAS)):
+            unit = path.with_name(path.name.replace(".meta.json", ".jsonl"))
+            if unit.exists() and unit not in replaced:
+                refuse_differences(unit, self.split_rule("retrieval"), self.overwrite)
+
+    def dry_run(self, planned: Sequence[PlannedSet], outcome: Outcome) -> None:
         """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
         mds.import_streaming()  # start-up, not to be measured
-        for split, domain, one in self.outcomes(requests):
-            outcome.sets.append(one)
-            outcome.estimates.append(self._estimate(split, domain, one.written))
+        for one in planned:
+            outcome.sets.append(one.outcome)
+            outcome.estimates.append(self._estimate(one))
 
-    def _estimate(self, split: str, domain: str, num_rows: int) -> Estimate:
-        if not num_rows:
+    def _estimate(self, planned: PlannedSet) -> Estimate:
+        split, domain, num_rows = planned.split, planned.domain, planned.outcome.written
+        if planned.is_made or not num_rows:
             return Estimate(0, 0, 0.0)
         row_bytes = self.windows.total_length * self.dtype.itemsize
         num_measured = min(num_rows, -(-MEASURED_BYTES // row_bytes))
@@ -354,36 +419,41 @@ class WindowSampler:
         """A pool of processes that write parts of this sampler's sets."""
         return workers.Workers(num_workers, WindowSampler.prepare, self)
 
-    def write_all(self, pool: workers.Workers, requests: Requests, args: argparse.Namespace, outcome: Outcome) -> None:
-        """Write every set that is asked for, or find it written, and the manifest."""
+    def write_all(
+        self,
+        pool: workers.Workers,
+        planned: Sequence[PlannedSet],
+        args: argparse.Namespace,
+        outcome: Outcome,
+        check: Callable[[], None],
+    ) -> None:
+        """Write every set that is asked for, or find it written, and the manifest. `check` is called before a set is
+        published: another process may be at work in the same output."""
         atomic.remove_stale_temporaries(self.output)
-        for split, domain, one in self.outcomes(requests):
-            outcome.sets.append(one)
-            self._write_or_skip(pool, split, domain, one.written)
-        self._write_manifest(requests, args)
+        for one in planned:
+            outcome.sets.append(one.outcome)
+            atomic.remove_stale_temporaries(one.folder.parent)
+            if one.is_made:
+                cli.say(f"{one.folder}: skipped, made before with the same arguments")
+            elif one.outcome.written:
+                self._write_or_find(pool, one, check)
+            else:  # --overwrite: what is there was made with something else, of which there is nothing now
+                atomic.retract(one.folder)
+                atomic.remove(rows_path(one.folder))
+            atomic.remove(mds.pool_path(one.folder))
+        self._write_manifest(planned, args)
 
-    def _write_or_skip(self, pool: workers.Workers, split: str, domain: str, num_rows: int) -> None:
-        if not num_rows:
-            return
-        folder = self.output / split / domain
-        atomic.remove_stale_temporaries(folder.parent)
-        made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
-        if atomic.is_made(folder, made_with, self.overwrite):
-            cli.say(f"{folder}: skipped, made before with the same arguments")
-            atomic.remove(mds.pool_path(folder))
-            return
+    def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         try:
-            self._write_set(pool, folder, split, domain, num_rows, made_with)
+            self._write_set(pool, planned, check)
         except (PipelineError, FileNotFoundError):
             # Another process made the same set and removed the parts under our hands: then all is well.
-            if not atomic.is_made(folder, made_with):
+            if not atomic.is_made(planned.folder, planned.made_with):
                 raise
-        atomic.remove(mds.pool_path(folder))
 
-    def _write_set(
-        self, pool: workers.Workers, folder: Path, split: str, domain: str, num_rows: int, made_with: atomic.Meta
-    ) -> None:
+    def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
+        split, domain, num_rows, folder = planned.split, planned.domain, planned.outcome.written, planned.folder
         parts = mds.pool_path(folder)
         atomic.remove_stale_temporaries(parts)
         plan = self._source(split, domain).draw(0, num_rows)
@@ -391,20 +461,31 @@ class WindowSampler:
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
             missing = []
             for number, (start, stop) in enumerate(borders):
-                part_made_with = {**self.made_with(split, domain), "first_row": start, "stop_row": stop}
-                part = Part(mds.part_path(parts, number), split, domain, plan.rows(start, stop), part_made_with)
-                if atomic.is_made(part.path, part_made_with, self.overwrite):
+                numbers = {"first_row": start, "stop_row": stop, "rows_per_part": self.part_rows}
+                made_with = {**self.made_with(split, domain), **numbers}
+                part = Part(mds.part_path(parts, number), split, domain, plan.rows(start, stop), made_with)
+                if self._is_part_made(part):
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
             for part, _ in pool.map_in_order(WindowSampler.write_part, missing, lambda _: 1, 2 * pool.num_workers):
                 bar.update(len(part.plan))
-        with atomic.Draft(folder, made_with, is_folder=True, overwrite=self.overwrite) as draft:
+        with atomic.Draft(folder, planned.made_with, is_folder=True, overwrite=self.overwrite) as draft:
             mds.join_parts(draft, parts, borders)
             with draft.companion(rows_path(folder)).open("wb") as file:
                 np.save(file, np.stack([plan.file.astype(np.int64), plan.position], axis=1), allow_pickle=False)
+            check()
             draft.publish(self.facts(split, domain))
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
+
+    def _is_part_made(self, part: Part) -> bool:
+        try:
+            return atomic.is_made(part.path, part.made_with, self.overwrite)
+        except ArgumentError as error:
+            raise ArgumentError(
+                f"{part.path.parent} is what a run that did not come to its end has left: finish that run, or remove "
+                f"the folder. {error}"
+            ) from None
 
     def _source(self, split: str, domain: str) -> WindowSource:
         return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
@@ -431,17 +512,18 @@ class WindowSampler:
         )
         mds.write_part(part.path, self.columns, rows, part.made_with, self.overwrite)
 
-    def _write_manifest(self, requests: Requests, args: argparse.Namespace) -> None:
+    def _write_manifest(self, planned: Sequence[PlannedSet], args: argparse.Namespace) -> None:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
-        sets: dict[str, dict[str, Any]] = {split: {} for split in requests}
-        for split, by_domain in requests.items():
-            for domain, requested in by_domain.items():
-                sets[split][domain] = {"requested": requested, "written": 0, **self.facts(split, domain)}
+        sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
+        for one in planned:
+            facts = self.facts(one.split, one.domain)
+            sets[one.split][one.domain] = {"requested": one.outcome.requested, "written": 0, **facts}
+        for split, of_split in sets.items():
             for folder in sorted(self.output.glob(f"{split}/*")):
                 meta = atomic.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
                 if meta is not None:
-                    of_set = sets[split].setdefault(folder.name, {"requested": 0})
-                    of_set.update({name: meta[name] for name in FACTS})
+                    of_set = of_split.setdefault(folder.name, {"requested": 0})
+                    of_set.update({name: meta.get(name) for name in FACTS})
                     of_set["written"] = meta["made_with"]["rows"]
         atomic.write_json(self.output / "manifest.json", {**describe_run(args), "sets": sets})
 
@@ -452,6 +534,7 @@ class WindowSampler:
             "documents": one.documents[split],
             "windows_available": one.available(split),
             "vocab_size": self.tokens.vocab_size,
+            "tokenizer": self.tokens.fingerprint,
             "source_files": [file.path for file in self.tokens.files[domain]],
         }
 

@@ -195,10 +195,12 @@ class NpyVector:
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )
                 shape, _, self.dtype = read_header(file)
-            except ValueError as error:
+            except Exception as error:  # numpy parses the header as Python, which fails in many ways
                 raise DamagedFileError(f"{path} is no .npy file ({error}): remove it and make it again") from None
             self._offset = file.tell()
-            num_bytes = os.fstat(file.fileno()).st_size - self._offset
+            status = os.fstat(file.fileno())
+            num_bytes = status.st_size - self._offset
+            self.version = (status.st_ino, status.st_size, status.st_mtime_ns)
         if len(shape) != 1 or self.dtype.kind not in "iu":
             raise DamagedFileError(f"{path} holds {self.dtype} of shape {shape}, not a row of integers: make it again")
         self.size = int(shape[0])
@@ -250,6 +252,8 @@ class TokenFile:
                 f"{path} is damaged: {self.num_documents:,} documents in {self._array.size:,} numbers. Make it again"
             )
         self.num_tokens = self._array.size - 1 - self.num_documents
+        if self.meta is None and hash_path(path).exists():
+            raise DamagedFileError(f"{atomic.meta_path(path)} is missing, the meta file of {path}: make it again")
         if self.meta is not None:
             self._hashes = NpyVector(hash_path(path))
             if self._hashes.size != self.num_documents or self._hashes.dtype != HASH_DTYPE:
@@ -265,6 +269,11 @@ class TokenFile:
         self._array.close()
         if self._hashes is not None:
             self._hashes.close()
+
+    @property
+    def version(self) -> object:
+        """Something else once the file, or that of its hashes, was replaced or changed."""
+        return self._array.version, self._hashes and self._hashes.version
 
     @property
     def has_text_hashes(self) -> bool:

@@ -340,16 +340,28 @@ def save(
         DamagedFileError: if that one is damaged.
         PipelineError: if it cannot be written.
     """
-    made_with = {"tokenizer": identity.as_json()}
-    if atomic.is_made(folder, made_with, overwrite):
+    if refuse_other_saved(identity, folder, overwrite):
         saved_identity(folder)
         return
-    with atomic.Draft(folder, made_with, is_folder=True, overwrite=overwrite) as draft:
+    with atomic.Draft(folder, _made_with(identity), is_folder=True, overwrite=overwrite) as draft:
         try:
             tokenizer.save_pretrained(draft.path)
         except Exception as error:  # the tokenizers library raises nothing narrower where the disk is full
             raise PipelineError(f"the tokenizer cannot be saved in {folder}: {error}") from None
         draft.publish()
+
+
+def refuse_other_saved(identity: TokenizerIdentity, folder: Path, overwrite: bool = False) -> bool:
+    """Whether this tokenizer is saved there already.
+
+    Raises:
+        ArgumentError, DamagedFileError: as `save`.
+    """
+    return atomic.is_made(folder, _made_with(identity), overwrite)
+
+
+def _made_with(identity: TokenizerIdentity) -> atomic.Meta:
+    return {"tokenizer": identity.as_json()}
 
 
 def decoding_fingerprint(tokenizer_json: str) -> str:

@@ -32,6 +32,12 @@ def test_counts_by_largest_remainder_add_up_and_are_within_one(raw: list[float],
     assert all(abs(counts[domain] - weight * total) < 1 + 1e-6 for domain, weight in weights.items())
 
 
+def test_counts_add_up_where_the_weights_nearly_do() -> None:
+    for third in (0.333333333, 0.3333333334):
+        weights = dict.fromkeys("abc", third)
+        assert sum(corpus.largest_remainder(weights, 10**10).values()) == 10**10
+
+
 def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
     assert corpus.parse_weights("arxiv=0.25,book=0.75,cc=0") == {"arxiv": 0.25, "book": 0.75}
     with pytest.raises(ArgumentError, match=r"add up to 0\.9") as refusal:
@@ -49,7 +55,7 @@ def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
         ("../x.jsonl", "leaves the data folder"),
         ("/etc/x.jsonl", "leaves the data folder"),
         ("unknown/x.jsonl", "no domain"),
-        ("arxiv/gone.jsonl", "no such file"),
+        ("arxiv/gone.jsonl", "neither listed nor to be seen"),
         ("", "names no file"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_
     array = np.load(path)
     array[1:21] = [1, 19] * 10
     np.save(path, array)
-    with pytest.raises(DamagedFileError, match="changed while it was being sampled"):
+    with pytest.raises(DamagedFileError, match="was replaced while this run read it"):
         source.read(plan, np.dtype(np.int16))
     with pytest.raises(DamagedFileError, match="outside of 0 … 32767"):
         wide = source_of(make_tokens(tmp_path / "wide", [[70_000]]), DocumentWindows(20, 20), "test",

@@ -416,6 +416,149 @@ def test_a_dry_run_writes_nothing(run: Run, world: World, tmp_path: Path) -> Non
     assert int(sizes["retrieval/0/wiki"]) == (tmp_path / "OUT/retrieval/0/wiki.jsonl").stat().st_size
 
 
+def test_a_dry_run_looks_at_what_is_there_and_ends_as_the_run_would(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*FRACTIONS, *world.source_flags)
+    run(*AB, 4, 4, *flags, cwd=tmp_path)
+    done = run(*AB, 4, 5, *flags, "--dry_run", cwd=tmp_path, status=2)
+    assert "rows: was 2, now 3" in done.stderr
+    done = run(*AB, 4, 4, *flags, "--dry_run", cwd=tmp_path)
+    assert "4 of these sets are there already" in done.stdout and "about 0 bytes to write" in done.stdout
+    assert "seed: was 42, now 43" in run(*AB, 4, 4, *flags, "--seed", 43, "--dry_run", cwd=tmp_path, status=2).stderr
+
+
+def test_sets_of_other_lengths_in_one_output_are_refused_also_where_nothing_is_available(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    flags = ("--domains", "arxiv=1", *FRACTIONS, *world.source_flags)
+    run(*AB, 4, 4, *flags, cwd=tmp_path)
+    before = reference.tree_bytes(tmp_path)
+    for lengths in ((256, 64), (100_000_000, 64)):
+        for counts in ((4, 0), (0, 4)):
+            error = run("sample_mds_ab.py", "OUT", *lengths, *counts, *flags, cwd=tmp_path, status=2).stderr
+            assert f"total_length: was 128, now {lengths[0]}" in error
+    assert "rows_per_part" in run(*AB, 4, 4, *flags, "--rows_per_part", "1e9", cwd=tmp_path, status=2).stderr
+    assert "is no folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=make_file(tmp_path), status=2).stderr
+    (tmp_path / "file").unlink()
+    assert reference.tree_bytes(tmp_path) == before
+    # With --overwrite, what nothing takes the place of goes away; what this run does not make is named.
+    done = run("sample_mds_ab.py", "OUT", "1e8", 64, 4, 0, *flags, "--overwrite", cwd=tmp_path, status=3)
+    assert "OUT/train/arxiv is in the same output" in done.stderr and "OUT/test/arxiv is in" not in done.stderr
+    assert sorted(os.listdir(tmp_path / "OUT/test")) == []
+    manifest = json.loads((tmp_path / "OUT/manifest.json").read_text())
+    assert manifest["sets"]["test"]["arxiv"]["written"] == 0
+
+
+def make_file(folder: Path) -> Path:
+    (folder / "file").write_text("")
+    return folder
+
+
+def test_passages_of_other_lengths_are_refused_also_where_nothing_is_available(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    flags = ("--domains", "cc=1", *FRACTIONS, *world.source_flags, "--retrieval_shards", 2)
+    run(*CONCAT, 4, 4, 10, *flags, "--retrieval_chunk_size", 16, cwd=tmp_path)
+    other = (*flags, "--retrieval_chunk_size", 1_000_000)
+    assert "chunk_size: was 16, now 1000000" in run(*CONCAT, 4, 4, 10, *other, cwd=tmp_path, status=2).stderr
+    run(*CONCAT, 4, 4, 10, *other, "--overwrite", cwd=tmp_path, status=3)
+    assert os.listdir(tmp_path / "OUT/retrieval/0") == ["manifest.json"]
+
+
+def test_a_damaged_meta_file_is_mended_by_overwrite(run: Run, world: World, tmp_path: Path) -> None:
+    flags = (*FRACTIONS, *world.source_flags)
+    run(*AB, 4, 4, *flags, cwd=tmp_path)
+    before = reference.tree_bytes(tmp_path)
+    (tmp_path / "OUT/test/arxiv/meta.json").write_text("")
+    assert "meta.json is damaged" in run(*AB, 4, 4, *flags, cwd=tmp_path, status=1).stderr
+    run(*AB, 4, 4, *flags, "--overwrite", cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path) == before
+
+
+def test_token_files_that_are_not_what_they_say_are_refused(run: Run, world: World, tmp_path: Path) -> None:
+    flags = ("--domains", "book=1", "--file_list", world.folder / "all_jsonl.txt", *EVERYTHING)
+    tokenized = tmp_path / "tokenized/book"
+    for damage, message in (
+        ("shorter", "gone or has not the size"),
+        ("no hashes", "gone or has not the size"),
+        ("no meta file", "book.meta.json is missing"),
+        ("header", "is no .npy file"),
+    ):
+        shutil.copytree(world.tokenized, tmp_path / "tokenized")
+        if damage == "shorter":
+            np.save(tokenized / "book.npy", np.load(tokenized / "book.npy")[:-1])
+        elif damage == "header":
+            content = bytearray((tokenized / "book.npy").read_bytes())
+            content[8] = 1
+            (tokenized / "book.npy").write_bytes(content)
+        else:
+            (tokenized / f"book.{'hash.npy' if damage == 'no hashes' else 'meta.json'}").unlink()
+        error = run(*AB, 4, 4, *flags, cwd=tmp_path, status=1).stderr
+        assert message in error and "Traceback" not in error, error
+        shutil.rmtree(tmp_path / "tokenized")
+    # Files of both kinds: a text could be in two splits.
+    shutil.copytree(world.tokenized, tmp_path / "tokenized")
+    for suffix in ("hash.npy", "meta.json"):
+        (tokenized / f"book.{suffix}").unlink()
+    both = (*AB, 4, 4, "--file_list", world.folder / "all_jsonl.txt", *EVERYTHING)
+    assert "1 of 3 token files have no hashes" in run(*both, cwd=tmp_path, status=2).stderr
+    run(*AB, 4, 4, *flags, cwd=tmp_path)  # by the hash of the tokens
+    error = run(*AB, 4, 0, "--domains", "arxiv=1", "--file_list", world.folder / "all_jsonl.txt", *EVERYTHING,
+                cwd=tmp_path, status=2).stderr  # fmt: skip
+    assert 'document_hash: was "tokens", now "text"' in error
+
+
+def test_two_runs_at_once_with_other_splits_do_not_both_publish(run: Run, world: World, tmp_path: Path) -> None:
+    """The second begins before the first has published anything, and ends after it."""
+    flags = ("--domains", "book=1", *EVERYTHING, *world.source_flags, "--rows_per_part", 1)
+    command = [sys.executable, str(PROJECT / AB[0]), "OUT", "128", "64", "0", "1e6", *map(str, flags), "--seed", "1"]
+    late = subprocess.Popen([*command, "--num_workers", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("OUT/train/book.parts/part-*")):
+        time.sleep(0.001)
+    late.send_signal(signal.SIGSTOP)
+    run(*AB, 10, 0, *flags, cwd=tmp_path)
+    late.send_signal(signal.SIGCONT)
+    _, error = late.communicate()
+    assert late.returncode == 2 and "OUT/test/book is in the same output" in error
+    assert not (tmp_path / "OUT/train/book").exists()
+
+
+def test_a_finished_run_can_be_repeated_where_nothing_may_be_written_and_a_full_disk_names_the_set(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a tmpfs can only be mounted by root")
+    flags = ("--domains", "book=1", *EVERYTHING, *world.source_flags)
+    try:
+        error = run(AB[0], place / "OUT", 128, 64, 0, "1e6", *flags, cwd=tmp_path, status=1).stderr
+        assert "OUT/train/book.parts/part-00000: No space left on device" in error and "Traceback" not in error
+        assert not list(place.rglob(".tmp-*"))
+        command = (AB[0], place / "OUT", 128, 64, 4, 4, *flags)
+        run(*command, cwd=tmp_path)
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        assert run(*command, cwd=tmp_path).stdout.count("skipped") == 2
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_the_rest_of_an_unfinished_run_with_other_arguments_is_named(run: Run, world: World, tmp_path: Path) -> None:
+    flags = ("--domains", "book=1", *EVERYTHING, *world.source_flags)
+    run(*AB, 0, 30, *flags, "--rows_per_part", 10, cwd=tmp_path)
+    book = tmp_path / "OUT/train/book"
+    for part in range(3):
+        shutil.copytree(book, tmp_path / f"OUT/train/book.parts/part-{part:05d}")
+        meta = json.loads((book / "meta.json").read_text())
+        meta["made_with"].update(first_row=10 * part, stop_row=10 * part + 10, rows_per_part=10)
+        del meta["made_with"]["rows"]
+        (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(meta))
+    shutil.rmtree(book)
+    error = run(*AB, 0, 30, *flags, "--rows_per_part", 20, cwd=tmp_path, status=2).stderr
+    assert "OUT/train/book.parts is what a run that did not come to its end has left" in error
+    assert "rows_per_part: was 10, now 20" in error
+
+
 def test_splits_stay_when_files_are_renamed_added_and_removed(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
     texts = [text for path in paths_of(world, "arxiv") for text in reference.texts_of(world.data / path)]
     data = tmp_path / "data"

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cepe_data import atomic
+from demo import models
 from tests import reference
-from tests.conftest import Run, World
+from tests.conftest import Run, World, make_texts
 
 BOOK = "book/book.npy"
 
@@ -153,3 +154,17 @@ def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, 
         assert line in text or "---" in line
     assert "there is no row 4" in run(*show[:3], 4, *show[4:], cwd=tmp_path, status=2).stderr
     assert "holds no MDS set" in run(*show[:2], "OUT", *show[3:], cwd=tmp_path, status=2).stderr
+
+
+def test_show_refuses_a_tokenizer_that_did_not_make_the_tokens(run: Run, world: World, tmp_path: Path) -> None:
+    models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
+    listing = ("--file_list", world.folder / "all_jsonl.txt")
+    run("tokenize_jsonl.py", *listing, "--tokenizer", "other.model", cwd=tmp_path)
+    flags = ("--domains", "book=1", "--test_fraction", 0.3, *world.source_flags)
+    run("sample_mds_ab.py", "OUT", 128, 64, 2, 0, *flags, cwd=tmp_path)
+    show = ("sanity_check.py", "show", "OUT/test/book", 0)
+    assert "is not the one whose tokens are in OUT/test/book" in run(*show, cwd=tmp_path, status=2).stderr
+    done = run(*show, "--tokenizer", world.tokenizer, cwd=tmp_path)
+    assert "(tokenized/book/book.npy is of another tokenizer)" in done.stdout
+    done = run(*show, "--tokenized_dir", world.tokenized, cwd=tmp_path)
+    assert "source: book/book.jsonl, document" in done.stdout

@@ -20,6 +20,7 @@ import zstandard
 from sentencepiece import SentencePieceProcessor
 
 from cepe_data import corpus, encoding, jsonl, tokenizers
+from demo import models
 from tests import reference
 from tests.conftest import HARD_TEXTS, PROJECT, Run, World, make_texts, write_jsonl
 
@@ -316,6 +317,31 @@ def test_a_dry_run_says_what_each_shard_takes_and_writes_nothing(run: Run, world
     true = sum(len(np.load(path)) for path in world.tokenized.rglob("*.npy") if not path.name.endswith(".hash.npy"))
     assert estimated == pytest.approx(true, rel=0.2)
     assert "bytes are free" in done.stdout and not (tmp_path / "tokenized").exists()
+    # What is done is left out, and a run that would be refused is refused.
+    run("tokenize_jsonl.py", *flags, "--shard_id", 0, cwd=tmp_path)
+    done = run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path)
+    assert "of 10 files are tokenized already" in done.stdout and "1 shards have nothing to do" in done.stdout
+    other = ("--tokenizer", make_other_tokenizer(tmp_path))
+    assert "fingerprint" in run("tokenize_jsonl.py", *flags, *other, "--dry_run", cwd=tmp_path, status=2).stderr
+    run("tokenize_jsonl.py", *flags[:2], cwd=tmp_path)
+    assert "10 of 10 files" in run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path).stdout
+
+
+def make_other_tokenizer(folder: Path) -> Path:
+    models.train_tokenizer(make_texts(99, 30, 200), folder / "other.model", 700)
+    return folder / "other.model"
+
+
+def test_a_data_folder_that_is_another_one_is_refused_before_anything_is_made(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    lay_out(tmp_path, world)
+    write_jsonl(tmp_path / "other/book/book.jsonl", make_texts(1, 3, 10))
+    flags = ("--tokenizer", "tokenizer.model", "--data_dir", "other")
+    for more in ((), ("--dry_run",)):
+        error = run("tokenize_jsonl.py", *flags, *more, cwd=tmp_path, status=2).stderr
+        assert "9 of 10 listed files are not in the data folder other, such as arxiv/" in error
+    assert not list(tmp_path.glob("tokenized/**/*.npy"))
 
 
 def test_run_tokenize_runs_in_plain_bash_and_as_a_copy_in_a_spool_folder(

@@ -1,0 +1,268 @@
+"""The teacher against the usual loop: head and top-k, the whole step, joining, errors; and on a GPU, against its peak.
+
+    python benchmarks/teacher.py           # about 5 minutes on 2 cores, 5 GB of disk; a minute more on a GPU
+
+The usual loop takes one sequence at a time: all logits, softmax, a sort of the whole vocabulary, pickled columns. Both
+sides have all cores (or the GPU). Rates leave start-up out. Models have random weights: they take as long as real ones.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import calculate_logits
+from benchmarks.common import Bars
+from cepe_data import mds, teacher, workers
+
+TOPK = 50
+SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter sequences and smaller files")
+    parser.add_argument("--sequences", type=int, default=64, help="for the GPU")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    bars = Bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for hidden_size in (256, 640):
+            compare_heads(bars, 256 if args.quick else 2048, hidden_size)
+        compare_errors(bars)
+        compare_steps(bars, folder, 256 if args.quick else 1024)
+        compare_joining(bars, folder, (200 if args.quick else 2000) << 20)
+        if torch.cuda.is_available():
+            compare_gpu(bars, folder, args.sequences)
+        else:
+            print("not run: the GPU's part, torch sees none here")
+    print(f"{bars.num_missed} bars missed")
+    return int(bars.num_missed > 0)
+
+
+def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@torch.inference_mode()
+def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
+    """Head and top-k of one sequence, on one core. The wider the model, the more of both is the head alone."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(num_positions, hidden_size), torch.randn(32_000, hidden_size) / hidden_size**0.5
+    rows = teacher.HEAD_BYTES // (4 * len(weight))
+
+    def ours() -> None:
+        for chunk in hidden.split(rows):
+            teacher.top_probabilities(chunk @ weight.T, TOPK)
+
+    def usual() -> None:
+        prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
+        prob[:, :TOPK].half(), index[:, :TOPK].int(), prob[:, TOPK:].sum(-1).half()
+
+    ours_seconds, usual_seconds = best_seconds(ours), best_seconds(usual)
+    head_seconds = best_seconds(lambda: [chunk @ weight.T for chunk in hidden.split(rows)])
+    details = f"{ours_seconds:.2f} s and {usual_seconds:.2f} s, of which the head takes {head_seconds:.2f} s"
+    what, ratio = f"head and top-k, {num_positions:,} × 32,000, hidden size {hidden_size}", usual_seconds / ours_seconds
+    if hidden_size == 256:
+        bars.report(what, ratio, 6, details)
+    else:
+        print(f"       {what}: {ratio:.2f}, and with a top-k that takes no time {usual_seconds / head_seconds:.2f}")
+
+
+def compare_errors(bars: Bars) -> None:
+    """Errors of stored probabilities against float64, for logits with tails from nearly all to nearly nothing."""
+    draw = np.random.default_rng(0)
+    logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
+    logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
+    wanted = torch.softmax(logits, -1)
+    prob, index = teacher.top_probabilities(logits.float(), TOPK)
+    top, tail = wanted.gather(-1, index), wanted.scatter(-1, index, 0).sum(-1)
+    normal = top > 2.0**-14
+    top_error = ((prob[:, :TOPK].half().double() - top).abs() / top)[normal].max().item()
+    bars.report("top-k probabilities, error in float16 roundings", top_error / 2.0**-11, 2, "1 is 4.9e-4", at_most=True)
+    large = tail > 1e-6
+    tail_error = ((prob[:, TOPK].double() - tail).abs() / tail)[large].max().item()
+    stored = ((prob[:, TOPK].half().double() - tail).abs() / tail)[large].max().item()
+    details = f"as float16, whose steps are 6e-8 there, {100 * stored:.1f} % at 1e-6"
+    bars.report("tails down to 1e-6, error in percent", 100 * tail_error, 1, details, at_most=True)
+
+
+def make_model(folder: Path, shape: dict[str, int], dtype: torch.dtype) -> Path:
+    """Save a LLaMA of this shape with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=32_000, max_position_embeddings=4096, **shape)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(dtype)
+        model = LlamaForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
+    """A domain `some` of random tokens, half of them context."""
+    draw = np.random.default_rng(0)
+    columns = {name: mds.array_column(np.dtype(np.int16), num_tokens // 2) for name in ("token_ids", "prev_token_ids")}
+    rows = ({name: draw.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
+    mds.write_part(folder / "some", columns, rows, {})
+
+
+def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> calculate_logits.Annotation:
+    """What `calculate_logits.py` does with these rows."""
+    half = str(num_tokens // 2)
+    sys.argv = ["calculate_logits.py", "--input_dir", str(folder), "--model_dir", str(model), "--domain", "some",
+                "--num_encoder_tokens", half, "--num_decoder_tokens", half, "--topk", str(TOPK), *flags]  # fmt: skip
+    return calculate_logits.plan_annotation(calculate_logits.parse_args())
+
+
+def our_seconds(annotation: calculate_logits.Annotation, device: str) -> float:
+    """Seconds from the first batch to the last published part, start-up of the model left out."""
+    started: list[float] = []
+    annotate = teacher.Teacher.annotate
+
+    def from_here(self: teacher.Teacher, batches: Any) -> Iterator[Any]:
+        started.append(time.perf_counter())
+        return annotate(self, batches)
+
+    teacher.Teacher.annotate = from_here  # type: ignore[method-assign]
+    calculate_logits.annotate(annotation, list(range(len(annotation.borders))), device, lambda _: None)
+    teacher.Teacher.annotate = annotate  # type: ignore[method-assign]
+    return time.perf_counter() - started[0]
+
+
+@torch.inference_mode()
+def usual_seconds(folder: Path, model_folder: Path, num_tokens: int, device: str, dtype: torch.dtype) -> float:
+    """Seconds of the usual loop over the same rows."""
+    from transformers import AutoModelForCausalLM
+
+    streaming = mds.import_streaming()
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval().to(device)
+    rows = mds.open_set(folder / "some")
+    half = num_tokens // 2
+    warm_up = torch.zeros(1, num_tokens, dtype=torch.long, device=device)
+    if device != "cpu":
+        model(warm_up)
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    with streaming.MDSWriter(
+        columns={"target_prob": "pkl", "target_index": "pkl"}, out=str(folder / "usual"), size_limit=1 << 27
+    ) as writer:
+        for number in range(len(rows)):
+            row = rows[number]
+            ids = torch.tensor(np.concatenate([row["prev_token_ids"], row["token_ids"]]), dtype=torch.long)
+            logits = model(ids[None].to(device)).logits[0, -half:]
+            prob, index = torch.softmax(logits.float(), -1).sort(-1, descending=True)
+            kept = torch.cat([prob[:, :TOPK], prob[:, TOPK:].sum(-1, keepdim=True)], -1)
+            writer.write({
+                "target_prob": kept.half().cpu().numpy(), "target_index": index[:, :TOPK].int().cpu().numpy()
+            })  # fmt: skip
+    seconds = time.perf_counter() - start
+    shutil.rmtree(folder / "usual")
+    return seconds
+
+
+def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
+    """The whole step with 100 million weights on the CPU."""
+    model = make_model(folder / "small", SMALL, torch.float32)
+    make_rows(folder / "rows", 8, num_tokens)
+    num_cores = workers.default_num_workers()
+    annotation = plan(folder / "rows", model, num_tokens, "--device", "cpu")
+    ours = our_seconds(annotation, "cpu")
+    torch.set_num_threads(num_cores)
+    usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
+    what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
+    bars.report(what, usual / ours, 1.5, f"{ours / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
+    bytes_of = [sum(path.stat().st_size for path in annotation.pool.rglob("*.mds")) / 8 / (num_tokens // 2)]
+    print(f"       {bytes_of[0]:.0f} bytes a token on disk, the usual loop 302")
+
+
+def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
+    """Join the parts of 100 shards: bytes that the process writes, seconds."""
+    num_rows = num_bytes // (2048 * 202) // 100 * 100
+    make_rows(folder / "many", num_rows, 4096)
+    annotation = plan(
+        folder / "many", folder / "small", 4096, "--rows_per_part", str(num_rows // 100), "--device", "cpu"
+    )
+    draw = np.random.default_rng(0)
+    row = {
+        "target_prob": draw.random((2048, TOPK + 1)).astype(np.float16),
+        "target_index": draw.integers(0, 32_000, (2048, TOPK), np.int16),
+    }
+    for part, (start, stop) in enumerate(annotation.borders):
+        path = mds.part_path(annotation.pool, part)
+        mds.write_part(path, annotation.columns, (row for _ in range(start, stop)), annotation.part_made_with(part))
+    before, start_time = written_bytes(), time.perf_counter()
+    calculate_logits.join(annotation, 100, False, time.monotonic())
+    seconds, written = time.perf_counter() - start_time, (written_bytes() - before) / 1e6
+    size = sum(path.stat().st_size for path in annotation.folder.glob("*.mds")) / 1e9
+    bars.report("joining 100 shards, MB written", written, 5, f"{size:.1f} GB joined", at_most=True)
+    bars.report("joining 100 shards, seconds", seconds, 5, f"{size:.1f} GB joined", at_most=True)
+
+
+def written_bytes() -> int:
+    """What this process has passed to write calls so far, in bytes."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["wchar"])
+
+
+def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
+    """The whole step with the shape of LLaMA-2 7B in bfloat16, against the peak of matrix products and the usual loop."""
+    model = make_model(folder / "7b", LLAMA_7B, torch.bfloat16)
+    make_rows(folder / "gpu", num_sequences, 4096)
+    peak = matrix_flops(8192)
+    for flags in ((), ("--compile",)):
+        annotation = plan(folder / "gpu", model, 4096, "--device", "cuda", *flags)
+        ours = our_seconds(annotation, "cuda")
+        one = teacher.Teacher(model, annotation.settings("cuda"))
+        achieved = one.num_flops() * num_sequences / ours
+        what = f"7B, 2,048 + 2,048 tokens, batches of {one.batch_size} {' '.join(flags)}"
+        del one
+        torch.cuda.empty_cache()
+        details = f"{achieved / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s, {num_sequences / ours:.2f} sequences/s"
+        bars.report(f"{what}, of the peak", achieved / peak, 0.65, details)
+        shutil.rmtree(annotation.folder.parent)
+    usual = usual_seconds(folder / "gpu", model, 4096, "cuda", torch.bfloat16)
+    bars.report("7B, against the usual loop", usual / ours, 1.3, f"{num_sequences / usual:.2f} sequences/s")
+
+
+def matrix_flops(size: int) -> float:
+    """Operations a second of a bfloat16 matrix product on the GPU."""
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+
+    def product() -> None:
+        for _ in range(20):
+            torch.mm(left, right)
+        torch.cuda.synchronize()
+
+    product()
+    return 20 * 2 * size**3 / best_seconds(product)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -232,7 +232,7 @@ def written_bytes() -> int:
 
 
 def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
-    """The whole step with the shape of LLaMA-2 7B in bfloat16, against the peak of matrix products and the usual loop."""
+    """The whole step with the shape of LLaMA-2 7B in bfloat16, against matrix products and the usual loop."""
     model = make_model(folder / "7b", LLAMA_7B, torch.bfloat16)
     make_rows(folder / "gpu", num_sequences, 4096)
     peak = matrix_flops(8192)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, shards, teacher, workers
-from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data import atomic, cli, devices, mds, shards, teacher, workers
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.parts import PartedSet
 
 if TYPE_CHECKING:
     from streaming import LocalDataset
@@ -97,55 +98,36 @@ def main() -> int:
     if args.dry_run and args.merge:
         raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
     annotation = plan_annotation(args)
-    if args.merge or annotation.is_joined():
-        return join(annotation, num_shards, args.delete_parts, start)
-    first, stop = shards.row_range(shard_id, num_shards, len(annotation.borders))
-    todo = [part for part in range(first, stop) if not annotation.is_made(part)]
-    if skipped := stop - first - len(todo):
-        cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
-    num_rows = sum(annotation.borders[part][1] - annotation.borders[part][0] for part in todo)
-    devices = choose_devices(args.device, args.num_gpus) if todo else []
-    if args.dry_run:
-        report_dry_run(annotation, num_rows, devices)
+    of_set = annotation.of_set
+    if args.merge or of_set.is_joined():
+        of_set.join(num_shards, args.delete_parts, annotation.facts, start)
         return cli.EXIT_OK
-    for folder in (annotation.folder.parent, annotation.pool):
-        atomic.remove_stale_temporaries(folder)
+    todo = of_set.todo(shard_id, num_shards)
+    num_rows = of_set.count_rows(todo)
+    chosen = devices.choose_devices(args.device, args.num_gpus) if todo else []
+    if args.dry_run:
+        report_dry_run(annotation, num_rows, chosen)
+        return cli.EXIT_OK
+    of_set.remove_stale_temporaries()
     if todo:
-        InputRows(annotation).refuse_foreign_ids([annotation.borders[part] for part in todo])
-        shares = [(annotation, todo[number :: len(devices)], device) for number, device in enumerate(devices)]
-        with cli.progress_bar(num_rows, "row", annotation.folder.name) as bar:
+        InputRows(annotation).refuse_foreign_ids([of_set.borders[part] for part in todo])
+        shares = [(annotation, todo[number :: len(chosen)], device) for number, device in enumerate(chosen)]
+        with cli.progress_bar(num_rows, "row", of_set.folder.name) as bar:
             workers.run_shares(annotate, [share for share in shares if share[1]], bar.update)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} rows in {len(todo)} parts, {cli.seconds_since(start)} → "
-        f"{annotation.pool}"
+        f"{of_set.pool}"
     )
-    return join(annotation, num_shards, args.delete_parts, start) if num_shards == 1 else cli.EXIT_OK
-
-
-def choose_devices(device: str | None, num_gpus: int) -> list[str]:
-    """The device of each process.
-
-    Raises:
-        ArgumentError: if there are not so many GPUs.
-    """
-    import torch
-
-    chosen = teacher.choose_device(device)
-    available = torch.cuda.device_count() if chosen.startswith("cuda") or device is None else num_gpus
-    if chosen.startswith("cuda") and not available:
-        raise ArgumentError(f"--device {chosen}: torch sees no GPU here")
-    if num_gpus > 1 and num_gpus > available:
-        raise ArgumentError(f"--num_gpus {num_gpus} is more than the {available} GPUs that torch sees here")
-    if num_gpus == 1 or not chosen.startswith("cuda"):
-        return [chosen] * num_gpus
-    return [f"cuda:{number}" for number in range(num_gpus)]
+    if num_shards == 1:
+        of_set.join(num_shards, args.delete_parts, annotation.facts, start)
+    return cli.EXIT_OK
 
 
 @dataclass(frozen=True)
 class Annotation:
     """What a run makes of which input."""
 
-    folder: Path
+    of_set: PartedSet
     input_folder: Path
     retrieval_folder: Path | None
     retrieval_k: int
@@ -156,31 +138,11 @@ class Annotation:
     topk: int
     dtype: str
     running: dict[str, Any]
-    num_rows: int
-    rows_per_part: int | None
-    overwrite: bool
-    made_with: atomic.Meta
 
     @property
-    def pool(self) -> Path:
-        return mds.pool_path(self.folder)
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {
-            "target_prob": mds.array_column(np.dtype(np.float16), self.num_decoder_tokens, self.topk + 1),
-            "target_index": mds.array_column(
-                mds.token_dtype(self.model.vocab_size), self.num_decoder_tokens, self.topk
-            ),
-        }
-
-    @property
-    def part_rows(self) -> int:
-        return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
-
-    @property
-    def borders(self) -> list[tuple[int, int]]:
-        return mds.part_borders(self.num_rows, self.part_rows)
+    def facts(self) -> atomic.Meta:
+        """What the meta file of the set says beside what made it."""
+        return {"input_name": self.input_folder.parent.name, "vocab_size": self.model.vocab_size}
 
     def settings(self, device: str) -> teacher.Settings:
         """What the teacher is asked for."""
@@ -190,19 +152,9 @@ class Annotation:
             self.topk,
             self.dtype,
             device,
-            min(self.part_rows, self.num_rows),
+            min(self.of_set.part_rows, self.of_set.num_rows),
             **self.running,
         )
-
-    def part_made_with(self, part: int) -> atomic.Meta:
-        start, stop = self.borders[part]
-        return {**self.made_with, "first_row": start, "stop_row": stop}
-
-    def is_made(self, part: int) -> bool:
-        return atomic.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
-
-    def is_joined(self) -> bool:
-        return atomic.is_made(self.folder, self.made_with, self.overwrite)
 
 
 def plan_annotation(args: argparse.Namespace) -> Annotation:
@@ -226,8 +178,23 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
             f"{model.max_positions} positions of {args.model_dir}"
         )
     folder = output_folder(args)
-    annotation = Annotation(
-        folder=folder,
+    dtype = choose_dtype(args, folder)
+    columns = {
+        "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
+        "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
+    }
+    made_with = {
+        "domain": args.domain,
+        "input": folder_fingerprint(input_folder),
+        **context,
+        "num_decoder_tokens": args.num_decoder_tokens,
+        "topk": args.topk,
+        "dtype": dtype,
+        "model": teacher.fingerprint(model.folder),
+    }
+    part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
+    return Annotation(
+        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args.overwrite),
         input_folder=input_folder,
         retrieval_folder=retrieval_folder,
         retrieval_k=args.retrieval_k,
@@ -236,22 +203,9 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
         num_decoder_tokens=args.num_decoder_tokens,
         num_tokens=num_tokens,
         topk=args.topk,
-        dtype=choose_dtype(args, folder),
+        dtype=dtype,
         running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
-        num_rows=num_rows,
-        rows_per_part=args.rows_per_part,
-        overwrite=args.overwrite,
-        made_with={"domain": args.domain, "input": folder_fingerprint(input_folder), **context},
     )
-    annotation.made_with.update(
-        num_decoder_tokens=args.num_decoder_tokens,
-        topk=args.topk,
-        dtype=annotation.dtype,
-        model=teacher.fingerprint(model.folder),
-        rows=num_rows,
-        rows_per_part=annotation.part_rows,
-    )
-    return annotation
 
 
 def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
@@ -328,7 +282,7 @@ def annotate(annotation: Annotation, parts: list[int], device: str, progress: Ca
     """Make these parts on one device."""
     rows = InputRows(annotation)
     model = teacher.Teacher(annotation.model.folder, annotation.settings(device))
-    borders = [annotation.borders[part] for part in parts]
+    borders = [annotation.of_set.borders[part] for part in parts]
     annotated = model.annotate(rows.batches(borders, model.batch_size))
 
     def of_part(num_rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -337,31 +291,30 @@ def annotate(annotation: Annotation, parts: list[int], device: str, progress: Ca
             progress(1)
 
     for part, (start, stop) in zip(parts, borders, strict=True):
-        path, made_with = mds.part_path(annotation.pool, part), annotation.part_made_with(part)
-        mds.write_part(path, annotation.columns, of_part(stop - start), made_with, annotation.overwrite)
+        annotation.of_set.write_part(part, of_part(stop - start))
 
 
-def report_dry_run(annotation: Annotation, num_rows: int, devices: Sequence[str]) -> None:
+def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str]) -> None:
     """Print what annotating so many rows takes: operations, time from a timed batch, disk."""
     if not num_rows:
         cli.say("nothing is left to do")
         return
     rows = InputRows(annotation)
-    model = teacher.Teacher(annotation.model.folder, annotation.settings(devices[0]))
-    batch = next(rows.batches([(0, min(annotation.num_rows, annotation.part_rows))], model.batch_size))
-    if not devices[0].startswith("cpu"):  # the first batch chooses kernels
+    model = teacher.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
+    batch = next(rows.batches(annotation.of_set.borders[:1], model.batch_size))
+    if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
         list(model.annotate([batch]))
     start = time.perf_counter()
     list(model.annotate([batch]))
     seconds = (time.perf_counter() - start) / len(batch)
     flops = model.num_flops()
-    where = f"{len(devices)} processes, {devices[0]} and on" if len(devices) > 1 else devices[0]
+    where = f"{len(chosen)} processes, {chosen[0]} and on" if len(chosen) > 1 else chosen[0]
     cli.say(
         f"{num_rows:,} sequences of {annotation.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a batch of "
         f"{len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
-        f"about {num_rows * seconds / 3600 / len(devices):,.1f} hours on {where} ({annotation.dtype})"
+        f"about {num_rows * seconds / 3600 / len(chosen):,.1f} hours on {where} ({annotation.dtype})"
     )
-    cli.report_disk(annotation.folder, num_rows * mds.row_bytes(annotation.columns))
+    cli.report_disk(annotation.of_set.folder, num_rows * mds.row_bytes(annotation.of_set.columns))
 
 
 class InputRows:
@@ -420,39 +373,6 @@ class InputRows:
                 f"knows only {self._annotation.model.vocab_size} words: another tokenizer made the token files"
             )
         return ids
-
-
-def join(annotation: Annotation, num_shards: int, delete_parts: bool, start: float) -> int:
-    """Join all parts into the final folder, or find it joined; then the parts may go.
-
-    Raises:
-        PipelineError: if parts are missing, with the shards to run again.
-    """
-    if annotation.is_joined():
-        cli.say(f"{annotation.folder}: skipped, made before with the same arguments")
-        if delete_parts:
-            atomic.remove(annotation.pool)
-        return cli.EXIT_OK
-    num_parts = len(annotation.borders)
-    if missing := [part for part in range(num_parts) if not annotation.is_made(part)]:
-        ranges = [shards.row_range(shard, num_shards, num_parts) for shard in range(num_shards)]
-        ids = shards.array_ids(
-            shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
-        )
-        raise PipelineError(
-            f"{len(missing)} of {num_parts} parts are missing in {annotation.pool}: run shard ids {ids} of "
-            f"--num_shards {num_shards} (without --merge; sbatch --array={ids})"
-        )
-    with atomic.Draft(annotation.folder, annotation.made_with, is_folder=True, overwrite=annotation.overwrite) as draft:
-        mds.join_parts(draft, annotation.pool, annotation.borders)
-        draft.publish({"input_name": annotation.input_folder.parent.name, "vocab_size": annotation.model.vocab_size})
-    if delete_parts:
-        atomic.remove(annotation.pool)
-    cli.say(
-        f"{annotation.borders[-1][1]:,} rows of {num_parts} parts joined, {cli.seconds_since(start)} → "
-        f"{annotation.folder}"
-    )
-    return cli.EXIT_OK
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def our_seconds(annotation: calculate_logits.Annotation, device: str) -> float:
         return annotate(self, batches)
 
     teacher.Teacher.annotate = from_here  # type: ignore[method-assign]
-    calculate_logits.annotate(annotation, list(range(len(annotation.borders))), device, lambda _: None)
+    calculate_logits.annotate(annotation, list(range(len(annotation.of_set.borders))), device, lambda _: None)
     teacher.Teacher.annotate = annotate  # type: ignore[method-assign]
     return time.perf_counter() - started[0]
 
@@ -198,7 +198,7 @@ def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
     usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
     what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
     bars.report(what, usual / ours, 1.5, f"{ours / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
-    bytes_of = [sum(path.stat().st_size for path in annotation.pool.rglob("*.mds")) / 8 / (num_tokens // 2)]
+    bytes_of = [sum(path.stat().st_size for path in annotation.of_set.pool.rglob("*.mds")) / 8 / (num_tokens // 2)]
     print(f"       {bytes_of[0]:.0f} bytes a token on disk, the usual loop 302")
 
 
@@ -214,13 +214,12 @@ def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
         "target_prob": draw.random((2048, TOPK + 1)).astype(np.float16),
         "target_index": draw.integers(0, 32_000, (2048, TOPK), np.int16),
     }
-    for part, (start, stop) in enumerate(annotation.borders):
-        path = mds.part_path(annotation.pool, part)
-        mds.write_part(path, annotation.columns, (row for _ in range(start, stop)), annotation.part_made_with(part))
+    for part, (start, stop) in enumerate(annotation.of_set.borders):
+        annotation.of_set.write_part(part, (row for _ in range(start, stop)))
     before, start_time = written_bytes(), time.perf_counter()
-    calculate_logits.join(annotation, 100, False, time.monotonic())
+    annotation.of_set.join(100, False, annotation.facts, time.monotonic())
     seconds, written = time.perf_counter() - start_time, (written_bytes() - before) / 1e6
-    size = sum(path.stat().st_size for path in annotation.folder.glob("*.mds")) / 1e9
+    size = sum(path.stat().st_size for path in annotation.of_set.folder.glob("*.mds")) / 1e9
     bars.report("joining 100 shards, MB written", written, 5, f"{size:.1f} GB joined", at_most=True)
     bars.report("joining 100 shards, seconds", seconds, 5, f"{size:.1f} GB joined", at_most=True)
 
@@ -246,7 +245,7 @@ def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
         torch.cuda.empty_cache()
         details = f"{achieved / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s, {num_sequences / ours:.2f} sequences/s"
         bars.report(f"{what}, of the peak", achieved / peak, 0.65, details)
-        shutil.rmtree(annotation.folder.parent)
+        shutil.rmtree(annotation.of_set.folder.parent)
     usual = usual_seconds(folder / "gpu", model, 4096, "cuda", torch.bfloat16)
     bars.report("7B, against the usual loop", usual / ours, 1.3, f"{num_sequences / usual:.2f} sequences/s")
 

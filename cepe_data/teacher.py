@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, hub, mds, workers
+from cepe_data import atomic, devices, hub, mds, workers
 from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 HEAD_BYTES = 32 << 20  # of the logits that are there at a time
 HEAD_BYTES_CUDA = 512 << 20
 MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
-
-Annotated = tuple[np.ndarray, np.ndarray]  # probabilities and ids of one sequence
 
 
 @dataclass(frozen=True)
@@ -82,27 +78,7 @@ def resolve_dtype(dtype: str, device: str | None) -> str:
     """`auto` as the dtype that it stands for on the device."""
     if dtype != "auto":
         return dtype
-    return "bfloat16" if choose_device(device).startswith("cuda") else "float32"
-
-
-def choose_device(device: str | None) -> str:
-    """The device that is asked for, else cuda where there is one, else cpu."""
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a function without autograd; torch is imported when it is called, not when it is defined."""
-
-    @functools.wraps(function)
-    def without_autograd(*args: Any) -> Any:
-        import torch
-
-        with torch.inference_mode():
-            return function(*args)
-
-    return without_autograd
+    return "bfloat16" if devices.choose_device(device).startswith("cuda") else "float32"
 
 
 @dataclass(frozen=True)
@@ -123,10 +99,7 @@ class Settings:
 class Teacher:
     """A causal language model that gives top-k probabilities of the last positions of sequences.
 
-    On a GPU, sequences run in batches of one shape (the last is filled up): while one computes, the next is read and
-    copied, and the one before is written. On a CPU they run one to a core: as much work at once, without waiting for
-    each other, and the results do not depend on how many there are (matrix libraries split the sums of some shapes by
-    the number of threads).
+    On a GPU, sequences run in batches of one shape (the last is filled up), on a CPU one to a core.
 
     Raises:
         ArgumentError: if the model cannot be loaded, or lacks weights.
@@ -168,24 +141,25 @@ class Teacher:
         Raises:
             PipelineError: if probabilities are no numbers, or the memory of the device is not enough.
         """
-        pending: deque[Callable[[], list[Annotated]]] = deque()
-        lane = _CudaLane(self) if self.settings.device.startswith("cuda") else _CpuLane(self)
-        try:
+        on_gpu = self.settings.device.startswith("cuda")
+        lengths: deque[int] = deque()
+
+        def stacked() -> Iterator[devices.Arrays]:
             for batch in batches:
-                pending.append(lane.launch(batch))
-                if len(pending) == 2:
-                    yield from self._as_rows(pending.popleft()())
-            while pending:
-                yield from self._as_rows(pending.popleft()())
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
-                raise
-            raise PipelineError(
-                f"{self.settings.device} has not the memory for {self.batch_size} sequences of "
-                f"{self.settings.num_tokens} tokens at once: lower --batch_size"
-            ) from None
-        finally:
-            lane.close()
+                if on_gpu:
+                    lengths.append(len(batch))
+                    yield (np.stack([*batch, *[batch[-1]] * (self.batch_size - len(batch))]),)
+                else:
+                    lengths.extend([1] * len(batch))
+                    yield from ((sequence[None],) for sequence in batch)
+
+        num_threads = min(self.batch_size, workers.default_num_workers())
+        for _, (prob, index) in devices.run_batches(self.settings.device, self.compute, stacked(), num_threads):
+            num_rows = lengths.popleft()
+            if not np.isfinite(prob).all():
+                raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
+            for row in range(num_rows):
+                yield {"target_prob": prob[row], "target_index": index[row]}
 
     def num_flops(self) -> int:
         """Floating point operations of one sequence: 2 a token and weight in the layers, attention to half of all
@@ -199,14 +173,7 @@ class Teacher:
         attention = 2 * num_tokens * num_tokens * hidden_size * self._config.num_hidden_layers
         return 2 * num_tokens * in_layers + attention + 2 * self.settings.num_positions * hidden_size * vocab_size
 
-    @staticmethod
-    def _as_rows(annotated: list[Annotated]) -> Iterator[dict[str, np.ndarray]]:
-        for prob, index in annotated:
-            if not np.isfinite(prob).all():
-                raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
-            yield {"target_prob": prob, "target_index": index}
-
-    @_inference_mode
+    @devices.inference_mode
     def compute(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float16 [batch, positions, topk + 1] and integer [batch, positions, topk] from int64 [batch, tokens], all on
         the device."""
@@ -256,7 +223,7 @@ class Teacher:
             logits = logits.div_(cap).tanh_().mul_(cap)
         return logits
 
-    @_inference_mode
+    @devices.inference_mode
     def _check_head(self) -> bool:
         """Whether the logits are what `_head` makes of the last hidden state; else the model is asked for its own."""
         import torch
@@ -275,8 +242,8 @@ class Teacher:
         if not self.settings.device.startswith("cuda"):
             # A core has about 16 activations as wide as the hidden state at a time, and some chunks of logits.
             of_sequence = 16 * num_tokens * self._weight.shape[1] * self._weight.itemsize + 3 * HEAD_BYTES
-            return max(1, min(workers.default_num_workers(), _free_bytes() // of_sequence))
-        of_memory = _free_cuda_bytes(self.settings.device) // self._measure_sequence_bytes()
+            return max(1, min(workers.default_num_workers(), devices.free_bytes("cpu") // of_sequence))
+        of_memory = devices.free_bytes(self.settings.device) // self._measure_sequence_bytes()
         return least_filled_batch(min(of_memory, MAX_BATCH_TOKENS // num_tokens), self.settings.run_length)
 
     def _measure_sequence_bytes(self) -> int:
@@ -327,90 +294,6 @@ def least_filled_batch(max_batch: int, run_length: int) -> int:
     """
     most = max(1, min(max_batch, run_length))
     return min(range(most, most // 2, -1), key=lambda size: -(-run_length // size) * size)
-
-
-def _free_bytes() -> int:
-    """Main memory that is available, in bytes (MemAvailable of proc(5))."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
-
-
-def _free_cuda_bytes(device: str) -> int:
-    """Memory of a GPU that is free, or held by torch for later, in bytes; a tenth is left for other things."""
-    import torch
-
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + held) * 9 // 10
-
-
-class _CpuLane:
-    """Sequences on the cores, one thread each."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._compute = teacher.compute
-        self._pool = ThreadPoolExecutor(min(teacher.batch_size, workers.default_num_workers()))
-
-    def launch(self, batch: Sequence[np.ndarray]) -> Callable[[], list[Annotated]]:
-        """Start a batch; what is returned waits for it."""
-        running = [self._pool.submit(self._annotate, sequence) for sequence in batch]
-        return lambda: [future.result() for future in running]
-
-    def _annotate(self, sequence: np.ndarray) -> Annotated:
-        import torch
-
-        prob, index = self._compute(torch.from_numpy(sequence)[None])
-        return prob[0].numpy(), index[0].numpy()
-
-    def close(self) -> None:
-        """Forget what has not begun."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _CudaLane:
-    """Batches of one shape on a GPU. Copies go through pinned memory on streams of their own."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        import torch
-
-        self._compute, self._batch_size, self._device = teacher.compute, teacher.batch_size, teacher.settings.device
-        self._to_device, self._to_host = torch.cuda.Stream(self._device), torch.cuda.Stream(self._device)
-
-    def launch(self, batch: Sequence[np.ndarray]) -> Callable[[], list[Annotated]]:
-        """Start a batch, filled up with its last sequence; what is returned waits for it."""
-        import torch
-
-        filled = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
-        pinned = torch.from_numpy(np.stack(filled)).pin_memory()
-        compute = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._to_device):
-            ids = pinned.to(self._device, non_blocking=True)
-        compute.wait_stream(self._to_device)
-        ids.record_stream(compute)
-        results = self._compute(ids)
-        self._to_host.wait_stream(compute)
-        with torch.cuda.stream(self._to_host):
-            copies = []
-            for result in results:
-                copies.append(torch.empty(result.shape, dtype=result.dtype, pin_memory=True))
-                copies[-1].copy_(result, non_blocking=True)
-                result.record_stream(self._to_host)
-            done = torch.cuda.Event()
-            done.record(self._to_host)
-
-        def finish() -> list[Annotated]:
-            done.synchronize()
-            prob, index = (copy[: len(batch)].numpy() for copy in copies)
-            return list(zip(prob, index, strict=True))
-
-        return finish
-
-    def close(self) -> None:
-        """Nothing waits on the host."""
 
 
 def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:

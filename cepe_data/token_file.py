@@ -25,6 +25,7 @@ import xxhash
 
 from cepe_data import atomic
 from cepe_data.errors import DamagedFileError
+from cepe_data.npy import NpyRows
 from cepe_data.tokenizers import TokenizerIdentity
 
 DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cache
@@ -178,60 +179,6 @@ def read_tokenizer(path: Path, meta: atomic.Meta) -> TokenizerIdentity:
         ) from None
 
 
-class NpyVector:
-    """Reads slices of a one-dimensional `.npy` file with `preadv`, never by memory map: a truncated file is then an
-    error message, not a bus error. Integer dtypes only; nothing is ever unpickled.
-
-    Raises:
-        DamagedFileError: if the file is no such array, or its size is not what its header says.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("rb") as file:
-            try:
-                version = np.lib.format.read_magic(file)
-                read_header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, self.dtype = read_header(file)
-            except Exception as error:  # numpy parses the header as Python, which fails in many ways
-                raise DamagedFileError(f"{path} is no .npy file ({error}): remove it and make it again") from None
-            self._offset = file.tell()
-            status = os.fstat(file.fileno())
-            num_bytes = status.st_size - self._offset
-            self.version = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if len(shape) != 1 or self.dtype.kind not in "iu":
-            raise DamagedFileError(f"{path} holds {self.dtype} of shape {shape}, not a row of integers: make it again")
-        self.size = int(shape[0])
-        if num_bytes != self.size * self.dtype.itemsize:
-            raise DamagedFileError(
-                f"{path} is damaged: its header says {self.size:,} numbers, {self.size * self.dtype.itemsize:,} bytes, "
-                f"and {num_bytes:,} bytes are there. Remove it and make it again"
-            )
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def close(self) -> None:
-        """Close the file; reading is then over."""
-        os.close(self._descriptor)
-
-    def will_need(self, start: int, stop: int) -> None:
-        """Ask the system to fetch the numbers [start, stop), without waiting: a disk serves many wishes at once."""
-        size = self.dtype.itemsize
-        os.posix_fadvise(self._descriptor, self._offset + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """The numbers [start, stop) in the file's dtype."""
-        out = np.empty(stop - start, self.dtype)
-        view, done = out.data.cast("B"), 0
-        while done < len(view):
-            num_read = os.preadv(self._descriptor, [view[done:]], self._offset + start * self.dtype.itemsize + done)
-            if not num_read:
-                raise DamagedFileError(f"{self.path} ends before number {stop:,}: it was truncated while being read")
-            done += num_read
-        return out
-
-
 class TokenFile:
     """Reads a token file; use as a context manager. Positions count from the start of the array, so that
     `np.load(path)[position]` is the token, and the first token of the first document is at position 1 + documents.
@@ -243,8 +190,8 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.meta = atomic.read_meta(path)
-        self._array = NpyVector(path)
-        self._hashes: NpyVector | None = None
+        self._array = NpyRows(path)
+        self._hashes: NpyRows | None = None
         self.dtype = self._array.dtype
         self.num_documents = int(self._array.read(0, 1)[0]) if self._array.size else -1
         if not 0 <= self.num_documents < self._array.size:
@@ -255,7 +202,7 @@ class TokenFile:
         if self.meta is None and hash_path(path).exists():
             raise DamagedFileError(f"{atomic.meta_path(path)} is missing, the meta file of {path}: make it again")
         if self.meta is not None:
-            self._hashes = NpyVector(hash_path(path))
+            self._hashes = NpyRows(hash_path(path))
             if self._hashes.size != self.num_documents or self._hashes.dtype != HASH_DTYPE:
                 raise DamagedFileError(
                     f"{self._hashes.path} has {self._hashes.size:,} hashes of {self._hashes.dtype} for "

@@ -201,7 +201,7 @@ def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
         (("--retrieval_input_dir", "short"), "has 3 rows"),
         (("--shard_id", 1), "needs --num_shards"),
         (("--num_gpus", 2), "more than the 0 GPUs"),
-        (("--device", "cuda:0"), "torch sees no GPU"),
+        (("--device", "cuda:0"), "torch sees 0 GPUs"),
         (("--merge", "--dry_run"), "has no dry run"),
         (("--attn_implementation", "nothing"), "cannot be loaded"),
     ],

@@ -145,7 +145,7 @@ def test_memory_that_is_not_there_names_the_batch_size(tmp_path: Path, monkeypat
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(one, "compute", too_much)
-    with pytest.raises(PipelineError, match="2 sequences of 60 tokens at once: lower --batch_size"):
+    with pytest.raises(PipelineError, match="cpu has not the memory for batches of this size: lower --batch_size"):
         list(one.annotate([make_sequences(2)]))
 
 

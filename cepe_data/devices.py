@@ -1,0 +1,175 @@
+"""Where models run: devices, free memory, and lanes that keep a device busy. Torch is imported when it is needed."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data.errors import ArgumentError, PipelineError
+
+Arrays = tuple[np.ndarray, ...]
+
+
+def choose_device(device: str | None) -> str:
+    """The device that is asked for, else cuda where there is one, else cpu."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_devices(device: str | None, num_gpus: int) -> list[str]:
+    """The device of each process.
+
+    Raises:
+        ArgumentError: if there is no such device, or there are not so many GPUs.
+    """
+    import torch
+
+    chosen = choose_device(device)
+    try:
+        kind = torch.device(chosen).type
+    except RuntimeError:
+        raise ArgumentError(f"--device {chosen} is no device of torch: cpu, cuda or cuda:1 are") from None
+    available = torch.cuda.device_count() if kind == "cuda" or device is None else num_gpus
+    if kind == "cuda" and (torch.device(chosen).index or 0) >= available:
+        raise ArgumentError(f"--device {chosen}: torch sees {available} GPUs here")
+    if num_gpus == 1:
+        return [chosen]
+    if torch.device(chosen).index is not None:
+        raise ArgumentError(f"--num_gpus {num_gpus} takes the first GPUs, and goes without --device {chosen}")
+    if num_gpus > available:
+        raise ArgumentError(f"--num_gpus {num_gpus} is more than the {available} GPUs that torch sees here")
+    return [f"cuda:{number}" if kind == "cuda" else chosen for number in range(num_gpus)]
+
+
+def inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function without autograd; torch is imported when it is called, not when it is defined."""
+
+    @functools.wraps(function)
+    def without_autograd(*args: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return function(*args)
+
+    return without_autograd
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on the device, in bytes. Of a GPU, a tenth is left for other things, and what torch holds for
+    later counts as free."""
+    if device.startswith("cuda"):
+        import torch
+
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + held) * 9 // 10
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62
+
+
+def run_batches(
+    device: str, compute: Callable[..., Any], batches: Iterable[Arrays], num_threads: int
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """Each batch with what `compute` makes of it, in order.
+
+    On a GPU, one batch computes while the next is read and copied, and the one before is used by the caller. On a CPU,
+    `num_threads` batches run at once, each on one core: as much work, without waiting for each other, and the results
+    do not depend on the number of cores (matrix libraries split the sums of some shapes by the number of threads).
+
+    Args:
+        compute: takes tensors on the device, one for each array of a batch, and returns a tuple of tensors there.
+
+    Raises:
+        PipelineError: if the memory of the device is not enough.
+    """
+    lane = _CudaLane(device, compute) if device.startswith("cuda") else _CpuLane(compute, num_threads)
+    pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, lane.launch(batch)))
+            if len(pending) >= lane.depth:
+                done, result = pending.popleft()
+                yield done, result()
+        while pending:
+            done, result = pending.popleft()
+            yield done, result()
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        raise PipelineError(f"{device} has not the memory for batches of this size: lower --batch_size") from None
+    finally:
+        lane.close()
+
+
+class _CpuLane:
+    """Batches on the cores, one thread each."""
+
+    def __init__(self, compute: Callable[..., Any], num_threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.depth = 2 * num_threads
+        self._compute, self._pool = compute, ThreadPoolExecutor(num_threads)
+
+    def launch(self, batch: Arrays) -> Callable[[], Arrays]:
+        """Start a batch; what is returned waits for it."""
+        return self._pool.submit(self._run, batch).result
+
+    def _run(self, batch: Arrays) -> Arrays:
+        import torch
+
+        return tuple(result.numpy() for result in self._compute(*map(torch.from_numpy, batch)))
+
+    def close(self) -> None:
+        """Forget what has not begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _CudaLane:
+    """Batches on a GPU. Copies go through pinned memory on streams of their own."""
+
+    depth = 2
+
+    def __init__(self, device: str, compute: Callable[..., Any]) -> None:
+        import torch
+
+        self._device, self._compute = device, compute
+        self._to_device, self._to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+    def launch(self, batch: Arrays) -> Callable[[], Arrays]:
+        """Start a batch; what is returned waits for it."""
+        import torch
+
+        pinned = [torch.from_numpy(array).pin_memory() for array in batch]
+        compute = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._to_device):
+            inputs = [array.to(self._device, non_blocking=True) for array in pinned]
+        compute.wait_stream(self._to_device)
+        for array in inputs:
+            array.record_stream(compute)
+        results = self._compute(*inputs)
+        self._to_host.wait_stream(compute)
+        with torch.cuda.stream(self._to_host):
+            copies = [torch.empty(result.shape, dtype=result.dtype, pin_memory=True) for result in results]
+            for copy, result in zip(copies, results, strict=True):
+                copy.copy_(result, non_blocking=True)
+                result.record_stream(self._to_host)
+            done = torch.cuda.Event()
+            done.record(self._to_host)
+
+        def finish() -> Arrays:
+            done.synchronize()
+            return tuple(copy.numpy() for copy in copies)
+
+        return finish
+
+    def close(self) -> None:
+        """Nothing waits on the host."""

@@ -1,0 +1,77 @@
+"""Reading `.npy` files by rows with `preadv`, never by memory map: a truncated file is then an error message, not a bus
+error. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data.errors import DamagedFileError
+
+
+class NpyRows:
+    """Reads rows of a `.npy` file: numbers of one with one axis, arrays of the other axes of one with more.
+
+    Args:
+        kinds: the kinds of dtype that are taken, as numpy abbreviates them: `iu` for integers, `f` for floats.
+        num_axes: how many axes the array must have.
+
+    Raises:
+        DamagedFileError: if the file is no such array, or its size is not what its header says.
+    """
+
+    def __init__(self, path: Path, kinds: str = "iu", num_axes: int = 1) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                read_header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, in_columns, self.dtype = read_header(file)
+            except Exception as error:  # numpy parses the header as Python, which fails in many ways
+                raise DamagedFileError(f"{path} is no .npy file ({error}): remove it and make it again") from None
+            self._offset = file.tell()
+            status = os.fstat(file.fileno())
+            num_bytes = status.st_size - self._offset
+            self.version = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if len(shape) != num_axes or self.dtype.kind not in kinds or (in_columns and num_axes > 1):
+            raise DamagedFileError(
+                f"{path} holds {self.dtype} of shape {shape}, not what belongs there: remove it and make it again"
+            )
+        self.size, self.row_shape = int(shape[0]), tuple(int(size) for size in shape[1:])
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
+        if num_bytes != self.size * self._row_bytes:
+            raise DamagedFileError(
+                f"{path} is damaged: its header says {self.size:,} rows, {self.size * self._row_bytes:,} bytes, and "
+                f"{num_bytes:,} bytes are there. Remove it and make it again"
+            )
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> NpyRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; reading is then over."""
+        os.close(self._descriptor)
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Ask the system to fetch rows [start, stop), without waiting: a disk serves many wishes at once."""
+        size = self._row_bytes
+        os.posix_fadvise(self._descriptor, self._offset + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) in the file's dtype."""
+        out = np.empty((stop - start, *self.row_shape), self.dtype)
+        view, done = out.data.cast("B") if out.size else memoryview(b""), 0
+        while done < len(view):
+            num_read = os.preadv(self._descriptor, [view[done:]], self._offset + start * self._row_bytes + done)
+            if not num_read:
+                raise DamagedFileError(f"{self.path} ends before row {stop:,}: it was truncated while being read")
+            done += num_read
+        return out

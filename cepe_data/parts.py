@@ -1,0 +1,117 @@
+"""A set that many processes make together: numbered parts with fixed borders in one pool, joined when all are there.
+
+Shard i of N makes a contiguous range of the parts, whatever N is: a run that was stopped may go on with another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cepe_data import atomic, cli, mds, shards
+from cepe_data.errors import PipelineError
+
+
+@dataclass(frozen=True)
+class PartedSet:
+    """An MDS set `folder` of `num_rows` rows, made in parts of `part_rows`.
+
+    `made_with` is the record of the set but for the numbers of rows: those are added here.
+    """
+
+    folder: Path
+    columns: mds.Columns
+    num_rows: int
+    part_rows: int
+    made_with: atomic.Meta
+    overwrite: bool
+
+    @property
+    def pool(self) -> Path:
+        return mds.pool_path(self.folder)
+
+    @property
+    def borders(self) -> list[tuple[int, int]]:
+        return mds.part_borders(self.num_rows, self.part_rows)
+
+    @property
+    def set_made_with(self) -> atomic.Meta:
+        return {**self.made_with, "rows": self.num_rows, "rows_per_part": self.part_rows}
+
+    def part_made_with(self, part: int) -> atomic.Meta:
+        """The record of a part."""
+        start, stop = self.borders[part]
+        return {**self.set_made_with, "first_row": start, "stop_row": stop}
+
+    def is_part_made(self, part: int) -> bool:
+        """Raises as `atomic.is_made`."""
+        return atomic.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
+
+    def is_joined(self) -> bool:
+        """Raises as `atomic.is_made`."""
+        return atomic.is_made(self.folder, self.set_made_with, self.overwrite)
+
+    def todo(self, shard_id: int, num_shards: int) -> list[int]:
+        """The parts of a shard that are still to be made; says how many are not."""
+        first, stop = shards.row_range(shard_id, num_shards, len(self.borders))
+        todo = [part for part in range(first, stop) if not self.is_part_made(part)]
+        if skipped := stop - first - len(todo):
+            cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
+        return todo
+
+    def count_rows(self, parts: Iterable[int]) -> int:
+        """Rows of these parts."""
+        return sum(stop - start for start, stop in (self.borders[part] for part in parts))
+
+    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one part and publish it. Raises as `mds.write_part`."""
+        mds.write_part(mds.part_path(self.pool, part), self.columns, rows, self.part_made_with(part), self.overwrite)
+
+    def remove_stale_temporaries(self) -> None:
+        """What dead processes left, beside the set and in its pool."""
+        for folder in (self.folder.parent, self.pool):
+            atomic.remove_stale_temporaries(folder)
+
+    def join(
+        self,
+        num_shards: int,
+        delete_parts: bool,
+        facts: atomic.Meta,
+        start_time: float,
+        write_companions: Callable[[atomic.Draft], None] | None = None,
+    ) -> None:
+        """Join all parts into the final folder, or find it joined; then the parts may go.
+
+        Raises:
+            PipelineError: if parts are missing, with the shards to run again.
+        """
+        if self.is_joined():
+            cli.say(f"{self.folder}: skipped, made before with the same arguments")
+        else:
+            missing = [part for part in range(len(self.borders)) if not self.is_part_made(part)]
+            refuse_missing(missing, len(self.borders), num_shards, self.pool)
+            with atomic.Draft(self.folder, self.set_made_with, is_folder=True, overwrite=self.overwrite) as draft:
+                mds.join_parts(draft, self.pool, self.borders)
+                if write_companions is not None:
+                    write_companions(draft)
+                draft.publish(facts)
+            taken = cli.seconds_since(start_time)
+            cli.say(f"{self.num_rows:,} rows of {len(self.borders)} parts joined, {taken} → {self.folder}")
+        if delete_parts:
+            atomic.remove(self.pool)
+
+
+def refuse_missing(missing: list[int], num_parts: int, num_shards: int, pool: Path) -> None:
+    """Raise PipelineError if parts are missing, with the shards to run again."""
+    if not missing:
+        return
+    ranges = [shards.row_range(shard, num_shards, num_parts) for shard in range(num_shards)]
+    ids = shards.array_ids(
+        shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
+    )
+    raise PipelineError(
+        f"{len(missing)} of {num_parts} parts are missing in {pool}: run shard ids {ids} of --num_shards {num_shards} "
+        f"(without --merge; sbatch --array={ids})"
+    )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cepe_data import atomic, cli, devices, mds, shards, teacher, workers
-from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.errors import ArgumentError
 from cepe_data.parts import PartedSet
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     }
     made_with = {
         "domain": args.domain,
-        "input": folder_fingerprint(input_folder),
+        "input": mds.fingerprint(input_folder),
         **context,
         "num_decoder_tokens": args.num_decoder_tokens,
         "topk": args.topk,
@@ -234,7 +234,7 @@ def check_context(
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
-    made_with = {"retrieval_input": folder_fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
+    made_with = {"retrieval_input": mds.fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
     return made_with, args.retrieval_k * chunk
 
 
@@ -246,21 +246,6 @@ def refuse_short_column(folder: Path, name: str, wanted: int, flag: str) -> None
     _, shape = mds.column_array(columns[name])
     if shape[0] < wanted:
         raise ArgumentError(f"{flag} {wanted} is more than the {shape[0]} that {name} has in {folder}")
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
-
-    Raises:
-        DamagedFileError: if they are not what the meta file says.
-    """
-    meta = atomic.read_meta(folder)
-    if meta is not None:
-        if lost := atomic.lost_files(folder, meta):
-            raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
-        return atomic.fingerprint({name: facts for name, facts in meta["files"].items() if not name.startswith("../")})
-    names = [mds.INDEX_NAME, *(shard["raw_data"]["basename"] for shard in mds.read_index(folder))]
-    return atomic.fingerprint({name: atomic.file_facts(folder / name) for name in names})
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -68,7 +68,9 @@ def main() -> int:
     requests = sampling.window_requests(weights, args) if shard_id == 0 else {}
     passage_requests = sampling.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
-    tokenizer = PassageTokenizer.find(args.tokenizer, args.tokenized_dir, tokens) if wants_passages else None
+    tokenizer = (
+        PassageTokenizer.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
+    )
     planned = sampler.plan(requests)
     todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite)
     replaced = [*(one.folder for one in planned), *(file.path for file in todo)]

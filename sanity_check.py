@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,10 @@ def parse_args() -> argparse.Namespace:
     )
     show.add_argument("--tokenizer", default=None, help="hub name, folder or .model file (default: the saved one)")
     show.add_argument(
-        "--input_dir", type=Path, default=None, help="of a teacher's set: the input's folder (default: beside it)"
+        "--input_dir",
+        type=Path,
+        default=None,
+        help="the folder of a teacher's input (default: beside it), or of the queries of retrieved passages",
     )
     show.add_argument(
         "--max_characters",
@@ -64,6 +68,7 @@ def parse_args() -> argparse.Namespace:
         help="of each text; the middle of a longer one is cut",
     )
     show.add_argument("--positions", type=cli.positive_count, default=10, help="of a teacher's row, evenly spaced")
+    show.add_argument("--passages", type=cli.positive_count, default=3, help="of a row of retrieved passages, the best")
     return parser.parse_args()
 
 
@@ -279,9 +284,17 @@ def show_row(args: argparse.Namespace) -> int:
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         cli.say(f"--- {title}, {len(ids)} tokens\n{cut_middle(text, args.max_characters)}")
 
-    if not {"target_index", "token_ids"}.intersection(columns):
-        raise ArgumentError(f"{args.path} has neither token_ids nor target_index: it was not made by this pipeline")
-    if "target_index" in columns:
+    if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(columns):
+        raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
+    if "retrieved_token_ids" in columns:
+        if args.input_dir:
+            num_tokens = (atomic.read_meta(args.path) or {}).get("query_tokens")
+            print_text("query, the beginning of token_ids", input_row(args)["token_ids"][:num_tokens])
+        else:
+            cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
+        for title, ids in retrieved_passages(args, row):
+            print_text(title, ids)
+    elif "target_index" in columns:
         window = input_row(args)
         print_teacher_row(row, window["token_ids"], tokenizer, args.positions)
     else:
@@ -301,6 +314,22 @@ def refuse_other_tokenizer(args: argparse.Namespace, columns: Mapping[str, str],
             f"the tokenizer {name} ({fingerprint}) is not the one whose tokens are in {folder} ({made_by}): pass "
             f"--tokenized_dir, the folder of its token files, or --tokenizer"
         )
+
+
+def retrieved_passages(args: argparse.Namespace, row: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """A title with score and id, and the token ids, of the best passages of a row."""
+    import numpy as np
+
+    from retrieval.embeddings import passage_ids
+
+    keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), atomic.read_meta(args.path)
+    names = [""] * len(row["retrieval_scores"])
+    if meta and keys_path.exists():
+        keys = np.load(keys_path, mmap_mode="r", allow_pickle=False)[args.row]
+        names = passage_ids(meta["corpus_files"], keys)
+    best = zip(names, row["retrieval_scores"].tolist(), row["retrieved_token_ids"], strict=True)
+    for number, (name, score, ids) in enumerate(itertools.islice(best, args.passages)):
+        yield f"passage {number} {name}, score {score:.4f}", ids
 
 
 def cut_middle(text: str, max_characters: int) -> str:

@@ -244,7 +244,7 @@ def compare_usual(bars: Bars, folder: Path, num_rows: int) -> None:
 def passage_seconds(folder: Path, num_rows: int) -> float:
     """Seconds to write a file of passages."""
     tokens, output = open_domain(folder, "short"), new_output(folder)
-    tokenizer = passages.PassageTokenizer.find(None, folder / "tokenized", tokens)
+    tokenizer = passages.PassageTokenizer.find(None, folder / "tokenized", tokens.fingerprint)
     surveys = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})
     shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
     start = time.perf_counter()

@@ -169,6 +169,21 @@ def num_rows(folder: Path) -> int:
     return sum(shard["samples"] for shard in read_index(folder))
 
 
+def fingerprint(folder: Path) -> str:
+    """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
+
+    Raises:
+        DamagedFileError: if they are not what the meta file says.
+    """
+    meta = atomic.read_meta(folder)
+    if meta is not None:
+        if lost := atomic.lost_files(folder, meta):
+            raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
+        return atomic.fingerprint({name: facts for name, facts in meta["files"].items() if not name.startswith("../")})
+    names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder))]
+    return atomic.fingerprint({name: atomic.file_facts(folder / name) for name in names})
+
+
 def open_set(folder: Path) -> LocalDataset:
     """An MDS set for reading by row number. No shared memory, so that any number of processes may. Raises as
     `read_index`."""

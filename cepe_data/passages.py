@@ -33,8 +33,8 @@ class PassageTokenizer:
     decoding: str
 
     @classmethod
-    def find(cls, name: str | None, tokenized_dir: Path, tokens: Tokens) -> PassageTokenizer:
-        """The tokenizer called `name`, else the saved one.
+    def find(cls, name: str | None, tokenized_dir: Path, fingerprint: str | None) -> PassageTokenizer:
+        """The tokenizer called `name`, else the saved one; `fingerprint` is that of the tokens, where it is known.
 
         Raises:
             ArgumentError: if none is saved and none is named, or it is not the one that made the token files.
@@ -47,10 +47,10 @@ class PassageTokenizer:
             core = (saved / "tokenizer.json").read_text(encoding="utf-8")
         else:
             identity, core = workers.run_in_child(_load, name)
-        if tokens.fingerprint is not None and identity.fingerprint != tokens.fingerprint:
+        if fingerprint is not None and identity.fingerprint != fingerprint:
             raise ArgumentError(
                 f"the tokenizer {name or saved} ({identity.fingerprint}) did not make the token files in "
-                f"{tokenized_dir} ({tokens.fingerprint}): leave --tokenizer out, or name theirs"
+                f"{tokenized_dir} ({fingerprint}): leave --tokenizer out, or name theirs"
             )
         return cls(core, identity.vocab_size, tokenizers.decoding_fingerprint(core))
 
@@ -308,5 +308,5 @@ class PassageShard:
                     output.write(lines)
                     bar.update(len(block.plan))
             check()
-            draft.publish({"rows": len(plan)})
+            draft.publish({"rows": len(plan), "vocab_size": self.tokens.vocab_size})
         cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")

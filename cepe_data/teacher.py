@@ -38,32 +38,19 @@ def find_model(model_dir: str) -> Model:
     Raises:
         ArgumentError: if there is none.
     """
-    name = model_dir.rstrip("/")
+    folder = hub.find_folder(model_dir, "model")
     try:
-        folder = Path(name) if Path(name).is_dir() else _download(name)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         text_config = config if "vocab_size" in config else config["text_config"]
         max_positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
         return Model(folder, int(text_config["vocab_size"]), max_positions)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(
-            f"no model {model_dir!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub "
-            f"name"
-        ) from None
+        raise ArgumentError(f"no model {model_dir!r}: its config.json is not that of one ({error})") from None
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    hub.announce(name)
-    folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    if not any(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"]))
-    return folder
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash of the configuration and of all weights. (Reading them takes no longer than loading them will.)
+def fingerprint(folder: Path, names: Sequence[str] = ()) -> str:
+    """A hash of the configuration and of all weights, and of files with these names where they are. (Reading them takes
+    no longer than loading them will.)
 
     Raises:
         ArgumentError: if there are no weights.
@@ -71,7 +58,9 @@ def fingerprint(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
-    return atomic.fingerprint({path.name: atomic.file_facts(path) for path in [folder / "config.json", *weights]})
+    others = [folder / name for name in names if (folder / name).exists()]
+    files = [folder / "config.json", *weights, *others]
+    return atomic.fingerprint({path.name: atomic.file_facts(path) for path in files})
 
 
 def resolve_dtype(dtype: str, device: str | None) -> str:

@@ -43,11 +43,15 @@ def run_script(
     environment: dict[str, str] | None = None,
     shell: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project as a process and check its exit status."""
+    """Run a script of the project, or a module such as `retrieval.search`, as a process and check its exit status."""
     slurm = {name for name in os.environ if name.startswith("SLURM_")}
     inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
     done = subprocess.run(
-        [shell, str(PROJECT / script), *map(str, arguments)],
+        [
+            shell,
+            *(["-m", script] if script.startswith("retrieval.") else [str(PROJECT / script)]),
+            *map(str, arguments),
+        ],
         cwd=cwd,
         # One worker is this process itself: starting others would be most of what the tests do.
         env={**inherited, "PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1", **(environment or {})},

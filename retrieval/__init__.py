@@ -1,0 +1,1 @@
+"""From the retrieval corpus to retrieved passages for every row of a set: embed, search, write. See README.md here."""

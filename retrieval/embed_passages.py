@@ -1,0 +1,314 @@
+"""Embed the passages of a retrieval corpus.
+
+reads   CORPUS/{shard}/{domain}.jsonl, as sample_mds_concat.py writes them; a text encoder
+writes  EMB/{shard}/{domain}/part-00000/ (embeddings.py says what is in it), EMB/manifest.json
+
+    python -m retrieval.embed_passages --corpus 8k_concat/retrieval --output EMB --model_dir facebook/contriever \\
+        --shard_id 0 --num_shards 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import atomic, cli, devices, mds, shards, workers
+from cepe_data.errors import ArgumentError, DamagedFileError
+from retrieval import embeddings
+from retrieval.embeddings import CorpusFile
+from retrieval.encoder import Encoder, EncoderModel, WordPieces, resolve_dtype, word_piece_json
+
+PART_BYTES = 256_000_000
+CHUNK_BYTES = 4_000_000
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, help="the folder of the corpus: OUT/retrieval")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    add_encoder_arguments(parser)
+    parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1, for cosine similarity")
+    parser.add_argument(
+        "--part_bytes",
+        type=cli.positive_count,
+        default=PART_BYTES,
+        help="bytes of a corpus file in a part; a killed run repeats at most one",
+    )
+    parser.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    shards.add_shard_arguments(parser)
+    return parser.parse_args()
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which encoder runs where."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--model_dir", default="facebook/contriever", help="the text encoder: a folder or a hub name")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="of weights and activations; auto is float16 on a GPU and float32 on a CPU",
+    )
+    group.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    group.add_argument(
+        "--batch_size", type=cli.positive_count, default=None, help="texts at once (default: what suits the device)"
+    )
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
+    files = list_corpus(args.corpus, args.part_bytes)
+    model = EncoderModel.find(args.model_dir)
+    parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
+    first, stop = shards.row_range(shard_id, num_shards, len(parts))
+    todo = [part for part in parts[first:stop] if not atomic.is_made(part.path, part.made_with, args.overwrite)]
+    if skipped := stop - first - len(todo):
+        cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
+    num_rows = 0
+    for folder in {part.path.parent for part in todo}:
+        atomic.remove_stale_temporaries(folder)
+    if todo:
+        [device] = devices.choose_devices(args.device, 1)
+        core = workers.run_in_child(word_piece_json, model)
+        encoder = Encoder(model, resolve_dtype(args.dtype, device), device, args.normalize, args.batch_size)
+        num_rows = embed(todo, encoder, core, args)
+    embeddings.write_manifest(args.output, files)
+    cli.say(
+        f"shard {shard_id} of {num_shards}: {num_rows:,} passages in {len(todo)} parts, {cli.seconds_since(start)} → "
+        f"{args.output}"
+    )
+    return cli.EXIT_OK
+
+
+def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
+    """The jsonl files of a corpus, sorted by domain and shard.
+
+    Raises:
+        ArgumentError: if there is none.
+        DamagedFileError: if one has not the size it was written with.
+    """
+    files = []
+    num_shards = 1
+    for path in corpus.glob("*/*.jsonl"):
+        if path.parent.name.isdecimal():
+            meta = atomic.read_meta(path)
+            num_shards = max(num_shards, int((meta or {"made_with": {}})["made_with"].get("retrieval_shards", 1)))
+            if meta and (lost := atomic.lost_files(path, meta)):
+                raise DamagedFileError(f"{lost[0]} has not the size it was written with: make it again")
+            num_parts = -(-path.stat().st_size // part_bytes)
+            files.append(CorpusFile(path.stem, int(path.parent.name), num_parts))
+    if not files:
+        raise ArgumentError(f"{corpus} holds no retrieval corpus: no {{shard}}/{{domain}}.jsonl is in it")
+    if absent := set(range(num_shards)).difference(file.shard for file in files):
+        cli.warn(f"{corpus} lacks {len(absent)} of its {num_shards} shards: {shards.array_ids(absent)}")
+    return sorted(files, key=lambda file: (file.domain, file.shard))
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """The lines of a corpus file that begin at bytes [start, stop), and where they go."""
+
+    source: Path
+    file: CorpusFile
+    start: int
+    stop: int
+    path: Path
+    made_with: atomic.Meta
+    vocab_size: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
+        """Part `part` of a file."""
+        source = args.corpus / str(file.shard) / f"{file.domain}.jsonl"
+        meta = atomic.read_meta(source)
+        vocab_size = (meta or {}).get("vocab_size")
+        made_with = {
+            "source": meta["files"][source.name] if meta else {"bytes": source.stat().st_size},
+            "part": part,
+            "part_bytes": args.part_bytes,
+            "tokenizer": meta["made_with"].get("tokenizer") if meta else None,
+            "chunk_size": meta["made_with"].get("chunk_size") if meta else None,
+            "model": model.fingerprint,
+            "dimension": model.dimension,
+            "pooling": "mean",
+            "normalize": args.normalize,
+            "max_word_pieces": model.max_word_pieces,
+        }
+        start = part * args.part_bytes
+        path = embeddings.part_path(args.output, file, part)
+        stop = min(start + args.part_bytes, source.stat().st_size)
+        return cls(source, file, start, stop, path, made_with, vocab_size)
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        return mds.token_dtype(self.vocab_size) if self.vocab_size else np.dtype(np.int32)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Its lines, some at a time."""
+        for start in range(self.start, self.stop, CHUNK_BYTES):
+            yield Chunk(self, start, min(start + CHUNK_BYTES, self.stop))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some lines of a part on their way to a worker: those that begin at bytes [start, stop) of its source."""
+
+    part: PlannedPart
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Passages of a chunk: numbers in their file, int64 [n]; ids, int [n, chunk size]; ids of what follows, flat with
+    lengths, and word pieces, flat with lengths."""
+
+    numbers: np.ndarray
+    ids: np.ndarray
+    neighbors: np.ndarray
+    neighbor_lengths: np.ndarray
+    word_pieces: np.ndarray
+    lengths: np.ndarray
+
+
+class PassageReader:
+    """Parses and tokenizes lines in a worker."""
+
+    current: WordPieces
+
+    @classmethod
+    def prepare(cls, tokenizer_json: str) -> None:
+        """Make the tokenizer of this process."""
+        cls.current = WordPieces(tokenizer_json)
+
+    @staticmethod
+    def read(chunk: Chunk) -> Passages:
+        """The passages of a chunk.
+
+        Raises:
+            DamagedFileError: naming the file and the line, for one that is no passage.
+        """
+        import orjson
+
+        part, name = chunk.part, f"{chunk.part.file.name}_"
+        numbers, contents, ids, neighbors = [], [], [], []
+        for position, line in lines_of(part.source, chunk.start, chunk.stop):
+            try:
+                record = orjson.loads(line)
+                domain_and_shard, number = record["id"][: len(name)], int(record["id"][len(name) :])
+                if domain_and_shard != name:
+                    raise ValueError(f"its id is {record['id']}, not {name}…")
+                if not isinstance(record["contents"], str):
+                    raise ValueError("its contents are no text")
+                ids.append(token_ids(record["contents_token_ids"], part.token_dtype))
+                neighbors.append(token_ids(record["neighbor_token_ids"], part.token_dtype))
+                if ids[-1].shape != ids[0].shape or ids[-1].ndim != 1:
+                    raise ValueError(f"it has {ids[-1].shape} tokens, others have {ids[0].shape}")
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                raise DamagedFileError(
+                    f"{part.source}: the line at byte {position:,} is no passage ({error}): make the file again"
+                ) from None
+            numbers.append(number)
+            contents.append(record["contents"])
+        word_pieces, lengths = PassageReader.current.encode(contents)
+        empty = np.empty(0, part.token_dtype)
+        return Passages(
+            np.array(numbers, np.int64),
+            np.stack(ids) if ids else np.empty((0, 0), part.token_dtype),
+            np.concatenate([empty, *neighbors]),
+            np.fromiter(map(len, neighbors), np.int64, len(neighbors)),
+            word_pieces,
+            lengths,
+        )
+
+
+def token_ids(ids: object, dtype: np.dtype) -> np.ndarray:
+    """A list of ids as an array. Raises ValueError if one does not fit."""
+    array = np.array(ids, np.int64)
+    if array.size and not 0 <= array.min() <= array.max() <= np.iinfo(dtype).max:
+        raise ValueError(f"it has ids from {array.min()} to {array.max()}")
+    return array.astype(dtype)
+
+
+def lines_of(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin at bytes [start, stop), each with where it begins."""
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()
+        position = file.tell()
+        while position < stop and (line := file.readline()):
+            yield position, line
+            position += len(line)
+
+
+def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: argparse.Namespace) -> int:
+    """Make these parts; while one is embedded, the workers read and tokenize the next. Returns how many passages."""
+    num_rows = 0
+    chunks = (chunk for part in todo for chunk in part.chunks())
+    num_bytes = sum(part.stop - part.start for part in todo)
+    with (
+        workers.Workers(args.num_workers, PassageReader.prepare, core) as pool,
+        cli.progress_bar(num_bytes, "B", "embed", unit_scale=True) as bar,
+    ):
+        read = pool.map_in_order(
+            PassageReader.read, chunks, lambda chunk: chunk.stop - chunk.start, args.part_bytes + CHUNK_BYTES
+        )
+        collected: list[Passages] = []
+        for chunk, passages in read:
+            collected.append(passages)
+            if chunk.stop == chunk.part.stop:
+                num_rows += write_part(chunk.part, collected, encoder, args.overwrite)
+                bar.update(chunk.part.stop - chunk.part.start)
+                collected = []
+    return num_rows
+
+
+def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder, overwrite: bool) -> int:
+    """Embed the passages of a part and publish it. Returns their number.
+
+    Raises:
+        DamagedFileError: if they are not numbered one after the other.
+    """
+    kept = [passages for passages in collected if len(passages.numbers)]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(passages, name) for passages in kept]) if kept else np.empty(0, np.int64)
+
+    numbers = joined("numbers")
+    if (np.diff(numbers) != 1).any():
+        raise DamagedFileError(f"{part.source}: its passages are not numbered one after the other: make it again")
+    if len({passages.ids.shape[1] for passages in kept}) > 1:
+        raise DamagedFileError(f"{part.source}: its passages have different lengths: make it again")
+    vectors = encoder.embed(joined("word_pieces"), joined("lengths")).astype(np.float16)
+    if not np.isfinite(vectors).all():
+        raise DamagedFileError(f"{part.source}: vectors are too large for float16: use --normalize")
+    arrays: dict[str, Any] = {
+        "embeddings": vectors,
+        "passages": joined("ids"),
+        "neighbors": joined("neighbors"),
+        "neighbor_offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(joined("neighbor_lengths"))]),
+    }
+    with atomic.Draft(part.path, part.made_with, is_folder=True, overwrite=overwrite) as draft:
+        for name, array in arrays.items():
+            np.save(draft.path / f"{name}.npy", array, allow_pickle=False)
+        first_number = int(numbers[0]) if len(numbers) else 0
+        draft.publish({"rows": len(numbers), "first_number": first_number, "vocab_size": part.vocab_size})
+    return len(numbers)
+
+
+if __name__ == "__main__":
+    cli.run(main)

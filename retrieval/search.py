@@ -1,0 +1,393 @@
+"""Find the best passages for every row of a set, exactly.
+
+reads   QUERIES/{domain}/ (MDS of a sampler), EMB (of embed_passages), the same text encoder, TOKENIZED_DIR/tokenizer
+writes  HITS/{domain}/: keys.npy, scores.npy; before they are joined, what was found in each shard of the corpus is in
+        {domain}.parts/, and the embedded queries are in {domain}.queries/
+
+    python -m retrieval.search --queries 8k_concat/test --domain all --embeddings EMB --output HITS \\
+        --model_dir facebook/contriever --topk 100 --shard_id 0 --num_shards 20
+    python -m retrieval.search … --num_shards 20 --merge
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import atomic, cli, devices, mds, parts, shards, tokenizers, workers
+from cepe_data.errors import ArgumentError
+from cepe_data.npy import NpyRows
+from cepe_data.passages import PassageTokenizer
+from retrieval.embed_passages import add_encoder_arguments
+from retrieval.embeddings import NO_KEY, Embeddings
+from retrieval.encoder import Encoder, EncoderModel, WordPieces, resolve_dtype, word_piece_json
+from retrieval.overlap import shares_span
+from retrieval.topk import TopK
+
+QUERIES_AT_ONCE = 1024
+ROWS_AT_ONCE = 64
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
+    parser.add_argument("--domain", default="all", help="whose rows are the queries; all: of every domain there")
+    parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--topk", type=cli.positive_count, default=100, help="passages for every row")
+    parser.add_argument(
+        "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
+    )
+    parser.add_argument(
+        "--exclude_overlap",
+        type=cli.positive_count,
+        default=None,
+        metavar="TOKENS",
+        help="drop passages that share so many tokens in a row with the row they are retrieved for",
+    )
+    parser.add_argument(
+        "--overfetch", type=float, default=2.0, help="with --exclude_overlap, find so many times --topk first"
+    )
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    add_encoder_arguments(parser)
+    parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
+    parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
+    parser.add_argument("--allow_shortage", action="store_true", help="fewer than --topk for some rows is no failure")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    parser.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
+    )
+    shards.add_shard_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    shard_id, num_shards = (
+        (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
+    )
+    corpus = Embeddings(args.embeddings)
+    sets = plan_searches(args, corpus)
+    todo = [one for one in sets if not atomic.is_made(one.folder, one.made_with, args.overwrite)]
+    for one in sets:
+        if one not in todo:
+            cli.say(f"{one.folder}: skipped, made before with the same arguments")
+    if todo and not args.merge:
+        first, stop = shards.row_range(shard_id, num_shards, len(corpus.shards))
+        search(args, corpus, todo, corpus.shards[first:stop])
+        num_queries = sum(one.num_rows for one in todo)
+        cli.say(
+            f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {stop - first} shards of the corpus, "
+            f"{cli.seconds_since(start)} → {args.output}"
+        )
+    if not args.merge and num_shards > 1:
+        return cli.EXIT_OK
+    for one in todo:
+        one.refuse_missing(corpus, num_shards)
+    for one in todo:
+        merge(args, corpus, one, start)
+    if args.delete_parts:
+        for one in sets:
+            atomic.remove(one.pool)
+            atomic.remove(one.query_folder)
+    return report_shortage(args, sets)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the rows of one domain; `fetch` passages are found for each, before some are dropped."""
+
+    domain: str
+    queries: Path
+    folder: Path
+    num_rows: int
+    query_made_with: atomic.Meta
+    found_with: atomic.Meta
+    made_with: atomic.Meta
+    fetch: int
+    overwrite: bool
+
+    @property
+    def pool(self) -> Path:
+        return mds.pool_path(self.folder)
+
+    @property
+    def query_folder(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.queries")
+
+    def part_made_with(self, corpus: Embeddings, shard: int) -> atomic.Meta:
+        """The record of what was found in a shard of the corpus."""
+        fingerprint = corpus.fingerprint([part for part in corpus.parts if part.shard == shard])
+        return {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
+
+    def is_part_made(self, corpus: Embeddings, shard: int) -> bool:
+        """Raises as `atomic.is_made`."""
+        path, made_with = mds.part_path(self.pool, shard), self.part_made_with(corpus, shard)
+        return atomic.is_made(path, made_with, self.overwrite)
+
+    def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
+        """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
+        missing = [number for number, shard in enumerate(corpus.shards) if not self.is_part_made(corpus, shard)]
+        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool)
+
+
+def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:
+    """The searches that are asked for, checked before any model is loaded.
+
+    Raises:
+        ArgumentError: if queries are missing, the encoder or the tokenizer is not that of the corpus, or there are
+            fewer passages than asked for.
+    """
+    if args.topk > corpus.num_passages:
+        raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
+    if args.overfetch < 1:
+        raise ArgumentError(f"--overfetch {args.overfetch} is below 1")
+    model = EncoderModel.find(args.model_dir)
+    if model.fingerprint != corpus.kind["model"]:
+        raise ArgumentError(
+            f"the encoder {args.model_dir} ({model.fingerprint}) is not the one that embedded the passages in "
+            f"{args.embeddings} ({corpus.kind['model']})"
+        )
+    factor = args.overfetch if args.exclude_overlap else 1
+    fetch = min(round(args.topk * factor), corpus.num_passages)
+    return [plan_search(args, corpus, domain, model, fetch) for domain in query_domains(args.queries, args.domain)]
+
+
+def query_domains(queries: Path, domain: str) -> list[str]:
+    """The domains of the sets in a folder, or the one that is named."""
+    if domain != "all":
+        return [domain.strip("/")]
+    if found := sorted(path.parent.name for path in queries.glob(f"*/{mds.INDEX_NAME}")):
+        return found
+    raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
+
+
+def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model: EncoderModel, fetch: int) -> Search:
+    """The search for one domain. Raises as `plan_searches`."""
+    queries = args.queries / domain
+    num_rows = mds.num_rows(queries)
+    tokenizer = (atomic.read_meta(queries) or {}).get("tokenizer")
+    if None not in {tokenizer, corpus.kind["tokenizer"]} and tokenizer != corpus.kind["tokenizer"]:
+        raise ArgumentError(
+            f"the rows of {queries} are tokens of {tokenizer}, the passages in {args.embeddings} of "
+            f"{corpus.kind['tokenizer']}"
+        )
+    query_made_with = {
+        "domain": domain,
+        "input": mds.fingerprint(queries),
+        "query_tokens": args.query_tokens,
+        "model": model.fingerprint,
+        "normalize": corpus.kind["normalize"],
+    }
+    found_with = {**query_made_with, "fetch": fetch}
+    made_with = {
+        **found_with,
+        "embeddings": corpus.fingerprint(corpus.parts),
+        "topk": args.topk,
+        "exclude_overlap": args.exclude_overlap,
+    }
+    folder = args.output / domain
+    return Search(domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, args.overwrite)
+
+
+def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], corpus_shards: Sequence[int]) -> None:
+    """Search these shards of the corpus for the rows of all sets at once."""
+    missing = {shard: [one for one in sets if not one.is_part_made(corpus, shard)] for shard in corpus_shards}
+    todo = [shard for shard in corpus_shards if missing[shard]]
+    if skipped := len(corpus_shards) - len(todo):
+        cli.say(f"skipped {skipped} of {len(corpus_shards)} shards of the corpus: searched before")
+    if not todo:
+        return
+    [device] = devices.choose_devices(args.device, 1)
+    for one in sets:
+        for folder in (one.folder.parent, one.pool):
+            atomic.remove_stale_temporaries(folder)
+    embed_queries(args, corpus, sets, device)
+    vectors = np.concatenate([read_queries(one) for one in sets])
+    borders = np.cumsum([0, *(one.num_rows for one in sets)])
+    of_todo = {shard: [part for part in corpus.parts if part.shard == shard] for shard in todo}
+    num_passages = sum(part.num_rows for of_shard in of_todo.values() for part in of_shard)
+    with cli.progress_bar(num_passages, "passage", "search", unit_scale=True) as bar:
+        for shard, of_shard in of_todo.items():
+            with closing(TopK(vectors, sets[0].fetch, device)) as best:
+                for first_key, block in corpus.blocks(of_shard):
+                    best.add(block, first_key)
+                    bar.update(len(block))
+                keys, scores = best.best()
+            for one, start, stop in zip(sets, borders[:-1], borders[1:], strict=True):
+                if one in missing[shard]:
+                    made_with = one.part_made_with(corpus, shard)
+                    path = mds.part_path(one.pool, shard)
+                    with atomic.Draft(path, made_with, is_folder=True, overwrite=args.overwrite) as draft:
+                        np.save(draft.path / "keys.npy", keys[start:stop], allow_pickle=False)
+                        np.save(draft.path / "scores.npy", scores[start:stop], allow_pickle=False)
+                        draft.publish({"rows": one.num_rows})
+
+
+def embed_queries(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], device: str) -> None:
+    """Embed the queries of every set, once for all shards."""
+    todo = [one for one in sets if not atomic.is_made(one.query_folder, one.query_made_with, args.overwrite)]
+    if not todo:
+        return
+    model = EncoderModel.find(args.model_dir)
+    word_pieces = workers.run_in_child(word_piece_json, model)
+    encoder = Encoder(model, resolve_dtype(args.dtype, device), device, corpus.kind["normalize"], args.batch_size)
+    for one in todo:
+        fingerprint = (atomic.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
+        tokenizer = PassageTokenizer.find(args.tokenizer, args.tokenized_dir, fingerprint)
+        vectors = np.empty((one.num_rows, model.dimension), np.float32)
+        ranges = [
+            (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
+        ]
+        prepare = (one.queries, tokenizer.core, word_pieces, args.query_tokens)
+        with (
+            workers.Workers(min(args.num_workers, len(ranges)), QueryReader.prepare, *prepare) as pool,
+            cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
+        ):
+            read = pool.map_in_order(QueryReader.read, ranges, lambda _: 1, 2 * args.num_workers)
+            for (start, stop), (ids, lengths) in read:
+                vectors[start:stop] = encoder.embed(ids, lengths)
+                bar.update(stop - start)
+        with atomic.Draft(one.query_folder, one.query_made_with, is_folder=True, overwrite=args.overwrite) as draft:
+            np.save(draft.path / "embeddings.npy", vectors, allow_pickle=False)
+            draft.publish({"rows": one.num_rows})
+
+
+def read_queries(one: Search) -> np.ndarray:
+    """float32 [rows, dimension]: the embedded queries, as the first process to make them published them."""
+    with NpyRows(one.query_folder / "embeddings.npy", "f", 2) as vectors:
+        return vectors.read(0, vectors.size)
+
+
+class QueryReader:
+    """Reads queries and tokenizes them for the encoder in a worker."""
+
+    current: QueryReader
+
+    def __init__(self, queries: Path, tokenizer_json: str, word_pieces: str, query_tokens: int) -> None:
+        self._rows, self._query_tokens = mds.open_set(queries), query_tokens
+        self._decode, self._word_pieces = tokenizers.make_decoder(tokenizer_json), WordPieces(word_pieces)
+
+    @classmethod
+    def prepare(cls, *arguments: Any) -> None:
+        """Make the reader of this process."""
+        cls.current = cls(*arguments)
+
+    @staticmethod
+    def read(rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Word pieces of rows [start, stop): int32 [total] ids and int64 [rows] lengths."""
+        return QueryReader.current._read(*rows)
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = [self._rows[row]["token_ids"][: self._query_tokens].astype(np.int32) for row in range(start, stop)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return self._word_pieces.encode(self._decode(np.concatenate(ids), lengths))
+
+
+def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time: float) -> None:
+    """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
+    rows = mds.open_set(one.queries) if args.exclude_overlap else None
+    num_dropped, num_short = 0, 0
+    atomic.remove_stale_temporaries(one.folder.parent)
+    with (
+        ExitStack() as opened,
+        atomic.Draft(one.folder, one.made_with, is_folder=True, overwrite=args.overwrite) as draft,
+        cli.progress_bar(one.num_rows, "row", f"merge {one.domain}") as bar,
+    ):
+        found = [
+            (
+                opened.enter_context(NpyRows(mds.part_path(one.pool, shard) / "keys.npy", num_axes=2)),
+                opened.enter_context(NpyRows(mds.part_path(one.pool, shard) / "scores.npy", "f", 2)),
+            )
+            for shard in corpus.shards
+        ]
+        keys_file, scores_file = (
+            opened.enter_context((draft.path / name).open("wb")) for name in ("keys.npy", "scores.npy")
+        )
+        for file, dtype in ((keys_file, np.int64), (scores_file, np.float32)):
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (one.num_rows, args.topk)}
+            np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, one.num_rows, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, one.num_rows)
+            keys, scores = best_of_all(found, start, stop, one.fetch)
+            if rows is not None:
+                dropped = overlapping(corpus, rows, start, keys, args.exclude_overlap)
+                num_dropped += int(dropped.sum())
+                keys, scores = without(dropped, keys, scores)
+            keys, scores = keys[:, : args.topk], scores[:, : args.topk]
+            num_short += int((keys[:, -1] == NO_KEY).sum())
+            keys_file.write(np.ascontiguousarray(keys).data)
+            scores_file.write(np.ascontiguousarray(scores).data)
+            bar.update(stop - start)
+        keys_file.flush()
+        scores_file.flush()
+        names = [file.name for file in corpus.files]
+        facts = {"rows": one.num_rows, "dropped": num_dropped, "short_rows": num_short, "corpus_files": names}
+        draft.publish(facts)
+    dropped_text = f", {num_dropped:,} passages dropped that overlap their row" if args.exclude_overlap else ""
+    cli.say(f"{one.num_rows:,} rows{dropped_text}, {cli.seconds_since(start_time)} → {one.folder}")
+
+
+def best_of_all(
+    found: Sequence[tuple[NpyRows, NpyRows]], start: int, stop: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best of what was found in all shards for rows [start, stop), int64 keys and float32 scores [rows, number]."""
+    keys = np.concatenate([of_shard.read(start, stop) for of_shard, _ in found], axis=1)
+    scores = np.concatenate([of_shard.read(start, stop) for _, of_shard in found], axis=1)
+    order = np.lexsort((keys, -scores), axis=1)[:, :number]
+    return np.take_along_axis(keys, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def overlapping(corpus: Embeddings, rows: Any, start: int, keys: np.ndarray, span: int) -> np.ndarray:
+    """bool [rows, found]: which passages share a span of tokens with their row, of rows from `start` on."""
+    dropped = np.zeros(keys.shape, bool)
+    there = keys != NO_KEY
+    distinct, place = np.unique(keys[there], return_inverse=True)
+    passages, _ = corpus.passages(distinct)
+    places = np.zeros(keys.shape, np.int64)
+    places[there] = place
+    for number in range(len(keys)):
+        row = rows[start + number]
+        ids = np.concatenate([row["prev_token_ids"], row["token_ids"]])
+        of_row = passages[places[number, there[number]]]
+        dropped[number, there[number]] = shares_span(ids, of_row, span)
+    return dropped
+
+
+def without(dropped: np.ndarray, keys: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is not dropped, in its order, then nothing: −1 and −inf."""
+    order = np.argsort(dropped, axis=1, kind="stable")
+    gone = np.take_along_axis(dropped, order, 1)
+    keys, scores = np.take_along_axis(keys, order, 1), np.take_along_axis(scores, order, 1)
+    keys[gone], scores[gone] = NO_KEY, -np.inf
+    return keys, scores
+
+
+def report_shortage(args: argparse.Namespace, sets: Sequence[Search]) -> int:
+    """Print which sets have rows with fewer passages than asked for; return the exit status."""
+    lines = []
+    for one in sets:
+        meta = atomic.read_meta(one.folder)
+        if meta and meta["short_rows"]:
+            lines.append((one.domain, one.num_rows, meta["short_rows"], meta["dropped"]))
+    if not lines:
+        return cli.EXIT_OK
+    cli.say(f"shortage: rows with fewer than {args.topk} passages, for --exclude_overlap dropped too many. A larger "
+            f"--overfetch finds more first, or write_mds --topk takes fewer:")  # fmt: skip
+    cli.say(cli.table(("domain", "rows", "short rows", "dropped passages"), lines))
+    return cli.EXIT_OK if args.allow_shortage else cli.EXIT_SHORTAGE
+
+
+if __name__ == "__main__":
+    cli.run(main)

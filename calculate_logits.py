@@ -12,6 +12,7 @@ writes  INPUT_DIR-logits-enc2048-dec2048-MODEL/{domain}/ (MDS: target_prob, targ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cepe_data import atomic, cli, devices, mds, shards, teacher, workers
-from cepe_data.errors import ArgumentError
+from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.parts import PartedSet
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def main() -> int:
     annotation = plan_annotation(args)
     of_set = annotation.of_set
     if args.merge or of_set.is_joined():
-        of_set.join(num_shards, args.delete_parts, annotation.facts, start)
+        of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
         return cli.EXIT_OK
     todo = of_set.todo(shard_id, num_shards)
     num_rows = of_set.count_rows(todo)
@@ -141,8 +142,10 @@ class Annotation:
 
     @property
     def facts(self) -> atomic.Meta:
-        """What the meta file of the set says beside what made it."""
-        return {"input_name": self.input_folder.parent.name, "vocab_size": self.model.vocab_size}
+        """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
+        beside = not self.retrieval_folder
+        input_name = named(self.input_folder.parent).name if beside else None
+        return {"input_name": input_name, "vocab_size": self.model.vocab_size}
 
     def settings(self, device: str) -> teacher.Settings:
         """What the teacher is asked for."""
@@ -166,7 +169,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     input_folder = args.input_dir / args.domain
     retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
     num_rows = mds.num_rows(input_folder)
-    refuse_short_column(input_folder, "token_ids", args.num_decoder_tokens, "--num_decoder_tokens")
+    refuse_short_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     context, num_context_tokens = check_context(args, input_folder, retrieval_folder)
     model = teacher.find_model(args.model_dir)
     if args.topk > model.vocab_size:
@@ -212,7 +215,9 @@ def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
     """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
     the GPU that made them), else what the device is best at."""
     for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
-        meta = atomic.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
+        meta = None
+        with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
+            meta = atomic.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
         if meta is not None and "dtype" in meta["made_with"]:
             return str(meta["made_with"]["dtype"])
     return teacher.resolve_dtype(args.dtype, args.device)
@@ -227,9 +232,9 @@ def check_context(
         ArgumentError: if it is shorter than asked for, or the retrieved rows are not those of the input.
     """
     if retrieval_folder is None:
-        refuse_short_column(input_folder, "prev_token_ids", args.num_encoder_tokens, "--num_encoder_tokens")
+        refuse_short_column(input_folder, "prev_token_ids", 1, args.num_encoder_tokens, "--num_encoder_tokens")
         return {"num_encoder_tokens": args.num_encoder_tokens}, args.num_encoder_tokens
-    refuse_short_column(retrieval_folder, "retrieved_token_ids", args.retrieval_k, "--retrieval_k")
+    refuse_short_column(retrieval_folder, "retrieved_token_ids", 2, args.retrieval_k, "--retrieval_k")
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
@@ -238,12 +243,14 @@ def check_context(
     return made_with, args.retrieval_k * chunk
 
 
-def refuse_short_column(folder: Path, name: str, wanted: int, flag: str) -> None:
-    """Raise ArgumentError unless the column is there, an array of at least `wanted` along its first axis."""
+def refuse_short_column(folder: Path, name: str, num_axes: int, wanted: int, flag: str) -> None:
+    """Raise ArgumentError unless the column is there, integers of so many axes, at least `wanted` along the first."""
     columns = mds.read_columns(folder)
     if name not in columns:
         raise ArgumentError(f"{folder} has no column {name}, only {', '.join(columns)}")
-    _, shape = mds.column_array(columns[name])
+    dtype, shape = mds.column_array(columns[name]) if columns[name].startswith("ndarray:") else (np.dtype(object), ())
+    if dtype.kind not in "iu" or len(shape) != num_axes:
+        raise ArgumentError(f"the column {name} of {folder} is {columns[name]}, not ids in {num_axes} axes")
     if shape[0] < wanted:
         raise ArgumentError(f"{flag} {wanted} is more than the {shape[0]} that {name} has in {folder}")
 
@@ -293,11 +300,12 @@ def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str])
     list(model.annotate([batch]))
     seconds = (time.perf_counter() - start) / len(batch)
     flops = model.num_flops()
-    where = f"{len(chosen)} processes, {chosen[0]} and on" if len(chosen) > 1 else chosen[0]
+    num_devices = 1 if chosen[0] == "cpu" else len(chosen)  # one process already has all cores
+    where = f"{num_devices} GPUs" if num_devices > 1 else chosen[0]
     cli.say(
         f"{num_rows:,} sequences of {annotation.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a batch of "
         f"{len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
-        f"about {num_rows * seconds / 3600 / len(chosen):,.1f} hours on {where} ({annotation.dtype})"
+        f"about {num_rows * seconds / 3600 / num_devices:,.1f} hours on {where} ({annotation.dtype})"
     )
     cli.report_disk(annotation.of_set.folder, num_rows * mds.row_bytes(annotation.of_set.columns))
 
@@ -313,23 +321,31 @@ class InputRows:
             self._retrieved = mds.open_set(annotation.retrieval_folder)
 
     def input_ids(self, row: int) -> np.ndarray:
-        """int64 [context + num_decoder_tokens]. No BOS is inserted."""
-        window: dict[str, Any] = self._windows[row]
-        if self._retrieved is not None:
-            context = np.concatenate(list(self._retrieved[row]["retrieved_token_ids"][: self._annotation.retrieval_k]))
-        else:
-            context = window["prev_token_ids"][-self._annotation.num_encoder_tokens :]
-        return np.concatenate([context, window["token_ids"][: self._annotation.num_decoder_tokens]]).astype(np.int64)
-
-    def batches(self, borders: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[np.ndarray]]:
-        """The rows of each range, some at a time; a batch never has rows of two ranges.
+        """int64 [context + num_decoder_tokens]. No BOS is inserted.
 
         Raises:
-            ArgumentError: if a row has an id that the model does not know.
+            ArgumentError: if there is an id that the model does not know.
+            DamagedFileError: if the row cannot be read.
         """
+        annotation = self._annotation
+        window = mds.read_row(self._windows, annotation.input_folder, row)
+        if self._retrieved is not None and annotation.retrieval_folder is not None:
+            passages = mds.read_row(self._retrieved, annotation.retrieval_folder, row)["retrieved_token_ids"]
+            context = passages[: annotation.retrieval_k].reshape(-1)
+            self._refuse_foreign(context, annotation.retrieval_folder, row)
+        else:
+            context = window["prev_token_ids"][-annotation.num_encoder_tokens :]
+        ids = np.concatenate([context, window["token_ids"][: annotation.num_decoder_tokens]]).astype(np.int64)
+        self._refuse_foreign(ids, annotation.input_folder, row)
+        if len(ids) != annotation.num_tokens:
+            raise DamagedFileError(f"row {row} of {annotation.input_folder} has {len(ids)} tokens: make the set again")
+        return ids
+
+    def batches(self, borders: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[np.ndarray]]:
+        """The rows of each range, some at a time; a batch never has rows of two ranges. Raises as `input_ids`."""
         for start, stop in borders:
             for first in range(start, stop, batch_size):
-                yield [self._known_ids(row) for row in range(first, min(first + batch_size, stop))]
+                yield [self.input_ids(row) for row in range(first, min(first + batch_size, stop))]
 
     def refuse_foreign_ids(self, borders: Sequence[tuple[int, int]]) -> None:
         """Raise ArgumentError if any of these rows has an id that the model does not know. Where the input says that
@@ -350,14 +366,13 @@ class InputRows:
                     pass
                 return
 
-    def _known_ids(self, row: int) -> np.ndarray:
-        ids = self.input_ids(row)
-        if ids.min() < 0 or ids.max() >= self._annotation.model.vocab_size:
+    def _refuse_foreign(self, ids: np.ndarray, folder: Path, row: int) -> None:
+        known = self._annotation.model.vocab_size
+        if ids.min() < 0 or ids.max() >= known:
             raise ArgumentError(
-                f"row {row} of {self._annotation.input_folder} has ids from {ids.min()} to {ids.max()}, and the model "
-                f"knows only {self._annotation.model.vocab_size} words: another tokenizer made the token files"
+                f"row {row} of {folder} has ids from {ids.min()} to {ids.max()}, and the model knows only {known} "
+                f"words: another tokenizer made the token files"
             )
-        return ids
 
 
 if __name__ == "__main__":

@@ -376,9 +376,9 @@ def input_folder(args: argparse.Namespace) -> Path:
     from cepe_data import mds
 
     meta = atomic.read_meta(args.path) or {}
-    input_dir = args.input_dir or args.path.parent.parent / meta.get("input_name", "")
+    input_dir = args.input_dir or args.path.parent.parent / (meta.get("input_name") or "")
     folder = input_dir / args.path.name
-    if not (folder / mds.INDEX_NAME).exists():
+    if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):
         raise ArgumentError(
             f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"
         )

@@ -237,8 +237,8 @@ def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
     peak = matrix_flops(8192)
     for flags in ((), ("--compile",)):
         annotation = plan(folder / "gpu", model, 4096, "--device", "cuda", *flags)
-        ours = our_seconds(annotation, "cuda")
-        one = teacher.Teacher(model, annotation.settings("cuda"))
+        ours = our_seconds(annotation, "cuda:0")
+        one = teacher.Teacher(model, annotation.settings("cuda:0"))
         achieved = one.num_flops() * num_sequences / ours
         what = f"7B, 2,048 + 2,048 tokens, batches of {one.batch_size} {' '.join(flags)}"
         del one
@@ -246,13 +246,13 @@ def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
         details = f"{achieved / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s, {num_sequences / ours:.2f} sequences/s"
         bars.report(f"{what}, of the peak", achieved / peak, 0.65, details)
         shutil.rmtree(annotation.of_set.folder.parent)
-    usual = usual_seconds(folder / "gpu", model, 4096, "cuda", torch.bfloat16)
+    usual = usual_seconds(folder / "gpu", model, 4096, "cuda:0", torch.bfloat16)
     bars.report("7B, against the usual loop", usual / ours, 1.3, f"{num_sequences / usual:.2f} sequences/s")
 
 
 def matrix_flops(size: int) -> float:
     """Operations a second of a bfloat16 matrix product on the GPU."""
-    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda:0") for _ in range(2))
 
     def product() -> None:
         for _ in range(20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,17 +36,19 @@ def choose_devices(device: str | None, num_gpus: int) -> list[str]:
     try:
         kind = torch.device(chosen).type
     except RuntimeError:
-        raise ArgumentError(f"--device {chosen} is no device of torch: cpu, cuda or cuda:1 are") from None
+        kind = ""
+    if kind not in {"cpu", "cuda"}:
+        raise ArgumentError(f"--device {chosen} is not supported: cpu, cuda and cuda:1, say, are")
     available = torch.cuda.device_count() if kind == "cuda" or device is None else num_gpus
     if kind == "cuda" and (torch.device(chosen).index or 0) >= available:
         raise ArgumentError(f"--device {chosen}: torch sees {available} GPUs here")
     if num_gpus == 1:
-        return [chosen]
+        return [f"cuda:{torch.device(chosen).index or 0}" if kind == "cuda" else "cpu"]
     if torch.device(chosen).index is not None:
         raise ArgumentError(f"--num_gpus {num_gpus} takes the first GPUs, and goes without --device {chosen}")
     if num_gpus > available:
         raise ArgumentError(f"--num_gpus {num_gpus} is more than the {available} GPUs that torch sees here")
-    return [f"cuda:{number}" if kind == "cuda" else chosen for number in range(num_gpus)]
+    return [f"cuda:{number}" if kind == "cuda" else "cpu" for number in range(num_gpus)]
 
 
 def inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +78,19 @@ def free_bytes(device: str) -> int:
     return 1 << 62
 
 
+@contextlib.contextmanager
+def memory_errors(device: str) -> Iterator[None]:
+    """Turn torch's errors about memory into PipelineError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        raise PipelineError(
+            f"the memory of {device} is not enough: lower --batch_size, or see what else is in it"
+        ) from None
+
+
 def run_batches(
     device: str, compute: Callable[..., Any], batches: Iterable[Arrays], num_threads: int
 ) -> Iterator[tuple[Arrays, Arrays]]:
@@ -93,18 +109,15 @@ def run_batches(
     lane = _CudaLane(device, compute) if device.startswith("cuda") else _CpuLane(compute, num_threads)
     pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
     try:
-        for batch in batches:
-            pending.append((batch, lane.launch(batch)))
-            if len(pending) >= lane.depth:
+        with memory_errors(device):
+            for batch in batches:
+                pending.append((batch, lane.launch(batch)))
+                if len(pending) >= lane.depth:
+                    done, result = pending.popleft()
+                    yield done, result()
+            while pending:
                 done, result = pending.popleft()
                 yield done, result()
-        while pending:
-            done, result = pending.popleft()
-            yield done, result()
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
-            raise
-        raise PipelineError(f"{device} has not the memory for batches of this size: lower --batch_size") from None
     finally:
         lane.close()
 

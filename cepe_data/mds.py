@@ -81,6 +81,12 @@ def row_bytes(columns: Columns) -> int:
     return num_bytes
 
 
+def refuse_large_parts(columns: Columns, part_rows: int) -> None:
+    """Raise ArgumentError if an MDS shard cannot hold so many rows."""
+    if part_rows > (most := rows_per_shard(columns, MAX_SHARD_BYTES)):
+        raise ArgumentError(f"--rows_per_part {part_rows}: an MDS shard holds at most {most} such rows")
+
+
 def part_path(pool: Path, part: int) -> Path:
     """The folder of a part."""
     return pool / f"part-{part:05d}"
@@ -132,6 +138,8 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
             raise ValueError("it names no shard")
         for shard in shards:
             _check_shard(folder, shard)
+            if shard["column_encodings"] != shards[0]["column_encodings"]:
+                raise ValueError(f"{shard['raw_data']['basename']} has other columns than the first shard")
     except (FileNotFoundError, NotADirectoryError):
         sets = sorted(path.parent.name for path in folder.glob(f"*/{INDEX_NAME}")) if folder.is_dir() else []
         hint = f"; there is one in its {', '.join(sets)}" if sets else ""
@@ -155,7 +163,7 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
         if column.startswith("ndarray:"):
             column_array(column)
         elif column not in _SAFE_SCALARS:
-            raise ValueError(f"it has a column of type {column}, which is not read: it could run code")
+            raise ValueError(f"it has a column of type {column}, which no set of this pipeline has")
 
 
 def read_columns(folder: Path) -> dict[str, str]:
@@ -189,6 +197,18 @@ def open_set(folder: Path) -> LocalDataset:
     `read_index`."""
     read_index(folder)
     return import_streaming().LocalDataset(str(folder))
+
+
+def read_row(rows: LocalDataset, folder: Path, row: int) -> dict[str, Any]:
+    """A row of an opened set.
+
+    Raises:
+        DamagedFileError: if its shard is damaged.
+    """
+    try:
+        return rows[row]
+    except (IndexError, ValueError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"row {row} of {folder} cannot be read ({error}): make the set again") from None
 
 
 def join_parts(draft: atomic.Draft, pool: Path, borders: Sequence[tuple[int, int]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ class PartedSet:
     made_with: atomic.Meta
     overwrite: bool
 
+    def __post_init__(self) -> None:
+        mds.refuse_large_parts(self.columns, self.part_rows)
+
     @property
     def pool(self) -> Path:
         return mds.pool_path(self.folder)
 
-    @property
+    @cached_property
     def borders(self) -> list[tuple[int, int]]:
         return mds.part_borders(self.num_rows, self.part_rows)
 
@@ -87,11 +91,12 @@ class PartedSet:
         Raises:
             PipelineError: if parts are missing, with the shards to run again.
         """
+        self.remove_stale_temporaries()
         if self.is_joined():
             cli.say(f"{self.folder}: skipped, made before with the same arguments")
         else:
             missing = [part for part in range(len(self.borders)) if not self.is_part_made(part)]
-            refuse_missing(missing, len(self.borders), num_shards, self.pool)
+            refuse_missing(missing, len(self.borders), num_shards, self.pool, self.overwrite)
             with atomic.Draft(self.folder, self.set_made_with, is_folder=True, overwrite=self.overwrite) as draft:
                 mds.join_parts(draft, self.pool, self.borders)
                 if write_companions is not None:
@@ -103,7 +108,7 @@ class PartedSet:
             atomic.remove(self.pool)
 
 
-def refuse_missing(missing: list[int], num_parts: int, num_shards: int, pool: Path) -> None:
+def refuse_missing(missing: list[int], num_parts: int, num_shards: int, pool: Path, overwrite: bool) -> None:
     """Raise PipelineError if parts are missing, with the shards to run again."""
     if not missing:
         return
@@ -111,7 +116,10 @@ def refuse_missing(missing: list[int], num_parts: int, num_shards: int, pool: Pa
     ids = shards.array_ids(
         shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
     )
+    what, flag = (
+        ("missing", "without --merge") if not overwrite else ("missing or not right", "--overwrite, no --merge")
+    )
     raise PipelineError(
-        f"{len(missing)} of {num_parts} parts are missing in {pool}: run shard ids {ids} of --num_shards {num_shards} "
-        f"(without --merge; sbatch --array={ids})"
+        f"{len(missing)} of {num_parts} parts are {what} in {pool}: run shard ids {ids} of --num_shards {num_shards} "
+        f"({flag}; sbatch --array={ids})"
     )

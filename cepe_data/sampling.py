@@ -349,9 +349,7 @@ class WindowSampler:
             args.rows_per_part,
             args.overwrite,
         )
-        max_rows = mds.rows_per_shard(sampler.columns, mds.MAX_SHARD_BYTES)
-        if sampler.part_rows > max_rows:
-            raise ArgumentError(f"--rows_per_part {sampler.part_rows}: an MDS shard holds at most {max_rows} such rows")
+        mds.refuse_large_parts(sampler.columns, sampler.part_rows)
         return sampler
 
     def plan(self, requests: Requests) -> list[PlannedSet]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, devices, hub, mds, workers
+from cepe_data import atomic, cli, devices, hub, mds, workers
 from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 HEAD_BYTES = 32 << 20  # of the logits that are there at a time
 HEAD_BYTES_CUDA = 512 << 20
 MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
+# What a configuration may say that changes logits, but for what `_head` does.
+_CHANGES_LOGITS = re.compile(
+    "(?!attn)(?!output_)(?!num_)(?!(logits_scaling|logit_scale|final_logit_softcapping)$).*(logit|lm_head_)"
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,14 @@ def find_model(model_dir: str) -> Model:
     folder = hub.find_folder(model_dir, "model")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text_config = config if "vocab_size" in config else config["text_config"]
-        max_positions = text_config.get("max_position_embeddings") or text_config.get("n_positions")
-        return Model(folder, int(text_config["vocab_size"]), max_positions)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text_config = config if "vocab_size" in config else config.get("text_config", config)
+        if "vocab_size" not in text_config:  # what is usual for its kind
+            from transformers import AutoConfig
+
+            text_config = AutoConfig.from_pretrained(str(folder)).get_text_config().to_dict()
+        limits = [text_config.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+        return Model(folder, int(text_config["vocab_size"]), next(filter(None, limits), None))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"no model {model_dir!r}: its config.json is not that of one ({error})") from None
 
 
@@ -55,7 +64,7 @@ def fingerprint(folder: Path, names: Sequence[str] = ()) -> str:
     Raises:
         ArgumentError: if there are no weights.
     """
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     if not weights:
         raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
     others = [folder / name for name in names if (folder / name).exists()]
@@ -100,6 +109,13 @@ class Teacher:
         self.settings = settings
         if settings.device.startswith("cuda"):
             torch.cuda.set_device(settings.device)
+        with devices.memory_errors(settings.device):
+            self._prepare(folder)
+
+    def _prepare(self, folder: Path) -> None:
+        import torch
+
+        settings = self.settings
         self._model = _load(folder, settings)
         self._config = self._model.config.get_text_config()
         self._index_dtype = getattr(torch, mds.token_dtype(int(self._config.vocab_size)).name)
@@ -112,10 +128,11 @@ class Teacher:
         self._weight = head.weight if self._sums_float32 else head.weight.float()
         logit_bytes = HEAD_BYTES_CUDA if head.weight.is_cuda else HEAD_BYTES
         self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
-        self._has_plain_head = self._check_head()
+        self._refuse_foresight(folder)
+        self._stack = self._find_stack()
         if settings.compile:
-            _compile_layers(self._model.base_model, self._config.num_hidden_layers)
-        self.batch_size = settings.batch_size or self._choose_batch_size()
+            _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
+        self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
 
     def annotate(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
         """Probabilities after each of the last positions of sequences, given all tokens up to and with that position.
@@ -181,8 +198,8 @@ class Teacher:
     def _logits(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """The logits of the last positions, float32, some rows [rows, vocabulary] at a time."""
         num_positions = self.settings.num_positions
-        if self._has_plain_head:
-            hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][:, -num_positions:]
+        if self._stack is not None:
+            hidden = self._stack(input_ids=ids, use_cache=False)[0][:, -num_positions:]
             for rows in hidden.reshape(-1, hidden.shape[-1]).split(self._head_rows):
                 yield self._head(rows)
             return
@@ -199,7 +216,7 @@ class Teacher:
         import torch
 
         if self._sums_float32:
-            logits = torch.mm(hidden, self._weight.t(), out_dtype=torch.float32)
+            logits = torch.mm(hidden.to(self._weight.dtype), self._weight.t(), out_dtype=torch.float32)
         else:
             logits = torch.mm(hidden.float(), self._weight.t())
         if self._bias is not None:
@@ -212,18 +229,52 @@ class Teacher:
             logits = logits.div_(cap).tanh_().mul_(cap)
         return logits
 
-    @devices.inference_mode
-    def _check_head(self) -> bool:
-        """Whether the logits are what `_head` makes of the last hidden state; else the model is asked for its own."""
+    def _probe(self) -> torch.Tensor:
         import torch
 
-        ids = torch.arange(min(8, self._weight.shape[0]), device=self._weight.device)[None]
+        num_ids = min(16, self.settings.num_tokens)
+        ids = torch.linspace(0, self._weight.shape[0] - 1, num_ids, device=self._weight.device)
+        return ids.long()[None]
+
+    @devices.inference_mode
+    def _refuse_foresight(self, folder: Path) -> None:
+        """Raise ArgumentError if the last token changes what the model expects after the ones before it."""
+
+        ids = self._probe()
+        other = ids.clone()
+        other[0, -1] = 0
+        pair = (self._model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other))
+        one, another = pair
+        if one.numel() and bool((one - another).abs().max() > self._tolerance * one.abs().max()):
+            raise ArgumentError(f"the model in {folder} is not causal: what it expects depends on later tokens")
+
+    @property
+    def _tolerance(self) -> float:
+        """How far two ways to the same logits may differ, of the largest: the model rounds them to its dtype."""
+        import torch
+
+        return 1e-4 if self._model.dtype == torch.float32 else 2.0**-7
+
+    def _find_stack(self) -> Any:
+        """The part of the model whose hidden states `_head` turns into its logits; None where there is none, and the
+        model is asked for the logits that it makes itself."""
+        changes = {name: value for name, value in self._config.to_dict().items() if _CHANGES_LOGITS.match(name)}
+        if any(value not in (None, False, 1) for value in changes.values()):
+            return None
+        candidates = [self._model.base_model, self._model.get_decoder()]
+        return next((stack for stack in candidates if stack not in (None, self._model) and self._fits(stack)), None)
+
+    @devices.inference_mode
+    def _fits(self, stack: Any) -> bool:
+        import torch
+
+        ids = self._probe()
         own = self._model(input_ids=ids, use_cache=False).logits[0].float()
-        hidden = self._model.base_model(input_ids=ids, use_cache=False)[0][0]
-        if hidden.shape[-1] != self._weight.shape[1]:
+        hidden = stack(input_ids=ids, use_cache=False)[0]
+        if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self._weight.shape[1]:
             return False
-        ours = self._head(hidden)
-        return own.shape == ours.shape and bool((own - ours).abs().max() <= 0.02 * own.abs().max())
+        ours = self._head(hidden[0])
+        return own.shape == ours.shape and bool((own - ours).abs().max() <= self._tolerance * own.abs().max())
 
     def _choose_batch_size(self) -> int:
         """As many sequences as the free memory holds, and the device can use."""
@@ -259,6 +310,10 @@ def _load(folder: Path, settings: Settings) -> Any:
         raise ArgumentError(f"the model in {folder} cannot be loaded: {error}") from None
     if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
         raise ArgumentError(f"the model in {folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess")
+    if getattr(model.config, "attn_logit_softcapping", None) and not settings.attn_implementation:
+        cli.warn(
+            f"the model in {folder} caps its attention, which only --attn_implementation eager does in every version"
+        )
     return model.eval().requires_grad_(False).to(settings.device)
 
 

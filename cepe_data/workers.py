@@ -211,5 +211,5 @@ def _start_worker(parent: int, prepare: Callable[..., None], arguments: tuple[An
 def _worker_died() -> PipelineError:
     return PipelineError(
         "a worker process died, most likely for want of memory. What is published is whole; run the same command "
-        "again, with fewer --num_workers"
+        "again, with fewer of them (--num_workers, --num_gpus)"
     )

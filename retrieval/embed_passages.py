@@ -1,7 +1,7 @@
 """Embed the passages of a retrieval corpus.
 
 reads   CORPUS/{shard}/{domain}.jsonl, as sample_mds_concat.py writes them; a text encoder
-writes  EMB/{shard}/{domain}/part-00000/ (embeddings.py says what is in it), EMB/manifest.json
+writes  EMB/{shard}/{domain}/part-00000/ (embeddings.py says what is in it), EMB/embeddings.json
 
     python -m retrieval.embed_passages --corpus 8k_concat/retrieval --output EMB --model_dir facebook/contriever \\
         --shard_id 0 --num_shards 100

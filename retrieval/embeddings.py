@@ -6,7 +6,7 @@ neighbors.npy         int16 or int32 [total], the ids of what follows each, one 
 neighbor_offsets.npy  int64 [rows + 1], where each begins in it
 meta.json             atomic.py's record; facts: rows, first_number (of the first passage in its jsonl file)
 
-`EMB/manifest.json` names all corpus files and the number of their parts. A passage `{domain}_{shard}_{n}` is known by
+`EMB/embeddings.json` names all corpus files and the number of their parts. A passage `{domain}_{shard}_{n}` is known by
 its key, file << 40 | n, with file the number of its corpus file in the manifest, sorted by domain and shard: so keys
 are sorted as (domain, shard, n) are.
 """
@@ -28,7 +28,7 @@ from cepe_data.npy import NpyRows
 
 KEY_SHIFT = 40
 NO_KEY = -1
-MANIFEST = "manifest.json"
+MANIFEST = "embeddings.json"
 BLOCK_BYTES = 16 << 20
 
 

@@ -139,7 +139,7 @@ class Search:
     def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
         """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
         missing = [number for number, shard in enumerate(corpus.shards) if not self.is_part_made(corpus, shard)]
-        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool)
+        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.overwrite)
 
 
 def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:

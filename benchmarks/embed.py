@@ -28,7 +28,7 @@ from benchmarks.common import Bars, find_corpus
 from cepe_data import jsonl, workers
 from demo.models import find_encoder
 from retrieval import embed_passages
-from retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from retrieval.encoder import Encoder, EncoderModel, resolve_dtype, word_piece_json
 
 WORDS = 170  # about 256 tokens of LLaMA-2
 
@@ -77,13 +77,13 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
     sys.argv = ["embed_passages", "--corpus", str(folder / "corpus"), "--output", str(folder / "EMB"), "--part_bytes",
                 "1e6", "--model_dir", str(find_encoder())]  # fmt: skip
     args = embed_passages.parse_args()
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    args.dtype = resolve_dtype(args.dtype, device)
     model = EncoderModel.find(args.model_dir)
     [file] = embed_passages.list_corpus(args.corpus, args.part_bytes)
     todo = [embed_passages.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
     core = workers.run_in_child(word_piece_json, model)
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    dtype = "float16" if torch.cuda.is_available() else "float32"
-    encoder = Encoder(model, dtype, device, False)
+    encoder = Encoder(model, args.dtype, device, False)
     embed_passages.PassageReader.prepare(core)
     batches = []
     for part in todo:

@@ -131,7 +131,14 @@ def write_embeddings(folder: Path, num_rows: int) -> None:
     num_parts = -(-num_rows // 100_000)
     file = embeddings.CorpusFile("some", 0, num_parts)
     fingerprint = EncoderModel.find(str(find_encoder())).fingerprint
-    made_with = {"model": fingerprint, "dimension": 384, "chunk_size": 8, "normalize": False, "pooling": "mean"}
+    made_with = {
+        "model": fingerprint,
+        "dimension": 384,
+        "chunk_size": 8,
+        "normalize": False,
+        "pooling": "mean",
+        "dtype": "float32",
+    }
     for part in range(num_parts):
         rows = min(100_000, num_rows - part * 100_000)
         path = embeddings.part_path(folder, file, part)

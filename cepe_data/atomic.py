@@ -248,7 +248,7 @@ class Draft:
     ) -> None:
         for temporary in [self.path, *map(temporary_path, self._companions)]:
             remove(temporary)
-        if isinstance(error, OSError) and error.filename is None:  # such as a full disk: writing does not say where
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a full disk: it is not named
             error.filename = str(self.final)
 
     def companion(self, final: Path) -> Path:

@@ -1,10 +1,12 @@
-"""Reading `.npy` files by rows with `preadv`, never by memory map: a truncated file is then an error message, not a bus
-error. Nothing is ever unpickled."""
+"""`.npy` files. They are read by rows with `preadv`, never by memory map: a truncated file is then an error message,
+not a bus error. They are written by plain writes: np.save leaves the last bytes to C, where a full disk goes unnoticed.
+Nothing is ever pickled."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -75,3 +77,16 @@ class NpyRows:
                 raise DamagedFileError(f"{self.path} ends before row {stop:,}: it was truncated while being read")
             done += num_read
         return out
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array of numbers."""
+    with path.open("wb") as file:
+        write_header(file, array.dtype, *array.shape)
+        file.write(np.ascontiguousarray(array).data)
+
+
+def write_header(file: IO[bytes], dtype: np.dtype, *shape: int) -> None:
+    """Write what comes before the numbers, format 1.0."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -17,6 +17,7 @@ import numpy as np
 from cepe_data import atomic, cli, corpus, mds, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data.npy import write_npy
 from cepe_data.splits import Splits
 from cepe_data.token_file import read_tokenizer
 from cepe_data.windows import Windows
@@ -470,8 +471,7 @@ class WindowSampler:
                 bar.update(len(part.plan))
         with atomic.Draft(folder, planned.made_with, is_folder=True, overwrite=self.overwrite) as draft:
             mds.join_parts(draft, parts, borders)
-            with draft.companion(rows_path(folder)).open("wb") as file:
-                np.save(file, np.stack([plan.file.astype(np.int64), plan.position], axis=1), allow_pickle=False)
+            write_npy(draft.companion(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
             check()
             draft.publish(self.facts(split, domain))
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")

@@ -25,7 +25,7 @@ import xxhash
 
 from cepe_data import atomic
 from cepe_data.errors import DamagedFileError
-from cepe_data.npy import NpyRows
+from cepe_data.npy import NpyRows, write_header
 from cepe_data.tokenizers import TokenizerIdentity
 
 DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cache
@@ -92,12 +92,12 @@ class TokenFileWriter:
     def publish(self, facts: atomic.Meta, flush_folder: bool = True) -> bool:
         """Assemble the files and give them their names; see `atomic.Draft.publish`."""
         with self._draft.path.open("wb") as file:
-            _write_npy_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
+            write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
             file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
             self._lengths.copy_to(file)
             self._tokens.copy_to(file)
         with self._draft.companion(hash_path(self._draft.final)).open("wb") as file:
-            _write_npy_header(file, HASH_DTYPE, self.num_documents)
+            write_header(file, HASH_DTYPE, self.num_documents)
             self._hashes.copy_to(file)
         facts = {"documents": self.num_documents, "tokens": self.num_tokens, **facts}
         return self._draft.publish(facts, flush_folder)
@@ -158,11 +158,6 @@ class _Spool:
 def _write_all(file: IO[bytes], view: memoryview) -> None:
     while view:
         view = view[file.write(view) :]
-
-
-def _write_npy_header(file: IO[bytes], dtype: np.dtype, size: int) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (size,)}
-    np.lib.format.write_array_header_1_0(file, header)
 
 
 def read_tokenizer(path: Path, meta: atomic.Meta) -> TokenizerIdentity:

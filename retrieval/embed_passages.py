@@ -20,6 +20,7 @@ import numpy as np
 
 from cepe_data import atomic, cli, devices, mds, shards, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.npy import write_npy
 from retrieval import embeddings
 from retrieval.embeddings import CorpusFile
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, resolve_dtype, word_piece_json
@@ -72,6 +73,8 @@ def main() -> int:
     shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
     files = list_corpus(args.corpus, args.part_bytes)
     model = EncoderModel.find(args.model_dir)
+    [device] = devices.choose_devices(args.device, 1)
+    args.dtype = resolve_dtype(args.dtype, device)
     parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
     first, stop = shards.row_range(shard_id, num_shards, len(parts))
     todo = [part for part in parts[first:stop] if not atomic.is_made(part.path, part.made_with, args.overwrite)]
@@ -81,9 +84,8 @@ def main() -> int:
     for folder in {part.path.parent for part in todo}:
         atomic.remove_stale_temporaries(folder)
     if todo:
-        [device] = devices.choose_devices(args.device, 1)
         core = workers.run_in_child(word_piece_json, model)
-        encoder = Encoder(model, resolve_dtype(args.dtype, device), device, args.normalize, args.batch_size)
+        encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)
     embeddings.write_manifest(args.output, files)
     cli.say(
@@ -142,6 +144,7 @@ class PlannedPart:
             "tokenizer": meta["made_with"].get("tokenizer") if meta else None,
             "chunk_size": meta["made_with"].get("chunk_size") if meta else None,
             "model": model.fingerprint,
+            "dtype": args.dtype,
             "dimension": model.dimension,
             "pooling": "mean",
             "normalize": args.normalize,
@@ -304,7 +307,7 @@ def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encode
     }
     with atomic.Draft(part.path, part.made_with, is_folder=True, overwrite=overwrite) as draft:
         for name, array in arrays.items():
-            np.save(draft.path / f"{name}.npy", array, allow_pickle=False)
+            write_npy(draft.path / f"{name}.npy", array)
         first_number = int(numbers[0]) if len(numbers) else 0
         draft.publish({"rows": len(numbers), "first_number": first_number, "vocab_size": part.vocab_size})
     return len(numbers)

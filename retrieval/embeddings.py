@@ -13,6 +13,7 @@ are sorted as (domain, shard, n) are.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +83,10 @@ class Embeddings:
         self.folder = folder
         self.files = read_manifest(folder)
         self.parts: list[Part] = []
-        missing = []
+        missing: list[Path] = []
+        of_file: list[list[Part]] = []
         for number, file in enumerate(self.files):
+            of_file.append([])
             for part in range(file.num_parts):
                 path = part_path(folder, file, part)
                 meta = atomic.read_meta(path) if path.exists() else None
@@ -92,12 +95,16 @@ class Embeddings:
                 elif lost := atomic.lost_files(path, meta):
                     raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {path} and make it again")
                 else:
-                    self.parts.append(Part(path, number, file.shard, meta))
+                    of_file[-1].append(Part(path, number, file.shard, meta))
+        self.parts = [part for parts in of_file for part in parts if part.num_rows]
         if missing:
+            num_parts = sum(file.num_parts for file in self.files)
             raise ArgumentError(
-                f"{len(missing)} of {len(missing) + len(self.parts)} parts are missing in {folder}, such as "
-                f"{missing[0]}: run embed_passages for all shards"
+                f"{len(missing)} of {num_parts} parts are missing in {folder}, such as {missing[0]}: run "
+                f"embed_passages for all shards"
             )
+        for parts in of_file:
+            _refuse_gaps(parts)
         kinds = {json.dumps(self._kind(part.meta), sort_keys=True): part.path for part in self.parts}
         if len(kinds) > 1:
             (one, path), (other, other_path) = list(kinds.items())[:2]
@@ -109,7 +116,7 @@ class Embeddings:
 
     @staticmethod
     def _kind(meta: atomic.Meta) -> atomic.Meta:
-        names = ("model", "pooling", "normalize", "max_word_pieces", "dimension", "chunk_size", "tokenizer")
+        names = ("model", "dtype", "pooling", "normalize", "max_word_pieces", "dimension", "chunk_size", "tokenizer")
         return {name: meta["made_with"].get(name) for name in names}
 
     @property
@@ -180,6 +187,22 @@ class Embeddings:
                     start, stop = offsets.read(row, row + 2).tolist()
                     neighbors[place] = following.read(start, stop)
         return (np.empty((0, 0), np.int16) if found is None else found), neighbors
+
+
+def _refuse_gaps(parts: Sequence[Part]) -> None:
+    """Raise DamagedFileError unless these parts of a file are parts of the same file, one after the other."""
+    for before, part in itertools.pairwise(parts):
+        one, other = ({name: meta["made_with"].get(name) for name in ("source", "part_bytes")}
+                      for meta in (before.meta, part.meta))  # fmt: skip
+        if differences := atomic.describe_differences(one, other):
+            raise DamagedFileError(
+                f"{before.path} and {part.path} are parts of two versions of a file: {differences}. Run embed_passages "
+                f"--overwrite for all shards"
+            )
+    filled = [part for part in parts if part.num_rows]
+    for before, part in itertools.pairwise(filled):
+        if before.first_key + before.num_rows != part.first_key:
+            raise DamagedFileError(f"{part.path} does not follow {before.path}: make them again, with --overwrite")
 
 
 def _read_block(part: Part, start: int, stop: int) -> tuple[int, np.ndarray]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 MAX_WORD_PIECES = 512
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
+    "sentencepiece.bpe.model", "spiece.model",
+)  # fmt: skip
 CPU_BATCH = 16
 CUDA_BATCH_TOKENS = 1 << 16
 
@@ -44,11 +48,11 @@ class EncoderModel:
         folder = hub.find_folder(model_dir, "encoder")
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            dimension = int(config["hidden_size"])
+            dimension = int(config.get("hidden_size") or config["dim"])
             positions = int(config.get("max_position_embeddings", MAX_WORD_PIECES))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArgumentError(f"no encoder {model_dir!r}: its config.json is not that of one ({error})") from None
-        fingerprint = teacher.fingerprint(folder, ("tokenizer.json", "vocab.txt"))
+        fingerprint = teacher.fingerprint(folder, TOKENIZER_FILES)
         return cls(folder, fingerprint, dimension, min(MAX_WORD_PIECES, positions))
 
 
@@ -97,7 +101,8 @@ class Encoder:
         self, model: EncoderModel, dtype: str, device: str, normalize: bool, batch_size: int | None = None
     ) -> None:
         self._device, self._normalize, self._batch_size = device, normalize, batch_size
-        self._model = _load(model, dtype, device)
+        with devices.memory_errors(device):
+            self._model = _load(model, dtype, device)
 
     def embed(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """float32 [texts, dimension] from int32 [total] word pieces and int64 [texts] lengths.

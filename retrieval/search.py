@@ -12,6 +12,7 @@ writes  HITS/{domain}/: keys.npy, scores.npy; before they are joined, what was f
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from cepe_data import atomic, cli, devices, mds, parts, shards, tokenizers, workers
-from cepe_data.errors import ArgumentError
-from cepe_data.npy import NpyRows
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.npy import NpyRows, write_header, write_npy
 from cepe_data.passages import PassageTokenizer
 from retrieval.embed_passages import add_encoder_arguments
 from retrieval.embeddings import NO_KEY, Embeddings
-from retrieval.encoder import Encoder, EncoderModel, WordPieces, resolve_dtype, word_piece_json
+from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from retrieval.overlap import shares_span
 from retrieval.topk import TopK
 
@@ -151,8 +152,11 @@ def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:
     """
     if args.topk > corpus.num_passages:
         raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
-    if args.overfetch < 1:
-        raise ArgumentError(f"--overfetch {args.overfetch} is below 1")
+    if not 1 <= args.overfetch < math.inf:
+        raise ArgumentError(f"--overfetch {args.overfetch} is no number from 1 on")
+    chunk_size = corpus.kind["chunk_size"]
+    if args.exclude_overlap and chunk_size and args.exclude_overlap > chunk_size:
+        raise ArgumentError(f"--exclude_overlap {args.exclude_overlap}: passages have only {chunk_size} tokens")
     model = EncoderModel.find(args.model_dir)
     if model.fingerprint != corpus.kind["model"]:
         raise ArgumentError(
@@ -163,10 +167,22 @@ def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:
 
 
 def query_domains(queries: Path, domain: str) -> list[str]:
-    """The domains of the sets in a folder, or the one that is named."""
+    """The domains of the sets in a folder, or the one that is named.
+
+    Raises:
+        ArgumentError: if there is none, or the name is none.
+        DamagedFileError: if a set has lost its index.
+    """
     if domain != "all":
-        return [domain.strip("/")]
-    if found := sorted(path.parent.name for path in queries.glob(f"*/{mds.INDEX_NAME}")):
+        name = domain.rstrip("/")
+        if Path(name).name != name or name.startswith("."):
+            raise ArgumentError(f"--domain {domain} is no name of a domain folder in {queries}")
+        return [name]
+    folders = [path for path in sorted(queries.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
+    for folder in folders:
+        if not (folder / mds.INDEX_NAME).exists() and next(folder.glob("*.mds"), None):
+            raise DamagedFileError(f"{folder} has shards and no {mds.INDEX_NAME}: make the set again")
+    if found := [folder.name for folder in folders if (folder / mds.INDEX_NAME).exists()]:
         return found
     raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
 
@@ -187,6 +203,7 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model
         "query_tokens": args.query_tokens,
         "model": model.fingerprint,
         "normalize": corpus.kind["normalize"],
+        "dtype": query_dtype(args, corpus),
     }
     overfetch = args.overfetch if args.exclude_overlap else 1
     fetch = min(round(args.topk * overfetch), corpus.num_passages)
@@ -198,6 +215,11 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model
     }
     folder = args.output / domain
     return Search(domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, args.overwrite)
+
+
+def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:
+    """That of the encoder when it embedded the passages, unless another is asked for."""
+    return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
 
 
 def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], corpus_shards: Sequence[int]) -> None:
@@ -229,8 +251,8 @@ def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search],
                     made_with = one.part_made_with(corpus, shard)
                     path = mds.part_path(one.pool, shard)
                     with atomic.Draft(path, made_with, is_folder=True, overwrite=args.overwrite) as draft:
-                        np.save(draft.path / "keys.npy", keys[start:stop], allow_pickle=False)
-                        np.save(draft.path / "scores.npy", scores[start:stop], allow_pickle=False)
+                        write_npy(draft.path / "keys.npy", keys[start:stop])
+                        write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
 
 
@@ -241,7 +263,7 @@ def embed_queries(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[S
         return
     model = EncoderModel.find(args.model_dir)
     word_pieces = workers.run_in_child(word_piece_json, model)
-    encoder = Encoder(model, resolve_dtype(args.dtype, device), device, corpus.kind["normalize"], args.batch_size)
+    encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
         fingerprint = (atomic.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
         tokenizer = PassageTokenizer.find(args.tokenizer, args.tokenized_dir, fingerprint)
@@ -259,7 +281,7 @@ def embed_queries(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[S
                 vectors[start:stop] = encoder.embed(ids, lengths)
                 bar.update(stop - start)
         with atomic.Draft(one.query_folder, one.query_made_with, is_folder=True, overwrite=args.overwrite) as draft:
-            np.save(draft.path / "embeddings.npy", vectors, allow_pickle=False)
+            write_npy(draft.path / "embeddings.npy", vectors)
             draft.publish({"rows": one.num_rows})
 
 
@@ -315,8 +337,7 @@ def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time:
             opened.enter_context((draft.path / name).open("wb")) for name in ("keys.npy", "scores.npy")
         )
         for file, dtype in ((keys_file, np.int64), (scores_file, np.float32)):
-            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (one.num_rows, args.topk)}
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, np.dtype(dtype), one.num_rows, args.topk)
         for start in range(0, one.num_rows, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, one.num_rows)
             keys, scores = best_of_all(found, start, stop, one.fetch)

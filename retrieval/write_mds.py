@@ -19,7 +19,7 @@ import numpy as np
 
 from cepe_data import atomic, cli, mds, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.npy import NpyRows
+from cepe_data.npy import NpyRows, write_header
 from cepe_data.parts import PartedSet
 from retrieval.embeddings import NO_KEY, Embeddings
 from retrieval.search import query_domains
@@ -159,8 +159,7 @@ class RetrievedSet:
         """Which passages the rows have, int64 [rows, topk], beside the set."""
         target = draft.companion(draft.final.with_name(f"{draft.final.name}.keys.npy"))
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys, target.open("wb") as file:
-            header = {"descr": "<i8", "fortran_order": False, "shape": (keys.size, self._topk)}
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header(file, np.dtype(np.int64), keys.size, self._topk)
             for start in range(0, keys.size, 1 << 16):
                 rows = keys.read(start, min(start + (1 << 16), keys.size))[:, : self._topk]
                 file.write(np.ascontiguousarray(rows).data)

@@ -310,7 +310,11 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
         ((*WRITE, "--topk", 8), "more than the 7"),
         ((*WRITE, "--hits", "OUT"), "holds no hits"),
         ((*EMBED, "--corpus", "OUT"), "holds no retrieval corpus"),
+        ((*SEARCH, "--domain", "../test/arxiv"), "is no name of a domain folder"),
+        ((*SEARCH, "--exclude_overlap", 5, "--overfetch", "nan"), "is no number from 1 on"),
+        ((*SEARCH, "--exclude_overlap", CHUNK + 1), "passages have only 32 tokens"),
         ((*EMBED, "--normalize"), "normalize: was false, now true"),
+        ((*EMBED, "--dtype", "bfloat16"), "dtype: was"),
         ((*EMBED, "--model_dir", "other_encoder"), "model: was"),
         ((*EMBED, "--part_bytes", 40_000), "part_bytes: was 30000, now 40000"),
     ],
@@ -320,6 +324,56 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     lay_out(tmp_path, whole, "EMB", "HITS")
     assert message in run(*command, cwd=tmp_path, status=2).stderr
+
+
+def test_parts_of_two_versions_of_a_file_are_refused_and_empty_ones_do_no_harm(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    lay_out(tmp_path, corpus)
+    one = tmp_path / "one/0"
+    one.mkdir(parents=True)
+    for name in ("arxiv.jsonl", "arxiv.meta.json"):
+        shutil.copy(corpus / "OUT/retrieval/0" / name, one)
+    size = (one / "arxiv.jsonl").stat().st_size
+    embed = (*EMBED, "--corpus", "one", "--num_shards", 2, "--num_workers", 1)
+    for shard in (1, 0):
+        run(*embed, "--part_bytes", size // (shard + 2) + 1, "--shard_id", shard, cwd=tmp_path)
+    assert "parts of two versions of a file: part_bytes" in run(*SEARCH, cwd=tmp_path, status=1).stderr
+    # The last part has the end of a line only.
+    for name, part_bytes in (("A", size - 10), ("B", size)):
+        flags = ("--embeddings", f"EMB{name}")
+        run(*EMBED, "--corpus", "one", "--output", f"EMB{name}", "--part_bytes", part_bytes, cwd=tmp_path)
+        run(*SEARCH, *flags, "--domain", "arxiv", "--output", f"HITS{name}", cwd=tmp_path)
+        run(*WRITE, *flags, "--domain", "arxiv", "--hits", f"HITS{name}", "--output", f"RET{name}", cwd=tmp_path)
+    assert (tmp_path / "RETA/arxiv.keys.npy").read_bytes() == (tmp_path / "RETB/arxiv.keys.npy").read_bytes()
+
+
+def test_a_set_that_lost_its_index_is_not_left_out_and_temporaries_are(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    lay_out(tmp_path, whole, "EMB")
+    shutil.copytree(corpus / "OUT/test", tmp_path / "queries")
+    shutil.copytree(corpus / "OUT/test/arxiv", tmp_path / "queries/.tmp-arxiv-elsewhere-17")
+    flags = ("--queries", "queries")
+    run(*SEARCH, *flags, cwd=tmp_path)
+    assert not list(tmp_path.glob("HITS/.tmp*"))
+    (tmp_path / "queries/book/index.json").unlink()
+    assert "queries/book has shards and no index.json" in run(*SEARCH, *flags, cwd=tmp_path, status=1).stderr
+
+
+def test_passages_of_other_rows_are_refused(run: Run, world: World, whole: Path, tmp_path: Path) -> None:
+    lay_out(tmp_path, whole)
+    shutil.copytree(whole / "RET/test", tmp_path / "RET/test")
+    for path in (tmp_path / "RET/test").glob("wiki*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "RET/test/github").rename(tmp_path / "RET/test/wiki")
+    flags = ("--num_decoder_tokens", 32, "--retrieval_input_dir", "RET/test", "--retrieval_k", 3, "--topk", 5)
+    model = ("--model_dir", world.folder / "teacher", "--domain", "wiki", "--input_dir", "OUT/test")
+    same_number = len(rows_of(whole / "OUT/test/wiki")) == len(rows_of(whole / "OUT/test/github"))
+    assert same_number, "else this shows nothing"
+    assert "found for other rows" in run("calculate_logits.py", *model, *flags, cwd=tmp_path, status=2).stderr
+    show = ("sanity_check.py", "show", "RET/test/wiki", 0, "--input_dir", "OUT/test")
+    assert "found for other rows" in run(*show, cwd=tmp_path, status=2).stderr
 
 
 def test_damage_in_the_corpus_and_missing_parts_are_named(run: Run, corpus: Path, whole: Path, tmp_path: Path) -> None:
@@ -365,18 +419,19 @@ def test_the_teacher_reads_the_rows_and_show_prints_them(run: Run, world: World,
     assert "--- passage 2 " not in done.stdout
 
 
-@given(st.integers(0, 10**6))
+@pytest.mark.parametrize("in_half", [False, True])
+@given(st.integers(0, 10**6), st.sampled_from([1e-4, 1.0, 30.0, 1000.0]))
 @settings(max_examples=25, deadline=None)
-def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(seed: int) -> None:
+def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(in_half: bool, seed: int, scale: float) -> None:
     draw = np.random.default_rng(seed)
     num_queries, num_passages, dimension = draw.integers(1, (60, 800, 40))
     topk = int(draw.integers(1, num_passages + 3))
-    passages = draw.normal(0, 3, (num_passages, dimension)).astype(np.float16)
+    passages = draw.normal(0, scale, (num_passages, dimension)).astype(np.float16)
     passages[draw.integers(0, num_passages, num_passages // 2)] = passages[0]  # many are one and the same
-    queries = draw.normal(0, 1, (num_queries, dimension)).astype(np.float32)
+    queries = draw.normal(0, scale, (num_queries, dimension)).astype(np.float32)
     exact = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
     wanted = np.stack([np.lexsort((np.arange(num_passages), -row))[:topk] for row in exact])
-    best, start = TopK(queries, topk, "cpu"), 0
+    best, start = TopK(queries, topk, "cpu", in_half), 0
     while start < num_passages:
         stop = min(num_passages, start + int(draw.integers(1, 300)))
         best.add(passages[start:stop], 10**9 + start)

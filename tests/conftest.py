@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,10 @@ HARD_TEXTS = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+PRELOADED = ("calculate_logits.py", "sample_mds_ab.py", "sample_mds_concat.py", "retrieval.")
+_preloaded: list[subprocess.Popen[str]] = []
+
+
 def run_script(
     script: str | Path,
     *arguments: object,
@@ -46,20 +52,39 @@ def run_script(
     """Run a script of the project, or a module such as `retrieval.search`, as a process and check its exit status."""
     slurm = {name for name in os.environ if name.startswith("SLURM_")}
     inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
-    what = ["-m", script] if str(script).startswith("retrieval.") else [PROJECT / script]
-    done = subprocess.run(
-        [shell, *map(str, [*what, *arguments])],
-        cwd=cwd,
-        # One worker is this process itself: starting others would be most of what the tests do.
-        env={**inherited, "PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1", **(environment or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    # One worker is this process itself: starting others would be most of what the tests do.
+    inherited |= {"PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1", **(environment or {})}
+    what = [str(script)] if str(script).startswith("retrieval.") else [str(PROJECT / script)]
+    command = [*what, *map(str, arguments)]
+    own_processes = environment or {"--num_workers", "--num_gpus"}.intersection(command)
+    if str(script).startswith(PRELOADED) and not own_processes:
+        done = run_preloaded(command, cwd, inherited)
+    else:
+        module = ["-m"] if str(script).startswith("retrieval.") else []
+        done = subprocess.run(
+            [shell, *module, *command], cwd=cwd, env=inherited, capture_output=True, text=True, check=False, timeout=300
+        )
     if status is not None:
         assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def run_preloaded(command: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The same, as a fork of a process that has made the long imports (tests/preloaded.py)."""
+    if not _preloaded:
+        server = [sys.executable, str(PROJECT / "tests/preloaded.py")]
+        _preloaded.append(subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        atexit.register(_preloaded[0].kill)
+    [process] = _preloaded
+    assert process.stdin and process.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
+        request = {"script": command[0], "arguments": command[1:], "cwd": str(cwd), "environment": environment}
+        process.stdin.write(json.dumps({**request, **outputs}) + "\n")
+        process.stdin.flush()
+        status = int(process.stdout.readline())
+        texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in outputs.values()]
+    return subprocess.CompletedProcess(command, status, *texts)
 
 
 @pytest.fixture(scope="session")

@@ -91,9 +91,7 @@ def main() -> int:
     args = parse_args()
     start = time.monotonic()
     args.domain = args.domain.strip("/")
-    shard_id, num_shards = (
-        (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
-    )
+    shard_id, num_shards = shards.resolve_shard_or_merge(args)
     if args.delete_parts and not args.merge and num_shards > 1:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
     if args.dry_run and args.merge:
@@ -220,7 +218,7 @@ def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
             meta = atomic.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
         if meta is not None and "dtype" in meta["made_with"]:
             return str(meta["made_with"]["dtype"])
-    return teacher.resolve_dtype(args.dtype, args.device)
+    return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
 def check_context(
@@ -239,7 +237,7 @@ def check_context(
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
     found_for = (atomic.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
-    if found_for not in {None, mds.fingerprint(input_folder)}:
+    if found_for is not None and found_for != mds.fingerprint(input_folder):
         raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
     made_with = {"retrieval_input": mds.fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}

@@ -290,7 +290,8 @@ def show_row(args: argparse.Namespace) -> int:
         if args.input_dir:
             meta = atomic.read_meta(args.path) or {"made_with": {}}
             num_tokens = meta.get("query_tokens")
-            if meta["made_with"].get("input") not in {None, mds.fingerprint(input_folder(args))}:
+            found_for = meta["made_with"].get("input")
+            if found_for is not None and found_for != mds.fingerprint(input_folder(args)):
                 raise ArgumentError(
                     f"the passages in {args.path} were found for other rows than {input_folder(args)}'s"
                 )

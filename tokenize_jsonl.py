@@ -170,8 +170,9 @@ def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> 
         refuse_other_folder(job, todo)
         rates = workers.run_in_child(measure_domains, job, args.backend, Path(scratch) / "tokenizer", todo)
     rows = []
+    is_todo = set(todo)
     for shard in range(args.num_shards or 1):
-        mine = [file for file in files_of_shard(files, shard, args.num_shards or 1) if file in todo]
+        mine = [file for file in files_of_shard(files, shard, args.num_shards or 1) if file in is_todo]
         num_tokens = round(sum(file.num_bytes * rates[file.domain].tokens_per_byte for file in mine))
         num_documents = round(sum(file.num_bytes * rates[file.domain].documents_per_byte for file in mine))
         seconds = sum(file.num_bytes * rates[file.domain].seconds_per_byte for file in mine) / args.num_workers

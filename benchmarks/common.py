@@ -32,6 +32,16 @@ class Bars:
         )
 
 
+def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def find_corpus(folder: Path) -> tuple[Path, str]:
     """A corpus and the SentencePiece model that goes with it: the real ones where they are, else the demo's, made in
     `folder`."""

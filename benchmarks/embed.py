@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bars, find_corpus
-from cepe_data import jsonl, workers
+from cepe_data import devices, jsonl, workers
 from demo.models import find_encoder
 from retrieval import embed_passages
-from retrieval.encoder import Encoder, EncoderModel, resolve_dtype, word_piece_json
+from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
 
 WORDS = 170  # about 256 tokens of LLaMA-2
 
@@ -78,7 +78,7 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
                 "1e6", "--model_dir", str(find_encoder())]  # fmt: skip
     args = embed_passages.parse_args()
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    args.dtype = resolve_dtype(args.dtype, device)
+    args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
     model = EncoderModel.find(args.model_dir)
     [file] = embed_passages.list_corpus(args.corpus, args.part_bytes)
     todo = [embed_passages.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]

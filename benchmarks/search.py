@@ -16,13 +16,13 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.common import Bars, find_corpus, peak_tree_bytes
+from benchmarks.common import Bars, best_seconds, find_corpus, peak_tree_bytes
 from cepe_data import atomic, jsonl, mds, workers
 from demo.models import find_encoder, train_tokenizer
 from retrieval import embeddings
@@ -91,16 +91,6 @@ def compare_hits(bars: Bars, folder: Path, num_passages: int, num_queries: int) 
     bars.report(f"queries with the top-{TOPK} of brute force", float(right.mean()), 1.0, details)
 
 
-def best_seconds(function: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def compare_rates(bars: Bars, num_passages: int, num_queries: int) -> None:
     """The whole search, of float16 rows in memory, against the product alone, of float32 ones."""
     draw = np.random.default_rng(0)
@@ -116,10 +106,10 @@ def compare_rates(bars: Bars, num_passages: int, num_queries: int) -> None:
         best.best()
         best.close()
 
-    ours = best_seconds(search)
+    ours = best_seconds(search, 5)
     torch.set_num_threads(workers.default_num_workers())
     left, right = torch.from_numpy(queries), [torch.from_numpy(block.astype(np.float32)) for block in blocks]
-    product = best_seconds(lambda: [left @ block.T for block in right])
+    product = best_seconds(lambda: [left @ block.T for block in right], 5)
     flops = 2 * num_passages * num_queries * 384 / 1e9
     details = f"{flops / ours:.0f} and {flops / product:.0f} GFLOP/s, {num_passages:,} × 384, {num_queries:,} queries"
     bars.report("search against a float32 product", product / ours, 0.7, details)
@@ -199,7 +189,7 @@ def compare_gpu(bars: Bars, num_passages: int, num_queries: int) -> None:
                 left @ rows.T
         torch.cuda.synchronize()
 
-    bare = best_seconds(product)
+    bare = best_seconds(product, 5)
     flops = 2 * num_passages * num_queries * 768 / 1e12
     details = f"{flops / ours:.0f} and {flops / bare:.0f} TFLOP/s, {num_passages:,} × 768, {num_queries:,} queries"
     bars.report("search against a bfloat16 product, GPU", bare / ours, 0.5, details)

@@ -16,7 +16,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import calculate_logits
-from benchmarks.common import Bars
+from benchmarks.common import Bars, best_seconds
 from cepe_data import mds, teacher, workers
 
 TOPK = 50
@@ -55,16 +55,6 @@ def main() -> int:
             print("not run: the GPU's part, torch sees none here")
     print(f"{bars.num_missed} bars missed")
     return int(bars.num_missed > 0)
-
-
-def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 @torch.inference_mode()

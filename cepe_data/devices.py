@@ -24,6 +24,13 @@ def choose_device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def resolve_dtype(dtype: str, device: str | None, half: str) -> str:
+    """`auto` as the dtype that it stands for: `half` on a GPU, else float32."""
+    if dtype != "auto":
+        return dtype
+    return half if choose_device(device).startswith("cuda") else "float32"
+
+
 def choose_devices(device: str | None, num_gpus: int) -> list[str]:
     """The device of each process.
 

@@ -72,13 +72,6 @@ def fingerprint(folder: Path, names: Sequence[str] = ()) -> str:
     return atomic.fingerprint({path.name: atomic.file_facts(path) for path in files})
 
 
-def resolve_dtype(dtype: str, device: str | None) -> str:
-    """`auto` as the dtype that it stands for on the device."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if devices.choose_device(device).startswith("cuda") else "float32"
-
-
 @dataclass(frozen=True)
 class Settings:
     """What a teacher is asked for, and how it runs."""

@@ -23,7 +23,7 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import write_npy
 from retrieval import embeddings
 from retrieval.embeddings import CorpusFile
-from retrieval.encoder import Encoder, EncoderModel, WordPieces, resolve_dtype, word_piece_json
+from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
 
 PART_BYTES = 256_000_000
 CHUNK_BYTES = 4_000_000
@@ -74,7 +74,7 @@ def main() -> int:
     files = list_corpus(args.corpus, args.part_bytes)
     model = EncoderModel.find(args.model_dir)
     [device] = devices.choose_devices(args.device, 1)
-    args.dtype = resolve_dtype(args.dtype, device)
+    args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
     parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
     first, stop = shards.row_range(shard_id, num_shards, len(parts))
     todo = [part for part in parts[first:stop] if not atomic.is_made(part.path, part.made_with, args.overwrite)]

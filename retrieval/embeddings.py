@@ -128,6 +128,10 @@ class Embeddings:
         """The shards of the corpus that have passages."""
         return sorted({part.shard for part in self.parts})
 
+    def parts_of(self, shard: int) -> list[Part]:
+        """The parts of a shard of the corpus."""
+        return [part for part in self.parts if part.shard == shard]
+
     def fingerprint(self, parts: Sequence[Part]) -> str:
         """A hash of the content of these parts and of what the keys mean."""
         names = [file.name for file in self.files]

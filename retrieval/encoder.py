@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
     "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
+GPU_DTYPE = "float16"  # bfloat16 would cost vectors three bits
 CPU_BATCH = 16
 CUDA_BATCH_TOKENS = 1 << 16
 
@@ -171,10 +172,3 @@ def _load(model: EncoderModel, dtype: str, device: str) -> Any:
     if lacking := [*used, *loading["mismatched_keys"]]:
         raise ArgumentError(f"the encoder in {model.folder} lacks weights, such as {lacking[0]}: it would guess")
     return encoder.eval().requires_grad_(False).to(device)
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """`auto` as the dtype that it stands for on the device: bfloat16 would cost vectors three bits."""
-    if dtype != "auto":
-        return dtype
-    return "float16" if device.startswith("cuda") else "float32"

@@ -75,9 +75,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    shard_id, num_shards = (
-        (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
-    )
+    shard_id, num_shards = shards.resolve_shard_or_merge(args)
     corpus = Embeddings(args.embeddings)
     sets = plan_searches(args, corpus)
     todo = [one for one in sets if not atomic.is_made(one.folder, one.made_with, args.overwrite)]
@@ -117,6 +115,7 @@ class Search:
     found_with: atomic.Meta
     made_with: atomic.Meta
     fetch: int
+    model: EncoderModel
     overwrite: bool
 
     @property
@@ -129,7 +128,7 @@ class Search:
 
     def part_made_with(self, corpus: Embeddings, shard: int) -> atomic.Meta:
         """The record of what was found in a shard of the corpus."""
-        fingerprint = corpus.fingerprint([part for part in corpus.parts if part.shard == shard])
+        fingerprint = corpus.fingerprint(corpus.parts_of(shard))
         return {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
 
     def is_part_made(self, corpus: Embeddings, shard: int) -> bool:
@@ -214,7 +213,9 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model
         "exclude_overlap": args.exclude_overlap,
     }
     folder = args.output / domain
-    return Search(domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, args.overwrite)
+    return Search(
+        domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, model, args.overwrite
+    )
 
 
 def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:
@@ -237,7 +238,7 @@ def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search],
     embed_queries(args, corpus, sets, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
     borders = np.cumsum([0, *(one.num_rows for one in sets)])
-    of_todo = {shard: [part for part in corpus.parts if part.shard == shard] for shard in todo}
+    of_todo = {shard: corpus.parts_of(shard) for shard in todo}
     num_passages = sum(part.num_rows for of_shard in of_todo.values() for part in of_shard)
     with cli.progress_bar(num_passages, "passage", "search", unit_scale=True) as bar:
         for shard, of_shard in of_todo.items():
@@ -261,7 +262,7 @@ def embed_queries(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[S
     todo = [one for one in sets if not atomic.is_made(one.query_folder, one.query_made_with, args.overwrite)]
     if not todo:
         return
-    model = EncoderModel.find(args.model_dir)
+    model = sets[0].model
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:

@@ -53,9 +53,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    shard_id, num_shards = (
-        (0, args.num_shards or 1) if args.merge else shards.resolve_shard(args.shard_id, args.num_shards)
-    )
+    shard_id, num_shards = shards.resolve_shard_or_merge(args)
     corpus = Embeddings(args.embeddings)
     sets = [RetrievedSet(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
     for one in sets:

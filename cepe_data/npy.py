@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import xxhash
 
 from cepe_data.errors import DamagedFileError
+
+_ROWS_AT_ONCE = 1 << 18
 
 
 class NpyRows:
@@ -66,6 +69,13 @@ class NpyRows:
         """Ask the system to fetch rows [start, stop), without waiting: a disk serves many wishes at once."""
         size = self._row_bytes
         os.posix_fadvise(self._descriptor, self._offset + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED)
+
+    def digest_to(self, row: int) -> xxhash.xxh3_64:
+        """The hash of the file's bytes up to a row, to be continued with the rows from there on."""
+        digest = xxhash.xxh3_64(os.pread(self._descriptor, self._offset, 0))
+        for start in range(0, row, _ROWS_AT_ONCE):
+            digest.update(self.read(start, min(start + _ROWS_AT_ONCE, row)).data)
+        return digest
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) in the file's dtype."""

@@ -263,6 +263,10 @@ class TokenFile:
         """The ids at positions [start, stop), in the file's dtype."""
         return self._array.read(start, stop)
 
+    def digest_to(self, position: int) -> xxhash.xxh3_64:
+        """The hash of the file's bytes before a position, to be continued with the ids from there on."""
+        return self._array.digest_to(position)
+
     def document_blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         """Blocks of documents in order: (first document, position of its first token, lengths int64, hashes uint64).
 

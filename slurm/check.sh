@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check the token files: damage or gaps end the chain of jobs behind it.
 #
-#     sbatch slurm/check.sh --num_shards 100
+#     sbatch slurm/check.sh --deep --num_shards 100
 #
 #SBATCH --job-name=cepe-check
 #SBATCH --cpus-per-task=1

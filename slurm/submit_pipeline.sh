@@ -51,7 +51,7 @@ fi
 
 echo "submitting:"
 tokenize=$(submit tokenize "" "$(array "$TOKENIZE_SHARDS")" tokenize.sh "${tokenize_flags[@]}")
-check=$(submit check "$tokenize" "" check.sh --num_shards "$TOKENIZE_SHARDS")
+check=$(submit check "$tokenize" "" check.sh --deep --num_shards "$TOKENIZE_SHARDS")
 counted=$check
 for set in "${AB_SETS[@]}"; do
     counted+=":$(submit count "$check" "" sample_ab.sh $set ${SAMPLER_FLAGS:-} --dry_run)"

@@ -79,7 +79,7 @@ def test_wrong_content_is_found_even_where_hashes_agree(
 
     path = lay_out(tmp_path, world)
     rewrite(path, change)
-    done = run("sanity_check.py", cwd=tmp_path, status=1)
+    done = run("sanity_check.py", "--deep", cwd=tmp_path, status=1)
     [finding, *more] = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     assert str(path.relative_to(tmp_path).parent) in finding
     assert re.search(message, "\n".join([finding, *more])), finding
@@ -97,13 +97,13 @@ def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
     foreign.write_text(foreign.read_text().replace(fingerprint, "0123456789abcdef"))
     truncated = tmp_path / "tokenized/arxiv/arxiv_1.npy"
     truncated.write_bytes(truncated.read_bytes()[:-100])
-    done = run("sanity_check.py", "--num_shards", 99, cwd=tmp_path, status=1)
+    done = run("sanity_check.py", "--deep", "--num_shards", 99, cwd=tmp_path, status=1)
     for message in (
-        "wikipedia/wiki.npy is missing",
-        "book/book.npy or its hash file is not what was written",
+        "wikipedia/wiki.npy: is missing",
+        "book/book.npy: is not what was written",
         "filtered_0.sampled.hash.npy",
-        "arxiv_0.npy was made with another tokenizer (0123456789abcdef)",
-        "arxiv_1.npy is damaged: its header says",
+        "arxiv_0.npy: was made with another tokenizer (0123456789abcdef)",
+        "arxiv_1.npy: is damaged: its header says",
         "1 missing, 4 damaged",
     ):
         assert message in done.stdout
@@ -133,7 +133,7 @@ def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp
     content = json.loads((tmp_path / "all_jsonl.json").read_text())
     content["files"] = [{**file, "bytes": file["bytes"] + (file["domain"] == "book")} for file in content["files"]]
     (tmp_path / "all_jsonl.json").write_text(json.dumps(content))
-    assert "book.npy was made from" in run("sanity_check.py", cwd=tmp_path, status=1).stdout
+    assert "book.npy: was made from" in run("sanity_check.py", cwd=tmp_path, status=1).stdout
     assert "another size" in run("sample_mds_ab.py", "OUT", 128, 64, 1, 1, cwd=tmp_path, status=1).stderr
 
 

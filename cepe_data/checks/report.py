@@ -1,0 +1,60 @@
+"""What a check says: findings as they come, tables, a last line; or with `--json` one object on stdout in the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cepe_data import cli
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the list and the token files are."""
+    parser.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the report is printed."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object: check, ok, findings, and numbers")
+
+
+@dataclass
+class Report:
+    """The report of one check: `facts` are the numbers that `--json` prints beside the findings.
+
+    A finding is a dict with the keys `path`, `row` (int, or None where it is about all of the file) and `what`.
+    """
+
+    check: str
+    as_json: bool
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    start: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, check: str, args: argparse.Namespace) -> Report:
+        """The report of a check with these arguments."""
+        return cls(check, args.json)
+
+    def found(self, path: Path, what: str, row: int | None = None) -> None:
+        """Something is wrong with a file, or with a row of a set."""
+        self.findings.append({"path": str(path), "row": row, "what": what})
+        self.say(f"FOUND  {path}{'' if row is None else f' row {row}'}: {what}")
+
+    def say(self, text: str) -> None:
+        """Text for a person."""
+        if not self.as_json:
+            cli.say(text)
+
+    def finish(self, what: str, where: Path) -> int:
+        """Print the last line, or the JSON object; return the exit status."""
+        if self.as_json:
+            whole = {"check": self.check, "ok": not self.findings, "findings": self.findings, **self.facts}
+            cli.say(json.dumps(whole, indent=1, ensure_ascii=False))
+        self.say(f"{what}, {cli.seconds_since(self.start)} → {where}")
+        return cli.EXIT_FAILED if self.findings else cli.EXIT_OK

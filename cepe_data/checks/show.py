@@ -1,0 +1,186 @@
+"""Show one row of any MDS set as text: of windows, of a teacher, or of retrieved passages."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cepe_data import atomic, cli, corpus, mds, tokenizers
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.passages import passage_ids
+from cepe_data.sampling import rows_path
+from cepe_data.token_file import TokenFile, read_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+HELP = "show one row as text"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help="the folder of an MDS set, such as 8k_ab/test/arxiv")
+    parser.add_argument("row", type=cli.count, metavar="ROW", help="the number of the row, from 0")
+    parser.add_argument(
+        "--tokenized_dir",
+        type=Path,
+        default=Path("tokenized"),
+        help="for its tokenizer and documents",
+    )
+    parser.add_argument("--tokenizer", default=None, help="hub name, folder or .model file (default: the saved one)")
+    parser.add_argument(
+        "--input_dir",
+        type=Path,
+        default=None,
+        help="the folder of a teacher's input (default: beside it), or of the queries of retrieved passages",
+    )
+    parser.add_argument(
+        "--max_characters",
+        type=cli.positive_count,
+        default=1500,
+        help="of each text; the middle of a longer one is cut",
+    )
+    parser.add_argument("--positions", type=cli.positive_count, default=10, help="of a teacher's row, evenly spaced")
+    parser.add_argument(
+        "--passages", type=cli.positive_count, default=3, help="of a row of retrieved passages, the best"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one row of an MDS set: where it comes from, and its tokens as text."""
+    columns = mds.read_columns(args.path)
+    rows = mds.open_set(args.path)
+    if args.row >= len(rows):
+        raise ArgumentError(f"{args.path} has {len(rows)} rows, numbered from 0: there is no row {args.row}")
+    name = args.tokenizer or str(args.tokenized_dir / "tokenizer")
+    tokenizer = tokenizers.load_pretrained(name)
+    refuse_other_tokenizer(args, columns, name, tokenizers.identify(tokenizer, name).fingerprint)
+    row = rows[args.row]
+    cli.say(
+        f"{args.path} row {args.row} of {len(rows)}: " + ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    )
+
+    def print_text(title: str, ids: np.ndarray) -> None:
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        cli.say(f"--- {title}, {len(ids)} tokens\n{cut_middle(text, args.max_characters)}")
+
+    if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(columns):
+        raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
+    if "retrieved_token_ids" in columns:
+        if args.input_dir:
+            meta = atomic.read_meta(args.path) or {"made_with": {}}
+            num_tokens = meta.get("query_tokens")
+            found_for = meta["made_with"].get("input")
+            if found_for is not None and found_for != mds.fingerprint(input_folder(args)):
+                raise ArgumentError(
+                    f"the passages in {args.path} were found for other rows than {input_folder(args)}'s"
+                )
+            print_text("query, the beginning of token_ids", input_row(args)["token_ids"][:num_tokens])
+        else:
+            cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
+        for title, ids in retrieved_passages(args, row):
+            print_text(title, ids)
+    elif "target_index" in columns:
+        window = input_row(args)
+        print_teacher_row(row, window["token_ids"], tokenizer, args.positions)
+    else:
+        for line in describe_source(args.path, args.row, args.tokenized_dir):
+            cli.say(line)
+        print_text("prev_token_ids", row["prev_token_ids"])
+        print_text("token_ids", row["token_ids"])
+    return cli.EXIT_OK
+
+
+def refuse_other_tokenizer(args: argparse.Namespace, columns: Mapping[str, str], name: str, fingerprint: str) -> None:
+    """Raise ArgumentError unless it made the tokens of the set, as far as a meta file tells."""
+    folder = input_folder(args) if "target_index" in columns else args.path
+    made_by = (atomic.read_meta(folder) or {}).get("tokenizer")
+    if made_by not in {None, fingerprint}:
+        raise ArgumentError(
+            f"the tokenizer {name} ({fingerprint}) is not the one whose tokens are in {folder} ({made_by}): pass "
+            f"--tokenized_dir, the folder of its token files, or --tokenizer"
+        )
+
+
+def retrieved_passages(args: argparse.Namespace, row: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """A title with score and id, and the token ids, of the best passages of a row."""
+    keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), atomic.read_meta(args.path)
+    names = [""] * len(row["retrieval_scores"])
+    if meta and keys_path.exists():
+        keys = np.load(keys_path, mmap_mode="r", allow_pickle=False)[args.row]
+        names = passage_ids(meta["corpus_files"], keys)
+    best = zip(names, row["retrieval_scores"].tolist(), row["retrieved_token_ids"], strict=True)
+    for number, (name, score, ids) in enumerate(itertools.islice(best, args.passages)):
+        yield f"passage {number} {name}, score {score:.4f}", ids
+
+
+def cut_middle(text: str, max_characters: int) -> str:
+    if len(text) <= max_characters:
+        return text
+    half = max_characters // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[len(text) - half :]}"
+
+
+def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
+    """The jsonl file and the document that a row of windows starts in, as far as the files that say so are there."""
+    meta = atomic.read_meta(folder)
+    if meta is None or not rows_path(folder).exists():
+        return ["source: unknown, no provenance is beside this set"]
+    try:
+        number, position = (int(value) for value in np.load(rows_path(folder), mmap_mode="r", allow_pickle=False)[row])
+        source = meta["source_files"][number]
+    except (ValueError, IndexError, KeyError) as error:
+        raise DamagedFileError(f"{rows_path(folder)} is not that of {folder} ({error}): make the set again") from None
+    path = tokenized_dir / corpus.token_path(source)
+    if not path.exists():
+        return [f"source: {source}, from position {position:,} of its token file ({path} is not there)"]
+    with TokenFile(path) as tokens:
+        if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
+            return [f"source: {source}, from position {position:,} of its token file ({path} is of another tokenizer)"]
+        for first_document, start, lengths, _ in tokens.document_blocks():
+            ends = start + np.cumsum(lengths)
+            if position < ends[-1]:
+                index = int(np.searchsorted(ends, position, "right"))
+                return [
+                    f"source: {source}, document {first_document + index} (from 0) of {tokens.num_documents:,}, from "
+                    f"its token {position - int(ends[index] - lengths[index]):,} of {int(lengths[index]):,} on"
+                ]
+    raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+
+
+def input_folder(args: argparse.Namespace) -> Path:
+    """The set that a teacher's set belongs to."""
+    meta = atomic.read_meta(args.path) or {}
+    input_dir = args.input_dir or args.path.parent.parent / (meta.get("input_name") or "")
+    folder = input_dir / args.path.name
+    if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):
+        raise ArgumentError(
+            f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"
+        )
+    return folder
+
+
+def input_row(args: argparse.Namespace) -> dict:
+    """The row that a teacher's row belongs to."""
+    folder = input_folder(args)
+    for line in describe_source(folder, args.row, args.tokenized_dir):
+        cli.say(line)
+    return mds.open_set(folder)[args.row]
+
+
+def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: PreTrainedTokenizerFast, num_positions: int) -> None:
+    """What the teacher expects after some of the positions, beside what comes."""
+    probabilities, indices = row["target_prob"], row["target_index"]
+    pieces = tokenizer.convert_ids_to_tokens(token_ids.tolist())
+    cli.say("position  token → next token: what the teacher expects, and the mass of all it does not name")
+    for position in np.linspace(0, len(indices) - 1, num_positions).astype(int).tolist():
+        best = zip(indices[position, :5].tolist(), probabilities[position, :5], strict=True)
+        expected = "  ".join(f"{tokenizer.convert_ids_to_tokens(index)} {prob:.3f}" for index, prob in best)
+        following = pieces[position + 1] if position + 1 < len(pieces) else "(end of the row)"
+        cli.say(
+            f"{position:>8}  {pieces[position]} → {following}: {expected}  (rest {probabilities[position, -1]:.3g})"
+        )

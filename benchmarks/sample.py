@@ -127,8 +127,7 @@ def new_output(folder: Path) -> Path:
 
 
 def start_up(item: int) -> None:
-    """Import what a worker needs, and leave the next item to the next worker."""
-    mds.import_streaming()
+    """Leave the next item to the next worker."""
     time.sleep(item)
 
 
@@ -159,7 +158,8 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     tokens = open_domain(folder, name)
     survey = drawing.survey(tokens, SPLITS, {"train": windows})[name]
     source = drawing.WindowSource.of(tokens, name, "train", SPLITS, windows, survey)
-    rows = source.read(source.draw(0, num_rows), mds.token_dtype(tokens.vocab_size or 1 << 31))
+    rows = np.empty((num_rows, TOTAL), mds.token_dtype(tokens.vocab_size or 1 << 31))
+    source.read(source.draw(0, num_rows), [rows])
     columns = {
         "token_ids": mds.array_column(rows.dtype, DECODER),
         "prev_token_ids": mds.array_column(rows.dtype, TOTAL - DECODER),
@@ -263,7 +263,8 @@ def one_by_one_seconds(folder: Path, num_rows: int) -> float:
     tokens = open_domain(folder, "short")
     survey = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
     source = drawing.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, survey)
-    rows = source.read(source.draw(0, num_rows), np.dtype(np.int32))
+    rows = np.empty((num_rows, PASSAGES.total_length), np.int32)
+    source.read(source.draw(0, num_rows), [rows])
     neighbors = np.roll(rows, 1, axis=0)
     flags = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     output = new_output(folder)

@@ -120,7 +120,7 @@ def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
     draw = np.random.default_rng(0)
     columns = {name: mds.array_column(np.dtype(np.int16), num_tokens // 2) for name in ("token_ids", "prev_token_ids")}
     rows = ({name: draw.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
-    mds.write_part(folder / "some", columns, rows, {})
+    mds.write_part(folder / "some", columns, num_rows, rows, {})
 
 
 def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> calculate_logits.Annotation:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -228,27 +229,30 @@ class WindowSource:
                 with self.tokens.open(self.files[plan.file[rows[0]]]) as token_file:
                     yield token_file, rows
 
-    def read(self, plan: Plan, dtype: np.dtype) -> np.ndarray:
-        """The windows of a plan in its order: [rows, total_length] of `dtype`.
+    def read(self, plan: Plan, columns: Sequence[np.ndarray]) -> None:
+        """Write the windows of a plan, in its order, into `columns`, integers [rows, tokens] each: the first has the
+        first tokens of each window, the next those that follow.
 
         Raises:
-            DamagedFileError: if an id is outside of the vocabulary, or does not fit `dtype`.
+            DamagedFileError: if an id is outside of the vocabulary, or does not fit the columns.
         """
-        out = np.empty((len(plan), self.windows.total_length), dtype)
-        highest = int(np.iinfo(dtype).max)
+        highest = min(int(np.iinfo(column.dtype).max) for column in columns)
+        borders = np.cumsum([0, *(column.shape[1] for column in columns)]).tolist()
+        pieces = [(column, slice(*border)) for column, border in zip(columns, pairwise(borders), strict=True)]
         for token_file, rows in self.by_file(plan):
             is_split = plan.document[rows] != plan.last_document[rows]
-            whole = rows[~is_split]
-            starts = plan.position[whole]
-            token_file.will_need_tokens(starts, starts + self.windows.total_length)
-            for row, start in zip(whole.tolist(), starts.tolist(), strict=True):
-                ids = token_file.tokens(start, start + self.windows.total_length)
+            whole = self._whole(token_file, plan, rows[~is_split])
+            for row, ids in chain(whole, self._joined(token_file, plan, rows[is_split])):
                 self.check(token_file, ids, highest)
-                out[row] = ids
-            for row, ids in self._joined(token_file, plan, rows[is_split]):
-                self.check(token_file, ids, highest)
-                out[row] = ids
-        return out
+                for column, piece in pieces:
+                    column[row] = ids[piece]
+
+    def _whole(self, token_file: TokenFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows with their ids, for windows inside one document."""
+        starts, length = plan.position[rows], self.windows.total_length
+        token_file.will_need_tokens(starts, starts + length)
+        for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
+            yield row, token_file.tokens(start, start + length)
 
     def check(self, token_file: TokenFile, ids: np.ndarray, highest: int) -> None:
         """Check ids that were read from a file.
@@ -258,7 +262,8 @@ class WindowSource:
         """
         if self.tokens.vocab_size is not None:
             highest = min(highest, self.tokens.vocab_size - 1)
-        if ids.min() < 0 or ids.max() > highest:
+        # As unsigned numbers, so that negative ones are high: one pass instead of two.
+        if (ids.view(f"u{ids.itemsize}") if ids.dtype.kind == "i" else ids).max() > highest:
             wrong = int(ids[(ids < 0) | (ids > highest)][0])
             raise DamagedFileError(
                 f"{token_file.path} has the id {wrong}, outside of 0 … {highest}: see sanity_check.py, or choose a "

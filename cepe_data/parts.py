@@ -71,7 +71,9 @@ class PartedSet:
 
     def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one part and publish it. Raises as `mds.write_part`."""
-        mds.write_part(mds.part_path(self.pool, part), self.columns, rows, self.part_made_with(part), self.overwrite)
+        start, stop = self.borders[part]
+        path = mds.part_path(self.pool, part)
+        mds.write_part(path, self.columns, stop - start, rows, self.part_made_with(part), self.overwrite)
 
     def remove_stale_temporaries(self) -> None:
         """What dead processes left, beside the set and in its pool."""

@@ -396,7 +396,6 @@ class WindowSampler:
 
     def dry_run(self, planned: Sequence[PlannedSet], outcome: Outcome) -> None:
         """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
-        mds.import_streaming()  # start-up, not to be measured
         for one in planned:
             outcome.sets.append(one.outcome)
             outcome.estimates.append(self._estimate(one))
@@ -502,13 +501,9 @@ class WindowSampler:
         WindowSampler.current._write_part(part)
 
     def _write_part(self, part: Part) -> None:
-        context_length = self.windows.total_length - self.decoder_length
-        windows = self._source(part.split, part.domain).read(part.plan, self.dtype)
-        rows = (
-            {"token_ids": row[context_length:], "prev_token_ids": row[:context_length], "domain": part.domain}
-            for row in windows
-        )
-        mds.write_part(part.path, self.columns, rows, part.made_with, self.overwrite)
+        rows = mds.window_rows(self.columns, {"domain": part.domain}, len(part.plan))
+        self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
+        mds.write_part(part.path, self.columns, len(rows), rows, part.made_with, self.overwrite)
 
     def _write_manifest(self, planned: Sequence[PlannedSet], args: argparse.Namespace) -> None:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""

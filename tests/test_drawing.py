@@ -54,6 +54,13 @@ def expected_windows(folder: Path, files: list[list[int]], windows: Windows, spl
     return found
 
 
+def read(source: drawing.WindowSource, plan: drawing.Plan, dtype: type = np.int32) -> np.ndarray:
+    """The windows of a plan, read into two columns."""
+    rows: np.ndarray = np.empty((len(plan), source.windows.total_length), dtype)
+    source.read(plan, [rows[:, :3], rows[:, 3:]])
+    return rows
+
+
 @pytest.mark.parametrize("windows", [DocumentWindows(20, 7), ConcatWindows(20, 7), ConcatWindows(1, 1)])
 @pytest.mark.parametrize("split", ["test", "train", "retrieval"])
 @pytest.mark.parametrize(("per_block", "at_once", "bridged"), [(1 << 16, 1 << 18, 1 << 14), (3, 5, 0), (1, 1, 8)])
@@ -72,8 +79,8 @@ def test_every_window_is_drawn_once_in_the_documented_order(
     assert int(source.counts.sum()) == len(ordered) > 5
     wanted = [ordered[reference.permutation(f"42/any/{split}", len(ordered), row)] for row in range(len(ordered))]
     plan = source.draw(0, len(ordered))
-    assert [tuple(row) for row in source.read(plan, np.dtype(np.int32)).tolist()] == wanted
-    middle = source.read(source.draw(2, len(ordered) - 1), np.dtype(np.int32))
+    assert [tuple(row) for row in read(source, plan).tolist()] == wanted
+    middle = read(source, source.draw(2, len(ordered) - 1))
     assert [tuple(row) for row in middle.tolist()] == wanted[2:-1]
 
 
@@ -86,7 +93,7 @@ def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Wind
     survey = drawing.survey(tokens, everything, {"test": windows})["any"]
     for seed in range(num_seeds):
         source = drawing.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, survey)
-        counts.update(source.read(source.draw(0, num_drawn), np.dtype(np.int32))[:, 0].tolist())
+        counts.update(read(source, source.draw(0, num_drawn))[:, 0].tolist())
     num_windows = survey.available("test")
     assert len(counts) == num_windows > 10
     expected = num_seeds * num_drawn / num_windows
@@ -100,7 +107,7 @@ def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_
     tokens = make_tokens(tmp_path, [[10] * 20], vocab_size=100)
     with pytest.raises(DamagedFileError, match="outside of 0 … 99"):
         source = source_of(tokens, ConcatWindows(20, 20))
-        source.read(source.draw(0, int(source.counts.sum())), np.dtype(np.int16))
+        read(source, source.draw(0, int(source.counts.sum())), np.int16)
     source = source_of(make_tokens(tmp_path / "other", [[10] * 20]), ConcatWindows(20, 20))
     plan = source.draw(0, int(source.counts.sum()))
     path = tmp_path / "other/00.npy"
@@ -108,8 +115,8 @@ def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_
     array[1:21] = [1, 19] * 10
     np.save(path, array)
     with pytest.raises(DamagedFileError, match="was replaced while this run read it"):
-        source.read(plan, np.dtype(np.int16))
+        read(source, plan, np.int16)
     with pytest.raises(DamagedFileError, match="outside of 0 … 32767"):
         wide = source_of(make_tokens(tmp_path / "wide", [[70_000]]), DocumentWindows(20, 20), "test",
                          Splits(42, 1.0, 0.0))  # fmt: skip
-        wide.read(wide.draw(0, 3000), np.dtype(np.int16))
+        read(wide, wide.draw(0, 3000), np.int16)

@@ -183,7 +183,8 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
     survey = drawing.survey(tokens, splits, {"retrieval": chunks})
     available = survey["cc"].available("retrieval")
     source = drawing.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, survey["cc"])
-    drawn = source.read(source.draw(0, available), np.dtype(np.int32)).tolist()
+    drawn = np.empty((available, chunks.total_length), np.int32)
+    source.read(source.draw(0, available), [drawn])
     for requested, num_written in ((available // 100, available // 100 * 100), (available // 90, available)):
         rows = []
         for shard_id in range(100):
@@ -192,7 +193,7 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
             [file] = shard.missing({"cc": requested}, tokenizer, False)
             block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
             rows += [json.loads(line) for line in passages.PassageWriter(shard, tokenizer).lines(block).splitlines()]
-        assert [row["contents_token_ids"] for row in rows] == drawn[:num_written]
+        assert [row["contents_token_ids"] for row in rows] == drawn[:num_written].tolist()
         assert len({(row["file"], row["position"]) for row in rows}) == num_written > 1000
 
 

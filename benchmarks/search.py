@@ -23,9 +23,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bars, best_seconds, find_corpus, peak_tree_bytes
-from cepe_data import atomic, jsonl, mds, workers
+from cepe_data import atomic, embeddings, jsonl, mds, workers
 from demo.models import find_encoder, train_tokenizer
-from retrieval import embeddings
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from retrieval.topk import TopK
 

@@ -22,7 +22,6 @@ from cepe_data.splits import Splits
 from cepe_data.windows import DocumentWindows
 
 PASSAGES_AT_ONCE = 4096
-KEY_SHIFT = 40
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,8 @@ class PassageShard:
             "chunk_size": self.passages.total_length,
             "tokenizer": self.tokens.fingerprint,
             "decoding": decoding,
-            "token_files": self.surveys[domain].fingerprint,
-            "document_hash": self.surveys[domain].document_hash,
+            **self.surveys[domain].inputs,
+            **self.surveys[domain].rule,
             **self.splits.made_with("retrieval"),
         }
 
@@ -311,9 +310,3 @@ class PassageShard:
             check()
             draft.publish({"rows": len(plan), "vocab_size": self.tokens.vocab_size})
         cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")
-
-
-def passage_ids(names: Sequence[str], keys: np.ndarray) -> list[str]:
-    """The ids `{domain}_{shard}_{n}` of keys, int64 [n]: file << 40 | n, with the number of the file in `names`, its
-    `{domain}_{shard}`."""
-    return [f"{names[key >> KEY_SHIFT]}_{key & (1 << KEY_SHIFT) - 1}" for key in keys.tolist()]

@@ -1,7 +1,7 @@
 """Embed the passages of a retrieval corpus.
 
 reads   CORPUS/{shard}/{domain}.jsonl, as sample_mds_concat.py writes them; a text encoder
-writes  EMB/{shard}/{domain}/part-00000/ (embeddings.py says what is in it), EMB/embeddings.json
+writes  EMB/{shard}/{domain}/part-00000/ (cepe_data/embeddings.py says what is in it), EMB/embeddings.json
 
     python -m retrieval.embed_passages --corpus 8k_concat/retrieval --output EMB --model_dir facebook/contriever \\
         --shard_id 0 --num_shards 100
@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, mds, shards, workers
+from cepe_data import atomic, cli, devices, embeddings, mds, shards, workers
+from cepe_data.embeddings import CorpusFile
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import write_npy
-from retrieval import embeddings
-from retrieval.embeddings import CorpusFile
 from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
 
 PART_BYTES = 256_000_000

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from cepe_data import atomic, cli, devices, mds, parts, shards, tokenizers, workers
+from cepe_data.embeddings import NO_KEY, Embeddings
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header, write_npy
 from cepe_data.passages import PassageTokenizer
 from retrieval.embed_passages import add_encoder_arguments
-from retrieval.embeddings import NO_KEY, Embeddings
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from retrieval.overlap import shares_span
 from retrieval.topk import TopK

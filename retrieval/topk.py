@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cepe_data import devices, workers
-from retrieval.embeddings import NO_KEY
+from cepe_data.embeddings import NO_KEY
 
 if TYPE_CHECKING:
     import torch

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from cepe_data import atomic, cli, mds, shards
+from cepe_data.embeddings import NO_KEY, Embeddings
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header
 from cepe_data.parts import PartedSet
-from retrieval.embeddings import NO_KEY, Embeddings
 from retrieval.search import query_domains
 
 SHARD_BYTES = 64 << 20

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cepe_data import atomic, mds, workers
+from cepe_data.embeddings import NO_KEY, Embeddings
 from demo.models import find_encoder
-from retrieval.embeddings import NO_KEY, Embeddings
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from retrieval.overlap import shares_span
 from retrieval.topk import TopK

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cepe_data import atomic, cli, corpus, mds, tokenizers
+from cepe_data.embeddings import passage_ids
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.passages import passage_ids
 from cepe_data.sampling import rows_path
 from cepe_data.token_file import TokenFile, read_tokenizer
 

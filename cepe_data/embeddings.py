@@ -26,8 +26,8 @@ import numpy as np
 from cepe_data import atomic
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows
-from cepe_data.passages import KEY_SHIFT, passage_ids
 
+KEY_SHIFT = 40
 NO_KEY = -1
 MANIFEST = "embeddings.json"
 BLOCK_BYTES = 16 << 20
@@ -212,6 +212,12 @@ def _refuse_gaps(parts: Sequence[Part]) -> None:
 def _read_block(part: Part, start: int, stop: int) -> tuple[int, np.ndarray]:
     with NpyRows(part.path / "embeddings.npy", "f", 2) as rows:
         return part.first_key + start, rows.read(start, stop)
+
+
+def passage_ids(names: Sequence[str], keys: np.ndarray) -> list[str]:
+    """The ids `{domain}_{shard}_{n}` of keys, int64 [n]: file << 40 | n, with the number of the file in `names`, its
+    `{domain}_{shard}`."""
+    return [f"{names[key >> KEY_SHIFT]}_{key & (1 << KEY_SHIFT) - 1}" for key in keys.tolist()]
 
 
 def read_manifest(folder: Path) -> list[CorpusFile]:

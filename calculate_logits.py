@@ -18,16 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cepe_data import atomic, cli, devices, mds, shards, teacher, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.parts import PartedSet
-
-if TYPE_CHECKING:
-    from streaming import LocalDataset
 
 SHARD_BYTES = 128 << 20
 
@@ -316,10 +313,10 @@ class InputRows:
 
     def __init__(self, annotation: Annotation) -> None:
         self._annotation = annotation
-        self._windows = mds.open_set(annotation.input_folder)
-        self._retrieved: LocalDataset | None = None
+        self._windows = mds.Rows(annotation.input_folder)
+        self._retrieved: mds.Rows | None = None
         if annotation.retrieval_folder:
-            self._retrieved = mds.open_set(annotation.retrieval_folder)
+            self._retrieved = mds.Rows(annotation.retrieval_folder)
 
     def input_ids(self, row: int) -> np.ndarray:
         """int64 [context + num_decoder_tokens]. No BOS is inserted.
@@ -329,9 +326,9 @@ class InputRows:
             DamagedFileError: if the row cannot be read.
         """
         annotation = self._annotation
-        window = mds.read_row(self._windows, annotation.input_folder, row)
+        window = self._windows[row]
         if self._retrieved is not None and annotation.retrieval_folder is not None:
-            passages = mds.read_row(self._retrieved, annotation.retrieval_folder, row)["retrieved_token_ids"]
+            passages = self._retrieved[row]["retrieved_token_ids"]
             context = passages[: annotation.retrieval_k].reshape(-1)
             self._refuse_foreign(context, annotation.retrieval_folder, row)
         else:

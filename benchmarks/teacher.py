@@ -153,7 +153,7 @@ def usual_seconds(folder: Path, model_folder: Path, num_tokens: int, device: str
 
     streaming = mds.import_streaming()
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval().to(device)
-    rows = mds.open_set(folder / "some")
+    rows = mds.Rows(folder / "some")
     half = num_tokens // 2
     warm_up = torch.zeros(1, num_tokens, dtype=torch.long, device=device)
     if device != "cpu":

@@ -298,7 +298,7 @@ class QueryReader:
     current: QueryReader
 
     def __init__(self, queries: Path, tokenizer_json: str, word_pieces: str, query_tokens: int) -> None:
-        self._rows, self._query_tokens = mds.open_set(queries), query_tokens
+        self._rows, self._query_tokens = mds.Rows(queries), query_tokens
         self._decode, self._word_pieces = tokenizers.make_decoder(tokenizer_json), WordPieces(word_pieces)
 
     @classmethod
@@ -319,7 +319,7 @@ class QueryReader:
 
 def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time: float) -> None:
     """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
-    rows = mds.open_set(one.queries) if args.exclude_overlap else None
+    rows = mds.Rows(one.queries) if args.exclude_overlap else None
     num_dropped, num_short = 0, 0
     atomic.remove_stale_temporaries(one.folder.parent)
     with (

@@ -66,7 +66,7 @@ def lay_out(folder: Path, rows: Path, world: World) -> tuple[Path, tuple[Any, ..
 def read(folder: Path) -> list[dict[str, Any]]:
     from cepe_data import mds
 
-    rows = mds.open_set(folder)
+    rows = mds.import_streaming().LocalDataset(str(folder))
     return [rows[number] for number in range(len(rows))]
 
 

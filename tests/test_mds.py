@@ -39,7 +39,7 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
     assert borders == [(0, 4), (4, 8), (8, 11)]
     write_parts(tmp_path / "set", borders)
     join(tmp_path / "set", borders)
-    rows = mds.open_set(tmp_path / "set")
+    rows = mds.Rows(tmp_path / "set")
     assert len(rows) == mds.num_rows(tmp_path / "set") == 11
     for number in range(11):
         assert rows[number]["ids"].tolist() == [number] * 4 and rows[number]["name"] == f"row {number}"
@@ -69,6 +69,54 @@ def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:
         writer.finish()
         for path in (tmp_path / "theirs" / name).iterdir():
             assert path.read_bytes() == (tmp_path / name / path.name).read_bytes(), path.name
+
+
+def test_rows_are_read_as_localdataset_reads_them(tmp_path: Path) -> None:
+    streaming = mds.import_streaming()
+    columns = {**COLUMNS, "half": "ndarray:float16:2,3", "count": "int", "share": "float32", "small": "uint8"}
+    draw = np.random.default_rng(0)
+    with streaming.MDSWriter(columns=columns, out=str(tmp_path / "set"), size_limit=400) as writer:
+        for number in range(23):
+            scalars = {"count": -number, "share": number / 3, "small": number}
+            # One shard has rows of the same sizes, the others have not.
+            writer.write({**row(number), **scalars, "half": draw.random((2, 3)).astype(np.float16),
+                          "name": "ü" * (number % 3 if number > 5 else 1)})  # fmt: skip
+    rows, theirs = mds.Rows(tmp_path / "set"), streaming.LocalDataset(str(tmp_path / "set"))
+    assert len(rows.shards) > 3 and len(rows) == len(theirs) == 23
+    blocks = list(rows.blocks(3))
+    assert [number for block in blocks for number in range(*block)] == list(range(23))
+    of_blocks: dict[int, dict] = {}
+    for start, stop in blocks:
+        values = rows.read(start, stop)
+        of_blocks |= {n: {name: values[name][n - start] for name in values} for n in range(start, stop)}
+    for number in [*range(23), 0]:
+        for one in (rows[number], of_blocks[number]):
+            assert one.keys() == theirs[number].keys()
+            for name, value in theirs[number].items():
+                if name in {"ids", "half"}:
+                    assert one[name].dtype == value.dtype and (one[name] == value).all() and one[name].flags.writeable
+                else:
+                    assert one[name] == value
+    with pytest.raises(IndexError, match="there are no rows 23 to 24"):
+        rows[23]
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        (0, "does not begin with the offsets of its 4 rows"),
+        (8, "cannot be read|offsets"),
+        (-1, "row 3 of .* cannot be read"),
+    ],
+)
+def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int, message: str) -> None:
+    mds.write_part(tmp_path / "set", COLUMNS, 4, map(row, range(4)), {})
+    shard = tmp_path / "set/shard.00000.mds"
+    damaged = bytearray(shard.read_bytes())
+    damaged[position] = 0xFF
+    shard.write_bytes(damaged)
+    with pytest.raises(DamagedFileError, match=message):
+        list(mds.Rows(tmp_path / "set"))
 
 
 def test_where_links_are_refused_shards_are_copied_and_it_says_so(
@@ -131,9 +179,9 @@ def test_an_index_is_checked_before_anything_is_decoded(tmp_path: Path, change: 
     index["shards"][0].update(change)
     (tmp_path / "set/index.json").write_text(json.dumps(index))
     with pytest.raises(DamagedFileError, match=message):
-        mds.open_set(tmp_path / "set")
+        mds.Rows(tmp_path / "set")
     with pytest.raises(ArgumentError, match="holds no MDS set"):
-        mds.open_set(tmp_path)
+        mds.Rows(tmp_path)
 
 
 def test_dtypes_are_the_smallest_signed_ones_and_shards_have_their_size() -> None:

@@ -117,7 +117,7 @@ def corpus_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    rows = mds.open_set(folder)
+    rows = mds.import_streaming().LocalDataset(str(folder))
     return [rows[number] for number in range(len(rows))]
 
 
@@ -195,7 +195,7 @@ def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whol
         keys = np.load(folder.with_name(f"{domain}.keys.npy"))
         ids = [Embeddings(whole / "EMB").passage_ids(row) for row in keys]
         retrieved = streaming.StreamingDataset(streams=[streaming.Stream(local=str(folder))], batch_size=1)
-        windows = mds.open_set(whole / "OUT/test" / domain)
+        windows = mds.Rows(whole / "OUT/test" / domain)
         assert len(retrieved) == len(windows) == len(ids)
         for number in range(len(windows)):
             row = retrieved[number]

@@ -142,7 +142,7 @@ def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, 
     run("sample_mds_ab.py", "OUT", 128, 64, 4, 0, "--domains", "book=1", *flags, cwd=tmp_path)
     from cepe_data import mds
 
-    row = mds.open_set(tmp_path / "OUT/test/book")[2]
+    row = mds.Rows(tmp_path / "OUT/test/book")[2]
     tokens = np.concatenate([row["prev_token_ids"], row["token_ids"]])
     documents = reference.documents_of(world.tokenized / BOOK)
     [number] = [n for n, document in enumerate(documents) if reference.stands_in(tokens, document)]

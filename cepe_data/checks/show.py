@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one row of an MDS set: where it comes from, and its tokens as text."""
     columns = mds.read_columns(args.path)
-    rows = mds.open_set(args.path)
+    rows = mds.Rows(args.path)
     if args.row >= len(rows):
         raise ArgumentError(f"{args.path} has {len(rows)} rows, numbered from 0: there is no row {args.row}")
     name = args.tokenizer or str(args.tokenized_dir / "tokenizer")
@@ -169,7 +169,7 @@ def input_row(args: argparse.Namespace) -> dict:
     folder = input_folder(args)
     for line in describe_source(folder, args.row, args.tokenized_dir):
         cli.say(line)
-    return mds.open_set(folder)[args.row]
+    return mds.Rows(folder)[args.row]
 
 
 def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: PreTrainedTokenizerFast, num_positions: int) -> None:

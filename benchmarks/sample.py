@@ -38,7 +38,7 @@ from benchmarks.common import (
     save_tokenizer,
     saved_identity,
 )
-from cepe_data import corpus, drawing, encoding, jsonl, mds, passages, sampling, token_file, tokenizers, workers
+from cepe_data import atomic, corpus, drawing, encoding, jsonl, mds, passages, sampling, token_file, tokenizers, workers
 from cepe_data.splits import Splits
 from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
 
@@ -330,7 +330,7 @@ def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
             file.truncate(file.tell() + 4 * int(lengths.sum()))
         hashes = draw.integers(0, 1 << 64, len(lengths), np.uint64)
         np.save(token_file.hash_path(target), hashes)
-        target.with_suffix(".meta.json").write_text(json.dumps({"made_with": {}, "files": {}}))
+        target.with_suffix(".meta.json").write_text(json.dumps(atomic.signed({"made_with": {}, "files": {}})))
     (folder / "headers.txt").write_text("".join(f"{path}\n" for path in paths))
     files = [{"bytes": 1, "domain": "headers", "path": path} for path in paths]
     (folder / "headers.json").write_text(json.dumps({"root": str(folder), "files": files}))

@@ -8,7 +8,8 @@ never replaces; companions come first, so that whoever sees the unit sees all of
     {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
      "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; companions of a
                                                      folder, which stand beside it, have names that begin with ../
-     ...}                                            facts about the content
+     ...,                                            facts about the content
+     "meta_xxh3_64": hex}                            of all this, as JSON with sorted keys
 
 A later run compares `made_with` with its own arguments: the same means done, a difference is an error that names it.
 """
@@ -34,6 +35,7 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 7 * 24 * 3600
+_OWN_HASH = "meta_xxh3_64"
 _DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
 _INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
 
@@ -134,6 +136,12 @@ def fingerprint(content: object) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
+def signed(meta: Meta) -> Meta:
+    """The content of a meta file, with its own hash."""
+    content = {name: value for name, value in meta.items() if name != _OWN_HASH}
+    return {**content, _OWN_HASH: fingerprint(content)}
+
+
 def meta_path(unit: Path, is_folder: bool = False) -> Path:
     """Where the meta file of a unit is: inside a folder, beside a file."""
     return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")
@@ -150,6 +158,8 @@ def read_meta(unit: Path) -> Meta | None:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
             raise TypeError("made_with and files are no objects")
+        if meta.pop(_OWN_HASH) != fingerprint(meta):
+            raise ValueError("its content is not what was written")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -285,7 +295,7 @@ class Draft:
         if self.final.exists() and not self.overwrite:
             is_made(self.final, self.made_with)
             return False
-        meta = {**(facts or {}), "made_with": self.made_with, "files": self._own_files()}
+        meta = signed({**(facts or {}), "made_with": self.made_with, "files": self._own_files()})
         text = json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         meta_file = meta_path(self.path, True) if self.is_folder else self.companion(meta_path(self.final))
         meta_file.write_text(text, encoding="utf-8")

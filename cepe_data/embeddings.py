@@ -158,8 +158,17 @@ class Embeddings:
         """The ids `{domain}_{shard}_{n}` of keys, int64 [n]."""
         return passage_ids([file.name for file in self.files], keys)
 
-    def passages(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The token ids of passages, int16 or int32 [n, chunk size], and of what follows each, by keys, int64 [n].
+    def vectors(self, keys: np.ndarray) -> np.ndarray:
+        """The embeddings of passages by their keys, int64 [n]: float16 [n, dimension]. Raises as `passages`."""
+        out = np.empty((len(keys), int(self.kind["dimension"])), np.float16)
+        for part, places, rows in self._find(keys):
+            with NpyRows(part.path / "embeddings.npy", "f", 2) as vectors:
+                for place, row in zip(places, rows, strict=True):
+                    out[place] = vectors.read(row, row + 1)[0]
+        return out
+
+    def _find(self, keys: np.ndarray) -> Iterator[tuple[Part, list[int], list[int]]]:
+        """The parts that have the passages of keys, int64 [n]; which of the keys those are; and the rows in the part.
 
         Raises:
             DamagedFileError: if a key is not that of a passage here.
@@ -167,8 +176,6 @@ class Embeddings:
         first_keys = np.array([part.first_key for part in self.parts])
         number = np.searchsorted(first_keys, keys, "right") - 1
         order = np.argsort(keys, kind="stable")
-        found: np.ndarray | None = None
-        neighbors: list[np.ndarray] = [np.empty(0)] * len(keys)
         for group in np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(order) else ():
             part = self.parts[number[group[0]]]
             rows = keys[group] - part.first_key
@@ -176,6 +183,17 @@ class Embeddings:
                 raise DamagedFileError(
                     f"{self.folder} has no passage with the key {keys[group[-1]]}: hits of another one"
                 )
+            yield part, group.tolist(), rows.tolist()
+
+    def passages(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The token ids of passages, int16 or int32 [n, chunk size], and of what follows each, by keys, int64 [n].
+
+        Raises:
+            DamagedFileError: if a key is not that of a passage here.
+        """
+        found: np.ndarray | None = None
+        neighbors: list[np.ndarray] = [np.empty(0)] * len(keys)
+        for part, places, rows in self._find(keys):
             with (
                 NpyRows(part.path / "passages.npy", num_axes=2) as passages,
                 NpyRows(part.path / "neighbor_offsets.npy") as offsets,
@@ -183,10 +201,10 @@ class Embeddings:
             ):
                 if found is None:
                     found = np.empty((len(keys), *passages.row_shape), passages.dtype)
-                for row in rows.tolist():
+                for row in rows:
                     passages.will_need(row, row + 1)
                     offsets.will_need(row, row + 2)
-                for place, row in zip(group.tolist(), rows.tolist(), strict=True):
+                for place, row in zip(places, rows, strict=True):
                     found[place] = passages.read(row, row + 1)[0]
                     start, stop = offsets.read(row, row + 2).tolist()
                     neighbors[place] = following.read(start, stop)

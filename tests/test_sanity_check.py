@@ -25,6 +25,11 @@ def lay_out(folder: Path, world: World) -> Path:
     return folder / "tokenized" / BOOK
 
 
+def write_meta(path: Path, meta: dict) -> None:
+    """A meta file as a faulty writer would write it, with the right hash of its own."""
+    path.write_text(json.dumps(atomic.signed(meta)))
+
+
 def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = True) -> None:
     """Change the array, and with `fix_meta` its hash in the meta file, as a faulty writer would."""
     array = np.load(path)
@@ -34,7 +39,7 @@ def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = T
         meta_path = atomic.meta_path(path)
         meta = json.loads(meta_path.read_text())
         meta["files"][path.name] = atomic.file_facts(path)
-        meta_path.write_text(json.dumps(meta))
+        write_meta(meta_path, meta)
 
 
 def set_at(position: int, value: int) -> Callable[[np.ndarray], None]:
@@ -94,7 +99,7 @@ def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
     (tmp_path / "tokenized/github/filtered_0.sampled.hash.npy").unlink()
     foreign = tmp_path / "tokenized/arxiv/arxiv_0.meta.json"
     fingerprint = json.loads(foreign.read_text())["made_with"]["tokenizer"]["fingerprint"]
-    foreign.write_text(foreign.read_text().replace(fingerprint, "0123456789abcdef"))
+    write_meta(foreign, json.loads(foreign.read_text().replace(fingerprint, "0123456789abcdef")))
     truncated = tmp_path / "tokenized/arxiv/arxiv_1.npy"
     truncated.write_bytes(truncated.read_bytes()[:-100])
     done = run("sanity_check.py", "--deep", "--num_shards", 99, cwd=tmp_path, status=1)

@@ -27,19 +27,21 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 class Report:
     """The report of one check: `facts` are the numbers that `--json` prints beside the findings.
 
-    A finding is a dict with the keys `path`, `row` (int, or None where it is about all of the file) and `what`.
+    A finding is a dict with the keys `path`, `row` (int, or None where it is about all of the file) and `what`. Where
+    there is a list `collected`, the object of `--json` goes there.
     """
 
     check: str
     as_json: bool
     findings: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    collected: list[dict[str, Any]] | None = None
     start: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, check: str, args: argparse.Namespace) -> Report:
         """The report of a check with these arguments."""
-        return cls(check, args.json)
+        return cls(check, args.json, collected=getattr(args, "collected", None))
 
     def found(self, path: Path, what: str, row: int | None = None) -> None:
         """Something is wrong with a file, or with a row of a set."""
@@ -55,6 +57,9 @@ class Report:
         """Print the last line, or the JSON object; return the exit status."""
         if self.as_json:
             whole = {"check": self.check, "ok": not self.findings, "findings": self.findings, **self.facts}
-            cli.say(json.dumps(whole, indent=1, ensure_ascii=False))
+            if self.collected is None:
+                cli.say(json.dumps(whole, indent=1, ensure_ascii=False))
+            else:
+                self.collected.append(whole)
         self.say(f"{what}, {cli.seconds_since(self.start)} → {where}")
         return cli.EXIT_FAILED if self.findings else cli.EXIT_OK

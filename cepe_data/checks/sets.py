@@ -1,0 +1,183 @@
+"""What the checks of MDS sets share: is a set whole, which rows are looked at, and looking at them on all cores."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from cepe_data import atomic, cli, keyed, mds, workers
+from cepe_data.checks.report import Report, add_report_arguments
+from cepe_data.errors import ArgumentError, DamagedFileError
+
+MAX_FINDINGS = 20  # of a set; the others are counted
+ROWS_AT_ONCE = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How much is looked at, and how."""
+    parser.add_argument("--deep", action="store_true", help="look at every row, and compare the hashes of all files")
+    parser.add_argument("--rows", type=cli.count, default=64, help="without --deep: looked at in every set")
+    parser.add_argument("--seed", type=cli.count, default=0, help="another seed looks at other rows")
+    parser.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that read"
+    )
+    add_report_arguments(parser)
+
+
+@dataclass
+class Result:
+    """What came of some rows: findings (row, what is wrong), how many were compared with what they were made from, and
+    why others were not."""
+
+    findings: list[tuple[int | None, str]] = field(default_factory=list)
+    num_compared: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+class Checker(Protocol):
+    """What a kind of sets is checked for. It is sent to other processes."""
+
+    def check_set(self, report: Report, folder: Path) -> bool:
+        """Look at everything but rows; whether these can be looked at."""
+        ...
+
+    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """These rows, int64 [n], in groups that are best looked at together."""
+        ...
+
+    def check_rows(self, folder: Path, rows: np.ndarray) -> Result:
+        """Look at rows, int64 [n]."""
+        ...
+
+
+def find_sets(folder: Path) -> list[Path]:
+    """The sets in a folder of domain folders, or `folder` itself if it is one.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    if (folder / mds.INDEX_NAME).exists() or (folder / "meta.json").exists():
+        return [folder]
+    sets = [one for one in sorted(folder.glob("*")) if is_domain_folder(one)]
+    if not sets:
+        raise ArgumentError(f"{folder} holds no MDS sets: pass the folder of the domain folders")
+    return sets
+
+
+def is_domain_folder(path: Path) -> bool:
+    """Whether it may hold a set: no pool of parts, nothing temporary."""
+    return path.is_dir() and not path.name.endswith((".parts", ".queries")) and not path.name.startswith(".")
+
+
+def check_sets(report: Report, args: argparse.Namespace, folders: Sequence[Path], checker: Checker) -> int:
+    """Check sets and their rows; returns how many rows were compared with what they were made from."""
+    jobs: list[_Job] = []
+    for folder in folders:
+        if not _is_whole(report, folder) or not checker.check_set(report, folder):
+            continue
+        meta, num_rows = atomic.read_meta(folder), mds.num_rows(folder)
+        rows = np.arange(num_rows) if args.deep else sample_rows(num_rows, args.rows, args.seed, folder)
+        jobs += [_Job(folder, group) for group in checker.groups(folder, rows)]
+        if args.deep and meta is not None:
+            jobs += [_Job(folder, np.empty(0, np.int64), name) for name in sorted(meta["files"])]
+    num_findings, num_compared = Counter[Path](), 0
+    said: set[str] = set()
+    with (
+        cli.progress_bar(sum(len(job.rows) for job in jobs), "row", f"checking {report.check}") as bar,
+        workers.Workers(min(args.num_workers, len(jobs) or 1), _Job.prepare, checker) as pool,
+    ):
+        for job, result in pool.map_in_order(_Job.run, jobs, lambda _: 1, 2 * pool.num_workers):
+            num_compared += result.num_compared
+            for row, what in result.findings:
+                num_findings[job.folder] += 1
+                if num_findings[job.folder] <= MAX_FINDINGS:
+                    report.found(job.folder, what, row)
+            for warning in result.warnings:
+                if warning not in said:
+                    cli.warn(warning)
+                said.add(warning)
+            bar.update(len(job.rows))
+    for folder, number in num_findings.items():
+        if number > MAX_FINDINGS:
+            report.found(folder, f"has {number - MAX_FINDINGS:,} more such findings")
+    return num_compared
+
+
+def _is_whole(report: Report, folder: Path) -> bool:
+    """Whether a set has its files with the sizes it was written with, and an index that fits them."""
+    before = len(report.findings)
+    try:
+        meta = atomic.read_meta(folder)
+        if meta is None:
+            report.found(folder, "has no meta.json: nothing says what made it")
+        else:
+            for path in atomic.lost_files(folder, meta):
+                report.found(path, "is gone, or has not the size that it was written with")
+        num_rows = len(mds.Rows(folder))
+        if meta is not None and meta["made_with"].get("rows", num_rows) != num_rows:
+            report.found(folder, f"has {num_rows:,} rows, its meta file says {meta['made_with']['rows']:,}")
+    except (DamagedFileError, ArgumentError) as error:
+        report.found(folder, str(error))
+    return len(report.findings) == before
+
+
+def sample_rows(num_rows: int, number: int, seed: int, folder: Path) -> np.ndarray:
+    """int64 [n]: some rows of a set, ascending; the first and the last are among them."""
+    if not number:
+        return np.empty(0, np.int64)
+    draw = np.random.default_rng([seed, int(keyed.key(folder.name))])
+    return np.unique(np.append(draw.integers(0, num_rows, number), [0, num_rows - 1]))
+
+
+def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows, int64 [n], in groups of neighbours."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows[start : start + ROWS_AT_ONCE]
+
+
+def compare_records(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """What of `wanted` a record says otherwise, as text; empty if nothing."""
+    return atomic.describe_differences({name: found.get(name) for name in wanted}, dict(wanted))
+
+
+def read_ids(rows: mds.Rows, numbers: Iterable[int], result: Result) -> Iterator[tuple[int, dict]]:
+    """Rows by number; one that cannot be read is a finding."""
+    for number in numbers:
+        try:
+            row = rows[number]
+        except DamagedFileError as error:
+            result.findings.append((number, str(error)))
+            continue
+        yield number, row
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rows of a set to look at, or the name of a file of it to hash."""
+
+    folder: Path
+    rows: np.ndarray
+    file: str | None = None
+    checker: ClassVar[Checker]
+
+    @classmethod
+    def prepare(cls, checker: Checker) -> None:
+        cls.checker = checker
+
+    @staticmethod
+    def run(job: _Job) -> Result:
+        if job.file is None:
+            try:
+                return _Job.checker.check_rows(job.folder, job.rows)
+            except DamagedFileError as error:
+                return Result([(None, str(error))])
+        meta, path = atomic.read_meta(job.folder), job.folder / job.file
+        if meta is None or atomic.file_facts(path) == meta["files"][job.file]:
+            return Result()
+        return Result([(None, f"{path.resolve().name} is not what was written: its hash differs from the meta file")])

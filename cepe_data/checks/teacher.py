@@ -1,0 +1,164 @@
+"""Check what a teacher wrote: rows that belong to the input's, probabilities and ids that can be right.
+
+Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
+looks at every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
+transformers' own forward pass of the whole sequence.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data import atomic, cli, mds
+from cepe_data.checks import sets
+from cepe_data.checks.report import Report
+from cepe_data.errors import ArgumentError
+
+HELP = "check what a teacher wrote"
+SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
+LOG_TOLERANCE = {"float32": 0.01}  # median difference of log probabilities
+HALF_LOG_TOLERANCE = 0.25
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="such as 8k_ab/train-logits-…, or one domain in it")
+    parser.add_argument("--input_dir", type=Path, default=None, help="what was annotated (default: beside DIR)")
+    parser.add_argument("--model_dir", default=None, help="the teacher, to compute some rows once more")
+    parser.add_argument("--retrieval_input_dir", type=Path, default=None, help="with --model_dir, as it was given then")
+    parser.add_argument("--recomputed_rows", type=cli.count, default=2, help="with --model_dir, of every set")
+    sets.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every set of DIR."""
+    report = Report.of("teacher", args)
+    folders = sets.find_sets(args.folder)
+    sets.check_sets(report, args, folders, TeacherChecker(args.input_dir))
+    num_rows = sum(mds.num_rows(folder) for folder in folders if (folder / mds.INDEX_NAME).exists())
+    damaged = {finding["path"] for finding in report.findings}
+    num_recomputed = 0
+    if args.model_dir:
+        whole = [folder for folder in folders if str(folder) not in damaged]
+        num_recomputed = sum(recompute(report, args, folder) for folder in whole)
+    report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
+    return report.finish(
+        f"{len(folders)} sets, {num_rows:,} rows, {num_recomputed} computed once more: {len(report.findings)} findings",
+        args.folder,
+    )
+
+
+def input_folder(folder: Path, input_dir: Path | None) -> Path:
+    """The set that was annotated: in `input_dir`, or else where it was beside the annotated one."""
+    name = (atomic.read_meta(folder) or {}).get("input_name") or ""
+    return (input_dir or folder.parent.parent / name) / folder.name
+
+
+@dataclass(frozen=True)
+class TeacherChecker:
+    """Looks at annotated sets."""
+
+    input_dir: Path | None
+
+    def check_set(self, report: Report, folder: Path) -> bool:
+        """Columns, and the input."""
+        columns = mds.read_columns(folder)
+        try:
+            prob_dtype, prob_shape = mds.column_array(columns["target_prob"])
+            index_dtype, index_shape = mds.column_array(columns["target_index"])
+            is_right = prob_dtype == np.float16 and index_dtype.kind == "i"
+            is_right &= prob_shape[:1] == index_shape[:1] and prob_shape[1] == index_shape[1] + 1
+        except (KeyError, ValueError, IndexError):
+            is_right = False
+        if not is_right:
+            report.found(folder, f"has not the columns of a teacher, but {columns}")
+            return False
+        made_with, source = (atomic.read_meta(folder) or {"made_with": {}})["made_with"], None
+        source = input_folder(folder, self.input_dir)
+        if not (source / mds.INDEX_NAME).exists():
+            cli.warn(f"{source} is not there: that the rows of {folder} are its rows is not checked (--input_dir)")
+        elif made_with.get("input") != mds.fingerprint(source):
+            report.found(folder, f"was made from other rows than those that are in {source} now")
+        elif mds.num_rows(source) != mds.num_rows(folder):
+            report.found(folder, f"has {mds.num_rows(folder):,} rows, {source} has {mds.num_rows(source):,}")
+        return True
+
+    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """A row is half a megabyte."""
+        yield from np.array_split(rows, max(1, len(rows) // 256))
+
+    def check_rows(self, folder: Path, rows: np.ndarray) -> sets.Result:
+        """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
+        vocab_size = (atomic.read_meta(folder) or {}).get("vocab_size") or 1 << 31
+        result = sets.Result()
+        for number, row in sets.read_ids(mds.Rows(folder), rows.tolist(), result):
+            if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
+                result.findings.append((number, what))
+        return result
+
+
+def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
+    """What cannot be right about a row, float32 [positions, topk + 1] and int [positions, topk]; empty if nothing."""
+    ordered = np.sort(index, axis=1)
+    top = prob[:, :-1]
+    wrongs = {
+        "has probabilities that are no numbers from 0 to 1": ~((prob >= 0) & (prob <= 1)).all(axis=1),
+        "has probabilities that do not descend": (top[:, 1:] > top[:, :-1]).any(axis=1),
+        "has probabilities that do not add up to 1": ~(np.abs(prob.sum(axis=1) - 1) <= SUM_TOLERANCE),
+        f"has ids outside of 0 … {vocab_size - 1}": ((index < 0) | (index >= vocab_size)).any(axis=1),
+        "has the same id twice": (ordered[:, 1:] == ordered[:, :-1]).any(axis=1),
+    }
+    for what, is_wrong in wrongs.items():
+        if is_wrong.any():
+            return f"{what}, at position {int(np.argmax(is_wrong))}"
+    return ""
+
+
+def recompute(report: Report, args: argparse.Namespace, folder: Path) -> int:
+    """Compute some rows of a set once more; returns how many."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cepe_data import teacher
+
+    made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    source = input_folder(folder, args.input_dir)
+    retrieved = args.retrieval_input_dir / folder.name if args.retrieval_input_dir else None
+    if not (source / mds.INDEX_NAME).exists() or ("retrieval_k" in made_with and retrieved is None):
+        raise ArgumentError(
+            f"the rows of {folder} cannot be computed without their input: pass --input_dir"
+            + (" and --retrieval_input_dir" if "retrieval_k" in made_with else "")
+        )
+    model_folder = teacher.find_model(args.model_dir).folder
+    if made_with.get("model") != teacher.fingerprint(model_folder):
+        report.found(folder, f"was made with another model than {args.model_dir}")
+        return 0
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    windows, passages = mds.Rows(source), mds.Rows(retrieved) if retrieved else None
+    rows, num_decoder = mds.Rows(folder), made_with["num_decoder_tokens"]
+    tolerance = LOG_TOLERANCE.get(made_with.get("dtype"), HALF_LOG_TOLERANCE)
+    numbers = np.random.default_rng(args.seed).permutation(len(rows))[: args.recomputed_rows]
+    for number in sorted(numbers.tolist()):
+        window, row = windows[number], rows[number]
+        if passages is not None:
+            context = passages[number]["retrieved_token_ids"][: made_with["retrieval_k"]].reshape(-1)
+        else:
+            context = window["prev_token_ids"][-made_with["num_encoder_tokens"] :]
+        ids = np.concatenate([context, window["token_ids"][:num_decoder]]).astype(np.int64)
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:].float()
+            expected = logits.log_softmax(-1).gather(1, torch.from_numpy(row["target_index"].astype(np.int64)))
+        stored = row["target_prob"][:, :-1].astype(np.float32)
+        # Below this, steps of float16 are coarser than the tolerance.
+        is_exact = stored > 1e-4 if (stored > 1e-4).any() else stored > 0
+        difference = float(np.median(np.abs(np.log(stored[is_exact]) - expected.numpy()[is_exact])))
+        if not difference <= tolerance:
+            factor = np.exp(difference)
+            report.found(
+                folder, f"is not what the model gives: probabilities differ by a factor of {factor:.3g}", number
+            )
+    return len(numbers)

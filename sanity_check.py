@@ -13,10 +13,15 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.checks import show, tokens
+from cepe_data.checks import duplicates, every, retrieval, samples, show, teacher, tokens
 
 COMMANDS = {
     "tokens": tokens,
+    "samples": samples,
+    "teacher": teacher,
+    "retrieval": retrieval,
+    "all": every,
+    "duplicates": duplicates,
     "show": show,
 }
 

@@ -142,7 +142,7 @@ def refuse_shared_targets(paths: list[str]) -> None:
     writers = defaultdict(list)
     for path in paths:
         stem = token_path(path).removesuffix(".npy")
-        for target in (f"{stem}.npy", f"{stem}.hash.npy"):
+        for target in (f"{stem}.npy", f"{stem}.hash.npy", f"{stem}.duplicates.npy"):
             writers[target].append(path)
     for target, sources in writers.items():
         if len(sources) > 1:

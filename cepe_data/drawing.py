@@ -8,15 +8,15 @@ says of its rows is kept: 24 bytes a row.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from cepe_data import cli, corpus
+from cepe_data import cli, corpus, duplicates
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.splits import SPLITS, Splits
 from cepe_data.token_file import TokenFile
@@ -27,24 +27,54 @@ _DOCUMENTS_AT_ONCE = 1 << 18
 _BRIDGED_TOKENS = 1 << 14
 
 
+class SampledFile(TokenFile):
+    """A token file whose copies of earlier documents no split is to have, if `mark_command` is given, the command that
+    marks them. Raises as `TokenFile` and `duplicates.DuplicateBits`."""
+
+    def __init__(self, path: Path, mark_command: str | None) -> None:
+        super().__init__(path)
+        self._bits = duplicates.DuplicateBits(path, self.num_documents, mark_command) if mark_command else None
+
+    def __enter__(self) -> SampledFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self._bits is not None:
+            self._bits.close()
+
+    @property
+    def version(self) -> object:
+        return super().version, self._bits and self._bits.version
+
+    def dropped(self, starts: Iterable[int], stops: Iterable[int]) -> np.ndarray | None:
+        """bool [documents]: which of documents [start, stop), one range after the other, no split is to have; None if
+        copies are not dropped."""
+        if self._bits is None:
+            return None
+        return np.concatenate([self._bits.read(start, stop) for start, stop in zip(starts, stops, strict=True)])
+
+
 @dataclass(frozen=True)
 class Tokens:
-    """The token files of a run: per domain, in sorted order of their jsonl path; and what their tokenizer was (None if
-    they were made elsewhere)."""
+    """The token files of a run: per domain, in sorted order of their jsonl path; what their tokenizer was (None if they
+    were made elsewhere); and where copies of documents are to be dropped, the command that marks them."""
 
     files: Mapping[str, list[corpus.ListedFile]]
     folder: Path
     vocab_size: int | None
     fingerprint: str | None
+    mark_command: str | None = None
     _versions: dict[str, object] = field(default_factory=dict)
 
-    def open(self, file: corpus.ListedFile) -> TokenFile:
+    def open(self, file: corpus.ListedFile) -> SampledFile:
         """Open a token file.
 
         Raises:
-            DamagedFileError: as `TokenFile`, and if it is not the file that this run opened before.
+            DamagedFileError: as `SampledFile`, and if it is not the file that this run opened before.
+            ArgumentError: if copies are to be dropped, and are not marked.
         """
-        token_file = TokenFile(self.folder / file.token_file)
+        token_file = SampledFile(self.folder / file.token_file, self.mark_command)
         if self._versions.setdefault(file.path, token_file.version) != token_file.version:
             raise DamagedFileError(f"{token_file.path} was replaced while this run read it: run the same command again")
         return token_file
@@ -54,16 +84,28 @@ class Tokens:
 class Survey:
     """What there is of a domain: per split the number of documents, and per file the number of windows (int64 [files]).
     The fingerprint changes with any byte of any token file, and with their paths. Splits go by the hash of a document's
-    `text`, or of its `tokens` where the token files were made elsewhere."""
+    `text`, or of its `tokens` where the token files were made elsewhere. `duplicates` stands for what marks the copies
+    that were left out; None if none were."""
 
     fingerprint: str
     document_hash: str
     documents: Mapping[str, int]
     windows: Mapping[str, np.ndarray]
+    duplicates: str | None = None
 
     def available(self, split: str) -> int:
         """Windows of the split."""
         return int(self.windows[split].sum())
+
+    @property
+    def rule(self) -> dict[str, object]:
+        """For a record: how documents come to their splits, but for the arguments of `Splits`."""
+        return {"document_hash": self.document_hash, **({"drop_duplicates": True} if self.duplicates else {})}
+
+    @property
+    def inputs(self) -> dict[str, object]:
+        """For a record: the fingerprints of what is read."""
+        return {"token_files": self.fingerprint, **({"duplicates": self.duplicates} if self.duplicates else {})}
 
 
 def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> dict[str, Survey]:
@@ -71,7 +113,8 @@ def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> di
 
     Raises:
         DamagedFileError: if a token file is damaged.
-        ArgumentError: if only some of them have hashes of texts: copies of a text could be in two splits.
+        ArgumentError: if only some of them have hashes of texts: copies of a text could be in two splits; or if copies
+            are to be dropped, and are not marked, or were marked when the domain had other token files.
     """
     without_hashes: list[Path] = []
     with cli.progress_bar(sum(map(len, tokens.files.values())), "file", "survey") as bar:
@@ -92,30 +135,39 @@ def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> di
                 bar.update()
             document_hash = "tokens" if without_hashes else "text"
             surveys[domain] = Survey(digest.hexdigest(), document_hash, documents, counts)
-    if not without_hashes:
+    if without_hashes:
+        number = sum(map(len, tokens.files.values()))
+        what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
+        if len(without_hashes) < number:
+            raise ArgumentError(
+                f"{what} {without_hashes[0]}: two copies of a text could be in test and in train. Make these with "
+                f"tokenize_jsonl.py"
+            )
+        cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
+    if not tokens.mark_command:
         return surveys
-    number = sum(map(len, tokens.files.values()))
-    what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
-    if len(without_hashes) < number:
-        raise ArgumentError(
-            f"{what} {without_hashes[0]}: two copies of a text could be in test and in train. Make these with "
-            f"tokenize_jsonl.py"
-        )
-    cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
-    return surveys
+    return {domain: _with_duplicates(one, tokens, domain, tokens.mark_command) for domain, one in surveys.items()}
+
+
+def _with_duplicates(one: Survey, tokens: Tokens, domain: str, mark_command: str) -> Survey:
+    """The survey of a domain whose copies were left out, once it is known that they were marked among these files."""
+    paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
+    record = duplicates.made_with(one.fingerprint, one.document_hash)
+    return replace(one, duplicates=duplicates.fingerprint(paths, record, mark_command))
 
 
 def _survey_file(
-    token_file: TokenFile, splits: Splits, windows: Mapping[str, Windows]
+    token_file: SampledFile, splits: Splits, windows: Mapping[str, Windows]
 ) -> tuple[object, dict[str, tuple[int, int]]]:
     """What identifies the content of a token file; per split its documents and windows."""
     content = xxhash.xxh3_64()
     documents, units = dict.fromkeys(windows, 0), dict.fromkeys(windows, 0)
-    for _, _, lengths, hashes in token_file.document_blocks():
+    blocks = token_file.document_blocks() if windows or token_file.meta is None else ()
+    for first_document, _, lengths, hashes in blocks:
         if token_file.meta is None:
             content.update(lengths.data)
             content.update(hashes.data)
-        assigned = splits.assign(hashes)
+        assigned = splits.assign(hashes, token_file.dropped([first_document], [first_document + len(hashes)]))
         for split, way in windows.items():
             of_split = lengths[assigned == SPLITS.index(split)]
             documents[split] += len(of_split)
@@ -194,12 +246,13 @@ class WindowSource:
             first = until
         return plan
 
-    def _locate(self, token_file: TokenFile, windows: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
+    def _locate(self, token_file: SampledFile, windows: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
         """Write into these rows of the plan where the windows of a file are; `windows`, int64 [rows], are sorted."""
         first_units, last_units = self.windows.first_unit(windows), self.windows.last_unit(windows)
         units_before = starts_found = ends_found = 0
         for first_document, first_position, lengths, hashes in token_file.document_blocks():
-            units = self.windows.units(lengths) * self.splits.contains(self.split, hashes)
+            dropped = token_file.dropped([first_document], [first_document + len(hashes)])
+            units = self.windows.units(lengths) * self.splits.contains(self.split, hashes, dropped)
             ends = np.cumsum(units)
             ends += units_before
             until = int(np.searchsorted(first_units, ends[-1]))
@@ -221,7 +274,7 @@ class WindowSource:
             units_before = int(ends[-1])
         raise _changed(token_file)
 
-    def by_file(self, plan: Plan) -> Iterator[tuple[TokenFile, np.ndarray]]:
+    def by_file(self, plan: Plan) -> Iterator[tuple[SampledFile, np.ndarray]]:
         """Each file that the plan needs, opened, with the plan's rows in it by position."""
         order = np.lexsort((plan.position, plan.file))
         for rows in np.split(order, np.flatnonzero(np.diff(plan.file[order])) + 1):
@@ -270,7 +323,7 @@ class WindowSource:
                 f"larger --token_dtype"
             )
 
-    def _joined(self, token_file: TokenFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _joined(self, token_file: SampledFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Rows, sorted by position, with their ids, for windows over several documents. The array is used again."""
         if not len(rows):
             return
@@ -298,15 +351,15 @@ class WindowSource:
                     yield in_window, window
 
     def _pieces(
-        self, token_file: TokenFile, plan: Plan, rows: np.ndarray
+        self, token_file: SampledFile, plan: Plan, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What makes up windows over several documents: row, position, length, and place in the window of each piece,
         int64 [pieces], in the order of `rows` and in the windows' order."""
         lengths_of, hashes_of = [], []
-        token_file.will_need_documents(plan.document[rows], plan.last_document[rows] + 1)
-        for row in rows.tolist():
-            first = int(plan.document[row])
-            lengths = token_file.lengths(first, int(plan.last_document[row]) + 1)
+        first_documents, stop_documents = plan.document[rows], plan.last_document[rows] + 1
+        token_file.will_need_documents(first_documents, stop_documents)
+        for row, first, end in zip(rows.tolist(), first_documents.tolist(), stop_documents.tolist(), strict=True):
+            lengths = token_file.lengths(first, end)
             hashes_of.append(token_file.hashes(first, int(plan.position[row]) - int(plan.offset[row]), lengths))
             lengths_of.append(lengths)
         num_documents = np.fromiter(map(len, lengths_of), np.int64, len(rows))
@@ -320,7 +373,8 @@ class WindowSource:
             return sums - sums[first_of_window][window]
 
         position = (plan.position[rows] - offset)[window] + before(lengths)
-        kept = lengths * self.splits.contains(self.split, np.concatenate(hashes_of))
+        dropped = token_file.dropped(first_documents.tolist(), stop_documents.tolist())
+        kept = lengths * self.splits.contains(self.split, np.concatenate(hashes_of), dropped)
         kept_before = before(kept) - offset[window]  # so that 0 is the first token of the window
         start = np.maximum(kept_before, 0)
         stop = np.minimum(kept_before + kept, self.windows.total_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cepe_data import atomic, cli, corpus, mds, workers
+from cepe_data import atomic, cli, corpus, duplicates, mds, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.npy import write_npy
@@ -122,6 +123,11 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     draw.add_argument(
         "--train_fraction", type=cli.fraction, default=0.49, help="share for train; the rest is retrieval"
     )
+    draw.add_argument(
+        "--drop_duplicates",
+        action="store_true",
+        help="leave out copies of an earlier text of their domain, as sanity_check.py duplicates has marked them",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--token_dtype",
@@ -166,15 +172,35 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
         known = f"it has {', '.join(sorted({file.domain for file in listed}))}"
         remedy = f"without them:\n  --domains {corpus.format_weights(rest)}" if rest else known
         raise ArgumentError(f"{args.file_list} lists no files of {', '.join(absent)}; {remedy}")
+    return find_tokens(files, args.tokenized_dir, mark_command(files, args) if args.drop_duplicates else None), weights
+
+
+def mark_command(files: Mapping[str, list[corpus.ListedFile]], args: argparse.Namespace) -> str:
+    """The command that marks copies in the domains of `files`."""
+    command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
+    command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
+    command += ["--domains", ",".join(files)]
+    paths = (args.tokenized_dir / file.token_file for domain_files in files.values() for file in domain_files)
+    overwrite = ["--overwrite"] if any(duplicates.bits_path(path).exists() for path in paths) else []
+    return shlex.join([*command, *overwrite])
+
+
+def find_tokens(files: Mapping[str, list[corpus.ListedFile]], folder: Path, mark_command: str | None = None) -> Tokens:
+    """The token files of these domains; with `mark_command` copies of documents are dropped, see `Tokens`.
+
+    Raises:
+        ArgumentError: if some are missing.
+        DamagedFileError: if one is damaged, or they were made by two tokenizers.
+    """
     all_files = [file for domain_files in files.values() for file in domain_files]
-    if missing := [file.path for file in all_files if not (args.tokenized_dir / file.token_file).exists()]:
+    if missing := [file.path for file in all_files if not (folder / file.token_file).exists()]:
         raise ArgumentError(
-            f"{len(missing)} of {len(all_files)} token files are missing in {args.tokenized_dir}, such as that of "
+            f"{len(missing)} of {len(all_files)} token files are missing in {folder}, such as that of "
             f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
         )
     identities: dict[str, tuple[str, int]] = {}
     for file in all_files:
-        path = args.tokenized_dir / file.token_file
+        path = folder / file.token_file
         if meta := atomic.read_meta(path):
             if lost := atomic.lost_files(path, meta):
                 raise DamagedFileError(
@@ -191,11 +217,11 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
     if len(identities) > 1:
         examples = ", ".join(f"{path} by {fingerprint}" for fingerprint, (path, _) in identities.items())
         raise DamagedFileError(
-            f"{args.tokenized_dir} has token files of several tokenizers: {examples}. Make them anew "
+            f"{folder} has token files of several tokenizers: {examples}. Make them anew "
             f"with one (tokenize_jsonl.py --overwrite)"
         )
     fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
-    return Tokens(files, args.tokenized_dir, vocab_size, fingerprint), weights
+    return Tokens(files, folder, vocab_size, fingerprint, mark_command)
 
 
 def window_requests(weights: Mapping[str, float], args: argparse.Namespace) -> dict[str, dict[str, int]]:
@@ -237,7 +263,8 @@ def refuse_differences(unit: Path, rule: atomic.Meta, overwrite: bool) -> None:
             raise
         cli.warn(str(error))
         return
-    old = {name: meta["made_with"].get(name) for name in rule} if meta else rule
+    names = {*rule, "drop_duplicates"}  # which only a record has that says so
+    old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
     if differences := atomic.describe_differences(old, rule):
         message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
         if not overwrite:
@@ -301,8 +328,8 @@ class WindowSampler:
 
     def split_rule(self, split: str) -> atomic.Meta:
         """What all sets of an output share: else a text could be in two splits."""
-        [document_hash] = {one.document_hash for one in self.surveys.values()}
-        return {"document_hash": document_hash, **self.splits.made_with(split)}
+        [rule, *_] = (one.rule for one in self.surveys.values())  # a run has one for all domains
+        return {**rule, **self.splits.made_with(split)}
 
     def window_rule(self, split: str) -> atomic.Meta:
         """What all sets of windows of an output share."""
@@ -319,7 +346,7 @@ class WindowSampler:
             "domain": domain,
             "split": split,
             "token_dtype": self.dtype.name,
-            "token_files": self.surveys[domain].fingerprint,
+            **self.surveys[domain].inputs,
             **self.window_rule(split),
         }
 
@@ -541,6 +568,7 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
+    how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
     return {
         "script": Path(sys.argv[0]).name,
         "arguments": {name: value for name, value in vars(args).items() if name not in where | how},

@@ -36,8 +36,9 @@ class Splits:
                 f"--test_fraction {self.test_fraction} and --train_fraction {self.train_fraction} add up to more than 1"
             )
 
-    def assign(self, hashes: np.ndarray) -> np.ndarray:
-        """uint8 [documents]: the split of each document, by its hash (uint64 [documents]), as an index into SPLITS."""
+    def assign(self, hashes: np.ndarray, dropped: np.ndarray | None = None) -> np.ndarray:
+        """uint8 [documents]: the split of each document, by its hash (uint64 [documents]), as an index into SPLITS. One
+        that is `dropped` (bool [documents]) is in none, and has an index behind all of them."""
         numbers = keyed.mix(hashes + keyed.key(f"{self.seed}/split"))
         numbers >>= np.uint64(11)
         # u < bound, in whole numbers: u is a multiple of 2⁻⁵³, and scaling a float by a power of two is exact.
@@ -45,11 +46,14 @@ class Splits:
             np.uint64(math.ceil(bound * 2.0**53))
             for bound in (self.test_fraction, self.test_fraction + self.train_fraction)
         )
-        return (numbers >= test_end).view(np.uint8) + (numbers >= train_end).view(np.uint8)
+        assigned = (numbers >= test_end).view(np.uint8) + (numbers >= train_end).view(np.uint8)
+        if dropped is not None:
+            assigned[dropped] = len(SPLITS)
+        return assigned
 
-    def contains(self, split: str, hashes: np.ndarray) -> np.ndarray:
-        """bool [documents]: whether each document, by its hash (uint64 [documents]), is in the split."""
-        return self.assign(hashes) == SPLITS.index(split)
+    def contains(self, split: str, hashes: np.ndarray, dropped: np.ndarray | None = None) -> np.ndarray:
+        """bool [documents]: whether each document is in the split; arguments as for `assign`."""
+        return self.assign(hashes, dropped) == SPLITS.index(split)
 
     def made_with(self, split: str) -> dict[str, object]:
         """The arguments that determine which documents are in the split: what the test set is does not depend on

@@ -106,7 +106,7 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
     writer.close()
     (folder / f"{name}.txt").write_text(f"{listed.path}\n")
     files = [{"bytes": 1, "domain": name, "path": listed.path}]
-    (folder / f"{name}.json").write_text(json.dumps({"root": str(folder), "files": files}))
+    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
 
 
 def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:
@@ -145,7 +145,9 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
         list(pool.map_in_order(start_up, [1] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
         planned = sampler.plan({"train": {name: num_rows}})
-        sampler.write_all(pool, planned, argparse.Namespace(), outcome, lambda: sampler.refuse_other_sets([]))
+        sampler.write_all(
+            pool, planned, argparse.Namespace(drop_duplicates=False), outcome, lambda: sampler.refuse_other_sets([])
+        )
         seconds += time.perf_counter() - start
     assert [one.written for one in outcome.sets] == [num_rows], outcome.sets
     shutil.rmtree(output)
@@ -333,7 +335,7 @@ def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
         target.with_suffix(".meta.json").write_text(json.dumps(atomic.signed({"made_with": {}, "files": {}})))
     (folder / "headers.txt").write_text("".join(f"{path}\n" for path in paths))
     files = [{"bytes": 1, "domain": "headers", "path": path} for path in paths]
-    (folder / "headers.json").write_text(json.dumps({"root": str(folder), "files": files}))
+    (folder / "headers.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
     results = [on_cores([0], planning_seconds, folder, num_documents // 40) for _ in range(2)]
     seconds, peak = min(results)
     details = f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, survey and draw of two sets"

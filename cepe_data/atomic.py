@@ -142,6 +142,19 @@ def signed(meta: Meta) -> Meta:
     return {**content, _OWN_HASH: fingerprint(content)}
 
 
+def unsigned(content: Meta) -> Meta:
+    """What `signed` was given.
+
+    Raises:
+        ValueError: if it is not that any more.
+        KeyError: if it has no hash of its own.
+    """
+    rest = {name: value for name, value in content.items() if name != _OWN_HASH}
+    if content[_OWN_HASH] != fingerprint(rest):
+        raise ValueError("its content is not what was written")
+    return rest
+
+
 def meta_path(unit: Path, is_folder: bool = False) -> Path:
     """Where the meta file of a unit is: inside a folder, beside a file."""
     return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")
@@ -155,21 +168,24 @@ def read_meta(unit: Path) -> Meta | None:
     """
     path = meta_path(unit, unit.is_dir())
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
             raise TypeError("made_with and files are no objects")
-        if meta.pop(_OWN_HASH) != fingerprint(meta):
-            raise ValueError("its content is not what was written")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): remove {unit} and make it again") from None
     return meta
 
 
 def is_intact(unit: Path, meta: Meta) -> bool:
     """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
-    return not lost_files(unit, meta) and all(file_facts(path) == facts for path, facts in _files_of(unit, meta))
+    return not lost_files(unit, meta) and not damaged_files(unit, meta)
+
+
+def damaged_files(unit: Path, meta: Meta) -> list[Path]:
+    """The files of the unit that are not there with the size and the hash that its meta file says. Reads all of it."""
+    return [path for path, facts in _files_of(unit, meta) if not path.is_file() or file_facts(path) != facts]
 
 
 def lost_files(unit: Path, meta: Meta) -> list[Path]:

@@ -1,8 +1,9 @@
 """The jsonl corpus: domains and their weights, the list of files, where a token file goes.
 
 `all_jsonl.txt` has one path per line, relative to the data folder, sorted by code point. `all_jsonl.json` beside it:
-`{"root": absolute path, "files": [{"path", "domain", "bytes"}, …]}` in the same order. The first is what a person may
-edit; the second says where the files are, how large they were when listed, and which domain each belongs to.
+`{"root": absolute path, "files": [{"path", "domain", "bytes"}, …]}` in the same order, with a hash of its own as meta
+files have. The first is what a person may edit; the second says where the files are, how large they were when listed,
+and which domain each belongs to.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
+from cepe_data import atomic
 from cepe_data.errors import ArgumentError, DamagedFileError
 
 DOMAINS = ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki")
@@ -73,7 +75,7 @@ def read_root(file_list: Path) -> Path | None:
 def _read_list_json(file_list: Path) -> dict:
     path = list_json_path(file_list)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = atomic.unsigned(json.loads(path.read_text(encoding="utf-8")))
         for file in content["files"]:
             if not (
                 isinstance(file["path"], str) and isinstance(file["domain"], str) and isinstance(file["bytes"], int)
@@ -81,7 +83,7 @@ def _read_list_json(file_list: Path) -> dict:
                 raise ValueError(f"{file} is no path, domain and bytes")
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): run get_all_jsonl.py again") from None
     return content
 

@@ -137,7 +137,7 @@ def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp
     lay_out(tmp_path, world)
     content = json.loads((tmp_path / "all_jsonl.json").read_text())
     content["files"] = [{**file, "bytes": file["bytes"] + (file["domain"] == "book")} for file in content["files"]]
-    (tmp_path / "all_jsonl.json").write_text(json.dumps(content))
+    (tmp_path / "all_jsonl.json").write_text(json.dumps(atomic.signed(content)))
     assert "book.npy: was made from" in run("sanity_check.py", cwd=tmp_path, status=1).stdout
     assert "another size" in run("sample_mds_ab.py", "OUT", 128, 64, 1, 1, cwd=tmp_path, status=1).stderr
 

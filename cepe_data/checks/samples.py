@@ -280,15 +280,14 @@ def _borders(position: int, lengths: np.ndarray) -> tuple[list[int], list[int]]:
 
 def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) -> int:
     """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
-    decode = None
-    core = args.tokenized_dir / "tokenizer/tokenizer.json"
-    if core.exists():
-        decode = tokenizers.make_decoder(core.read_text(encoding="utf-8"))
+    saved = args.tokenized_dir / "tokenizer"
+    identity = tokenizers.saved_identity(saved)
+    decode = tokenizers.make_decoder((saved / "tokenizer.json").read_text(encoding="utf-8")) if identity else None
     num_compared = 0
     with cli.progress_bar(len(paths), "file", "checking passages") as bar:
         for path in paths:
             try:
-                num_compared += PassageFileCheck(report, args, path, decode).run()
+                num_compared += PassageFileCheck(report, args, path, identity, decode).run()
             except (DamagedFileError, FileNotFoundError) as error:
                 report.found(path, str(error))
             bar.update()
@@ -298,8 +297,15 @@ def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) 
 class PassageFileCheck:
     """The check of one file of the retrieval corpus."""
 
-    def __init__(self, report: Report, args: argparse.Namespace, path: Path, decode: tokenizers.Decoder | None) -> None:
-        self._report, self._args, self._path, self._decode = report, args, path, decode
+    def __init__(
+        self,
+        report: Report,
+        args: argparse.Namespace,
+        path: Path,
+        identity: tokenizers.TokenizerIdentity | None,
+        decode: tokenizers.Decoder | None,
+    ) -> None:
+        self._report, self._args, self._path, self._identity, self._decode = report, args, path, identity, decode
         self._num_findings = 0
 
     def run(self) -> int:
@@ -368,7 +374,7 @@ class PassageFileCheck:
                 if len(record["contents_token_ids"]) != chunk_size:
                     raise ValueError(f"has {len(record['contents_token_ids'])} ids, not {chunk_size}")
                 by_file.setdefault(int(record["file"]), []).append((where, record))
-                self._check_texts(record)
+                self._check_texts(record, meta)
             except (TypeError, KeyError, AttributeError) as error:
                 self._found(where, f"is no record of a passage ({error!r})")
             except ValueError as error:
@@ -390,11 +396,14 @@ class PassageFileCheck:
                     num_compared += self._compare(source, of_file, chunk_size)
         return num_compared
 
-    def _check_texts(self, record: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the texts are those of the ids."""
-        ids = [np.asarray(record[f"{name}_token_ids"], np.int32) for name in ("contents", "neighbor")]
-        if self._decode is not None:
-            texts = self._decode(np.concatenate(ids), np.array(list(map(len, ids))))
+    def _check_texts(self, record: Mapping[str, Any], meta: atomic.Meta) -> None:
+        """Raise ValueError unless the ids are of the vocabulary, and the texts are theirs."""
+        ids = [np.asarray(record[f"{name}_token_ids"], np.int64) for name in ("contents", "neighbor")]
+        together, vocab_size = np.concatenate(ids), meta.get("vocab_size") or 1 << 31
+        if together.min() < 0 or together.max() >= vocab_size:
+            raise ValueError(f"has ids outside of 0 … {vocab_size - 1}")
+        if self._decode and self._identity and self._identity.fingerprint == meta["made_with"].get("tokenizer"):
+            texts = self._decode(together.astype(np.int32), np.array(list(map(len, ids))))
             for name, text in zip(("contents", "neighbor"), texts, strict=True):
                 if record[name] != text:
                     raise ValueError(f"has a {name!r} that is not the text of its ids")

@@ -62,12 +62,17 @@ def find_sets(folder: Path) -> list[Path]:
     Raises:
         ArgumentError: if there is none.
     """
-    if (folder / mds.INDEX_NAME).exists() or (folder / "meta.json").exists():
+    if has_set(folder):
         return [folder]
-    sets = [one for one in sorted(folder.glob("*")) if is_domain_folder(one)]
+    sets = [one for one in sorted(folder.glob("*")) if is_domain_folder(one) and has_set(one)]
     if not sets:
         raise ArgumentError(f"{folder} holds no MDS sets: pass the folder of the domain folders")
     return sets
+
+
+def has_set(folder: Path) -> bool:
+    """Whether there is a set in a folder, or what is left of one."""
+    return (folder / mds.INDEX_NAME).exists() or atomic.meta_path(folder, True).exists()
 
 
 def is_domain_folder(path: Path) -> bool:

@@ -50,6 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_arguments(parser)
 
 
+def check_tokenizer(report: Report, folder: Path) -> tokenizers.TokenizerIdentity | None:
+    """The identity of the saved tokenizer, if it is there and whole."""
+    try:
+        meta = atomic.read_meta(folder)
+        for path in atomic.damaged_files(folder, meta) if meta else ():
+            report.found(path, "is not what was written: remove its folder, and name the tokenizer again")
+            return None
+        return tokenizers.saved_identity(folder)
+    except DamagedFileError as error:
+        report.found(folder, str(error))
+    return None
+
+
 @dataclass
 class DomainCounts:
     """What the table has of a domain."""
@@ -73,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """Check every token file of the list; print what is wrong, what to run again, and a table per domain."""
     report = Report.of("tokens", args)
     files = corpus.read_file_list(args.file_list)
-    saved = tokenizers.saved_identity(args.tokenized_dir / "tokenizer")
+    saved = check_tokenizer(report, args.tokenized_dir / "tokenizer")
     root = corpus.read_root(args.file_list)
     checker = FileChecker(args.tokenized_dir, root, saved, args.deep, args.documents, args.texts, args.seed)
     counts: dict[str, DomainCounts] = defaultdict(DomainCounts)

@@ -87,3 +87,26 @@ def write_headers(folder: Path, name: str, num_documents: int) -> None:
     (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in paths))
     files = [{"bytes": 1, "domain": name, "path": path} for path in paths]
     (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+
+
+def write_repeated(
+    folder: Path, name: str, documents: dict[str, tuple[np.ndarray, np.ndarray]], num_tokens: dict[str, int]
+) -> None:
+    """A token file for each domain, listed as `{name}.txt`, of about so many tokens: the same documents over and over,
+    by domain their ids, int32 [tokens], and lengths, int64 [documents]. Hashes are random, so that each copy counts as
+    a document of its own."""
+    draw, files = np.random.default_rng(3), []
+    for domain, (ids, lengths) in documents.items():
+        file = corpus.ListedFile(f"{domain}/all.jsonl", domain, 1)
+        (folder / "tokenized" / domain).mkdir(parents=True)
+        writer = token_file.TokenFileWriter(folder / "tokenized" / file.token_file, made_with(folder, file))
+        ends = np.cumsum(lengths)
+        while (rest := num_tokens[domain] - writer.num_tokens) > 0:
+            number = 1 + int(np.searchsorted(ends[:-1], rest))
+            hashes = draw.integers(0, 1 << 64, number, np.uint64)
+            writer.append(ids[: ends[number - 1]], lengths[:number], hashes)
+        writer.publish({"skipped_lines": {}, "mended_lines": {}})
+        writer.close()
+        files.append({"bytes": 1, "domain": domain, "path": file.path})
+    (folder / f"{name}.txt").write_text("".join(f"{file['path']}\n" for file in files))
+    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))

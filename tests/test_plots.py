@@ -110,10 +110,11 @@ def test_pictures_of_little(run: Run, tmp_path: Path) -> None:
     refuse_empty_picture(tmp_path / "one.png")
     (tmp_path / "tokenized/arxiv/one.npy").unlink()
     done = run("sanity_check.py", "--plot", "none.png", cwd=tmp_path, status=1)
-    assert "no token file could be read: none.png is not written" in done.stdout
+    assert "no token file could be read: none.png is not written" in done.stderr
     assert not (tmp_path / "none.png").exists()
     write_teacher(tmp_path / "TEACHER", {"book": 3})
-    run("sanity_check.py", "teacher", "TEACHER", "--rows", 0, "--plot", "none.png", cwd=tmp_path)
+    done = run("sanity_check.py", "teacher", "TEACHER", "--rows", 0, "--json", "--plot", "none.png", cwd=tmp_path)
+    assert "no row could be read" in done.stderr and "plot" not in json.loads(done.stdout)
     assert not (tmp_path / "none.png").exists()
 
 

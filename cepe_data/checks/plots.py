@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic
+from cepe_data import atomic, cli
 from cepe_data.checks.report import Report
 from cepe_data.errors import ArgumentError
 
@@ -89,7 +89,7 @@ def draw_tokens(
     """Draw lengths, windows and tokens by domain, of which `num_listed` files should be there."""
     counts = {domain: one for domain, one in sorted(counts.items()) if one.files}
     if not counts:
-        report.say(f"no token file could be read: {path} is not written")
+        cli.warn(f"no token file could be read: {path} is not written")
         return
     num_files, num_documents, num_tokens = (
         sum(getattr(one, name) for one in counts.values()) for name in ("files", "documents", "tokens")
@@ -242,7 +242,7 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
     from matplotlib.ticker import FuncFormatter, PercentFormatter
 
     if not positions:
-        report.say(f"no row could be read: {path} is not written")
+        cli.warn(f"no row could be read: {path} is not written")
         return
     title = teacher_title(positions)
     pitch, height, gap = 1.3, 1.05, 0.75
@@ -332,6 +332,7 @@ class _Page:
         """Write or replace the file."""
         image, ending = io.BytesIO(), path.suffix.lower()
         self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending])
+        atomic.remove_stale_temporaries(path.parent)
         atomic.write_bytes(path, image.getvalue())
         report.facts["plot"] = str(path)
         report.say(f"picture → {path}")

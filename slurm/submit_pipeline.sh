@@ -16,7 +16,7 @@ if [[ $# -lt 1 || $# -gt 2 || ! $mode =~ ^(|--dry_run|--lines)$ ]]; then
     exit 2
 fi
 # shellcheck source=settings.example.sh
-source "$1"
+source "$1" >&2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CEPE_DATA_HOME=$here PYTHON
 if [[ $mode == --lines ]]; then

@@ -65,7 +65,7 @@ def write_settings(folder: Path, world: World, **changes: str) -> None:
         "TEACHER_SHARDS": "2",
         "TEACHER_FLAGS": "--num_encoder_tokens 64 --num_decoder_tokens 64 --topk 5 --rows_per_part 4 --device cpu",
         "ENCODER": str(folder / "encoder"),
-        "EMBED_SHARDS": "3",
+        "EMBED_SHARDS": "2",
         "EMBED_FLAGS": "--part_bytes 20000",
         "SEARCH_SPLIT": "test",
         "SEARCH_SHARDS": "2",
@@ -242,7 +242,7 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
     assert states(said["by_job"]["annotate"]) == ["missing", "part done"]
     text = run("sanity_check.py", "progress", "settings.sh", cwd=pipeline).stdout
     assert (
-        f"annotate {SET}: 0 of 2 tasks done, 1 of 3 parts, 4 of 12 rows\n  part done 1, 1 of 2 parts, 4 of 8 rows\n"
+        f"annotate {SET}: 0 of 2 tasks done, 1 of 3 parts, 4 of 12 rows\n  part done 1: 1 of 2 parts, 4 of 8 rows\n"
         in text
     )
 

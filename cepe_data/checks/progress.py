@@ -180,10 +180,10 @@ def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> Non
         by_state.setdefault(task.state, []).append(number)
     [state, *others] = by_state
     of_tasks = f"{len(by_state.get(DONE, []))} of {len(step.tasks)} tasks done" if others else state
-    report.say(f"{pipeline.label(job)}: {of_tasks}{counts_text(step, step.counts)}")
-    if others:
+    report.say(f"{pipeline.label(job)}: {', '.join([of_tasks, *counts_texts(step, step.counts)])}")
+    if others or (len(step.tasks) > 1 and state == PART_DONE):
         for number in by_state.pop(PART_DONE, []):
-            report.say(f"  {PART_DONE} {number}{counts_text(step, step.tasks[number].counts)}")
+            report.say(f"  {PART_DONE} {number}: {', '.join(counts_texts(step, step.tasks[number].counts))}")
         for state, numbers in by_state.items():
             report.say(f"  {state} {shards.array_ids(numbers)}")
     wrong = wrong_units(step)
@@ -192,15 +192,16 @@ def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> Non
             report.say(f"  {pipeline.shown(unit.path)} {unit.what}")
     if OTHER in {unit.state for unit in wrong}:
         report.say("  (use the same SETTINGS, or another output; or remove it, or submit with --overwrite)")
+    said = {(finding["path"], finding["what"]) for finding in report.findings}
     for unit in wrong:
-        if unit.state == DAMAGED:
+        if unit.state == DAMAGED and (str(unit.path), unit.what) not in said:
             report.found(unit.path, unit.what)
 
 
-def counts_text(step: Step, counts: Counts) -> str:
-    """`, 3 of 4 parts, 30 of 40 rows`, as far as it is known."""
-    text = f", {counts.units_done:,} of {counts.units:,} {step.unit}" if counts.units else ""
-    return text + (f", {counts.done:,} of {counts.total:,} {step.measure}" if counts.total else "")
+def counts_texts(step: Step, counts: Counts) -> list[str]:
+    """`3 of 4 parts` and `30 of 40 rows`, as far as they are known."""
+    units = [f"{counts.units_done:,} of {counts.units:,} {step.unit}"] if counts.units else []
+    return units + ([f"{counts.done:,} of {counts.total:,} {step.measure}"] if counts.total else [])
 
 
 def wrong_units(step: Step) -> list[Unit]:

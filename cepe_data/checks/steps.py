@@ -2,9 +2,9 @@
 
 Read are meta files, manifests and headers, and a unit's files are looked up by their size. That is cheap, and does not
 see a changed byte in a file that kept its size, nor another teacher or encoder of the same name (their weights would
-have to be read), nor another tokenizer than the saved one. Where an input is gone that a unit was made from (token
-files after sampling, say), the unit is compared with the arguments alone. What a process has in flight has a temporary
-name, and counts as missing.
+have to be read), nor another tokenizer than the saved one. Windows are not counted: a set that is not there yet has the
+rows that are asked for. Where an input is gone that a unit was made from (token files after sampling, say), the unit is
+compared with the arguments alone. What a process has in flight has a temporary name, and counts as missing.
 
 The scripts are imported here, and only here, because a line means what its own script takes it for.
 """
@@ -45,8 +45,6 @@ from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.passages import PassageShard, PassageTokenizer
 from retrieval import embed_passages, search, write_mds
 
-# Tokenizing
-
 
 def tokenize(args: argparse.Namespace) -> Step:
     """Token files; the first task has the saved tokenizer, too. Raises PipelineError for a list that is not right."""
@@ -69,9 +67,6 @@ def tokenize(args: argparse.Namespace) -> Step:
     units = [[of_path[path] for path in paths] for paths in assigned]
     units[0].append(Unit(folder / "tokenizer", saved.state, 0, what=saved.what, is_counted=False))
     return Step(folder, "files", "bytes", [Task(of_task) for of_task in units])
-
-
-# Sampling
 
 
 def sample_ab(args: argparse.Namespace) -> Step:
@@ -153,9 +148,7 @@ def passage_units(
 ) -> list[Unit]:
     """The files of passages of a shard, and its manifest, which comes last."""
     splits, passages = sampling.make_splits(args), sample_mds_concat.cut_passages(args)
-    of_shard = PassageShard(
-        tokens.tokens, splits, passages, tokens.surveys, args.output, shard, args.retrieval_shards
-    )  # fmt: skip
+    of_shard = PassageShard(tokens.tokens, splits, passages, tokens.surveys, args.output, shard, args.retrieval_shards)
     of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
     is_of_these = manifest["arguments"] == sampling.described_arguments(args)
     units = []
@@ -171,9 +164,6 @@ def passage_units(
     return [*units, of_manifest]
 
 
-# Annotating
-
-
 def annotate(args: argparse.Namespace) -> Step:
     """Parts of an annotated set; with --merge, the set."""
     args.domain = args.domain.strip("/")
@@ -182,35 +172,28 @@ def annotate(args: argparse.Namespace) -> Step:
     with contextlib.suppress(PipelineError):
         known |= {**calculate_logits.record_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
     joined = look(folder, known)
-    num_rows = int(known.get("rows") or joined.made_with("rows") or 0)
+    first = joined if joined.meta else first_part(folder)
+    num_rows, rows_per_part = (known.get(name) or first.made_with(name) for name in ("rows", "rows_per_part"))
     if args.merge:
-        return Step(folder, "sets", "rows", [Task([joined_unit(folder, joined, num_rows)])])
-    rows_per_part = args.rows_per_part or find_rows_per_part(folder, joined)
+        return Step(folder, "sets", "rows", [Task([joined_unit(folder, joined, num_rows or 0)])])
     if not num_rows or not rows_per_part:  # no part is there, and how large they will be is for the model to say
         return Step.unknown(folder, num_shards, joined.state, joined.what)
     borders, pool = mds.part_borders(num_rows, rows_per_part), mds.pool_path(folder)
     tasks = []
     for shard in range(num_shards):
-        first, stop = shards.row_range(shard, num_shards, len(borders))
+        start, stop = shards.row_range(shard, num_shards, len(borders))
         units = []
-        for part, (start_row, stop_row) in enumerate(borders[first:stop], first):
+        for part, (start_row, stop_row) in enumerate(borders[start:stop], start):
             of_part = {**known, "rows_per_part": rows_per_part, "first_row": start_row, "stop_row": stop_row}
             units.append(part_unit(mds.part_path(pool, part), of_part, stop_row - start_row, folder, joined))
         tasks.append(Task(units))
     return Step(folder, "parts", "rows", tasks)
 
 
-def find_rows_per_part(folder: Path, joined: Found) -> int | None:
-    """Rows of a part as the set, or the first part that can be read, has them; None if there is none."""
-    if joined.meta:
-        return joined.made_with("rows_per_part")
-    for path in part_paths(folder):
-        if meta := look(path, {}).meta:
-            return meta["made_with"].get("rows_per_part")
-    return None
-
-
-# Retrieval
+def first_part(folder: Path) -> Found:
+    """The first part of a set that can be read, whatever made it."""
+    found = (look(path, {}) for path in part_paths(folder))
+    return next((part for part in found if part.meta), Found(MISSING))
 
 
 def embed(args: argparse.Namespace) -> Step:

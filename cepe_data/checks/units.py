@@ -16,6 +16,7 @@ from cepe_data.checks.sets import compare_records
 from cepe_data.errors import DamagedFileError
 
 DONE, PART_DONE, MISSING, OTHER, DAMAGED = "done", "part done", "missing", "other arguments", "damaged"
+OTHERWISE = "was made with other arguments or inputs"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def look(path: Path, known: atomic.Meta) -> Found:
     if meta is None:
         return Found(OTHER, "nothing says what made it")
     if differences := compare_records(meta["made_with"], known):
-        return Found(OTHER, f"was made with other arguments or inputs: {differences}", meta)
+        return Found(OTHER, f"{OTHERWISE}: {differences}", meta)
     if lost := atomic.lost_files(path, meta):
         return Found(DAMAGED, f"its {lost[0].name} is gone or has another size", meta)
     return Found(DONE, meta=meta)
@@ -150,8 +151,7 @@ def set_unit(folder: Path, known: atomic.Meta, requested: int) -> Unit:
     if found.state == DONE and found.meta:
         rows, wanted = found.made_with("rows"), min(requested, found.meta.get("windows_available", requested))
         if rows != wanted:
-            return Unit(folder, OTHER, wanted, what=f"was made with other arguments or inputs: rows: was {rows}, "
-                        f"now {wanted}")  # fmt: skip
+            return Unit(folder, OTHER, wanted, what=f"{OTHERWISE}: rows: was {rows}, now {wanted}")
         return Unit(folder, DONE, rows, rows)
     if found.state == MISSING:
         rows = 0

@@ -220,15 +220,25 @@ class PassageShard:
     def shared_made_with(self, domain: str, requested: int, decoding: str) -> atomic.Meta:
         """What the files of a domain have in common over all shards; else they would overlap."""
         return {
-            "requested": requested,
-            "retrieval_shards": self.num_shards,
-            "chunk_size": self.passages.total_length,
+            **self.request_made_with(requested),
             "tokenizer": self.tokens.fingerprint,
             "decoding": decoding,
             **self.surveys[domain].inputs,
             **self.surveys[domain].rule,
+        }
+
+    def request_made_with(self, requested: int) -> atomic.Meta:
+        """What of that the arguments say, whatever the token files are."""
+        return {
+            "requested": requested,
+            "retrieval_shards": self.num_shards,
+            "chunk_size": self.passages.total_length,
             **self.splits.made_with("retrieval"),
         }
+
+    def own_made_with(self, domain: str) -> atomic.Meta:
+        """What only the file of a domain in this shard has."""
+        return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
     def missing(
         self, requests: Mapping[str, int], tokenizer: PassageTokenizer | None, overwrite: bool
@@ -247,8 +257,8 @@ class PassageShard:
             for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
                 if other != path:
                     sampling.refuse_differences(other, shared, overwrite)
-            numbers = {"shard_id": self.shard_id, "first_row": start, "stop_row": stop}
-            file = PassageFile(path, domain, start, stop, {"kind": "passages", "domain": domain, **numbers, **shared})
+            made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
+            file = PassageFile(path, domain, start, stop, made_with)
             if atomic.is_made(path, file.made_with, overwrite):
                 cli.say(f"{path}: skipped, made before with the same arguments")
             elif path.exists() or start < stop:

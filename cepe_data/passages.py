@@ -270,8 +270,10 @@ class PassageShard:
                 "written": line.written,
                 "source_files": [file.path for file in self.tokens.files[domain]],
             }
+        manifest = self.path("").with_name("manifest.json")
+        atomic.remove_stale_temporaries(manifest.parent)
         atomic.write_json(
-            self.path("").with_name("manifest.json"),
+            manifest,
             {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets},
         )
 

@@ -412,7 +412,7 @@ class WindowSampler:
         Raises:
             ArgumentError: naming such a set; with `overwrite` this is a warning, unless it is among those `replaced`.
         """
-        for path in sorted(self.output.glob("*/*/meta.json")):
+        for path in sorted(self.output.glob("*/[!.]*/meta.json")):
             split, unit = path.parent.parent.name, path.parent
             if split in {"test", "train"} and unit not in replaced:
                 refuse_differences(unit, self.window_rule(split), self.overwrite)
@@ -539,7 +539,7 @@ class WindowSampler:
             facts = self.facts(one.split, one.domain)
             sets[one.split][one.domain] = {"requested": one.outcome.requested, "written": 0, **facts}
         for split, of_split in sets.items():
-            for folder in sorted(self.output.glob(f"{split}/*")):
+            for folder in sorted(self.output.glob(f"{split}/[!.]*")):
                 meta = atomic.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
                 if meta is not None:
                     of_set = of_split.setdefault(folder.name, {"requested": 0})

@@ -10,6 +10,7 @@ writes  EMB/{shard}/{domain}/part-00000/ (cepe_data/embeddings.py says what is i
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def main() -> int:
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)
+    atomic.remove_stale_temporaries(args.output)
     embeddings.write_manifest(args.output, files)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} passages in {len(todo)} parts, {cli.seconds_since(start)} → "
@@ -99,8 +101,10 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
 
     Raises:
         ArgumentError: if there is none.
-        DamagedFileError: if one has not the size it was written with.
+        DamagedFileError: if one has not the size it was written with, or is gone.
     """
+    for manifest in sorted(corpus.glob("*/manifest.json")):
+        refuse_lost_files(manifest)
     files = []
     num_shards = 1
     for path in corpus.glob("*/*.jsonl"):
@@ -116,6 +120,19 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
     if absent := set(range(num_shards)).difference(file.shard for file in files):
         cli.warn(f"{corpus} lacks {len(absent)} of its {num_shards} shards: {shards.array_ids(absent)}")
     return sorted(files, key=lambda file: (file.domain, file.shard))
+
+
+def refuse_lost_files(manifest: Path) -> None:
+    """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
+    passages."""
+    try:
+        written = {domain: facts["written"] for domain, facts in json.loads(manifest.read_bytes())["sets"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{manifest} is damaged ({error}): make the shard again") from None
+    for domain, number in written.items():
+        path = manifest.with_name(f"{domain}.jsonl")
+        if number and not path.exists():
+            raise DamagedFileError(f"{path} is gone, which has {number:,} passages: make it again")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.checks import duplicates, every, retrieval, samples, show, teacher, tokens
+from cepe_data.checks import duplicates, every, overlap, retrieval, samples, show, teacher, tokens
 
 COMMANDS = {
     "tokens": tokens,
@@ -22,6 +22,7 @@ COMMANDS = {
     "retrieval": retrieval,
     "all": every,
     "duplicates": duplicates,
+    "overlap": overlap,
     "show": show,
 }
 

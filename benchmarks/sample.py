@@ -17,7 +17,6 @@ sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a 
 
 import argparse
 import json
-import math
 import os
 import resource
 import shutil
@@ -29,16 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import (
-    PROJECT,
-    Bars,
-    find_corpus,
-    on_cores,
-    peak_tree_bytes,
-    save_tokenizer,
-    saved_identity,
-)
-from cepe_data import atomic, corpus, drawing, encoding, jsonl, mds, passages, sampling, token_file, tokenizers, workers
+from benchmarks.common import PROJECT, Bars, on_cores, peak_tree_bytes
+from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
+from cepe_data import drawing, mds, passages, sampling
 from cepe_data.splits import Splits
 from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
 
@@ -61,9 +53,7 @@ def main() -> int:
     bars = Bars()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        data, model = find_corpus(folder)
-        workers.run_in_child(save_tokenizer, model, folder / "tokenized/tokenizer")
-        text = workers.run_in_child(corpus_tokens, data, folder / "tokenized/tokenizer")
+        text = prepare(folder)
         for name, num_tokens, mean in (
             ("long", 1_000_000_000, 60_000),
             ("usual", 325_000_000, 60_000),
@@ -78,46 +68,6 @@ def main() -> int:
         compare_planning(bars, folder, 100_000_000 // scale)
     print(f"{bars.num_missed} bars missed")
     return int(bars.num_missed > 0)
-
-
-def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
-    """int32 [tokens]: the corpus, tokenized."""
-    encode, ids = tokenizers.make_encoder(tokenizers.default_backend(), tokenizer), []
-    for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in jsonl.LineBlocks(path):
-            texts, _, _ = jsonl.parse_documents(1, block, "text")
-            ids.append(encode(texts)[0])
-    return np.concatenate(ids)
-
-
-def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mean_length: int) -> None:
-    """The token file of a domain of this name, listed as `{name}.txt`: lognormal lengths, hashes at random."""
-    draw = np.random.default_rng(1)
-    listed = corpus.ListedFile(f"{name}/{name}.jsonl", name, 1)
-    (folder / "tokenized" / name).mkdir(parents=True)
-    identity = saved_identity(folder / "tokenized/tokenizer")
-    job = encoding.Job(folder, folder / "tokenized", "text", False, 0.0, identity)
-    writer = token_file.TokenFileWriter(folder / "tokenized" / listed.token_file, job.made_with(listed))
-    while writer.num_tokens < num_tokens:
-        lengths = lognormal(draw, mean_length, 1000)
-        ids = np.resize(np.roll(text, -int(draw.integers(len(text)))), int(lengths.sum()))
-        writer.append(ids, lengths, draw.integers(0, 1 << 64, len(lengths), np.uint64))
-    writer.publish({"skipped_lines": {}, "mended_lines": {}})
-    writer.close()
-    (folder / f"{name}.txt").write_text(f"{listed.path}\n")
-    files = [{"bytes": 1, "domain": name, "path": listed.path}]
-    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
-
-
-def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:
-    """int64 [number]: lengths of documents with this mean and a heavy tail."""
-    return np.maximum(2, draw.lognormal(math.log(mean) - 0.5, 1.0, number)).astype(np.int64)
-
-
-def open_domain(folder: Path, name: str) -> drawing.Tokens:
-    identity = saved_identity(folder / "tokenized/tokenizer")
-    files = corpus.read_file_list(folder / f"{name}.txt")
-    return drawing.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
 
 
 def new_output(folder: Path) -> Path:
@@ -318,24 +268,7 @@ def planning_seconds(folder: Path, num_rows: int) -> tuple[float, int]:
 
 
 def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
-    """Ten token files with real headers and hashes, and holes instead of tokens."""
-    draw, num_files = np.random.default_rng(2), 10
-    paths = [f"headers/{number}.jsonl" for number in range(num_files)]
-    (folder / "tokenized/headers").mkdir()
-    for path in paths:
-        lengths = lognormal(draw, 600, num_documents // num_files)
-        target = folder / "tokenized" / corpus.ListedFile(path, "headers", 1).token_file
-        with target.open("wb") as file:
-            shape = (1 + len(lengths) + int(lengths.sum()),)
-            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
-            file.write(np.array([len(lengths)], np.int32).tobytes() + lengths.astype(np.int32).tobytes())
-            file.truncate(file.tell() + 4 * int(lengths.sum()))
-        hashes = draw.integers(0, 1 << 64, len(lengths), np.uint64)
-        np.save(token_file.hash_path(target), hashes)
-        target.with_suffix(".meta.json").write_text(json.dumps(atomic.signed({"made_with": {}, "files": {}})))
-    (folder / "headers.txt").write_text("".join(f"{path}\n" for path in paths))
-    files = [{"bytes": 1, "domain": "headers", "path": path} for path in paths]
-    (folder / "headers.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+    write_headers(folder, "headers", num_documents)
     results = [on_cores([0], planning_seconds, folder, num_documents // 40) for _ in range(2)]
     seconds, peak = min(results)
     details = f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, survey and draw of two sets"

@@ -106,13 +106,18 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write or replace a small text file, atomically; one that has this text already is left alone."""
+    """Write or replace a small text file, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write or replace a small file, atomically; one that has this content already is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes() == text.encode():
+    if path.exists() and path.read_bytes() == content:
         return
     temporary = temporary_path(path)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         flush(temporary)
         temporary.replace(path)
     finally:

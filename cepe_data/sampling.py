@@ -58,6 +58,11 @@ class Estimate:
     seconds: float
 
 
+def format_minutes(minutes: float) -> str:
+    """`12.3`, or two digits of less than one."""
+    return f"{minutes:,.1f}" if minutes >= 1 or not minutes else f"{minutes:.2g}"
+
+
 @dataclass
 class Outcome:
     """What came of a run, set by set; in a dry run, with what each would take."""
@@ -70,14 +75,15 @@ class Outcome:
         header = ("set", "documents", "requested", "available", "rows", "files", "bytes", "minutes")
         minutes = [takes.seconds / 60 / args.num_workers for takes in self.estimates]
         rows = [
-            (one.name, *one.as_json().values(), takes.files, takes.num_bytes, f"{expected:.1f}")
+            (one.name, *one.as_json().values(), takes.files, takes.num_bytes, format_minutes(expected))
             for one, takes, expected in zip(self.sets, self.estimates, minutes, strict=True)
         ]
         cli.say(cli.table(header, rows))
         is_made = [one.written and not takes.files for one, takes in zip(self.sets, self.estimates, strict=True)]
         if made := sum(map(bool, is_made)):
             cli.say(f"{made} of these sets are there already, made with the same arguments")
-        cli.say(f"about {sum(minutes):.1f} minutes with {args.num_workers} workers, from a measured sample of each set")
+        taken = format_minutes(sum(minutes))
+        cli.say(f"about {taken} minutes with {args.num_workers} workers, from a measured sample of each set")
         cli.report_disk(args.output, sum(takes.num_bytes for takes in self.estimates))
 
     def finish(self, args: argparse.Namespace, start: float) -> int:

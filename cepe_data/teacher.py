@@ -18,6 +18,7 @@ from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 HEAD_BYTES = 32 << 20  # of the logits that are there at a time
 HEAD_BYTES_CUDA = 512 << 20
@@ -161,16 +162,8 @@ class Teacher:
                 yield {"target_prob": prob[row], "target_index": index[row]}
 
     def num_flops(self) -> int:
-        """Floating point operations of one sequence: 2 a token and weight in the layers, attention to half of all
-        pairs of tokens (4 a pair and hidden unit), the head at the annotated positions."""
-        import torch
-
-        num_tokens, (vocab_size, hidden_size) = self.settings.num_tokens, self._weight.shape
-        embeddings = [module.weight for module in self._model.modules() if isinstance(module, torch.nn.Embedding)]
-        outside = {id(weight) for weight in (self._model.get_output_embeddings().weight, *embeddings)}
-        in_layers = sum(weight.numel() for weight in self._model.parameters() if id(weight) not in outside)
-        attention = 2 * num_tokens * num_tokens * hidden_size * self._config.num_hidden_layers
-        return 2 * num_tokens * in_layers + attention + 2 * self.settings.num_positions * hidden_size * vocab_size
+        """Floating point operations of one sequence, as `count_flops` has them."""
+        return count_flops(self._model, self.settings.num_tokens, self.settings.num_positions)
 
     @devices.inference_mode
     def compute(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -352,3 +345,18 @@ def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, to
     rest = logits.sub_(largest).exp_().scatter_(-1, index, 0).sum(-1, keepdim=True)
     top = top.sub_(largest).exp_()
     return torch.cat([top, rest], dim=-1) / (top.sum(-1, keepdim=True) + rest), index
+
+
+def count_flops(model: PreTrainedModel, num_tokens: int, num_positions: int = 0) -> int:
+    """Floating point operations of one sequence of `num_tokens` tokens in a model of transformers: 2 a token and weight
+    in the layers, attention to half of all pairs of tokens (4 a pair and hidden unit), the head, if there is one, at
+    `num_positions` of them."""
+    import torch
+
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    embeddings = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    outside = {id(weight) for weight in ([head.weight] if head is not None else []) + embeddings}
+    in_layers = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside)
+    attention = 2 * num_tokens * num_tokens * config.hidden_size * config.num_hidden_layers
+    in_head = 2 * num_positions * head.weight.numel() if head is not None else 0
+    return 2 * num_tokens * in_layers + attention + in_head

@@ -23,6 +23,7 @@ from cepe_data import atomic, cli, devices, embeddings, mds, shards, workers
 from cepe_data.embeddings import CorpusFile
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import write_npy
+from cepe_data.passages import lines_of
 from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
 
 PART_BYTES = 256_000_000
@@ -260,18 +261,6 @@ def token_ids(ids: object, dtype: np.dtype) -> np.ndarray:
     if array.size and not 0 <= array.min() <= array.max() <= np.iinfo(dtype).max:
         raise ValueError(f"it has ids from {array.min()} to {array.max()}")
     return array.astype(dtype)
-
-
-def lines_of(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin at bytes [start, stop), each with where it begins."""
-    with path.open("rb") as file:
-        if start:
-            file.seek(start - 1)
-            file.readline()
-        position = file.tell()
-        while position < stop and (line := file.readline()):
-            yield position, line
-            position += len(line)
 
 
 def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: argparse.Namespace) -> int:

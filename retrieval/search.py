@@ -27,9 +27,9 @@ from cepe_data.embeddings import NO_KEY, Embeddings
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header, write_npy
 from cepe_data.passages import PassageTokenizer
+from cepe_data.spans import shares_span
 from retrieval.embed_passages import add_encoder_arguments
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from retrieval.overlap import shares_span
 from retrieval.topk import TopK
 
 QUERIES_AT_ONCE = 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,19 @@ def test_the_trainer_pairs_slices_and_converts_every_set(run: Run, world: World,
         loss = -(probability[:, :-1] * log_p).sum(-1).mean()
         loss.backward()
         assert torch.isfinite(loss) and np.isfinite(logits.grad.numpy()).all()  # type: ignore[union-attr]
+
+
+def test_a_copied_set_is_read_from_where_it_is_kept(run: Run, world: World, tmp_path: Path) -> None:
+    """As docs/object_store.md has it; the store is a folder."""
+    flags = ("--domains", "book=1", "--rows_per_part", 3, *world.source_flags)
+    run("sample_mds_ab.py", "OUT", 128, 64, 0, 10, *flags, cwd=tmp_path)
+    shutil.move(tmp_path / "OUT", tmp_path / "bucket")
+    streaming = mds.import_streaming()
+    stream = streaming.Stream(remote=str(tmp_path / "bucket/train/book"), local=str(tmp_path / "cache"))
+    rows = streaming.StreamingDataset(streams=[stream], shuffle=True, batch_size=2, cache_limit="1gb")
+    kept = list(mds.Rows(tmp_path / "bucket/train/book"))
+    for number in (9, 0, 4):
+        assert (rows[number]["token_ids"] == kept[number]["token_ids"]).all()
+    assert (tmp_path / "cache/shard.00003.mds").exists() and not (tmp_path / "cache/shard.00002.mds").exists()
+    seen = sorted(row["prev_token_ids"].tobytes() for row in rows)
+    assert seen == sorted(row["prev_token_ids"].tobytes() for row in kept)

@@ -29,7 +29,7 @@ def test_the_commands_of_the_readme_parse(run: Run, tmp_path: Path) -> None:
     readme = (PROJECT / "README.md").read_text()
     lines = (readme + (PROJECT / "retrieval/README.md").read_text()).replace("\\\n", " ")
     commands = re.findall(r"python (?:-m )?((?:retrieval\.[a-z_]+|[a-z_]+\.py) [^\n;#'`…]+)(?![^\n]*…)", lines)
-    assert len(commands) > 22 and len(demo.tour_commands(readme)) == 15
+    assert len(commands) > 22 and len(demo.tour_commands(readme)) == 16
     for command in commands:
         # What the parser accepts fails later, for want of files: no usage line.
         words = shlex.split(command.replace("$shard", "0").replace("$CEPE/", ""))

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from cepe_data import atomic, mds, workers
 from cepe_data.embeddings import NO_KEY, Embeddings
+from cepe_data.spans import shares_span
 from demo.models import find_encoder
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from retrieval.overlap import shares_span
 from retrieval.topk import TopK
 from tests import reference
 from tests.conftest import PROJECT, Run, World, make_texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -80,8 +80,15 @@ def is_domain_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.endswith((".parts", ".queries")) and not path.name.startswith(".")
 
 
-def check_sets(report: Report, args: argparse.Namespace, folders: Sequence[Path], checker: Checker) -> int:
-    """Check sets and their rows; returns how many rows were compared with what they were made from."""
+def check_sets(
+    report: Report,
+    args: argparse.Namespace,
+    folders: Sequence[Path],
+    checker: Checker,
+    collect: Callable[[Path, Result], object] = lambda folder, result: None,
+) -> int:
+    """Check sets and their rows; returns how many rows were compared with what they were made from. `collect` is called
+    with every result and its set, in an order that does not depend on the number of workers."""
     jobs: list[_Job] = []
     for folder in folders:
         if not _is_whole(report, folder) or not checker.check_set(report, folder):
@@ -99,6 +106,7 @@ def check_sets(report: Report, args: argparse.Namespace, folders: Sequence[Path]
     ):
         for job, result in pool.map_in_order(_Job.run, jobs, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared
+            collect(job.folder, result)
             for row, what in result.findings:
                 num_findings[job.folder] += 1
                 if num_findings[job.folder] <= MAX_FINDINGS:

@@ -2,20 +2,22 @@
 
 Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
 looks at every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
-transformers' own forward pass of the whole sequence.
+transformers' own forward pass of the whole sequence. `--plot` draws, over the positions, how much of the probability
+the top-k hold and the entropy, of the rows that are looked at.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from cepe_data import atomic, cli, mds
-from cepe_data.checks import sets
+from cepe_data.checks import plots, sets
 from cepe_data.checks.report import Report
 from cepe_data.errors import ArgumentError
 
@@ -23,6 +25,8 @@ HELP = "check what a teacher wrote"
 SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
 LOG_TOLERANCE = {"float32": 0.01}  # median difference of log probabilities
 HALF_LOG_TOLERANCE = 0.25
+MAX_GROUPS = 64  # of positions: a line of 2,048 positions would be noise
+NUM_BINS = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,20 +35,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_dir", default=None, help="the teacher, to compute some rows once more")
     parser.add_argument("--retrieval_input_dir", type=Path, default=None, help="with --model_dir, as it was given then")
     parser.add_argument("--recomputed_rows", type=cli.count, default=2, help="with --model_dir, of every set")
+    plots.add_argument(parser)
     sets.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check every set of DIR."""
+    plots.refuse_bad_path(args.plot)
     report = Report.of("teacher", args)
     folders = sets.find_sets(args.folder)
-    sets.check_sets(report, args, folders, TeacherChecker(args.input_dir))
+    positions: dict[str, Positions] = {}
+
+    def collect(folder: Path, result: sets.Result) -> None:
+        if isinstance(result, TeacherResult) and result.positions is not None:
+            positions.setdefault(folder.name, result.positions.empty()).add(result.positions)
+
+    sets.check_sets(report, args, folders, TeacherChecker(args.input_dir, args.plot is not None), collect)
     num_rows = sum(mds.num_rows(folder) for folder in folders if (folder / mds.INDEX_NAME).exists())
     damaged = {finding["path"] for finding in report.findings}
     num_recomputed = 0
     if args.model_dir:
         whole = [folder for folder in folders if str(folder) not in damaged]
         num_recomputed = sum(recompute(report, args, folder) for folder in whole)
+    if args.plot:
+        report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
+        plots.draw_teacher(report, args.plot, positions)
     report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_recomputed} computed once more: {len(report.findings)} findings",
@@ -58,11 +73,116 @@ def input_folder(folder: Path, input_dir: Path | None) -> Path:
     return (input_dir or folder.parent.parent / name) / folder.name
 
 
+@dataclass
+class Positions:
+    """What a teacher expects over the positions of rows, in groups of `width` neighbouring positions, at most
+    MAX_GROUPS: sums, and histograms, so that any number of rows takes the same memory.
+
+    `topk_mass`: 1 − the mass of the rest. `entropy`: −Σ p ln p in nats, with the rest as one outcome; that is a lower
+    bound of the entropy of the whole distribution, by what is not known of the rest.
+    """
+
+    num_positions: int
+    topk: int
+    num_rows: int = 0
+    topk_mass: Spread = field(init=False)
+    entropy: Spread = field(init=False)
+
+    def __post_init__(self) -> None:
+        num_groups = -(-self.num_positions // self.width)
+        self.topk_mass, self.entropy = Spread(num_groups, 1.0), Spread(num_groups, math.log(self.topk + 1))
+
+    @property
+    def width(self) -> int:
+        """Positions of a group; the last may have fewer."""
+        return -(-self.num_positions // MAX_GROUPS)
+
+    @property
+    def first_positions(self) -> np.ndarray:
+        """int64 [groups]: the first position of each group, from 0."""
+        return np.arange(0, self.num_positions, self.width)
+
+    def empty(self) -> Positions:
+        """The same of no rows."""
+        return Positions(self.num_positions, self.topk)
+
+    def add_row(self, prob: np.ndarray) -> None:
+        """Count a row, float [positions, topk + 1]."""
+        exact = prob.astype(np.float64)
+        logs = np.log(exact, where=exact > 0, out=np.zeros_like(exact))
+        groups = np.arange(self.num_positions) // self.width
+        self.topk_mass.add_values(groups, 1.0 - exact[:, -1])
+        self.entropy.add_values(groups, -(exact * logs).sum(axis=1))
+        self.num_rows += 1
+
+    def add(self, other: Positions) -> None:
+        """Count the rows of `other`, too."""
+        self.topk_mass.add(other.topk_mass)
+        self.entropy.add(other.entropy)
+        self.num_rows += other.num_rows
+
+    def facts(self) -> dict[str, object]:
+        """Lists over the groups, as `--json` prints them."""
+        facts: dict[str, object] = {"rows": self.num_rows, "first_positions": self.first_positions.tolist()}
+        for name, spread in (("topk_mass", self.topk_mass), ("entropy_nats", self.entropy)):
+            lines = {"mean": spread.mean(), "quantile_10": spread.quantile(0.1), "quantile_90": spread.quantile(0.9)}
+            facts[name] = {line: values.round(6).tolist() for line, values in lines.items()}
+        return facts
+
+
+class Spread:
+    """Mean and quantiles of numbers from 0 to `limit`, in groups; quantiles to the width of a bin, limit / NUM_BINS."""
+
+    def __init__(self, num_groups: int, limit: float) -> None:
+        self.limit = limit
+        self._sums = np.zeros(num_groups)
+        self._counts = np.zeros((num_groups, NUM_BINS), np.int64)
+
+    def add_values(self, groups: np.ndarray, values: np.ndarray) -> None:
+        """Count values, float64 [n], of groups, int64 [n]."""
+        num_groups = len(self._sums)
+        # Rounding may put a value outside.
+        bins = np.clip((values * (NUM_BINS / self.limit)).astype(np.int64), 0, NUM_BINS - 1)
+        counts = np.bincount(groups * NUM_BINS + bins, minlength=self._counts.size)
+        self._counts += counts.reshape(num_groups, NUM_BINS)
+        self._sums += np.bincount(groups, values, minlength=num_groups)
+
+    def add(self, other: Spread) -> None:
+        """Count the numbers of `other`, too."""
+        self._counts += other._counts
+        self._sums += other._sums
+
+    def mean(self) -> np.ndarray:
+        """float64 [groups]. No group may be empty, here and below."""
+        return self._sums / self._counts.sum(axis=1)
+
+    def quantile(self, share: float) -> np.ndarray:
+        """float64 [groups]: the number that `share` of a group do not exceed, interpolated inside its bin."""
+        below = self._counts.cumsum(axis=1)
+        wanted = share * below[:, -1:]
+        places = (below >= wanted).argmax(axis=1)[:, None]
+        in_bin = np.take_along_axis(self._counts, places, axis=1)
+        before = np.take_along_axis(below, places, axis=1) - in_bin
+        return ((places + (wanted - before) / in_bin) * (self.limit / NUM_BINS))[:, 0]
+
+    def total_mean(self) -> float:
+        """The mean over all groups."""
+        return float(self._sums.sum() / self._counts.sum())
+
+
+@dataclass
+class TeacherResult(sets.Result):
+    """With what the rows tell of their positions, if that is asked for."""
+
+    positions: Positions | None = None
+
+
 @dataclass(frozen=True)
 class TeacherChecker:
     """Looks at annotated sets."""
 
     input_dir: Path | None
+    with_positions: bool
 
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, and the input."""
@@ -94,10 +214,14 @@ class TeacherChecker:
     def check_rows(self, folder: Path, rows: np.ndarray) -> sets.Result:
         """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
         vocab_size = (atomic.read_meta(folder) or {}).get("vocab_size") or 1 << 31
-        result = sets.Result()
+        result = TeacherResult()
         for number, row in sets.read_ids(mds.Rows(folder), rows.tolist(), result):
             if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
                 result.findings.append((number, what))
+            elif self.with_positions:
+                num_positions, topk = row["target_index"].shape
+                result.positions = result.positions or Positions(num_positions, topk)
+                result.positions.add_row(row["target_prob"])
         return result
 
 

@@ -1,13 +1,15 @@
 """Check the token files: that they are there, whole, made from the listed jsonl files with one tokenizer, and right.
 
 Quick by default: headers, sizes, lengths, and a seeded sample of documents. `--deep` reads every number and compares
-hashes. Where a jsonl file still exists, some of its documents are tokenized once more and compared.
+hashes. Where a jsonl file still exists, some of its documents are tokenized once more and compared. `--plot` draws how
+long the documents are, which windows they hold, and tokens by domain beside RedPajama's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,13 +21,17 @@ import numpy as np
 import xxhash
 
 from cepe_data import atomic, cli, corpus, jsonl, keyed, shards, tokenizers, workers
+from cepe_data.checks import plots
 from cepe_data.checks.report import Report, add_report_arguments, add_source_arguments
 from cepe_data.errors import DamagedFileError
 from cepe_data.token_file import TOKEN_DTYPE, TokenFile, add_bos_eos, hash_path, read_tokenizer
+from cepe_data.windows import DocumentWindows
 
 HELP = "check the token files (what happens without a command)"
 CHUNK_TOKENS = 4096
 LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
+WINDOW_STEP = 4096  # the DECODER_LENGTH of the README's sample_mds_ab.py
+NUM_LENGTH_BINS = 64
 READ_TOKENS = 1 << 18  # what is read stays in a core's cache while it is hashed and looked at
 MAX_TEXT_CHARACTERS = 1 << 20  # transformers takes a second for it
 
@@ -47,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that read"
     )
+    plots.add_argument(parser)
     add_report_arguments(parser)
 
 
@@ -65,13 +72,16 @@ def check_tokenizer(report: Report, folder: Path) -> tokenizers.TokenizerIdentit
 
 @dataclass
 class DomainCounts:
-    """What the table has of a domain."""
+    """What the table and the picture have of a domain. `windows`: those of so many tokens inside one document, each
+    WINDOW_STEP after the last, whatever its split. `lengths`: int64 [NUM_LENGTH_BINS], documents by `length_bins`."""
 
     files: int = 0
     documents: int = 0
     tokens: int = 0
     chunks: int = 0
     long_documents: list[int] = field(default_factory=lambda: [0] * len(LONG_DOCUMENT_TOKENS))
+    windows: list[int] = field(default_factory=lambda: [0] * len(LONG_DOCUMENT_TOKENS))
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(NUM_LENGTH_BINS, np.int64))
 
     def add(self, other: DomainCounts) -> None:
         """Count what `other` has, too."""
@@ -80,10 +90,34 @@ class DomainCounts:
         self.tokens += other.tokens
         self.chunks += other.chunks
         self.long_documents = [sum(pair) for pair in zip(self.long_documents, other.long_documents, strict=True)]
+        self.windows = [sum(pair) for pair in zip(self.windows, other.windows, strict=True)]
+        self.lengths = self.lengths + other.lengths
+
+    def add_lengths(self, lengths: np.ndarray) -> None:
+        """Count documents of these lengths, int64 [n], but not their tokens."""
+        self.lengths = self.lengths + np.bincount(length_bins(lengths), minlength=NUM_LENGTH_BINS)
+        for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
+            lengths = lengths[lengths >= threshold]
+            self.long_documents[index] += len(lengths)
+            self.windows[index] += int(DocumentWindows(threshold, WINDOW_STEP).units(lengths).sum())
+
+
+def length_bins(lengths: np.ndarray) -> np.ndarray:
+    """int [n]: the half octave of each length, int64 [n]: bin i begins at 2^(i / 2) tokens, so that every power of two
+    begins one. An empty document counts as one of 1 token, and the last bin has all that is longer, too."""
+    # ⌊2 log₂ length⌋ is the exponent of length², in the bits from 52 on: exact, where a logarithm need not be.
+    squares = np.square(np.maximum(lengths, 1).astype(np.float64))
+    return np.minimum((squares.view(np.int64) >> 52) - 1023, NUM_LENGTH_BINS - 1)
+
+
+def lowest_length(length_bin: int) -> int:
+    """The smallest number of tokens in a bin: ⌈2^(i / 2)⌉."""
+    return math.isqrt((1 << length_bin) - 1) + 1
 
 
 def run(args: argparse.Namespace) -> int:
     """Check every token file of the list; print what is wrong, what to run again, and a table per domain."""
+    plots.refuse_bad_path(args.plot)
     report = Report.of("tokens", args)
     files = corpus.read_file_list(args.file_list)
     saved = check_tokenizer(report, args.tokenized_dir / "tokenizer")
@@ -111,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
     print_domain_table(report, counts)
     if missing or damaged:
         print_remedy(report, args, files, {*missing, *damaged}, bool(damaged))
+    if args.plot:
+        plots.draw_tokens(report, args.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
     report.facts |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
     return report.finish(
         f"{len(files)} token files: {len(missing)} missing, {len(damaged)} damaged, {num_texts} texts tokenized again",
@@ -192,25 +228,22 @@ class FileChecker:
         """Lengths; BOS and EOS at the borders of documents, and their ids: of all of them, or of a sample."""
         identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
         ids = DocumentIds(tokens, identity, self.is_deep)
-        sample = self._sample(tokens)
+        sample, counts = self._sample(tokens), DomainCounts(1, tokens.num_documents, tokens.num_tokens)
+        counts.chunks = tokens.num_tokens // CHUNK_TOKENS
         for first, position, lengths, _ in tokens.document_blocks():
             ends = position + np.cumsum(lengths)
             chosen = (
                 slice(None) if self.is_deep else sample[(sample >= first) & (sample < first + len(lengths))] - first
             )
             ids.check(np.arange(first, first + len(lengths))[chosen], (ends - lengths)[chosen], ends[chosen])
-            for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
-                result.counts.long_documents[index] += int(np.count_nonzero(lengths >= threshold))
+            counts.add_lengths(lengths)
         result.findings += [(tokens.path, f"document {document} {what}") for what, document in ids.first_wrong.items()]
         if self.is_deep and tokens.meta is not None:
             hashes = hash_path(tokens.path)
             for path, digest in ((tokens.path, ids.digest), (hashes, atomic.file_facts(hashes)["xxh3_64"])):
                 if digest != tokens.meta["files"].get(path.name, {}).get("xxh3_64"):
                     result.findings.append((path, "is not what was written: its hash differs from the meta file"))
-        result.counts.files += 1
-        result.counts.documents += tokens.num_documents
-        result.counts.tokens += tokens.num_tokens
-        result.counts.chunks += tokens.num_tokens // CHUNK_TOKENS
+        result.counts = counts
 
     def _sample(self, tokens: TokenFile) -> np.ndarray:
         """int64 [documents]: numbers of some documents of a file, ascending; the first and the last are among them."""
@@ -360,6 +393,10 @@ def print_domain_table(report: Report, counts: dict[str, DomainCounts]) -> None:
         for domain, one in sorted(counts.items())
     ]
     report.facts["domains"] = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+    for domain, one in counts.items():
+        windows = {f"windows of {total}": num for total, num in zip(LONG_DOCUMENT_TOKENS, one.windows, strict=True)}
+        by_length = {lowest_length(place): int(one.lengths[place]) for place in np.flatnonzero(one.lengths).tolist()}
+        report.facts["domains"][domain] |= {**windows, "documents by length": by_length}
     if not rows:
         return
     rows.append(["total", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))])

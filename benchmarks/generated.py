@@ -1,0 +1,112 @@
+"""Token files for benchmarks: lognormal lengths of documents, tokens of the corpus over and over, hashes at random."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import find_corpus, save_tokenizer, saved_identity
+from cepe_data import atomic, corpus, drawing, encoding, jsonl, token_file, tokenizers, workers
+
+
+def prepare(folder: Path) -> np.ndarray:
+    """int32 [tokens]: the corpus, tokenized; its tokenizer is saved in `folder`/tokenized."""
+    data, model = find_corpus(folder)
+    workers.run_in_child(save_tokenizer, model, folder / "tokenized/tokenizer")
+    return workers.run_in_child(corpus_tokens, data, folder / "tokenized/tokenizer")
+
+
+def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
+    """int32 [tokens]: the corpus, tokenized."""
+    encode, ids = tokenizers.make_encoder(tokenizers.default_backend(), tokenizer), []
+    for path in sorted(data.rglob("*.jsonl*")):
+        for _, block in jsonl.LineBlocks(path):
+            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            ids.append(encode(texts)[0])
+    return np.concatenate(ids)
+
+
+def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mean_length: int) -> None:
+    """The token file of a domain of this name, listed as `{name}.txt`: lognormal lengths, hashes at random."""
+    draw = np.random.default_rng(1)
+    listed = corpus.ListedFile(f"{name}/{name}.jsonl", name, 1)
+    (folder / "tokenized" / name).mkdir(parents=True)
+    writer = token_file.TokenFileWriter(folder / "tokenized" / listed.token_file, made_with(folder, listed))
+    identity = saved_identity(folder / "tokenized/tokenizer")
+    while writer.num_tokens < num_tokens:
+        lengths = lognormal(draw, mean_length, 1000)
+        ids = np.resize(np.roll(text, -int(draw.integers(len(text)))), int(lengths.sum()))
+        ends = np.cumsum(lengths)
+        ids[ends - lengths], ids[ends - 1] = identity.bos_id, identity.eos_id
+        writer.append(ids, lengths, draw.integers(0, 1 << 64, len(lengths), np.uint64))
+    writer.publish({"skipped_lines": {}, "mended_lines": {}})
+    writer.close()
+    (folder / f"{name}.txt").write_text(f"{listed.path}\n")
+    files = [{"bytes": 1, "domain": name, "path": listed.path}]
+    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+
+
+def made_with(folder: Path, file: corpus.ListedFile) -> atomic.Meta:
+    """The record of a token file."""
+    identity = saved_identity(folder / "tokenized/tokenizer")
+    return encoding.Job(folder, folder / "tokenized", "text", False, 0.0, identity).made_with(file)
+
+
+def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:
+    """int64 [number]: lengths of documents with this mean and a heavy tail."""
+    return np.maximum(2, draw.lognormal(math.log(mean) - 0.5, 1.0, number)).astype(np.int64)
+
+
+def open_domain(folder: Path, name: str) -> drawing.Tokens:
+    identity = saved_identity(folder / "tokenized/tokenizer")
+    files = corpus.read_file_list(folder / f"{name}.txt")
+    return drawing.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
+
+
+def write_headers(folder: Path, name: str, num_documents: int) -> None:
+    """Ten token files of a domain with real headers and hashes, and holes instead of tokens."""
+    draw, num_files = np.random.default_rng(2), 10
+    paths = [f"{name}/{number}.jsonl" for number in range(num_files)]
+    (folder / "tokenized" / name).mkdir(parents=True)
+    for path in paths:
+        lengths = lognormal(draw, 600, num_documents // num_files)
+        target = folder / "tokenized" / corpus.ListedFile(path, name, 1).token_file
+        with target.open("wb") as file:
+            shape = (1 + len(lengths) + int(lengths.sum()),)
+            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
+            file.write(np.array([len(lengths)], np.int32).tobytes() + lengths.astype(np.int32).tobytes())
+            file.truncate(file.tell() + 4 * int(lengths.sum()))
+        hashes = token_file.hash_path(target)
+        np.save(hashes, draw.integers(0, 1 << 64, len(lengths), np.uint64))
+        facts = {one.name: {"bytes": one.stat().st_size, "xxh3_64": ""} for one in (target, hashes)}
+        meta = {"made_with": made_with(folder, corpus.ListedFile(path, name, 1)), "files": facts}
+        atomic.meta_path(target).write_text(json.dumps(atomic.signed(meta)))
+    (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in paths))
+    files = [{"bytes": 1, "domain": name, "path": path} for path in paths]
+    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+
+
+def write_repeated(
+    folder: Path, name: str, documents: dict[str, tuple[np.ndarray, np.ndarray]], num_tokens: dict[str, int]
+) -> None:
+    """A token file for each domain, listed as `{name}.txt`, of about so many tokens: the same documents over and over,
+    by domain their ids, int32 [tokens], and lengths, int64 [documents]. Hashes are random, so that each copy counts as
+    a document of its own."""
+    draw, files = np.random.default_rng(3), []
+    for domain, (ids, lengths) in documents.items():
+        file = corpus.ListedFile(f"{domain}/all.jsonl", domain, 1)
+        (folder / "tokenized" / domain).mkdir(parents=True)
+        writer = token_file.TokenFileWriter(folder / "tokenized" / file.token_file, made_with(folder, file))
+        ends = np.cumsum(lengths)
+        while (rest := num_tokens[domain] - writer.num_tokens) > 0:
+            number = 1 + int(np.searchsorted(ends[:-1], rest))
+            hashes = draw.integers(0, 1 << 64, number, np.uint64)
+            writer.append(ids[: ends[number - 1]], lengths[:number], hashes)
+        writer.publish({"skipped_lines": {}, "mended_lines": {}})
+        writer.close()
+        files.append({"bytes": 1, "domain": domain, "path": file.path})
+    (folder / f"{name}.txt").write_text("".join(f"{file['path']}\n" for file in files))
+    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))

@@ -1,0 +1,137 @@
+"""What every step takes at RedPajama's full size, from the steps' own --dry_run: docs/scale.md has what it printed.
+
+    python benchmarks/scale.py             # about 3 minutes on 2 cores, 7 GB of disk
+
+The dry runs measure a sample of real text (../shared/corpus where it is, else the demo's). What they count is made
+here: for tokenizing, a file for each domain that begins with that text and has a hole behind it, so large that its
+tokens are those that RedPajama has; for the samplers, token files with 1/1000 of these tokens, the real documents over
+and over, and 1/1000 of the rows that are asked for. Models are counted in operations, on meta tensors; hours on a GPU
+are operations at half of the 790 TFLOP/s that an H200 was measured to reach in bfloat16, and were not run.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import PROJECT, find_corpus
+from benchmarks.generated import write_repeated
+from cepe_data import cli, corpus, jsonl, mds
+from cepe_data.token_file import TokenFile
+
+# Billions of LLaMA tokens, as published with RedPajama-Data-1T.
+BILLIONS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
+SAMPLE_BYTES = 10 << 20
+SHRUNK = 1000
+PASSAGES, PASSAGE_TOKENS, WORD_PIECES, DIMENSION = 200_000_000, 256, 256, 768
+QUERIES = 35_000
+FLOPS_A_SECOND = 395e12
+TEACHER_ROWS = 2_500_000
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data, model = find_corpus(folder)
+        run(folder, "get_all_jsonl.py", data, "--output", "real.txt")
+        run(folder, "tokenize_jsonl.py", "--file_list", "real.txt", "--output_dir", "real", "--tokenizer", model)
+        documents, bytes_per_token = survey_corpus(folder, data)
+        write_holes(folder / "data", data, folder / "real.txt", bytes_per_token)
+        run(folder, "get_all_jsonl.py", "data")
+        show(folder, "tokenize_jsonl.py", "--output_dir", "empty", "--tokenizer", model, "--num_workers", 1)
+        (folder / "tokenized").mkdir()
+        shutil.copytree(folder / "real/tokenizer", folder / "tokenized/tokenizer")
+        num_tokens = {domain: 10**9 * number // SHRUNK for domain, number in BILLIONS.items()}
+        write_repeated(folder, "shrunk", documents, num_tokens)
+        flags = ("--file_list", "shrunk.txt", "--num_workers", 1, "--allow_shortage")
+        print(f"the samplers: documents, rows, bytes and minutes below are 1/{SHRUNK} of those of all of it")
+        show(folder, "sample_mds_ab.py", "8k_ab", 8192, 4096, 0, 5_000_000 // SHRUNK, *flags)
+        counts = (35_000 // SHRUNK, 2_500_000 // SHRUNK, 2_000_000 // SHRUNK, 0)
+        show(folder, "sample_mds_concat.py", "8k_concat", 4096, 4096, *counts, *flags)
+    report_models()
+    return cli.EXIT_OK
+
+
+def run(folder: Path, script: str, *arguments: object) -> str:
+    """What a script prints."""
+    command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def show(folder: Path, script: str, *arguments: object) -> None:
+    """Print a dry run."""
+    print(f"$ python {script} {' '.join(map(str, arguments[: 6 if 'concat' in script else 5]))} … --dry_run")
+    print(run(folder, script, *arguments, "--dry_run"), flush=True)
+
+
+def survey_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float]]:
+    """Of each domain of the real corpus: its documents, as `write_repeated` wants them, and bytes of jsonl a token."""
+    ids: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
+    lengths: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
+    num_bytes = dict.fromkeys(BILLIONS, 0)
+    for file in corpus.read_file_list(folder / "real.txt"):
+        with TokenFile(folder / "real" / file.token_file) as tokens:
+            lengths[file.domain].append(tokens.lengths(0, tokens.num_documents))
+            ids[file.domain].append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
+        num_bytes[file.domain] += sum(len(block) for _, block in jsonl.LineBlocks(data / file.path))
+    documents = {domain: (np.concatenate(ids[domain]), np.concatenate(lengths[domain])) for domain in BILLIONS}
+    return documents, {domain: num_bytes[domain] / len(documents[domain][0]) for domain in BILLIONS}
+
+
+def write_holes(target: Path, data: Path, file_list: Path, bytes_per_token: dict[str, float]) -> None:
+    """A jsonl file for each domain: the beginning is real, the rest a hole."""
+    files = corpus.read_file_list(file_list)
+    for domain, billions in BILLIONS.items():
+        path = target / domain / "all.jsonl"
+        path.parent.mkdir(parents=True)
+        with path.open("wb") as file:
+            for block in text_of(data, [one for one in files if one.domain == domain]):
+                file.write(block)
+                if file.tell() > SAMPLE_BYTES:
+                    break
+            file.truncate(int(billions * 10**9 * bytes_per_token[domain]))
+
+
+def text_of(data: Path, files: list[corpus.ListedFile]) -> Iterator[bytes]:
+    """Lines of these files, over and over."""
+    while True:
+        for file in files:
+            for _, block in jsonl.LineBlocks(data / file.path):
+                yield block
+
+
+def report_models() -> None:
+    """Operations and bytes of the steps that run models."""
+    import torch
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    from cepe_data.teacher import count_flops
+
+    with torch.device("meta"):  # the configurations' defaults are LLaMA-7B, and BERT-base, which contriever is
+        teacher, encoder = LlamaForCausalLM(LlamaConfig()), BertModel(BertConfig(), add_pooling_layer=False)
+    columns = {"target_prob": mds.array_column(np.dtype(np.float16), 2048, 51)}
+    columns["target_index"] = mds.array_column(np.dtype(np.int16), 2048, 50)
+    embedding_bytes = 2 * (DIMENSION + 2 * PASSAGE_TOKENS)
+    rows = [
+        (f"teacher, 7B, {TEACHER_ROWS:,} rows of 2,048 + 2,048", count_flops(teacher, 4096, 2048) * TEACHER_ROWS,
+         mds.row_bytes(columns) * TEACHER_ROWS),
+        (f"embedding {PASSAGES:,} passages of {WORD_PIECES} word pieces", count_flops(encoder, WORD_PIECES) * PASSAGES,
+         embedding_bytes * PASSAGES),
+        (f"searching them for {QUERIES:,} rows", 2 * DIMENSION * QUERIES * PASSAGES, 2 * DIMENSION * PASSAGES),
+    ]  # fmt: skip
+    hours = [f"{flops / FLOPS_A_SECOND / 3600:.2g}" for _, flops, _ in rows]
+    table = [(what, f"{flops:.2g}", size, taken) for (what, flops, size), taken in zip(rows, hours, strict=True)]
+    print(cli.table(("step", "operations", "bytes written (search: read)", "GPU hours, computed"), table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""Show leaks: the test windows that share a span of tokens with training windows or with the retrieval corpus.
+
+A text is never in two splits, but what it quotes, or a slightly other version of it, can be. Spans of 50 tokens are
+compared by hashes, one of 8 of them: a window that shares a long stretch is found for certain, one that shares a single
+span by luck, and the report says how likely. OUT/overlap.json has the numbers of the rows. That something is shared is
+no damage: the exit status is 0.
+
+    python sanity_check.py overlap 8k_ab --corpus 8k_concat/retrieval
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cepe_data import atomic, cli, mds, workers
+from cepe_data.checks import sets
+from cepe_data.checks.report import Report, add_report_arguments
+from cepe_data.errors import ArgumentError
+from cepe_data.npy import write_npy
+from cepe_data.passages import read_ids
+from cepe_data.spans import SpanIndex, SpanSampler
+
+HELP = "show test windows that share spans of tokens with training windows and with the retrieval corpus"
+MIN_SAMPLING = 8
+MAX_HASHES = 48_000_000  # of the test set: about 1 GB while they are sorted
+PIECE_BYTES = 8 << 20
+ROWS_AT_ONCE = 16
+LONGER_TOKENS = (0, 10, 25, 50, 100, 200)  # stretches so much longer than a span, of which the report speaks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="OUT", help="what the sampler was given: OUT/test is looked at")
+    parser.add_argument("--train", type=Path, default=None, help="training windows (default: OUT/train)")
+    parser.add_argument("--corpus", type=Path, default=None, help="the retrieval corpus (default: OUT/retrieval)")
+    parser.add_argument("--span_tokens", type=cli.positive_count, default=50, help="tokens of a span")
+    parser.add_argument(
+        "--sampling",
+        type=cli.positive_count,
+        default=None,
+        help=f"compare one of so many spans (default: {MIN_SAMPLING}, doubled until the test set has at most "
+        f"{MAX_HASHES:,} of them)",
+    )
+    parser.add_argument(
+        "--write_clean_list",
+        action="store_true",
+        help="write OUT/test/DOMAIN.clean.npy, int64: the rows that share nothing, to evaluate on these",
+    )
+    parser.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that read"
+    )
+    add_report_arguments(parser)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of an MDS set, or the passages whose lines begin at bytes [start, stop) of a jsonl file."""
+
+    path: Path
+    start: int
+    stop: int
+    num_bytes: int
+    with_rows: bool = False
+
+    def texts(self, sets_of_process: dict[Path, mds.Rows]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Their ids, int [tokens], and where each window or passage ends, int64 [texts], some at a time."""
+        if self.path.suffix == ".jsonl":
+            yield from read_ids(self.path, self.start, self.stop)
+            return
+        rows = sets_of_process.setdefault(self.path, mds.Rows(self.path))
+        for start in range(self.start, self.stop, ROWS_AT_ONCE):
+            of_rows = rows.read(start, min(start + ROWS_AT_ONCE, self.stop))
+            windows = np.concatenate([of_rows["prev_token_ids"], of_rows["token_ids"]], axis=1)
+            yield windows.ravel(), np.arange(1, len(windows) + 1) * windows.shape[1]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The hashes of a piece, uint64 [n]; with the number of each one's row, int64 [n], if they are asked for."""
+
+    num_tokens: int
+    hashes: np.ndarray
+    rows: np.ndarray | None
+
+
+class Scanner:
+    """Samples the spans of pieces, in any process."""
+
+    current: ClassVar[Scanner]
+
+    def __init__(self, span: int, sampling: int) -> None:
+        self._sampler, self._sets = SpanSampler(span, sampling), dict[Path, mds.Rows]()
+
+    @classmethod
+    def prepare(cls, span: int, sampling: int) -> None:
+        """Make the scanner of this process."""
+        cls.current = cls(span, sampling)
+
+    @staticmethod
+    def scan(piece: Piece) -> Sampled:
+        """Sample a piece with the scanner of this process."""
+        return Scanner.current._scan(piece)
+
+    def _scan(self, piece: Piece) -> Sampled:
+        hashes, rows, num_tokens, first = [], [], 0, piece.start
+        for ids, ends in piece.texts(self._sets):
+            of_texts, texts = self._sampler.sample(ids, ends)
+            hashes.append(of_texts)
+            rows.append(texts + first)
+            num_tokens, first = num_tokens + len(ids), first + len(ends)
+        together = np.concatenate([np.empty(0, np.uint64), *hashes])
+        if not piece.with_rows:
+            return Sampled(num_tokens, together, None)
+        return Sampled(num_tokens, together, np.concatenate([np.empty(0, np.int64), *rows]))
+
+
+@dataclass
+class Side:
+    """What the test windows are compared with: its pieces, what of the index was found in it (bool [hashes]), and what
+    was looked at."""
+
+    name: str
+    path: Path
+    pieces: list[Piece]
+    found: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    num_tokens: int = 0
+    num_hashes: int = 0
+
+
+@dataclass
+class Shared:
+    """Of a test set: int64 [rows] sampled spans of each row, and by side how many of these are found in it."""
+
+    folder: Path
+    sampled: np.ndarray
+    by_side: dict[str, np.ndarray]
+
+    @property
+    def is_clean(self) -> np.ndarray:
+        """bool [rows]: whether a row shares nothing with any side."""
+        return np.logical_and.reduce([count == 0 for count in self.by_side.values()])
+
+    def as_json(self) -> dict[str, Any]:
+        """The rows that share something, with the share of their spans, side by side."""
+        sides = {}
+        for name, count in self.by_side.items():
+            rows = np.flatnonzero(count)
+            shares = (count[rows] / self.sampled[rows]).round(4)
+            sides[name] = {"rows": len(rows), "row_numbers": rows.tolist(), "shares": shares.tolist()}
+        return {"windows": len(self.sampled), "clean": int(np.count_nonzero(self.is_clean)), **sides}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare the test windows of OUT with training windows and the retrieval corpus."""
+    report, start_time = Report.of("overlap", args), time.monotonic()
+    test = sets.find_sets(args.output / "test")
+    sides = find_sides(args)
+    refuse_other_tokenizers([*test, *(piece.path for side in sides for piece in side.pieces)])
+    test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
+    sampling = args.sampling or default_sampling(test)
+    num_bytes = sum(piece.num_bytes for piece in [*test_pieces, *test_pieces, *all_pieces(sides)])
+    with (
+        workers.Workers(args.num_workers, Scanner.prepare, args.span_tokens, sampling) as pool,
+        cli.progress_bar(num_bytes, "B", "overlap", unit_scale=True) as bar,
+    ):
+
+        def scan(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Sampled]]:
+            for piece, sampled in pool.map_in_order(Scanner.scan, pieces, lambda _: 1, pool.num_workers + 2):
+                yield piece, sampled
+                bar.update(piece.num_bytes)
+
+        index = SpanIndex(np.concatenate([sampled.hashes for _, sampled in scan(test_pieces)]), sampling)
+        for side in sides:
+            side.found = np.zeros(len(index), bool)
+            for _, sampled in scan(side.pieces):
+                side.found[index.find(sampled.hashes)] = True
+                side.num_tokens += sampled.num_tokens
+                side.num_hashes += len(sampled.hashes)
+        shared = {folder: count_shared(folder, index, sides) for folder in test}
+        for piece, sampled in scan(test_pieces):
+            add_shared(shared[piece.path], sampled, index, sides)
+    print_report(report, args, list(shared.values()), sides, index, sampling)
+    if args.write_clean_list:
+        write_clean_lists(report, list(shared.values()))
+    path = args.output / "overlap.json"
+    atomic.write_json(path, report.facts)
+    num_tokens = sum(side.num_tokens for side in sides)
+    rate = num_tokens / max(1e-9, time.monotonic() - start_time) / 1e6
+    return report.finish(f"{num_tokens:,} tokens compared, {rate:.0f} million a second", path)
+
+
+def find_sides(args: argparse.Namespace) -> list[Side]:
+    """Training windows and passages, as far as they are there.
+
+    Raises:
+        ArgumentError: if neither is, or one that was named is not.
+    """
+    sides = []
+    train = args.train or args.output / "train"
+    if args.train or sets.is_domain_folder(train):
+        folders = sets.find_sets(train)
+        sides.append(Side("train", train, [piece for folder in folders for piece in window_pieces(folder)]))
+    corpus = args.corpus or args.output / "retrieval"
+    files = sorted(corpus.glob("*/*.jsonl"))
+    if files:
+        sides.append(Side("retrieval", corpus, [piece for path in files for piece in passage_pieces(path)]))
+    elif args.corpus:
+        raise ArgumentError(f"--corpus {corpus} holds no passages: pass OUT/retrieval")
+    if not sides:
+        raise ArgumentError(f"neither {train} nor {corpus} is there to compare with: pass --train or --corpus")
+    names = {side.name for side in sides}
+    for name, flag, path in (("train", "--train", train), ("retrieval", "--corpus", corpus)):
+        if name not in names:
+            cli.warn(f"{path} is not there: nothing is compared with it (pass {flag} for another place)")
+    return sides
+
+
+def all_pieces(sides: Sequence[Side]) -> list[Piece]:
+    return [piece for side in sides for piece in side.pieces]
+
+
+def window_pieces(folder: Path, with_rows: bool = False) -> list[Piece]:
+    """The rows of a set of windows in pieces.
+
+    Raises:
+        ArgumentError: if it is no set of windows.
+        DamagedFileError: if its index is damaged.
+    """
+    columns = mds.read_columns(folder)
+    try:
+        row_tokens = sum(mds.column_array(columns[name])[1][0] for name in ("prev_token_ids", "token_ids"))
+    except (KeyError, ValueError, IndexError):
+        raise ArgumentError(f"{folder} holds no windows: its columns are {', '.join(columns)}") from None
+    row_bytes = row_tokens * mds.column_array(columns["token_ids"])[0].itemsize
+    blocks = mds.Rows(folder).blocks(max(1, PIECE_BYTES // row_bytes))
+    return [Piece(folder, start, stop, (stop - start) * row_bytes, with_rows) for start, stop in blocks]
+
+
+def passage_pieces(path: Path) -> list[Piece]:
+    """The lines of a file of passages in pieces."""
+    size = path.stat().st_size
+    borders = [*range(0, size, PIECE_BYTES), size]
+    return [Piece(path, start, stop, stop - start) for start, stop in pairwise(borders)]
+
+
+def refuse_other_tokenizers(paths: Sequence[Path]) -> None:
+    """Raise ArgumentError if ids of some of these sets and files are of another tokenizer than those of others."""
+    known: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        meta = atomic.read_meta(path) or {"made_with": {}}
+        if fingerprint := meta.get("tokenizer") or meta["made_with"].get("tokenizer"):
+            known.setdefault(fingerprint, path)
+    if len(known) > 1:
+        one, other, *_ = known.values()
+        raise ArgumentError(f"{one} and {other} were made with different tokenizers: their ids cannot be compared")
+
+
+def default_sampling(folders: Sequence[Path]) -> int:
+    """One of how many spans is compared, so that those of the test sets fit in memory."""
+    num_bytes = sum(piece.num_bytes for folder in folders for piece in window_pieces(folder))
+    num_tokens = num_bytes // mds.column_array(mds.read_columns(folders[0])["token_ids"])[0].itemsize
+    sampling = MIN_SAMPLING
+    while num_tokens > sampling * MAX_HASHES:
+        sampling *= 2
+    return sampling
+
+
+def count_shared(folder: Path, index: SpanIndex, sides: Sequence[Side]) -> Shared:
+    """A test set of which nothing is counted yet."""
+    num_rows = mds.num_rows(folder)
+    return Shared(folder, np.zeros(num_rows, np.int64), {side.name: np.zeros(num_rows, np.int64) for side in sides})
+
+
+def add_shared(shared: Shared, sampled: Sampled, index: SpanIndex, sides: Sequence[Side]) -> None:
+    """Count the spans of some rows of a test set; all of them are in the index."""
+    assert sampled.rows is not None
+    places = index.find(sampled.hashes)
+    shared.sampled += np.bincount(sampled.rows, minlength=len(shared.sampled))
+    for side in sides:
+        of_side = sampled.rows[side.found[places]]
+        shared.by_side[side.name] += np.bincount(of_side, minlength=len(shared.sampled))
+
+
+def print_report(
+    report: Report,
+    args: argparse.Namespace,
+    shared: Sequence[Shared],
+    sides: Sequence[Side],
+    index: SpanIndex,
+    sampling: int,
+) -> None:
+    """The table of the windows that share something, and what the comparison can miss or take for shared."""
+    names = [side.name for side in sides]
+    rows = []
+    for one in shared:
+        numbers = [int(np.count_nonzero(one.by_side[name])) for name in names]
+        rows.append((one.folder.name, len(one.sampled), *numbers, int(np.count_nonzero(one.is_clean))))
+    rows.append(("total", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
+    header = ("domain", "test windows", *(f"share with {name}" for name in names), "share with none")
+    report.say(cli.table(header, rows))
+    missed = {args.span_tokens + longer: (1 - 1 / sampling) ** (longer + 1) for longer in LONGER_TOKENS}
+    chance = sum(side.num_hashes for side in sides) * len(index) * sampling / 2.0**64
+    report.say(
+        f"spans of {args.span_tokens} tokens, one of {sampling} compared ({len(index):,} different ones in the test "
+        f"set)\nthe chance of missing a shared stretch of n tokens, if it does not repeat itself: "
+        + ", ".join(f"n = {length}: {probability:.2g}" for length, probability in missed.items())
+        + f"\nmatches of different spans by the same hash: {chance:.1g} are expected in all"
+    )
+    report.facts |= {
+        "span_tokens": args.span_tokens,
+        "sampling": sampling,
+        "test_hashes": len(index),
+        "chance_of_missing": {str(length): probability for length, probability in missed.items()},
+        "expected_false_matches": chance,
+        "compared_with": {side.name: {"path": str(side.path), "tokens": side.num_tokens} for side in sides},
+        "domains": {one.folder.name: one.as_json() for one in shared},
+    }
+
+
+def write_clean_lists(report: Report, shared: Sequence[Shared]) -> None:
+    """Write which rows of every test set share nothing."""
+    for one in shared:
+        path = one.folder.with_name(f"{one.folder.name}.clean.npy")
+        temporary = atomic.temporary_path(path)
+        write_npy(temporary, np.flatnonzero(one.is_clean))
+        atomic.flush(temporary)
+        temporary.replace(path)
+        report.say(f"{path}: {np.count_nonzero(one.is_clean):,} rows")

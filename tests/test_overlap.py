@@ -1,0 +1,172 @@
+"""sanity_check.py overlap: planted spans are found at the stated rates, unrelated text is not.
+
+pytest tests/test_overlap.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cepe_data import atomic, mds
+from tests.conftest import Run, World
+
+SPAN, TOTAL = 50, 300
+
+
+def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
+    """A set of windows, int [rows, TOTAL]."""
+    columns = {"token_ids": f"ndarray:int16:{TOTAL // 3}", "prev_token_ids": f"ndarray:int16:{TOTAL - TOTAL // 3}"}
+    columns["domain"] = "str"
+    border = TOTAL - TOTAL // 3
+    rows = [
+        {"token_ids": one[border:], "prev_token_ids": one[:border], "domain": folder.name}
+        for one in windows.astype(np.int16)
+    ]
+    mds.write_part(folder, columns, len(rows), rows, record)
+
+
+def write_passages(path: Path, passages: list[np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = (
+        {"id": f"{path.stem}_0_{number}", "contents": "", "contents_token_ids": ids[:64].tolist(),
+         "neighbor_token_ids": ids[64:].tolist(), "file": 0, "position": 0}
+        for number, ids in enumerate(passages)
+    )  # fmt: skip
+    path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
+
+
+def spans(texts: list[np.ndarray], length: int) -> list[set[tuple[int, ...]]]:
+    return [
+        {tuple(text[start : start + length]) for start in range(len(text) - length + 1)}
+        for text in (one.tolist() for one in texts)
+    ]
+
+
+@pytest.fixture
+def leaks(tmp_path: Path) -> Callable[..., dict[int, range]]:
+    """Makes tmp_path/OUT: stretches of test rows stand in train (and, shorter by half of them, in passages)."""
+
+    def make(lengths: tuple[int, ...], rows_each: int = 200) -> dict[int, range]:
+        draw = np.random.default_rng(len(lengths))
+        test = draw.integers(3, 32_000, ((len(lengths) + 1) * rows_each, TOTAL))
+        train = draw.integers(3, 32_000, (len(lengths) * rows_each, TOTAL))
+        planted = {}
+        for number, length in enumerate(lengths):
+            planted[length] = range(number * rows_each, (number + 1) * rows_each)
+            for row in planted[length]:
+                source, target = draw.integers(0, TOTAL - length + 1, 2)
+                train[row, target : target + length] = test[row, source : source + length]
+        write_set(tmp_path / "OUT/test/book", test)
+        write_set(tmp_path / "OUT/train/book", draw.permutation(train))
+        passages = [test[row, 100 : 100 + 128] for row in range(0, len(test), 50)]
+        write_passages(tmp_path / "OUT/retrieval/0/book.jsonl", [*passages, *draw.integers(3, 32_000, (50, 90))])
+        return planted
+
+    return make
+
+
+def overlap(run: Run, cwd: Path, *arguments: object) -> dict:
+    return json.loads(run("sanity_check.py", "overlap", "OUT", "--json", *arguments, cwd=cwd).stdout)
+
+
+def test_planted_stretches_are_found_at_the_stated_rate_and_unrelated_rows_never(
+    run: Run, tmp_path: Path, leaks: Callable[..., dict[int, range]]
+) -> None:
+    planted = leaks((50, 60, 75, 100, 150))
+    found = overlap(run, tmp_path)
+    assert found["sampling"] == 8 and found["expected_false_matches"] < 1e-6
+    rows = set(found["domains"]["book"]["train"]["row_numbers"])
+    for length, of_length in planted.items():
+        chance = 1 - found["chance_of_missing"][str(length)]
+        hits = len(rows.intersection(of_length))
+        assert abs(hits - chance * 200) <= 4 * np.sqrt(200 * chance * (1 - chance)) + 1, (length, hits)
+    assert not rows.intersection(range(1000, 1200))
+    passages = found["domains"]["book"]["retrieval"]["row_numbers"]
+    assert passages == list(range(0, 1200, 50)), "128 tokens are missed with a probability of 3e-5"
+
+
+def test_with_every_span_the_rows_are_those_of_a_brute_force_search(
+    run: Run, tmp_path: Path, leaks: Callable[..., dict[int, range]]
+) -> None:
+    leaks((49, 50, 51), 20)
+    found = overlap(run, tmp_path, "--sampling", 1, "--write_clean_list")
+    test, train = (
+        [np.concatenate([row["prev_token_ids"], row["token_ids"]]) for row in mds.Rows(tmp_path / f"OUT/{split}/book")]
+        for split in ("test", "train")
+    )
+    lines = (tmp_path / "OUT/retrieval/0/book.jsonl").read_text().splitlines()
+    passages = [np.array(one["contents_token_ids"] + one["neighbor_token_ids"]) for one in map(json.loads, lines)]
+    clean = set(range(80))
+    for name, texts in (("train", train), ("retrieval", passages)):
+        there = set().union(*spans(texts, SPAN))
+        shares = [len(one & there) / len(one) for one in spans(test, SPAN)]
+        of_side = found["domains"]["book"][name]
+        assert of_side["row_numbers"] == [row for row, share in enumerate(shares) if share]
+        assert np.allclose(of_side["shares"], [share for share in shares if share], atol=1e-4)
+        clean -= set(of_side["row_numbers"])
+    assert found["domains"]["book"]["train"]["row_numbers"] == list(range(20, 60)), "of the 49 tokens none"
+    assert np.load(tmp_path / "OUT/test/book.clean.npy").tolist() == sorted(clean)
+    assert json.loads((tmp_path / "OUT/overlap.json").read_text())["domains"] == found["domains"]
+    said = run("sanity_check.py", "overlap", "OUT", "--sampling", 1, "--num_workers", 2, cwd=tmp_path).stdout
+    assert said.splitlines()[2].split() == ["book", "80", "40", "2", str(len(clean))]
+    assert json.loads((tmp_path / "OUT/overlap.json").read_text())["domains"] == found["domains"], "two workers"
+
+
+def test_what_samplers_wrote_is_compared_with_a_brute_force_search(run: Run, world: World, tmp_path: Path) -> None:
+    flags: tuple[object, ...] = (
+        "--domains",
+        "arxiv=0.5,book=0.5",
+        "--test_fraction",
+        0.3,
+        "--retrieval_shards",
+        2,
+        "--allow_shortage",
+    )
+    flags += ("--retrieval_chunk_size", 32, *world.source_flags)
+    for shard in range(2):
+        run("sample_mds_concat.py", "OUT", 64, 64, 60, 100, 60, shard, *flags, cwd=tmp_path)
+    length = 4
+    found = overlap(run, tmp_path, "--span_tokens", length, "--sampling", 1)
+    texts = {
+        split: {
+            domain: [np.concatenate([row["prev_token_ids"], row["token_ids"]]) for row in mds.Rows(folder)]
+            for domain in ("arxiv", "book")
+            if (folder := tmp_path / "OUT" / split / domain)
+        }
+        for split in ("test", "train")
+    }
+    there = set().union(*(one for domain in texts["train"].values() for one in spans(domain, length)))
+    for domain, windows in texts["test"].items():
+        rows = [row for row, one in enumerate(spans(windows, length)) if one & there]
+        assert found["domains"][domain]["train"]["row_numbers"] == rows and rows
+    assert found["compared_with"]["train"]["tokens"] == 128 * sum(map(len, texts["train"].values()))
+    assert found["domains"]["book"]["retrieval"]["rows"] > 0
+
+
+def test_what_cannot_be_compared_is_an_error_and_what_is_not_there_is_said(
+    run: Run, tmp_path: Path, leaks: Callable[..., dict[int, range]]
+) -> None:
+    leaks((60,), 5)
+    (tmp_path / "OUT/train").rename(tmp_path / "elsewhere")
+    done = run("sanity_check.py", "overlap", "OUT", cwd=tmp_path)
+    assert "OUT/train is not there" in done.stderr and "share with train" not in done.stdout
+    assert overlap(run, tmp_path, "--train", "elsewhere")["domains"]["book"]["train"]["rows"] > 0
+    run("sanity_check.py", "overlap", "OUT", "--corpus", "elsewhere", cwd=tmp_path, status=2)
+    assert (
+        "--span_tokens" in run("sanity_check.py", "overlap", "OUT", "--span_tokens", 0, cwd=tmp_path, status=2).stderr
+    )
+    with (tmp_path / "OUT/retrieval/0/book.jsonl").open("a") as file:
+        file.write('{"id":"book_0_99"}\n')
+    assert "is no passage" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=1).stderr
+    atomic.remove(tmp_path / "OUT/retrieval")
+    assert "pass --train or --corpus" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr
+    write_set(tmp_path / "OUT/train/book", np.zeros((3, TOTAL), int), tokenizer="other")
+    for name in ("train", "test"):
+        path = tmp_path / f"OUT/{name}/book/meta.json"
+        path.write_text(json.dumps(atomic.signed({**json.loads(path.read_text()), "tokenizer": name})))
+    assert "different tokenizers" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr

@@ -37,7 +37,7 @@ HARD_TEXTS = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PRELOADED = ("calculate_logits.py", "sample_mds_ab.py", "sample_mds_concat.py", "retrieval.")
+PRELOADED = ("calculate_logits.py", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
 _preloaded: list[subprocess.Popen[str]] = []
 
 

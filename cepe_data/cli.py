@@ -17,9 +17,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cepe_data.errors import PipelineError
 
@@ -92,6 +92,15 @@ def run(main: Callable[[], int]) -> None:
             stream.reconfigure(errors="replace")  # a terminal without → must not end a run
     try:
         Stopped.on_signals()
+        status = _exit_status_of(main, script)
+        Stopped.ignore_signals()  # the exit status is known: nothing is left to be stopped
+    except Stopped as stopped:
+        stopped.end()
+    sys.exit(status)
+
+
+def _exit_status_of(main: Callable[[], int], script: str) -> int:
+    try:
         status = main()
         sys.stdout.flush()
     except PipelineError as error:
@@ -108,13 +117,14 @@ def run(main: Callable[[], int]) -> None:
             file=sys.stderr,
         )
         status = EXIT_FAILED
-    except Stopped as stopped:
-        stopped.end()
-    sys.exit(status)
+    return status
 
 
 class Stopped(KeyboardInterrupt):
     """SIGTERM or SIGINT came: what is in flight is dropped, and the process ends, after GRACE_SECONDS at the latest."""
+
+    _holds: ClassVar[bool] = False
+    _held: ClassVar[int | None] = None
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -126,10 +136,30 @@ class Stopped(KeyboardInterrupt):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, cls._come)
 
+    @staticmethod
+    def ignore_signals() -> None:
+        """From now on, these signals change nothing."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls) -> Iterator[None]:
+        """Of a signal that comes meanwhile, Stopped is raised at the end of this. For what must not be done by half."""
+        cls._holds = True
+        try:
+            yield
+        finally:
+            cls._holds = False
+            if cls._held is not None:
+                cls._come(cls._held, None)
+
     @classmethod
     def _come(cls, number: int, _: object) -> None:
-        for other in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(other, signal.SIG_IGN)
+        if cls._holds:
+            cls._held = number
+            return
+        cls.ignore_signals()
         stopped = cls(number)
         too_late = threading.Timer(GRACE_SECONDS, stopped.end)  # something does not let go: a device, a disk
         too_late.daemon = True

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from cepe_data.splits import Splits
 from cepe_data.windows import DocumentWindows
 
 PASSAGES_AT_ONCE = 4096
+FACTS = ("documents", "passages_available", "vocab_size", "source_files")
 _BLOCK_BYTES = 1 << 18  # what is made of it stays in a core's cache
 _ID_KEYS = (b'"contents_token_ids":[', b'"neighbor_token_ids":[')  # in a text, its quotes would be escaped
 _MAX_DIGITS = 8
@@ -278,17 +280,25 @@ class PassageShard:
                     f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
                     f"{available:,} that there are; the shards share these, this one has {line.written:,}"
                 )
-            sets[domain] = {
-                "documents": line.documents,
-                "passages_available": available,
-                "requested": requested,
-                "written": line.written,
-                "source_files": [file.path for file in self.tokens.files[domain]],
-            }
-        atomic.write_json(
-            self.path("").with_name("manifest.json"),
-            {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets},
-        )
+            sets[domain] = {"requested": requested, "written": line.written, **self.facts(domain)}
+        for path in sorted(self.path("").parent.glob("*.jsonl")):
+            if path.stem not in sets and (meta := atomic.read_meta(path)):  # of an earlier run, for other domains
+                facts = {name: meta.get(name) for name in FACTS}
+                sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **facts}
+        manifest = self.path("").with_name("manifest.json")
+        atomic.remove_stale_temporaries(manifest.parent)
+        content = {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets}
+        atomic.write_json(manifest, atomic.signed(content))
+
+    def facts(self, domain: str) -> dict[str, Any]:
+        """What the meta file and the manifest say of the content of a file."""
+        one = self.surveys[domain]
+        return {
+            "documents": one.documents["retrieval"],
+            "passages_available": one.available("retrieval"),
+            "vocab_size": self.tokens.vocab_size,
+            "source_files": [file.path for file in self.tokens.files[domain]],
+        }
 
     def write_all(
         self,
@@ -323,7 +333,7 @@ class PassageShard:
                     output.write(lines)
                     bar.update(len(block.plan))
             check()
-            draft.publish({"rows": len(plan), "vocab_size": self.tokens.vocab_size})
+            draft.publish({"rows": len(plan), **self.facts(file.domain)})
         cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")
 
 

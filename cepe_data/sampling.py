@@ -424,7 +424,7 @@ class WindowSampler:
         Raises:
             ArgumentError: naming such a set; with `overwrite` this is a warning, unless it is among those `replaced`.
         """
-        for path in sorted(self.output.glob("*/*/meta.json")):
+        for path in sorted(self.output.glob("*/[!.]*/meta.json")):
             split, unit = path.parent.parent.name, path.parent
             if split in {"test", "train"} and unit not in replaced:
                 refuse_differences(unit, self.window_rule(split), self.overwrite)
@@ -551,13 +551,13 @@ class WindowSampler:
             facts = self.facts(one.split, one.domain)
             sets[one.split][one.domain] = {"requested": one.outcome.requested, "written": 0, **facts}
         for split, of_split in sets.items():
-            for folder in sorted(self.output.glob(f"{split}/*")):
+            for folder in sorted(self.output.glob(f"{split}/[!.]*")):
                 meta = atomic.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
                 if meta is not None:
                     of_set = of_split.setdefault(folder.name, {"requested": 0})
                     of_set.update({name: meta.get(name) for name in FACTS})
                     of_set["written"] = meta["made_with"]["rows"]
-        atomic.write_json(self.output / "manifest.json", {**describe_run(args), "sets": sets})
+        atomic.write_json(self.output / "manifest.json", atomic.signed({**describe_run(args), "sets": sets}))
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
+from cepe_data import cli
 from cepe_data.errors import PipelineError
 
 Item = TypeVar("Item")
@@ -180,12 +181,14 @@ def _open_executor(num_workers: int, prepare: Callable[..., None], arguments: tu
 
 
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """Submit; a process that this starts inherits that Ctrl-C is blocked, from its first instruction on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return executor.submit(function, *arguments)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Submit; a process that this starts inherits that Ctrl-C is blocked, from its first instruction on. One that is
+    started by half would end with a traceback."""
+    with cli.Stopped.held():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return executor.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | None) -> None:

@@ -87,6 +87,7 @@ def main() -> int:
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)
+    atomic.remove_stale_temporaries(args.output)
     embeddings.write_manifest(args.output, files)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} passages in {len(todo)} parts, {cli.seconds_since(start)} → "
@@ -100,8 +101,10 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
 
     Raises:
         ArgumentError: if there is none.
-        DamagedFileError: if one has not the size it was written with.
+        DamagedFileError: if one has not the size it was written with, or is gone.
     """
+    for manifest in sorted(corpus.glob("*/manifest.json")):
+        refuse_lost_files(manifest)
     files = []
     num_shards = 1
     for path in corpus.glob("*/*.jsonl"):
@@ -142,6 +145,15 @@ def record_of_source(source: Path, meta: atomic.Meta | None) -> atomic.Meta:
 def record_of_request(args: argparse.Namespace, part: int) -> atomic.Meta:
     """What the record of a part has from the arguments, but for the encoder and its dtype."""
     return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
+
+
+def refuse_lost_files(manifest: Path) -> None:
+    """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
+    passages."""
+    for domain, facts in atomic.read_signed(manifest, "make the shard again")["sets"].items():
+        path = manifest.with_name(f"{domain}.jsonl")
+        if facts["written"] and not path.exists():
+            raise DamagedFileError(f"{path} is gone, which has {facts['written']:,} passages: make it again")
 
 
 @dataclass(frozen=True)

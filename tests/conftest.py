@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ HARD_TEXTS = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PRELOADED = ("calculate_logits.py", "sample_mds_ab.py", "sample_mds_concat.py", "retrieval.")
+PRELOADED = ("calculate_logits.py", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
 _preloaded: list[subprocess.Popen[str]] = []
 
 
@@ -50,15 +50,11 @@ def run_script(
     shell: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the project, or a module such as `retrieval.search`, as a process and check its exit status."""
-    slurm = {name for name in os.environ if name.startswith("SLURM_")}
-    inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
-    # One worker is this process itself: starting others would be most of what the tests do.
-    inherited |= {"PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1", **(environment or {})}
-    what = [str(script)] if str(script).startswith("retrieval.") else [str(PROJECT / script)]
-    command = [*what, *map(str, arguments)]
+    inherited = environment_of_scripts() | (environment or {})
+    command = command_of(script, *arguments)
     own_processes = environment or {"--num_workers", "--num_gpus"}.intersection(command)
     if str(script).startswith(PRELOADED) and not own_processes:
-        done = run_preloaded(command, cwd, inherited)
+        [done] = run_preloaded([command], cwd, inherited)
     else:
         module = ["-m"] if str(script).startswith("retrieval.") else []
         done = subprocess.run(
@@ -69,8 +65,30 @@ def run_script(
     return done
 
 
-def run_preloaded(command: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The same, as a fork of a process that has made the long imports (tests/preloaded.py)."""
+def run_at_once(
+    commands: Sequence[Sequence[object]], cwd: Path, delay: float = 0.0
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run scripts at the same time, each `delay` seconds after the one before."""
+    return run_preloaded([command_of(*command) for command in commands], cwd, environment_of_scripts(), delay)
+
+
+def environment_of_scripts() -> dict[str, str]:
+    """This environment without what the scripts would take from it. One worker is a process itself: starting others
+    would be most of what the tests do."""
+    slurm = {name for name in os.environ if name.startswith("SLURM_")}
+    inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
+    return inherited | {"PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1"}
+
+
+def command_of(script: object, *arguments: object) -> list[str]:
+    what = str(script) if str(script).startswith("retrieval.") else str(PROJECT / str(script))
+    return [what, *map(str, arguments)]
+
+
+def run_preloaded(
+    commands: Sequence[list[str]], cwd: Path, environment: dict[str, str], delay: float = 0.0
+) -> list[subprocess.CompletedProcess[str]]:
+    """The same, as forks of a process that has made the long imports (tests/preloaded.py)."""
     if not _preloaded:
         server = [sys.executable, str(PROJECT / "tests/preloaded.py")]
         _preloaded.append(subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
@@ -78,13 +96,18 @@ def run_preloaded(command: list[str], cwd: Path, environment: dict[str, str]) ->
     [process] = _preloaded
     assert process.stdin and process.stdout
     with tempfile.TemporaryDirectory() as folder:
-        outputs = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-        request = {"script": command[0], "arguments": command[1:], "cwd": str(cwd), "environment": environment}
-        process.stdin.write(json.dumps({**request, **outputs}) + "\n")
+        requests: list[dict[str, Any]] = []
+        for number, (script, *arguments) in enumerate(commands):
+            outputs = {name: f"{folder}/{number}.{name}" for name in ("stdout", "stderr")}
+            request = {"script": script, "arguments": arguments, "cwd": str(cwd), "environment": environment}
+            requests.append({**request, **outputs, "delay": number * delay})
+        process.stdin.write(json.dumps(requests) + "\n")
         process.stdin.flush()
-        status = int(process.stdout.readline())
-        texts = [Path(path).read_text(encoding="utf-8", errors="replace") for path in outputs.values()]
-    return subprocess.CompletedProcess(command, status, *texts)
+        done = []
+        for command, request, status in zip(commands, requests, json.loads(process.stdout.readline()), strict=True):
+            texts = [Path(str(request[name])).read_text("utf-8", "replace") for name in ("stdout", "stderr")]
+            done.append(subprocess.CompletedProcess(command, status, *texts))
+    return done
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from demo import run as demo
 from tests.conftest import PROJECT, Run, World
 
 COUNTS = {"arxiv": 134, "book": 16, "c4-rp": 719, "cc": 708, "github": 730, "stackexchange": 1239, "wiki": 671}
@@ -23,18 +22,6 @@ def test_every_file_that_the_readme_names_is_there_and_none_is_left_out() -> Non
             assert Path(path).name in tree or Path(path).name == "__init__.py", f"{path} is not in the README's tree"
     for name in re.findall(r"^ *([a-z_]+\.(?:py|sh))", tree, re.MULTILINE):
         assert any(path.endswith(name) for path in tracked), f"{name} is in the README's tree only"
-
-
-def test_the_commands_of_the_readme_parse(run: Run, tmp_path: Path) -> None:
-    readme = (PROJECT / "README.md").read_text()
-    lines = (readme + (PROJECT / "retrieval/README.md").read_text()).replace("\\\n", " ")
-    commands = re.findall(r"python (?:-m )?((?:retrieval\.[a-z_]+|[a-z_]+\.py) [^\n;#'`…]+)(?![^\n]*…)", lines)
-    assert len(commands) > 22 and len(demo.tour_commands(readme)) == 16
-    for command in commands:
-        # What the parser accepts fails later, for want of files: no usage line.
-        words = shlex.split(command.replace("$shard", "0").replace("$CEPE/", ""))
-        done = run(*words, cwd=tmp_path, status=None)
-        assert done.returncode and "usage:" not in done.stderr, f"{command}\n{done.stderr}"
 
 
 def test_the_commands_of_the_users_description_run_on_the_real_corpus(run: Run, shared: Path, tmp_path: Path) -> None:

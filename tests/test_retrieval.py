@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,11 @@ def corpus(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     flags += ("--retrieval_shards", 3, "--retrieval_chunk_size", CHUNK, *world.source_flags)
     for shard in range(3):
         run("sample_mds_concat.py", "OUT", 96, 32, 60, 0, 400, shard, *flags, cwd=folder)
-    (folder / "OUT/retrieval/1/wiki.jsonl").unlink()  # a domain that has nothing in one shard
+    # A domain that has nothing in one shard.
+    manifest = folder / "OUT/retrieval/1/manifest.json"
+    manifest.write_text(re.sub(r'("wiki": \{[^}]*"written": )\d+', r"\g<1>0", manifest.read_text()))
+    for name in ("wiki.jsonl", "wiki.meta.json"):
+        (folder / "OUT/retrieval/1" / name).unlink()
     (folder / "tokenized").symlink_to(world.tokenized)
     return folder
 
@@ -255,7 +260,7 @@ def test_runs_killed_at_random_moments_go_on_and_give_the_same_bytes(
         (tmp_path / name).symlink_to(whole / name)
     if step == "embed_passages":
         command = (*command, "--num_workers", 1)
-    done = run("tests/kills.py", f"retrieval/{step}.py", 4, tmp_path / output, 0, *command[1:], cwd=tmp_path)
+    done = run("tests/kills.py", 4, 0, output, *command, cwd=tmp_path)
     assert done.stdout.startswith("4 killed")
     assert reference.tree_bytes(tmp_path / output) == reference.tree_bytes(whole / output)
 

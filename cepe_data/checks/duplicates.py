@@ -78,7 +78,7 @@ class DomainBits:
         todo = frozenset(
             file.path
             for file in tokens.files[domain]
-            if not atomic.is_made(duplicates.bits_path(tokens.folder / file.token_file), made_with, overwrite)
+            if not duplicates.is_made(tokens.folder / file.token_file, made_with, overwrite)
         )
         return cls(alone, domain, made_with, todo, overwrite, partition_documents)
 
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     for one in domains:
         if not one.todo:
             report.say(f"{one.domain}: skipped, marked before among the same {len(one.files)} token files")
-    for folder in {(args.tokenized_dir / file.token_file).parent for one in todo.values() for file in one.files}:
+    for folder in {(args.tokenized_dir / file.token_file).parent for one in domains for file in one.files}:
         atomic.remove_stale_temporaries(folder)
     num_documents = {domain: one.num_documents() for domain, one in todo.items()}
     assigned = shards.assign_files(list(num_documents.items()), min(args.num_workers, max(1, len(todo))))

@@ -1,0 +1,225 @@
+"""What weeks on a cluster bring, for every step that writes: full disks, folders that nothing may be written into,
+inputs that are gone, empty or other ones, two processes at the same work.    pytest tests/test_faults.py
+
+Kills are in benchmarks/faults.py, in tests/test_signals.py and in the tests of each step. What else is tested with the
+step: sources that change between listing, tokenizing and its rerun, damaged archives (test_tokenize_jsonl.py), damaged
+token files (test_samplers.py), models that are broken or other ones (test_calculate_logits.py, test_retrieval.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from tests import reference
+from tests.conftest import Run, World, make_texts, run_at_once, write_jsonl
+from tests.test_retrieval import make_encoder
+
+DRAW = ("--test_fraction", 0.2, "--allow_shortage", "--rows_per_part", 6)
+STEPS: dict[str, tuple[Any, ...]] = {
+    "tokenize": ("tokenize_jsonl.py", "--data_dir", "redpajama"),
+    "duplicates": ("sanity_check.py", "duplicates"),
+    "sample_ab": ("sample_mds_ab.py", "AB", 128, 64, 8, 24, "--domains", "book=1", *DRAW),
+    "sample_concat": ("sample_mds_concat.py", "CONCAT", 96, 32, 12, 12, 80, "--domains", "book=0.5,cc=0.5", *DRAW,
+                      "--retrieval_shards", 1, "--retrieval_chunk_size", 32),
+    "annotate": ("calculate_logits.py", "--input_dir", "AB/train", "--domain", "book", "--model_dir", "teacher",
+                 "--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 5, "--rows_per_part", 6),
+    "embed": ("retrieval.embed_passages", "--corpus", "CONCAT/retrieval", "--output", "EMB", "--model_dir", "encoder",
+              "--part_bytes", 8000),
+    "search": ("retrieval.search", "--queries", "CONCAT/test", "--embeddings", "EMB", "--output", "HITS",
+               "--model_dir", "encoder", "--topk", 5, "--query_tokens", 20),
+    "write_mds": ("retrieval.write_mds", "--hits", "HITS", "--embeddings", "EMB", "--queries", "CONCAT/test",
+                  "--output", "RET/test", "--rows_per_part", 4),
+}  # fmt: skip
+# What a step reads, of which a user may lose a file.
+INPUTS = [
+    ("tokenize", "all_jsonl.txt"),
+    ("tokenize", "redpajama/book/book.jsonl"),
+    ("duplicates", "tokenized/book/book.npy"),
+    ("duplicates", "tokenized/book/book.hash.npy"),
+    ("sample_ab", "tokenized/book/book.npy"),
+    ("sample_concat", "tokenized/tokenizer/tokenizer.json"),
+    ("sample_concat", "tokenized/book/book.hash.npy"),
+    ("annotate", "AB/train/book/index.json"),
+    ("annotate", "AB/train/book/shard.00000.mds"),
+    ("annotate", "teacher/model.safetensors"),
+    ("annotate", "teacher/config.json"),
+    ("embed", "CONCAT/retrieval/0/book.jsonl"),
+    ("embed", "encoder/model.safetensors"),
+    ("embed", "encoder/tokenizer.json"),
+    ("search", "CONCAT/test/book/shard.00000.mds"),
+    ("search", "EMB/embeddings.json"),
+    ("search", "EMB/0/book/part-00000/embeddings.npy"),
+    ("search", "tokenized/tokenizer/tokenizer.json"),
+    ("write_mds", "CONCAT/test/book/index.json"),
+    ("write_mds", "EMB/0/book/part-00000/passages.npy"),
+    ("write_mds", "HITS/book/keys.npy"),
+]
+
+
+@pytest.fixture(scope="session")
+def stages(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """By step: the folder in which it has everything that it reads, and the same after an undisturbed run. Made once
+    for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stages"
+    folders = [base / f"{number}" for number in range(len(STEPS) + 1)]
+    with FileLock(base.with_suffix(".lock")):
+        if not (base / "complete").exists():
+            make_inputs(folders[0], world)
+            for step, (before, after) in zip(STEPS, pairwise(folders), strict=True):
+                shutil.copytree(before, after)
+                run(*STEPS[step], cwd=after)
+            (base / "complete").touch()
+    return dict(zip(STEPS, pairwise(folders), strict=True))
+
+
+def make_inputs(folder: Path, world: World) -> None:
+    for name in ("redpajama", "teacher", "tokenized/tokenizer"):
+        shutil.copytree(world.folder / name, folder / name)
+    for name in ("all_jsonl.txt", "all_jsonl.json", "tokenizer.model"):
+        shutil.copy(world.folder / name, folder / name)
+    make_encoder(folder / "encoder")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, to be filled and to be made read-only."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
+    if (refused := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
+        pytest.skip(f"not run: no tmpfs can be mounted here: {refused.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def free_bytes(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
+
+
+def refuse_unwhole(place: Path, whole: dict[str, bytes]) -> None:
+    """Whatever has a final name is what an undisturbed run makes, or a part that it does not keep."""
+    for name, content in reference.tree_bytes(place).items():
+        if ".tmp-" not in name and name != "filler" and not (name not in whole and ".parts/part-" in name):
+            assert content == whole[name], name
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_full_disk_is_a_message_and_a_rerun_goes_on(
+    run: Run, stages: dict[str, tuple[Path, Path]], small_disk: Path, step: str
+) -> None:
+    before, after = stages[step]
+    whole = reference.tree_bytes(after)
+    shutil.copytree(after, small_disk, dirs_exist_ok=True)
+    num_bytes = -free_bytes(small_disk)
+    for path in small_disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(before, small_disk, dirs_exist_ok=True)
+    num_bytes += free_bytes(small_disk)  # what the step takes
+    for share in (0.6, 0.0):
+        with (small_disk / "filler").open("wb") as filler:
+            filler.write(bytes(free_bytes(small_disk) - round(share * num_bytes)))
+        done = run(*STEPS[step], cwd=small_disk, status=1)
+        assert "No space left on device" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        refuse_unwhole(small_disk, whole)
+        assert not list(small_disk.rglob(".tmp-*"))
+        (small_disk / "filler").unlink()
+    run(*STEPS[step], cwd=small_disk)
+    assert reference.tree_bytes(small_disk) == whole
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_where_nothing_may_be_written_a_run_says_so_and_a_finished_one_is_repeated(
+    run: Run, stages: dict[str, tuple[Path, Path]], small_disk: Path, step: str
+) -> None:
+    before, after = stages[step]
+    shutil.copytree(before, small_disk, dirs_exist_ok=True)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = run(*STEPS[step], cwd=small_disk, status=1)
+    assert "Read-only file system" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    run(*STEPS[step], cwd=small_disk)
+    assert reference.tree_bytes(small_disk) == reference.tree_bytes(after)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "skipped" in run(*STEPS[step], cwd=small_disk).stdout
+
+
+@pytest.mark.parametrize(("step", "name"), INPUTS)
+def test_an_input_that_is_gone_or_empty_is_named(
+    run: Run, stages: dict[str, tuple[Path, Path]], tmp_path: Path, step: str, name: str
+) -> None:
+    before, after = stages[step]
+    whole = reference.tree_bytes(after)
+    place = tmp_path / "place"
+    shutil.copytree(before, place)
+    for damage in ("gone", "empty"):
+        (place / name).unlink()
+        if damage == "empty":
+            (place / name).touch()
+        done = run(*STEPS[step], cwd=place, status=None)
+        assert done.returncode in {1, 2} and "Traceback" not in done.stderr, f"{done.returncode} {done.stderr}"
+        source = name.removeprefix("tokenized/").replace(".npy", ".jsonl")  # a token file may be called by it
+        assert any(text in done.stderr for text in (name, str(Path(name).parent), source)), f"{damage}: {done.stderr}"
+        shutil.copy(before / name, place / name)
+        refuse_unwhole(place, whole)
+    run(*STEPS[step], cwd=place)
+    assert reference.tree_bytes(place) == whole
+
+
+def test_inputs_that_change_between_runs_are_noticed_by_every_step(
+    run: Run, stages: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """A book is written anew; then each step in turn is refused until it may overwrite what it made before."""
+    _, everything = stages["write_mds"]
+    place = tmp_path / "place"
+    shutil.copytree(everything, place)
+    write_jsonl(place / "redpajama/book/book.jsonl", make_texts(77, 40, 900))
+    run("get_all_jsonl.py", "redpajama", cwd=place)
+    refused = {}
+    for step, command in STEPS.items():
+        before = reference.tree_bytes(place)
+        done = run(*command, cwd=place, status=None)
+        assert done.returncode in {1, 2} and "Traceback" not in done.stderr, f"{step}: {done.returncode} {done.stderr}"
+        assert reference.tree_bytes(place) == before, step
+        refused[step] = done.stderr
+        run(*command, "--overwrite", cwd=place)
+    for step, message in {
+        "tokenize": "tokenized/book/book.npy was made with other arguments or inputs: source_bytes: was",
+        "duplicates": "tokenized/book/book.duplicates.npy was made with other arguments or inputs: token_files: was",
+        "sample_ab": "AB/test/book was made with other",
+        "sample_concat": "CONCAT/test/book was made with other",
+        "annotate": "AB/train-logits-enc40-dec24-teacher/book was made with other arguments or inputs: input: was",
+        "embed": "EMB/0/book/part-00000 was made with other arguments or inputs: source: was",
+        "search": "HITS/book was made with other arguments or inputs: embeddings: was",
+        "write_mds": "RET/test/book was made with other",
+    }.items():
+        assert message in refused[step], f"{step}: {refused[step]}"
+    again = {step: run(*command, cwd=place) for step, command in STEPS.items()}
+    assert all("skipped" in done.stdout for done in again.values())
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_two_processes_at_the_same_work_make_what_one_makes(
+    stages: dict[str, tuple[Path, Path]], tmp_path: Path, step: str
+) -> None:
+    before, after = stages[step]
+    whole = reference.tree_bytes(after)
+    for number, delay in enumerate((0.0, 0.0, 0.1)):
+        place = tmp_path / f"{number}"
+        shutil.copytree(before, place)
+        for done in run_at_once([STEPS[step], STEPS[step]], cwd=place, delay=delay):
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        assert reference.tree_bytes(place) == whole
+        assert not list(place.rglob(".tmp-*"))

@@ -511,6 +511,7 @@ class WindowSampler:
             mds.join_parts(draft, parts, borders)
             write_npy(draft.companion(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
             check()
+            atomic.remove(clean_list_path(folder))  # it is of the set that is replaced
             draft.publish(self.facts(split, domain))
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
 
@@ -574,6 +575,11 @@ class WindowSampler:
 def rows_path(folder: Path) -> Path:
     """Where the provenance of a set is, int64 [rows, 2] of file number and position: `arxiv` → `arxiv.rows.npy`."""
     return folder.with_name(f"{folder.name}.rows.npy")
+
+
+def clean_list_path(folder: Path) -> Path:
+    """Where the rows of a test set are that share nothing with others: `arxiv` → `arxiv.clean.npy`."""
+    return folder.with_name(f"{folder.name}.clean.npy")
 
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:

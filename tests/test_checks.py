@@ -103,6 +103,31 @@ def swap(one: str, other: str) -> Damage:
     return damage
 
 
+def copy(name: str, target: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, folder / target)
+
+    return damage
+
+
+def move(name: str, target: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / name).rename(folder / target)
+
+    return damage
+
+
+def rename_key(name: str, key: str) -> Damage:
+    """A key of the third line of a jsonl file has another name."""
+
+    def damage(folder: Path) -> None:
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        lines[2] = lines[2].replace(f'"{key}"', f'"{key[::-1]}"')
+        (folder / name).write_text("".join(lines))
+
+    return damage
+
+
 def together(*damages: Damage) -> Damage:
     def damage(folder: Path) -> None:
         for one in damages:
@@ -131,7 +156,7 @@ def edit_json(name: str, change: Callable[[Any], None]) -> Damage:
     def damage(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
         change(content)
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(atomic.signed(content) if "meta_xxh3_64" in content else content))
 
     return damage
 
@@ -226,6 +251,8 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", QUICK, flip(f"{SET}/meta.json"), f"{SET}/meta.json is damaged"),
     ("samples", QUICK, edit_json("OUT/manifest.json", lambda all: all["sets"]["train"]["book"].update(documents=1)),
      "OUT/manifest.json: says of OUT/train/book otherwise"),
+    *(("samples", QUICK, flip(name), f"{name} is damaged")
+      for name in ("OUT/manifest.json", "OUT/retrieval/0/manifest.json")),
     ("samples", DEEP, flip("OUT/retrieval/0/book.jsonl"), "0/book.jsonl: is not what was written"),
     ("samples", QUICK, flip("OUT/retrieval/0/book.meta.json"), "book.meta.json is damaged"),
     ("teacher", DEEP, flip(f"{TEACHER}/book/shard.00001.mds"), "shard.00001.mds is not what was written"),
@@ -263,6 +290,17 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", QUICK, put_test_document_into_train, "row 5: comes from document .*, which is of test"),
     ("samples", QUICK, tokenize_otherwise, "which another tokenizer has made since"),
     ("samples", QUICK, swap("OUT/train/book", "OUT/train/arxiv"), "is not where it was written"),
+    ("samples", QUICK, together(remove("OUT/retrieval/0"), copy("OTHER/retrieval/0", "OUT/retrieval/0")),
+     "0/book.jsonl: was made with seed 7, but .* with 42"),
+    ("samples", QUICK, move("OUT/retrieval/0", "OUT/retrieval/1"),
+     "is not where it was written: shard_id: was 0, now 1(.|\n)*has not all of its 1 shards: run the sampler for 0"),
+    ("samples", QUICK, remove("OUT/manifest.json"), "OUT/manifest.json: is missing"),
+    ("samples", QUICK, together(remove("OUT/manifest.json"), remove(SET), copy("OTHER/train/book", SET),
+                                copy("OTHER/train/book.rows.npy", f"{SET}.rows.npy")), "was made with seed 7"),
+    ("samples", DEEP, rename_key("OUT/retrieval/0/book.jsonl", "position"), "in line 3 is no record of a passage"),
+    ("tokens", QUICK, together(copy("tokenized/book", "aside"), tokenize_otherwise,
+                               remove("tokenized/tokenizer", "tokenized/book"), copy("aside", "tokenized/book")),
+     "another tokenizer than"),
     ("samples", DEEP, shift_lines, r"the passage in line 1 has the id book_0_\d+, not book_0_0"),
     ("teacher", DEEP, swap(f"{TEACHER}/book/shard.00000.mds", f"{TEACHER}/book/shard.00001.mds"),
      "is not what was written"),

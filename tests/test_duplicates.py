@@ -198,6 +198,20 @@ def test_a_rerun_skips_what_is_there_and_notices_other_token_files_and_damage(ru
     assert bits_file(place, "wikipedia/wiki.jsonl").stat().st_mtime_ns == wiki
 
 
+def test_a_flipped_bit_is_found_by_all_that_read_it(run: Run, place: Path) -> None:
+    run(*MARK, cwd=place)
+    bits = bits_file(place, "common_crawl/2019/b.jsonl")
+    content = bytearray(bits.read_bytes())
+    content[-1] ^= 1
+    bits.write_bytes(content)
+    assert f"{bits.name} is not what was written" in run(*MARK, cwd=place, status=1).stderr
+    done = run("sanity_check.py", "--deep", "--num_shards", 2, cwd=place, status=1)
+    assert f"{bits.name}: is not what was written" in done.stdout and "make them" not in done.stdout
+    sample = ("sample_mds_concat.py", "DAMAGED", 32, 32, 2, 2, 0, "--domains", "cc=1", "--drop_duplicates")
+    assert "is not what was written" in run(*sample, cwd=place, status=1).stderr
+    assert not (place / "DAMAGED/train").exists()
+
+
 def test_a_run_killed_at_any_stage_goes_on_and_gives_the_same_bytes(run: Run, place: Path) -> None:
     killed = place / "killed"
     killed.mkdir()

@@ -26,6 +26,7 @@ from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError
 from cepe_data.npy import write_npy
 from cepe_data.passages import read_ids
+from cepe_data.sampling import clean_list_path
 from cepe_data.spans import SpanIndex, SpanSampler
 
 HELP = "show test windows that share spans of tokens with training windows and with the retrieval corpus"
@@ -165,6 +166,9 @@ def run(args: argparse.Namespace) -> int:
     refuse_other_tokenizers([*test, *(piece.path for side in sides for piece in side.pieces)])
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
     sampling = args.sampling or default_sampling(test)
+    if args.span_tokens > (longest := max(map(window_tokens, test))):
+        raise ArgumentError(f"--span_tokens {args.span_tokens}: the longest test windows have {longest} tokens")
+    atomic.remove_stale_temporaries(args.output / "test")
     num_bytes = sum(piece.num_bytes for piece in [*test_pieces, *test_pieces, *all_pieces(sides)])
     with (
         workers.Workers(args.num_workers, Scanner.prepare, args.span_tokens, sampling) as pool,
@@ -189,6 +193,8 @@ def run(args: argparse.Namespace) -> int:
     print_report(report, args, list(shared.values()), sides, index, sampling)
     if args.write_clean_list:
         write_clean_lists(report, list(shared.values()))
+    else:
+        warn_of_other_lists(test)
     path = args.output / "overlap.json"
     atomic.write_json(path, report.facts)
     num_tokens = sum(side.num_tokens for side in sides)
@@ -233,14 +239,18 @@ def window_pieces(folder: Path, with_rows: bool = False) -> list[Piece]:
         ArgumentError: if it is no set of windows.
         DamagedFileError: if its index is damaged.
     """
-    columns = mds.read_columns(folder)
-    try:
-        row_tokens = sum(mds.column_array(columns[name])[1][0] for name in ("prev_token_ids", "token_ids"))
-    except (KeyError, ValueError, IndexError):
-        raise ArgumentError(f"{folder} holds no windows: its columns are {', '.join(columns)}") from None
-    row_bytes = row_tokens * mds.column_array(columns["token_ids"])[0].itemsize
+    row_bytes = window_tokens(folder) * mds.column_array(mds.read_columns(folder)["token_ids"])[0].itemsize
     blocks = mds.Rows(folder).blocks(max(1, PIECE_BYTES // row_bytes))
     return [Piece(folder, start, stop, (stop - start) * row_bytes, with_rows) for start, stop in blocks]
+
+
+def window_tokens(folder: Path) -> int:
+    """Tokens of a window of a set. Raises as `window_pieces`."""
+    columns = mds.read_columns(folder)
+    try:
+        return sum(mds.column_array(columns[name])[1][0] for name in ("prev_token_ids", "token_ids"))
+    except (KeyError, ValueError, IndexError):
+        raise ArgumentError(f"{folder} holds no windows: its columns are {', '.join(columns)}") from None
 
 
 def passage_pieces(path: Path) -> list[Piece]:
@@ -307,6 +317,8 @@ def print_report(
     report.say(cli.table(header, rows))
     missed = {args.span_tokens + longer: (1 - 1 / sampling) ** (longer + 1) for longer in LONGER_TOKENS}
     chance = sum(side.num_hashes for side in sides) * len(index) * sampling / 2.0**64
+    if unseen := sum(int(np.count_nonzero(one.sampled == 0)) for one in shared):
+        cli.warn(f"{unseen:,} test windows have no span among those that are compared: lower --sampling")
     report.say(
         f"spans of {args.span_tokens} tokens, one of {sampling} compared ({len(index):,} different ones in the test "
         f"set)\nthe chance of missing a shared stretch of n tokens, if it does not repeat itself: "
@@ -324,10 +336,16 @@ def print_report(
     }
 
 
+def warn_of_other_lists(folders: Sequence[Path]) -> None:
+    """Say that lists which this run does not write are those of another one."""
+    if there := [str(path) for path in map(clean_list_path, folders) if path.exists()]:
+        cli.warn(f"{', '.join(there)} are of an earlier run: --write_clean_list replaces them")
+
+
 def write_clean_lists(report: Report, shared: Sequence[Shared]) -> None:
     """Write which rows of every test set share nothing."""
     for one in shared:
-        path = one.folder.with_name(f"{one.folder.name}.clean.npy")
+        path = clean_list_path(one.folder)
         temporary = atomic.temporary_path(path)
         write_npy(temporary, np.flatnonzero(one.is_clean))
         atomic.flush(temporary)

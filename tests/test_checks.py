@@ -278,10 +278,10 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_index", 4, (7, 0), 800)),
      "row 4: has ids outside"),
     ("teacher", QUICK, edit_rows("OUT/train/book", set_value("token_ids", 4, 7, 5)), "was made from other rows"),
-    ("retrieval", QUICK, edit_rows("RET/test/book", roll_rows), "row 0: has at place 0 not the passage"),
+    ("retrieval", QUICK, edit_rows("RET/test/book", roll_rows), r"row \d+: has at place \d not the passage"),
     ("retrieval", QUICK, together(edit_rows("RET/test/book", roll_rows), edit_array(
         "RET/test/book.keys.npy", "RET/test/book", lambda array: array.__setitem__(slice(None), np.roll(array, 1, 0)))),
-     "row 0: has at place 0 the score"),
+     r"row \d+: has at place \d (the score|not what HITS)"),
     ("retrieval", QUICK, edit_rows("RET/test/book", set_value("retrieval_scores", 3, 0, -9)),
      "row 3: .*do not descend"),
     ("retrieval", QUICK, edit_rows("OUT/test/book", set_value("token_ids", 4, 7, 5)), "was found for other rows"),

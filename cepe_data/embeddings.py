@@ -207,6 +207,10 @@ class Embeddings:
                 for place, row in zip(places, rows, strict=True):
                     found[place] = passages.read(row, row + 1)[0]
                     start, stop = offsets.read(row, row + 2).tolist()
+                    if not 0 <= start <= stop <= following.size:
+                        raise DamagedFileError(
+                            f"{offsets.path} is damaged at row {row}: remove {part.path} and make it again"
+                        )
                     neighbors[place] = following.read(start, stop)
         return (np.empty((0, 0), np.int16) if found is None else found), neighbors
 
@@ -234,7 +238,14 @@ def _read_block(part: Part, start: int, stop: int) -> tuple[int, np.ndarray]:
 
 def passage_ids(names: Sequence[str], keys: np.ndarray) -> list[str]:
     """The ids `{domain}_{shard}_{n}` of keys, int64 [n]: file << 40 | n, with the number of the file in `names`, its
-    `{domain}_{shard}`."""
+    `{domain}_{shard}`.
+
+    Raises:
+        DamagedFileError: if a key is of none of these files.
+    """
+    for key in keys.tolist():
+        if not 0 <= key >> KEY_SHIFT < len(names):
+            raise DamagedFileError(f"{key} is the key of no passage: there are {len(names)} corpus files")
     return [f"{names[key >> KEY_SHIFT]}_{key & (1 << KEY_SHIFT) - 1}" for key in keys.tolist()]
 
 

@@ -196,6 +196,26 @@ def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], object]) -> Da
     return damage
 
 
+def edit_array_unsigned(name: str, change: Callable[[np.ndarray], object]) -> Damage:
+    """Change an array, as a bad disk would."""
+
+    def damage(folder: Path) -> None:
+        array = np.load(folder / name)
+        change(array)
+        np.save(folder / name, array)
+
+    return damage
+
+
+def edit_text(name: str, old: str, new: str) -> Damage:
+    def damage(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+
+    return damage
+
+
 def set_value(column: str, row: int, place: Any, value: Any) -> Callable[[list[dict[str, Any]]], None]:
     def change(rows: list[dict[str, Any]]) -> None:
         rows[row][column][place] = value
@@ -237,6 +257,7 @@ SET = "OUT/train/book"
 CHECKS: dict[str, tuple[Any, ...]] = {
     "tokens": ("tokens", "--num_shards", 5), "samples": SAMPLES, "ab": AB, "teacher": ("teacher", TEACHER),
     "retrieval": ("retrieval", "RET/test", *RETRIEVAL),
+    "all": ("all", "--file_list", "none"),
 }  # fmt: skip
 DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     # A flipped byte in every kind of file.
@@ -316,13 +337,42 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_index", 4, (7, 0), 800)),
      "row 4: has ids outside"),
     ("teacher", QUICK, edit_rows("OUT/train/book", set_value("token_ids", 4, 7, 5)), "was made from other rows"),
-    ("retrieval", QUICK, edit_rows("RET/test/book", roll_rows), "row 0: has at place 0 not the passage"),
+    ("retrieval", QUICK, edit_rows("RET/test/book", roll_rows), r"row \d+: has at place \d not the passage"),
     ("retrieval", QUICK, together(edit_rows("RET/test/book", roll_rows), edit_array(
         "RET/test/book.keys.npy", "RET/test/book", lambda array: array.__setitem__(slice(None), np.roll(array, 1, 0)))),
-     "row 0: has at place 0 the score"),
+     r"row \d+: has at place \d (the score|not what HITS)"),
     ("retrieval", QUICK, edit_rows("RET/test/book", set_value("retrieval_scores", 3, 0, -9)),
      "row 3: .*do not descend"),
     ("retrieval", QUICK, edit_rows("OUT/test/book", set_value("token_ids", 4, 7, 5)), "was found for other rows"),
+    # Sets that are broken where one looks what they are.
+    ("all", DEEP, truncate(f"{TEACHER}/book/shard.00001.mds"), f"{TEACHER}/book"),
+    ("all", QUICK, together(*(lambda folder, name=name: (folder / f"RET/test/{name}/index.json").write_text("{}")
+                              for name in ("arxiv", "book"))), r"RET/test/book: .*index\.json"),
+    ("all", QUICK, remove(f"{TEACHER}/book/index.json", f"{TEACHER}/book/meta.json"), f"{TEACHER}/book|{TEACHER} "),
+    ("all", QUICK, remove("RET/test/book/index.json", "RET/test/book/meta.json"), "RET/test/book: "),
+    # What lies between the queries and the passages.
+    ("all", QUICK, remove("EMB/0/book/part-00000"), "EMB/0/book/part-00000: is missing"),
+    ("all", QUICK, truncate("EMB/embeddings.json"), r"EMB/embeddings\.json"),
+    ("all", QUICK, truncate("HITS/book/meta.json"), "HITS/book/meta.json is damaged"),
+    ("retrieval", QUICK, truncate("EMB/0/arxiv/part-00000/embeddings.npy"), r"part-00000/embeddings\.npy: is gone"),
+    ("retrieval", DEEP, flip("EMB/0/arxiv/part-00000/neighbors.npy"), r"part-00000/neighbors\.npy: is not what was"),
+    ("retrieval", QUICK, truncate("HITS/book/scores.npy"), r"HITS/book/scores\.npy: is gone"),
+    ("retrieval", DEEP, flip("HITS/book.queries/embeddings.npy"), r"book\.queries/embeddings\.npy: is not what was"),
+    ("retrieval", QUICK, remove("HITS/book"), "RET/test/book: has no hits: HITS/book is not there"),
+    ("retrieval", QUICK, edit_array("HITS/book/keys.npy", "HITS/book", lambda array: array.sort()),
+     "RET/test/book: was written from other hits"),
+    ("retrieval", QUICK, edit_array_unsigned("HITS/book/scores.npy", lambda array: array.__setitem__((3, 0), 1e9)),
+     r"row 3: has at place 0 not what HITS/book/scores\.npy"),
+    ("retrieval", QUICK, remove("RET/test/book"), "RET/test/book: is missing"),
+    ("retrieval", QUICK, edit_array("RET/test/book.keys.npy", "RET/test/book",
+                                    lambda array: array.__setitem__((3, 0), -5)), "row 3: .*no key"),
+    ("retrieval", QUICK, edit_array_unsigned("EMB/0/book/part-00000/neighbor_offsets.npy",
+                                             lambda array: array.__imul__(-1)), "neighbor_offsets.npy is damaged"),
+    ("retrieval", QUICK, edit_text("OUT/retrieval/0/book.jsonl", "contents_token_ids", "contents_token_idz"),
+     "not the passage .* of OUT/retrieval/0/book.jsonl"),
+    # Damage of what a set was made from.
+    ("teacher", QUICK, flip("OUT/train/book/meta.json"), "OUT/train/book: is what .* was made from"),
+    ("retrieval", QUICK, truncate("OUT/test/book/shard.00000.mds"), "OUT/test/book: is what .* was found for"),
 ]  # fmt: skip
 
 
@@ -346,8 +396,8 @@ def test_clean_data_has_no_finding(run: Run, made: Path) -> None:
         of_sets = ("samples AB", "samples OTHER", "samples OUT", f"teacher {TEACHER}", "retrieval RET/test")
         for check in ("tokens", *of_sets):
             assert f"== {check} " in done.stdout
-        assert "--queries OUT/test --embeddings EMB" in done.stdout
-    for arguments in CHECKS.values():
+        assert "--queries OUT/test --embeddings EMB --corpus OUT/retrieval --hits HITS" in done.stdout
+    for arguments in (one for one in CHECKS.values() if one[0] != "all"):
         more = ("--model_dir", "teacher") if arguments[0] == "teacher" else ()
         content = json.loads(run("sanity_check.py", *arguments, "--json", *more, "--num_workers", 2, cwd=made).stdout)
         assert content["ok"] and content["check"] == arguments[0] and content["findings"] == []
@@ -390,3 +440,37 @@ def test_what_cannot_be_compared_is_said(run: Run, made: Path, tmp_path: Path) -
     assert "holds no sets" in run("sanity_check.py", "samples", "EMB", cwd=made, status=2).stderr
     assert "holds no MDS sets" in run("sanity_check.py", "teacher", "EMB", cwd=made, status=2).stderr
     assert "neither" in run("sanity_check.py", "all", "encoder", "--file_list", "no.txt", cwd=made, status=2).stderr
+
+
+def test_a_folder_may_be_named_from_inside(run: Run, made: Path) -> None:
+    retrieval = [f"../../../{word}" if "/" in word or word.isupper() else word for word in RETRIEVAL]
+    run("sanity_check.py", "retrieval", ".", *retrieval, cwd=made / "RET/test/book")
+    done = run("sanity_check.py", "teacher", ".", cwd=made / f"{TEACHER}/book")
+    assert "1 sets, 30 rows" in done.stdout and "is not there" not in done.stderr
+    run("sanity_check.py", "show", ".", 0, "--tokenized_dir", made / "tokenized", cwd=made / f"{TEACHER}/book")
+    run("sanity_check.py", "all", "--file_list", "none", "--tokenized_dir", "../tokenized", cwd=made / "OUT")
+
+
+def test_damage_is_said_as_json_too_and_is_worse_than_what_cannot_be_checked(
+    run: Run, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made, tmp_path / "damaged", symlinks=True)
+    cwd = tmp_path / "damaged"
+    truncate(f"{TEACHER}/book/shard.00001.mds")(cwd)
+    flip("RET/test/book/meta.json")(cwd)
+    for arguments in (("teacher", TEACHER), ("retrieval", "RET/test", *RETRIEVAL)):
+        content = json.loads(run("sanity_check.py", *arguments, "--json", cwd=cwd, status=1).stdout)
+        assert not content["ok"] and "book" in content["findings"][0]["path"]
+    whole = json.loads(run("sanity_check.py", "all", "--json", "--tokenized_dir", "none", cwd=cwd, status=1).stdout)
+    assert not whole["ok"]
+    done = run("sanity_check.py", "retrieval", "RET/test", "--hits", "nope", cwd=made, status=2)
+    assert "nope holds no hits" in done.stderr and "Nothing incomplete" not in done.stderr
+
+
+def test_what_show_cannot_read_is_said(run: Run, made: Path, tmp_path: Path) -> None:
+    cwd = tmp_path / "damaged"
+    shutil.copytree(made, cwd, symlinks=True)
+    truncate("RET/test/book.keys.npy")(cwd)
+    edit_array_unsigned(f"{SET}.rows.npy", lambda array: array.__setitem__((0, 0), 99))(cwd)
+    for name, path in (("book.keys.npy is damaged", "RET/test/book"), ("book.rows.npy is not that of", SET)):
+        assert name in run("sanity_check.py", "show", path, 0, cwd=cwd, status=1).stderr

@@ -1,10 +1,12 @@
 """All checks: of the token files, and of every set that is in some folders or two levels below them. Sets belong
-together by their fingerprints: passages are checked against the queries and the embeddings that they were found with.
+together by their fingerprints: passages are checked against the queries, the hits and the embeddings that they were
+found with, and those against the corpus that was embedded.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import types
 from collections.abc import Iterator
@@ -13,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from cepe_data import atomic, cli, embeddings, mds
-from cepe_data.checks import retrieval, samples, sets, teacher, tokens
-from cepe_data.checks.report import add_source_arguments
-from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.checks import hits, retrieval, samples, sets, teacher, tokens
+from cepe_data.checks.report import Report, add_source_arguments
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data.splits import SPLITS
 
 HELP = "all of these checks, of the token files and of every set below some folders"
+WINDOWS, ANNOTATED, RETRIEVED, PART = "windows", "annotated", "retrieved", "part"
+KINDS_BY_COLUMN = {"token_ids": WINDOWS, "target_prob": ANNOTATED, "retrieved_token_ids": RETRIEVED}
+KINDS_BY_RECORD = {"part_bytes": PART, "first_row": PART, "split": WINDOWS, "num_decoder_tokens": ANNOTATED,
+                   "hits": RETRIEVED}  # fmt: skip
+KINDS_BY_NAME = {"-logits-": ANNOTATED, "-ret_k": ANNOTATED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,40 +37,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @dataclass
 class Found:
     """What is there: outputs of samplers; folders of teachers' sets; folders of retrieved passages; the windows, by
-    their fingerprint, and the folders of embeddings."""
+    their fingerprint; folders of embeddings, and of hits; sets of which nothing says what they are."""
 
     outputs: list[Path] = field(default_factory=list)
     teachers: list[Path] = field(default_factory=list)
     retrieved: list[Path] = field(default_factory=list)
     windows: dict[str, Path] = field(default_factory=dict)
     embedded: list[Path] = field(default_factory=list)
+    hits: list[Path] = field(default_factory=list)
+    unknown: list[Path] = field(default_factory=list)
+
+
+@dataclass
+class Outcome:
+    """What the checks say: their exit statuses, and with `--json` their objects."""
+
+    statuses: list[int] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        """Damage is worse than what could not be checked."""
+        return cli.EXIT_FAILED if cli.EXIT_FAILED in self.statuses else max(self.statuses)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run every check that there is something for; the exit status is the worst of theirs."""
-    found = find(args.folders)
-    reports: list[dict[str, Any]] = []
-    statuses = [cli.EXIT_OK]
+    found, outcome, units_checked = find(args.folders), Outcome(), set[Path]()
     for module, arguments in checks_of(args, found):
         parser = argparse.ArgumentParser()
         module.add_arguments(parser)
         of_module = parser.parse_args([*arguments, *shared_flags(args)])
-        of_module.collected = reports if args.json else None
+        of_module.collected = outcome.reports if args.json else None
+        of_module.units_checked = units_checked
+        name = module.__name__.rpartition(".")[2]
         if not args.json:
-            cli.say(f"== {module.__name__.rpartition('.')[2]} {' '.join(arguments)}")
+            cli.say(f"== {name} {' '.join(arguments)}")
         try:
-            statuses.append(module.run(of_module))
+            outcome.statuses.append(module.run(of_module))
         except PipelineError as error:
-            name = module.__name__.rpartition(".")[2]
-            reports.append({"check": name, "ok": False, "error": str(error)})
+            outcome.reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{name} {' '.join(arguments)}: {error}")
-            statuses.append(error.exit_status)
-    if len(statuses) == 1:
+            outcome.statuses.append(error.exit_status)
+    check_others(args, found, units_checked, outcome)
+    if not outcome.statuses:
         raise ArgumentError(f"neither {args.file_list} nor any set below {', '.join(map(str, args.folders))} is there")
     if args.json:
-        whole = {"check": "all", "ok": not max(statuses), "checks": reports}
+        whole = {"check": "all", "ok": not outcome.status, "checks": outcome.reports}
         cli.say(json.dumps(whole, indent=1, ensure_ascii=False))
-    return max(statuses)
+    return outcome.status
+
+
+def check_others(args: argparse.Namespace, found: Found, checked: set[Path], outcome: Outcome) -> None:
+    """What no set of passages was compared with, embeddings and hits; and what is left of sets of no known kind."""
+    embedded, found_hits = ([path for path in paths if path not in checked] for paths in (found.embedded, found.hits))
+    if not embedded and not found_hits and not found.unknown:
+        return
+    report = Report("others", args.json, collected=outcome.reports)
+    report.say(f"== others {' '.join(map(str, [*embedded, *found_hits, *found.unknown]))}")
+    for path in embedded:
+        hits.check_embedded(report, args, path)
+    for path in found_hits:
+        hits.check_hits(report, args, path)
+    for path in found.unknown:
+        report.found(path, "has shards or an index, and neither its columns nor a meta file say what it is")
+    if found.retrieved and not report.findings:
+        for path in [*embedded, *found_hits]:
+            cli.warn(f"{path}: none of the passages in {', '.join(map(str, found.retrieved))} were found with it")
+    outcome.statuses.append(report.finish(f"{len(report.findings)} findings", args.folders[0]))
 
 
 def shared_flags(args: argparse.Namespace) -> list[str]:
@@ -89,50 +131,116 @@ def find(folders: list[Path]) -> Found:
     found = Found()
     for base in folders:
         for folder in [base, *sorted(base.glob("*")), *sorted(base.glob("*/*"))]:
-            if not folder.is_dir() or folder.name.startswith("."):
+            if not folder.is_dir() or (folder != base and not sets.is_domain_folder(folder)):
                 continue
-            if (folder / embeddings.MANIFEST).exists():
+            if hits.is_embedded(folder):
                 found.embedded.append(folder)
-            elif folder.parent.name != "retrieval" and samples.find_manifests(folder):
+            elif hits.is_hits(folder):
+                found.hits.append(folder)
+            elif is_output(folder):
                 found.outputs.append(folder)
             _add_sets(found, folder)
     return found
 
 
+def is_output(folder: Path) -> bool:
+    """Whether a sampler was given this folder: it has its manifests, or sets of windows where they belong."""
+    if sets.with_parents(folder, 2).parent.name == "retrieval":
+        return False
+    candidates = (one for split in SPLITS for one in folder.glob(f"{split}/*"))
+    return bool(samples.find_manifests(folder)) or any(kind_of(one) == WINDOWS for one in candidates)
+
+
 def _add_sets(found: Found, folder: Path) -> None:
     """Look at the domain folders in a folder."""
-    for one in sorted(folder.glob(f"*/{mds.INDEX_NAME}")):
-        if not sets.is_domain_folder(one.parent):
-            continue
-        meta = atomic.meta_path(one.parent, True)
-        try:
-            columns = mds.read_columns(one.parent)
-            fingerprint = mds.fingerprint(one.parent) if "token_ids" in columns and meta.exists() else None
-        except PipelineError:  # its own check says so
-            continue
-        if fingerprint:
-            found.windows[fingerprint] = folder
-        elif "target_prob" in columns and folder not in found.teachers:
-            found.teachers.append(folder)
-        elif "retrieved_token_ids" in columns and folder not in found.retrieved:
-            found.retrieved.append(folder)
+    for one in sorted(folder.glob("*")):
+        kind = kind_of(one)
+        is_of_output = folder.parent in found.outputs and folder.name in SPLITS
+        if kind == WINDOWS:
+            with contextlib.suppress(*sets.FAILURES):  # its own check says so
+                if atomic.meta_path(one, True).exists():
+                    found.windows[mds.fingerprint(one)] = folder
+        elif kind in {ANNOTATED, RETRIEVED} and not is_of_output:
+            of_kind = found.teachers if kind == ANNOTATED else found.retrieved
+            if folder not in of_kind:
+                of_kind.append(folder)
+        elif kind is None and not is_of_output and is_left_of_set(one):
+            found.unknown.append(one)
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a domain folder holds, from its columns, or else from its record or the name of the folder around it; None
+    if nothing says so, or it is no set."""
+    if not sets.is_domain_folder(folder) or not (sets.has_set(folder) or is_left_of_set(folder)):
+        return None
+    made_with: atomic.Meta = {}
+    with contextlib.suppress(DamagedFileError, OSError):
+        made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    columns: dict[str, str] = {}
+    with contextlib.suppress(*sets.FAILURES):
+        columns = mds.read_columns(folder)
+    around = sets.with_parents(folder, 2).parent.name
+    for names, kinds in ((columns, KINDS_BY_COLUMN), (made_with, KINDS_BY_RECORD)):
+        if kind := next((kind for name, kind in kinds.items() if name in names), None):
+            return kind
+    return next((kind for name, kind in KINDS_BY_NAME.items() if name in around), None)
+
+
+def is_left_of_set(folder: Path) -> bool:
+    """Whether a folder has shards or an index."""
+    if not sets.is_domain_folder(folder):
+        return False
+    return (folder / mds.INDEX_NAME).exists() or next(folder.glob("*.mds"), None) is not None
 
 
 def retrieval_flags(folder: Path, found: Found) -> list[str]:
-    """The queries and the embeddings that the passages in a folder were found with, where they are there."""
-    made_with: atomic.Meta = {}
-    for one in sets.find_sets(folder):
-        made_with = (atomic.read_meta(one) or {"made_with": {}})["made_with"]
+    """The queries, the embeddings with their corpus, and the hits that the passages in a folder were found with, where
+    they are there."""
+    records = list(_records(folder))
     flags = []
-    if queries := found.windows.get(made_with.get("input", "")):
-        flags += ["--queries", str(queries)]
+    queries = [found.windows[record["input"]] for record in records if record.get("input") in found.windows]
+    if queries:
+        flags += ["--queries", str(queries[0])]
     for path in found.embedded:
         try:
             corpus = embeddings.Embeddings(path)
-        except PipelineError as error:
-            cli.warn(str(error))
+        except PipelineError:  # said where nothing was found with them
             continue
-        if corpus.fingerprint(corpus.parts) == made_with.get("embeddings"):
+        fingerprint = corpus.fingerprint(corpus.parts)
+        if any(record.get("embeddings") == fingerprint for record in records):
             flags += ["--embeddings", str(path)]
+            if output := corpus_of(corpus, found.outputs):
+                flags += ["--corpus", str(output / "retrieval")]
             break
+    wanted = {(record.get("input"), record.get("embeddings")) for record in records}
+    for path in found.hits:
+        if wanted & {(record.get("input"), record.get("embeddings")) for record in _records(path)}:
+            return [*flags, "--hits", str(path)]
     return flags
+
+
+def _records(folder: Path) -> Iterator[atomic.Meta]:
+    """What made the sets or the hits in a folder, as far as it can be read."""
+    for one in sorted(folder.glob("*")):
+        if sets.is_domain_folder(one):
+            with contextlib.suppress(DamagedFileError, OSError):
+                if meta := atomic.read_meta(one):
+                    yield meta["made_with"]
+
+
+def corpus_of(embedded: embeddings.Embeddings, outputs: list[Path]) -> Path | None:
+    """The output of the sampler that wrote the most of the files that were embedded; None if it wrote none of them."""
+    num_files = {output: _count_files(embedded, output) for output in outputs}
+    best = max(num_files, key=lambda output: num_files[output], default=None)
+    return best if best is not None and num_files[best] else None
+
+
+def _count_files(embedded: embeddings.Embeddings, output: Path) -> int:
+    """How many parts of an embedded corpus are of a file of this output."""
+    number = 0
+    for part in embedded.parts:
+        path = output / "retrieval" / str(part.shard) / f"{embedded.files[part.file_number].domain}.jsonl"
+        with contextlib.suppress(DamagedFileError, OSError):
+            meta = atomic.read_meta(path)
+            number += meta is not None and meta["files"].get(path.name) == part.meta["made_with"].get("source")
+    return number

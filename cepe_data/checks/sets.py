@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from cepe_data import atomic, cli, keyed, mds, workers
 from cepe_data.checks.report import Report, add_report_arguments
-from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
+# What reading a damaged file may raise: a finding, so that the rest is looked at, too.
+FAILURES = (PipelineError, OSError, ValueError, KeyError, IndexError, TypeError)
 MAX_FINDINGS = 20  # of a set; the others are counted
 ROWS_AT_ONCE = 4096
 
@@ -63,11 +66,18 @@ def find_sets(folder: Path) -> list[Path]:
         ArgumentError: if there is none.
     """
     if has_set(folder):
-        return [folder]
+        return [with_parents(folder, 1)]
     sets = [one for one in sorted(folder.glob("*")) if is_domain_folder(one) and has_set(one)]
     if not sets:
         raise ArgumentError(f"{folder} holds no MDS sets: pass the folder of the domain folders")
     return sets
+
+
+def with_parents(path: Path, number: int) -> Path:
+    """The same path, with so many names at its end that are names of folders, which `.` and `..` are not."""
+    if len(path.parts) >= number and ".." not in path.parts[-number:]:
+        return path
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def has_set(folder: Path) -> bool:
@@ -91,13 +101,10 @@ def check_sets(
     with every result and its set, in an order that does not depend on the number of workers."""
     jobs: list[_Job] = []
     for folder in folders:
-        if not _is_whole(report, folder) or not checker.check_set(report, folder):
-            continue
-        meta, num_rows = atomic.read_meta(folder), mds.num_rows(folder)
-        rows = np.arange(num_rows) if args.deep else sample_rows(num_rows, args.rows, args.seed, folder)
-        jobs += [_Job(folder, group) for group in checker.groups(folder, rows)]
-        if args.deep and meta is not None:
-            jobs += [_Job(folder, np.empty(0, np.int64), name) for name in sorted(meta["files"])]
+        try:
+            jobs += _jobs_of(report, args, folder, checker)
+        except FAILURES as error:
+            report.found(folder, describe(error))
     num_findings, num_compared = Counter[Path](), 0
     said: set[str] = set()
     with (
@@ -122,6 +129,18 @@ def check_sets(
     return num_compared
 
 
+def _jobs_of(report: Report, args: argparse.Namespace, folder: Path, checker: Checker) -> list[_Job]:
+    """What is to be done for a set, once everything but its rows was looked at; nothing if that is not right."""
+    if not _is_whole(report, folder) or not checker.check_set(report, folder):
+        return []
+    meta, num_rows = atomic.read_meta(folder), mds.num_rows(folder)
+    rows = np.arange(num_rows) if args.deep else sample_rows(num_rows, args.rows, args.seed, folder)
+    jobs = [_Job(folder, group) for group in checker.groups(folder, rows)]
+    if args.deep and meta is not None:
+        jobs += [_Job(folder, np.empty(0, np.int64), name) for name in sorted(meta["files"])]
+    return jobs
+
+
 def _is_whole(report: Report, folder: Path) -> bool:
     """Whether a set has its files with the sizes it was written with, and an index that fits them."""
     before = len(report.findings)
@@ -133,11 +152,48 @@ def _is_whole(report: Report, folder: Path) -> bool:
             for path in atomic.lost_files(folder, meta):
                 report.found(path, "is gone, or has not the size that it was written with")
         num_rows = len(mds.Rows(folder))
-        if meta is not None and meta["made_with"].get("rows", num_rows) != num_rows:
-            report.found(folder, f"has {num_rows:,} rows, its meta file says {meta['made_with']['rows']:,}")
-    except (DamagedFileError, ArgumentError) as error:
-        report.found(folder, str(error))
+        if meta is not None and (recorded := recorded_rows(meta["made_with"], num_rows)) != num_rows:
+            report.found(folder, f"has {num_rows:,} rows, its meta file says {recorded:,}")
+    except FAILURES as error:
+        report.found(folder, describe(error))
     return len(report.findings) == before
+
+
+def recorded_rows(made_with: Mapping[str, Any], otherwise: int) -> int:
+    """How many rows a record says that a set has, or a part of one; `otherwise` if it does not say so."""
+    if {"first_row", "stop_row"} <= made_with.keys():
+        return int(made_with["stop_row"]) - int(made_with["first_row"])
+    return int(made_with.get("rows", otherwise))
+
+
+def describe(error: Exception) -> str:
+    """What FAILURES say, for a finding."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"
+    return str(error) if isinstance(error, PipelineError) else f"cannot be read ({type(error).__name__}: {error})"
+
+
+def count_rows(folders: Iterable[Path]) -> int:
+    """The rows of those sets that have a whole index; of the others there is a finding."""
+    num_rows = 0
+    for folder in folders:
+        with contextlib.suppress(*FAILURES):
+            num_rows += mds.num_rows(folder)
+    return num_rows
+
+
+def compare_with_source(report: Report, folder: Path, source: Path, how: str) -> None:
+    """That a set was made from the rows that are in `source` now, row for row; `how`: "made from", say."""
+    made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    try:
+        fingerprint, num_rows = mds.fingerprint(source), mds.num_rows(source)
+    except FAILURES as error:
+        report.found(source, f"is what {folder} was {how}, and is damaged: {describe(error)}")
+        return
+    if made_with.get("input") != fingerprint:
+        report.found(folder, f"was {how} other rows than those that are in {source} now")
+    elif num_rows != mds.num_rows(folder):
+        report.found(folder, f"has {mds.num_rows(folder):,} rows, {source} has {num_rows:,}")
 
 
 def sample_rows(num_rows: int, number: int, seed: int, folder: Path) -> np.ndarray:
@@ -185,12 +241,15 @@ class _Job:
 
     @staticmethod
     def run(job: _Job) -> Result:
-        if job.file is None:
-            try:
-                return _Job.checker.check_rows(job.folder, job.rows)
-            except DamagedFileError as error:
-                return Result([(None, str(error))])
-        meta, path = atomic.read_meta(job.folder), job.folder / job.file
-        if meta is None or atomic.file_facts(path) == meta["files"][job.file]:
+        try:
+            return job._look()
+        except FAILURES as error:
+            return Result([(None, describe(error))])
+
+    def _look(self) -> Result:
+        if self.file is None:
+            return _Job.checker.check_rows(self.folder, self.rows)
+        meta, path = atomic.read_meta(self.folder), self.folder / self.file
+        if meta is None or atomic.file_facts(path) == meta["files"][self.file]:
             return Result()
         return Result([(None, f"{path.resolve().name} is not what was written: its hash differs from the meta file")])

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cepe_data import atomic, cli, corpus, mds, tokenizers
+from cepe_data.checks import sets
 from cepe_data.embeddings import passage_ids
 from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.npy import NpyRows
 from cepe_data.sampling import rows_path
 from cepe_data.token_file import TokenFile, read_tokenizer
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one row of an MDS set: where it comes from, and its tokens as text."""
+    args.path = sets.with_parents(args.path, 1)
     columns = mds.read_columns(args.path)
     rows = mds.Rows(args.path)
     if args.row >= len(rows):
@@ -111,11 +114,24 @@ def retrieved_passages(args: argparse.Namespace, row: dict) -> Iterator[tuple[st
     keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), atomic.read_meta(args.path)
     names = [""] * len(row["retrieval_scores"])
     if meta and keys_path.exists():
-        keys = np.load(keys_path, mmap_mode="r", allow_pickle=False)[args.row]
-        names = passage_ids(meta["corpus_files"], keys)
+        names = passage_ids(meta["corpus_files"], read_row(keys_path, args.row, len(names)))
     best = zip(names, row["retrieval_scores"].tolist(), row["retrieved_token_ids"], strict=True)
     for number, (name, score, ids) in enumerate(itertools.islice(best, args.passages)):
         yield f"passage {number} {name}, score {score:.4f}", ids
+
+
+def read_row(path: Path, row: int, num_columns: int) -> np.ndarray:
+    """int64 [columns]: a row of what is beside a set.
+
+    Raises:
+        DamagedFileError: if it has no such row.
+    """
+    with NpyRows(path, num_axes=2) as rows:
+        if row >= rows.size or rows.row_shape != (num_columns,):
+            raise DamagedFileError(
+                f"{path} has the shape {[rows.size, *rows.row_shape]}, and no row {row} of {num_columns}"
+            )
+        return rows.read(row, row + 1)[0]
 
 
 def cut_middle(text: str, max_characters: int) -> str:
@@ -130,11 +146,12 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     meta = atomic.read_meta(folder)
     if meta is None or not rows_path(folder).exists():
         return ["source: unknown, no provenance is beside this set"]
-    try:
-        number, position = (int(value) for value in np.load(rows_path(folder), mmap_mode="r", allow_pickle=False)[row])
-        source = meta["source_files"][number]
-    except (ValueError, IndexError, KeyError) as error:
-        raise DamagedFileError(f"{rows_path(folder)} is not that of {folder} ({error}): make the set again") from None
+    number, position = read_row(rows_path(folder), row, 2).tolist()
+    files = meta.get("source_files", [])
+    if not 0 <= number < len(files) or position < 0:
+        what = f"row {row} is at {position} in file {number} of {len(files)}"
+        raise DamagedFileError(f"{rows_path(folder)} is not that of {folder} ({what}): make the set again")
+    source = files[number]
     path = tokenized_dir / corpus.token_path(source)
     if not path.exists():
         return [f"source: {source}, from position {position:,} of its token file ({path} is not there)"]
@@ -155,7 +172,7 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
 def input_folder(args: argparse.Namespace) -> Path:
     """The set that a teacher's set belongs to."""
     meta = atomic.read_meta(args.path) or {}
-    input_dir = args.input_dir or args.path.parent.parent / (meta.get("input_name") or "")
+    input_dir = args.input_dir or sets.with_parents(args.path, 2).parent.parent / (meta.get("input_name") or "")
     folder = input_dir / args.path.name
     if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):
         raise ArgumentError(

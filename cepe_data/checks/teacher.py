@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 from cepe_data import atomic, cli, mds
 from cepe_data.checks import plots, sets
 from cepe_data.checks.report import Report
-from cepe_data.errors import ArgumentError
+from cepe_data.errors import ArgumentError, DamagedFileError
 
 HELP = "check what a teacher wrote"
 SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
@@ -51,12 +51,8 @@ def run(args: argparse.Namespace) -> int:
             positions.setdefault(folder.name, result.positions.empty()).add(result.positions)
 
     sets.check_sets(report, args, folders, TeacherChecker(args.input_dir, args.plot is not None), collect)
-    num_rows = sum(mds.num_rows(folder) for folder in folders if (folder / mds.INDEX_NAME).exists())
-    damaged = {finding["path"] for finding in report.findings}
-    num_recomputed = 0
-    if args.model_dir:
-        whole = [folder for folder in folders if str(folder) not in damaged]
-        num_recomputed = sum(recompute(report, args, folder) for folder in whole)
+    num_rows = sets.count_rows(folders)
+    num_recomputed = recompute_all(report, args, folders) if args.model_dir else 0
     if args.plot:
         report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
         plots.draw_teacher(report, args.plot, positions)
@@ -70,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def input_folder(folder: Path, input_dir: Path | None) -> Path:
     """The set that was annotated: in `input_dir`, or else where it was beside the annotated one."""
     name = (atomic.read_meta(folder) or {}).get("input_name") or ""
-    return (input_dir or folder.parent.parent / name) / folder.name
+    return (input_dir or sets.with_parents(folder, 2).parent.parent / name) / folder.name
 
 
 @dataclass
@@ -197,14 +193,11 @@ class TeacherChecker:
         if not is_right:
             report.found(folder, f"has not the columns of a teacher, but {columns}")
             return False
-        made_with, source = (atomic.read_meta(folder) or {"made_with": {}})["made_with"], None
         source = input_folder(folder, self.input_dir)
-        if not (source / mds.INDEX_NAME).exists():
+        if sets.has_set(source):
+            sets.compare_with_source(report, folder, source, "made from")
+        else:
             cli.warn(f"{source} is not there: that the rows of {folder} are its rows is not checked (--input_dir)")
-        elif made_with.get("input") != mds.fingerprint(source):
-            report.found(folder, f"was made from other rows than those that are in {source} now")
-        elif mds.num_rows(source) != mds.num_rows(folder):
-            report.found(folder, f"has {mds.num_rows(folder):,} rows, {source} has {mds.num_rows(source):,}")
         return True
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -242,6 +235,38 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
     return ""
 
 
+def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Path]) -> int:
+    """Compute some rows of every set without a finding once more; returns how many.
+
+    Raises:
+        ArgumentError: if the input of a set is not there.
+    """
+    damaged = [Path(finding["path"]) for finding in report.findings]
+    whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
+    for folder in whole:
+        refuse_missing_input(args, folder)
+    num_recomputed = 0
+    for folder in whole:
+        if input_folder(folder, args.input_dir) in damaged:
+            continue
+        try:
+            num_recomputed += recompute(report, args, folder)
+        except DamagedFileError as error:
+            report.found(folder, f"cannot be computed once more: {error}")
+    return num_recomputed
+
+
+def refuse_missing_input(args: argparse.Namespace, folder: Path) -> None:
+    """Raise ArgumentError unless there is what a set was made from."""
+    made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    is_retrieved = "retrieval_k" in made_with
+    if not sets.has_set(input_folder(folder, args.input_dir)) or (is_retrieved and args.retrieval_input_dir is None):
+        raise ArgumentError(
+            f"the rows of {folder} cannot be computed without their input: pass --input_dir"
+            + (" and --retrieval_input_dir" if is_retrieved else "")
+        )
+
+
 def recompute(report: Report, args: argparse.Namespace, folder: Path) -> int:
     """Compute some rows of a set once more; returns how many."""
     import torch
@@ -252,11 +277,6 @@ def recompute(report: Report, args: argparse.Namespace, folder: Path) -> int:
     made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
     source = input_folder(folder, args.input_dir)
     retrieved = args.retrieval_input_dir / folder.name if args.retrieval_input_dir else None
-    if not (source / mds.INDEX_NAME).exists() or ("retrieval_k" in made_with and retrieved is None):
-        raise ArgumentError(
-            f"the rows of {folder} cannot be computed without their input: pass --input_dir"
-            + (" and --retrieval_input_dir" if "retrieval_k" in made_with else "")
-        )
     model_folder = teacher.find_model(args.model_dir).folder
     if made_with.get("model") != teacher.fingerprint(model_folder):
         report.found(folder, f"was made with another model than {args.model_dir}")

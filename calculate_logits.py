@@ -29,7 +29,7 @@ from cepe_data.parts import PartedSet
 SHARD_BYTES = 128 << 20
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="the folder that holds the domain folders")
     parser.add_argument("--model_dir", required=True, help="the teacher: a folder or a hub name")
@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
         "--attn_implementation", default=None, help="such as flash_attention_2 (default: what transformers prefers)"
     )
     model.add_argument("--compile", action="store_true", help="compile the layers: a minute of start-up, then faster")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
@@ -165,7 +165,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
     num_rows = mds.num_rows(input_folder)
     refuse_short_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
-    context, num_context_tokens = check_context(args, input_folder, retrieval_folder)
+    num_context_tokens = check_context(args, input_folder, retrieval_folder)
     model = teacher.find_model(args.model_dir)
     if args.topk > model.vocab_size:
         raise ArgumentError(f"--topk {args.topk} is more than the {model.vocab_size} words of {args.model_dir}")
@@ -181,15 +181,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
         "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
     }
-    made_with = {
-        "domain": args.domain,
-        "input": mds.fingerprint(input_folder),
-        **context,
-        "num_decoder_tokens": args.num_decoder_tokens,
-        "topk": args.topk,
-        "dtype": dtype,
-        "model": teacher.fingerprint(model.folder),
-    }
+    made_with = {**record_of_request(args), "dtype": dtype, "model": teacher.fingerprint(model.folder)}
     part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
     return Annotation(
         of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args.overwrite),
@@ -218,17 +210,35 @@ def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
-def check_context(
-    args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None
-) -> tuple[atomic.Meta, int]:
-    """What the record says of the context, and its length in tokens.
+def record_of_request(args: argparse.Namespace) -> atomic.Meta:
+    """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
+
+    Raises:
+        ArgumentError: if an input is missing.
+        DamagedFileError: if an input is not what its meta file says.
+    """
+    context: atomic.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
+    if args.retrieval_input_dir is not None:
+        retrieved = mds.fingerprint(args.retrieval_input_dir / args.domain)
+        context = {"retrieval_input": retrieved, "retrieval_k": args.retrieval_k}
+    return {
+        "domain": args.domain,
+        "input": mds.fingerprint(args.input_dir / args.domain),
+        **context,
+        "num_decoder_tokens": args.num_decoder_tokens,
+        "topk": args.topk,
+    }
+
+
+def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None) -> int:
+    """The length of the context in tokens.
 
     Raises:
         ArgumentError: if it is shorter than asked for, or the retrieved rows are not those of the input.
     """
     if retrieval_folder is None:
         refuse_short_column(input_folder, "prev_token_ids", 1, args.num_encoder_tokens, "--num_encoder_tokens")
-        return {"num_encoder_tokens": args.num_encoder_tokens}, args.num_encoder_tokens
+        return int(args.num_encoder_tokens)
     refuse_short_column(retrieval_folder, "retrieved_token_ids", 2, args.retrieval_k, "--retrieval_k")
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
@@ -237,8 +247,7 @@ def check_context(
     if found_for is not None and found_for != mds.fingerprint(input_folder):
         raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
-    made_with = {"retrieval_input": mds.fingerprint(retrieval_folder), "retrieval_k": args.retrieval_k}
-    return made_with, args.retrieval_k * chunk
+    return int(args.retrieval_k * chunk)
 
 
 def refuse_short_column(folder: Path, name: str, num_axes: int, wanted: int, flag: str) -> None:

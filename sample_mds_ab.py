@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from collections.abc import Sequence
 
 from cepe_data import cli, drawing, sampling
 from cepe_data.errors import ArgumentError
-from cepe_data.splits import Splits
 from cepe_data.windows import DocumentWindows
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
+KIND = "inside documents"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     sampling.add_output_argument(parser)
     parser.add_argument("total_length", type=cli.positive_count, metavar="TOTAL_LENGTH", help="tokens of a window")
@@ -28,19 +29,16 @@ def parse_args() -> argparse.Namespace:
         "decoder_length", type=cli.positive_count, metavar="DECODER_LENGTH", help="the last of them, for token_ids"
     )
     sampling.add_arguments(parser, WEIGHTS)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    if args.total_length <= args.decoder_length:
-        raise ArgumentError(f"TOTAL_LENGTH {args.total_length} must be more than DECODER_LENGTH {args.decoder_length}")
-    windows = DocumentWindows(args.total_length, args.decoder_length)
-    splits = Splits(args.seed, args.test_fraction, args.train_fraction)
+    windows, splits = make_windows(args), sampling.make_splits(args)
     tokens, weights = sampling.open_tokens(args)
     surveys = drawing.survey(tokens, splits, {"test": windows, "train": windows})
-    sampler = sampling.WindowSampler.of_run("inside documents", args, tokens, splits, windows, surveys)
+    sampler = sampling.WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
     requests = sampling.window_requests(weights, args)
     planned = sampler.plan(requests)
     check = functools.partial(sampler.refuse_other_sets, [one.folder for one in planned])
@@ -53,6 +51,13 @@ def main() -> int:
         with sampler.start_workers(args.num_workers) as pool:
             sampler.write_all(pool, planned, args, outcome, check)
     return outcome.finish(args, start)
+
+
+def make_windows(args: argparse.Namespace) -> DocumentWindows:
+    """How documents are cut. Raises ArgumentError if the lengths leave no context."""
+    if args.total_length <= args.decoder_length:
+        raise ArgumentError(f"TOTAL_LENGTH {args.total_length} must be more than DECODER_LENGTH {args.decoder_length}")
+    return DocumentWindows(args.total_length, args.decoder_length)
 
 
 if __name__ == "__main__":

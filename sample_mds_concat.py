@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from collections.abc import Sequence
 
 from cepe_data import cli, drawing, sampling, shards
 from cepe_data.errors import ArgumentError
 from cepe_data.passages import PassageShard, PassageTokenizer
-from cepe_data.splits import Splits
 from cepe_data.windows import ConcatWindows, DocumentWindows
 
 WEIGHTS = {
@@ -28,9 +28,10 @@ WEIGHTS = {
     "stackexchange": 0.02,
     "wiki": 0.045,
 }
+KIND = "over concatenation"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     sampling.add_output_argument(parser)
     parser.add_argument(
@@ -50,21 +51,19 @@ def parse_args() -> argparse.Namespace:
     retrieval.add_argument("--retrieval_shards", type=cli.count, default=100, help="how many there are; 0 for none")
     retrieval.add_argument("--retrieval_chunk_size", type=cli.positive_count, default=256, help="tokens of a passage")
     retrieval.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
     shard_id = resolve_retrieval_shard(args)
-    windows = ConcatWindows(args.encoder_length + args.decoder_length, args.decoder_length)
-    passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
-    splits = Splits(args.seed, args.test_fraction, args.train_fraction)
+    windows, passages, splits = make_windows(args), cut_passages(args), sampling.make_splits(args)
     tokens, weights = sampling.open_tokens(args)
     wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
     ways = {"test": windows, "train": windows} if shard_id == 0 else {}
     surveys = drawing.survey(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
-    sampler = sampling.WindowSampler.of_run("over concatenation", args, tokens, splits, windows, surveys)
+    sampler = sampling.WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
     requests = sampling.window_requests(weights, args) if shard_id == 0 else {}
     passage_requests = sampling.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
@@ -89,6 +88,16 @@ def main() -> int:
         corpus_shard.write_all(todo, tokenizer, args, check)
         corpus_shard.account(passage_requests, args, outcome)
     return outcome.finish(args, start)
+
+
+def make_windows(args: argparse.Namespace) -> ConcatWindows:
+    """How the concatenation is cut."""
+    return ConcatWindows(args.encoder_length + args.decoder_length, args.decoder_length)
+
+
+def cut_passages(args: argparse.Namespace) -> DocumentWindows:
+    """How documents are cut into passages."""
+    return DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
 
 
 def resolve_retrieval_shard(args: argparse.Namespace) -> int:

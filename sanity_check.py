@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.checks import duplicates, every, overlap, retrieval, samples, show, teacher, tokens
+from cepe_data.checks import duplicates, every, overlap, progress, retrieval, samples, show, teacher, tokens
 
 COMMANDS = {
     "tokens": tokens,
@@ -21,6 +21,7 @@ COMMANDS = {
     "teacher": teacher,
     "retrieval": retrieval,
     "all": every,
+    "progress": progress,
     "duplicates": duplicates,
     "overlap": overlap,
     "show": show,

@@ -24,7 +24,7 @@ from cepe_data.tokenizers import TokenizerIdentity
 VERIFIED_CHARACTERS = 64 << 10
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -63,7 +63,7 @@ def parse_args() -> argparse.Namespace:
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that encode"
     )
     shards.add_shard_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> int:

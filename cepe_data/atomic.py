@@ -160,6 +160,18 @@ def unsigned(content: Meta) -> Meta:
     return rest
 
 
+def read_signed(path: Path, remedy: str) -> Meta:
+    """The content of a JSON file that was written signed.
+
+    Raises:
+        DamagedFileError: if it is not what was written; it ends with `remedy`.
+    """
+    try:
+        return unsigned(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
+
+
 def meta_path(unit: Path, is_folder: bool = False) -> Path:
     """Where the meta file of a unit is: inside a folder, beside a file."""
     return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")

@@ -8,7 +8,6 @@ and which domain each belongs to.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -18,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 from cepe_data import atomic
-from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.errors import ArgumentError
 
 DOMAINS = ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki")
 FOLDER_DOMAINS = {
@@ -74,18 +73,7 @@ def read_root(file_list: Path) -> Path | None:
 
 def _read_list_json(file_list: Path) -> dict:
     path = list_json_path(file_list)
-    try:
-        content = atomic.unsigned(json.loads(path.read_text(encoding="utf-8")))
-        for file in content["files"]:
-            if not (
-                isinstance(file["path"], str) and isinstance(file["domain"], str) and isinstance(file["bytes"], int)
-            ):
-                raise ValueError(f"{file} is no path, domain and bytes")
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): run get_all_jsonl.py again") from None
-    return content
+    return atomic.read_signed(path, "run get_all_jsonl.py again") if path.exists() else {}
 
 
 def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile]:

@@ -316,7 +316,7 @@ class WindowSource:
         if self.tokens.vocab_size is not None:
             highest = min(highest, self.tokens.vocab_size - 1)
         # As unsigned numbers, so that negative ones are high: one pass instead of two.
-        if (ids.view(f"u{ids.itemsize}") if ids.dtype.kind == "i" else ids).max() > highest:
+        if (ids.view(ids.dtype.str.replace("i", "u")) if ids.dtype.kind == "i" else ids).max() > highest:
             wrong = int(ids[(ids < 0) | (ids > highest)][0])
             raise DamagedFileError(
                 f"{token_file.path} has the id {wrong}, outside of 0 … {highest}: see sanity_check.py, or choose a "

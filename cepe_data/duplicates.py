@@ -16,6 +16,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -40,6 +41,17 @@ def bits_path(path: Path) -> Path:
 def made_with(token_files: str, document_hash: str) -> atomic.Meta:
     """The record of the bits of a domain: `token_files` is the fingerprint of all its token files."""
     return {"kind": "duplicates", "token_files": token_files, "document_hash": document_hash}
+
+
+def is_made(path: Path, record: atomic.Meta, overwrite: bool) -> bool:
+    """Whether the bits of the token file `path` are there. Reads them; raises as `atomic.is_made`, and DamagedFileError
+    if they are not what was written."""
+    bits = bits_path(path)
+    if not atomic.is_made(bits, record, overwrite):
+        return False
+    if damaged := atomic.damaged_files(bits, atomic.read_meta(bits) or {"files": {}}):
+        raise DamagedFileError(f"{damaged[0]} is not what was written: --overwrite makes it again")
+    return True
 
 
 def write_bits(
@@ -107,7 +119,7 @@ def fingerprint(paths: Sequence[Path], record: atomic.Meta, remedy: str) -> str:
 
     Raises:
         ArgumentError: if some were made from other token files; it ends with `remedy`, the command that makes them.
-        DamagedFileError: if a file has not the size that it was written with.
+        DamagedFileError: if a file is not what was written.
     """
     facts = []
     for path in paths:
@@ -117,10 +129,20 @@ def fingerprint(paths: Sequence[Path], record: atomic.Meta, remedy: str) -> str:
             raise _outdated(bits, "nothing says what made it", remedy)
         if differences := atomic.describe_differences(meta["made_with"], record):
             raise _outdated(bits, differences, remedy)
-        if lost := atomic.lost_files(bits, meta):
-            raise DamagedFileError(f"{lost[0]} has not the size it was written with. Make it again with\n  {remedy}")
+        if damaged := atomic.damaged_files(bits, meta):  # a bit a document: reading them takes no time
+            raise DamagedFileError(f"{damaged[0]} is not what was written. Make it again with\n  {remedy}")
         facts.append(meta["files"])
     return atomic.fingerprint(facts)
+
+
+@cache
+def present_fingerprint(paths: tuple[Path, ...]) -> str | None:
+    """The same of the bits that are there, as their meta files say; None if some are missing or damaged."""
+    try:
+        metas = [atomic.read_meta(bits_path(path)) for path in paths]
+    except DamagedFileError:
+        return None
+    return atomic.fingerprint([meta["files"] for meta in metas if meta]) if all(metas) else None
 
 
 def _outdated(bits: Path, why: str, remedy: str) -> ArgumentError:

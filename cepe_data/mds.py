@@ -210,7 +210,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
             raise ValueError("it names no shard")
         for shard in shards:
             _check_shard(folder, shard)
-            if shard["column_encodings"] != shards[0]["column_encodings"]:
+            if any(shard[name] != shards[0][name] for name in ("column_names", "column_encodings")):
                 raise ValueError(f"{shard['raw_data']['basename']} has other columns than the first shard")
     except (FileNotFoundError, NotADirectoryError):
         sets = sorted(path.parent.name for path in folder.glob(f"*/{INDEX_NAME}")) if folder.is_dir() else []

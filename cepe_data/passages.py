@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from cepe_data.splits import Splits
 from cepe_data.windows import DocumentWindows
 
 PASSAGES_AT_ONCE = 4096
+FACTS = ("documents", "passages_available", "vocab_size", "source_files")
 _BLOCK_BYTES = 1 << 18  # what is made of it stays in a core's cache
 _ID_KEYS = (b'"contents_token_ids":[', b'"neighbor_token_ids":[')  # in a text, its quotes would be escaped
 _MAX_DIGITS = 8
@@ -220,15 +222,25 @@ class PassageShard:
     def shared_made_with(self, domain: str, requested: int, decoding: str) -> atomic.Meta:
         """What the files of a domain have in common over all shards; else they would overlap."""
         return {
-            "requested": requested,
-            "retrieval_shards": self.num_shards,
-            "chunk_size": self.passages.total_length,
+            **self.request_made_with(requested),
             "tokenizer": self.tokens.fingerprint,
             "decoding": decoding,
             **self.surveys[domain].inputs,
             **self.surveys[domain].rule,
+        }
+
+    def request_made_with(self, requested: int) -> atomic.Meta:
+        """What of that the arguments say, whatever the token files are."""
+        return {
+            "requested": requested,
+            "retrieval_shards": self.num_shards,
+            "chunk_size": self.passages.total_length,
             **self.splits.made_with("retrieval"),
         }
+
+    def own_made_with(self, domain: str) -> atomic.Meta:
+        """What only the file of a domain in this shard has."""
+        return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
     def missing(
         self, requests: Mapping[str, int], tokenizer: PassageTokenizer | None, overwrite: bool
@@ -247,8 +259,8 @@ class PassageShard:
             for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
                 if other != path:
                     sampling.refuse_differences(other, shared, overwrite)
-            numbers = {"shard_id": self.shard_id, "first_row": start, "stop_row": stop}
-            file = PassageFile(path, domain, start, stop, {"kind": "passages", "domain": domain, **numbers, **shared})
+            made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
+            file = PassageFile(path, domain, start, stop, made_with)
             if atomic.is_made(path, file.made_with, overwrite):
                 cli.say(f"{path}: skipped, made before with the same arguments")
             elif path.exists() or start < stop:
@@ -268,19 +280,25 @@ class PassageShard:
                     f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
                     f"{available:,} that there are; the shards share these, this one has {line.written:,}"
                 )
-            sets[domain] = {
-                "documents": line.documents,
-                "passages_available": available,
-                "requested": requested,
-                "written": line.written,
-                "source_files": [file.path for file in self.tokens.files[domain]],
-            }
+            sets[domain] = {"requested": requested, "written": line.written, **self.facts(domain)}
+        for path in sorted(self.path("").parent.glob("*.jsonl")):
+            if path.stem not in sets and (meta := atomic.read_meta(path)):  # of an earlier run, for other domains
+                facts = {name: meta.get(name) for name in FACTS}
+                sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **facts}
         manifest = self.path("").with_name("manifest.json")
         atomic.remove_stale_temporaries(manifest.parent)
-        atomic.write_json(
-            manifest,
-            {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets},
-        )
+        content = {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets}
+        atomic.write_json(manifest, atomic.signed(content))
+
+    def facts(self, domain: str) -> dict[str, Any]:
+        """What the meta file and the manifest say of the content of a file."""
+        one = self.surveys[domain]
+        return {
+            "documents": one.documents["retrieval"],
+            "passages_available": one.available("retrieval"),
+            "vocab_size": self.tokens.vocab_size,
+            "source_files": [file.path for file in self.tokens.files[domain]],
+        }
 
     def write_all(
         self,
@@ -315,7 +333,7 @@ class PassageShard:
                     output.write(lines)
                     bar.update(len(block.plan))
             check()
-            draft.publish({"rows": len(plan), "vocab_size": self.tokens.vocab_size})
+            draft.publish({"rows": len(plan), **self.facts(file.domain)})
         cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")
 
 

@@ -157,6 +157,11 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     )
 
 
+def make_splits(args: argparse.Namespace) -> Splits:
+    """The rule that gives documents to splits. Raises as `Splits`."""
+    return Splits(args.seed, args.test_fraction, args.train_fraction)
+
+
 Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
 
 
@@ -333,8 +338,9 @@ class WindowSampler:
         return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
 
     def split_rule(self, split: str) -> atomic.Meta:
-        """What all sets of an output share: else a text could be in two splits."""
-        [rule, *_] = (one.rule for one in self.surveys.values())  # a run has one for all domains
+        """What all sets of an output share: else a text could be in two splits. Without a survey, what is known of it
+        from the arguments."""
+        rule = next((one.rule for one in self.surveys.values()), {})  # a run has one for all domains
         return {**rule, **self.splits.made_with(split)}
 
     def window_rule(self, split: str) -> atomic.Meta:
@@ -551,7 +557,7 @@ class WindowSampler:
                     of_set = of_split.setdefault(folder.name, {"requested": 0})
                     of_set.update({name: meta.get(name) for name in FACTS})
                     of_set["written"] = meta["made_with"]["rows"]
-        atomic.write_json(self.output / "manifest.json", {**describe_run(args), "sets": sets})
+        atomic.write_json(self.output / "manifest.json", atomic.signed({**describe_run(args), "sets": sets}))
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""
@@ -572,11 +578,16 @@ def rows_path(folder: Path) -> Path:
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
+    return {
+        "script": Path(sys.argv[0]).name,
+        "arguments": described_arguments(args),
+        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+    }
+
+
+def described_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a manifest has."""
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
     how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
-    return {
-        "script": Path(sys.argv[0]).name,
-        "arguments": {name: value for name, value in vars(args).items() if name not in where | how},
-        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
-    }
+    return {name: value for name, value in vars(args).items() if name not in where | how}

@@ -10,7 +10,6 @@ writes  EMB/{shard}/{domain}/part-00000/ (cepe_data/embeddings.py says what is i
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ PART_BYTES = 256_000_000
 CHUNK_BYTES = 4_000_000
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="the folder of the corpus: OUT/retrieval")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
@@ -49,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
     )
     shards.add_shard_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,17 +122,38 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
     return sorted(files, key=lambda file: (file.domain, file.shard))
 
 
+def source_path(corpus: Path, file: CorpusFile) -> Path:
+    """Where a jsonl file of a corpus is."""
+    return corpus / str(file.shard) / f"{file.domain}.jsonl"
+
+
+def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
+    """The bytes [start, stop) of a jsonl file in which the lines of a part begin."""
+    return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
+
+
+def record_of_source(source: Path, meta: atomic.Meta | None) -> atomic.Meta:
+    """What the record of a part says of its jsonl file, whose meta file has `meta`."""
+    made_with = meta["made_with"] if meta else {}
+    return {
+        "source": meta["files"][source.name] if meta else {"bytes": source.stat().st_size},
+        "tokenizer": made_with.get("tokenizer"),
+        "chunk_size": made_with.get("chunk_size"),
+    }
+
+
+def record_of_request(args: argparse.Namespace, part: int) -> atomic.Meta:
+    """What the record of a part has from the arguments, but for the encoder and its dtype."""
+    return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
+
+
 def refuse_lost_files(manifest: Path) -> None:
     """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
     passages."""
-    try:
-        written = {domain: facts["written"] for domain, facts in json.loads(manifest.read_bytes())["sets"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{manifest} is damaged ({error}): make the shard again") from None
-    for domain, number in written.items():
+    for domain, facts in atomic.read_signed(manifest, "make the shard again")["sets"].items():
         path = manifest.with_name(f"{domain}.jsonl")
-        if number and not path.exists():
-            raise DamagedFileError(f"{path} is gone, which has {number:,} passages: make it again")
+        if facts["written"] and not path.exists():
+            raise DamagedFileError(f"{path} is gone, which has {facts['written']:,} passages: make it again")
 
 
 @dataclass(frozen=True)
@@ -151,25 +171,19 @@ class PlannedPart:
     @classmethod
     def of(cls, args: argparse.Namespace, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
         """Part `part` of a file."""
-        source = args.corpus / str(file.shard) / f"{file.domain}.jsonl"
+        source = source_path(args.corpus, file)
         meta = atomic.read_meta(source)
         vocab_size = (meta or {}).get("vocab_size")
         made_with = {
-            "source": meta["files"][source.name] if meta else {"bytes": source.stat().st_size},
-            "part": part,
-            "part_bytes": args.part_bytes,
-            "tokenizer": meta["made_with"].get("tokenizer") if meta else None,
-            "chunk_size": meta["made_with"].get("chunk_size") if meta else None,
+            **record_of_source(source, meta),
+            **record_of_request(args, part),
             "model": model.fingerprint,
             "dtype": args.dtype,
             "dimension": model.dimension,
-            "pooling": "mean",
-            "normalize": args.normalize,
             "max_word_pieces": model.max_word_pieces,
         }
-        start = part * args.part_bytes
         path = embeddings.part_path(args.output, file, part)
-        stop = min(start + args.part_bytes, source.stat().st_size)
+        start, stop = part_range(source, part, args.part_bytes)
         return cls(source, file, start, stop, path, made_with, vocab_size)
 
     @property

@@ -36,7 +36,7 @@ QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE = 64
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
     parser.add_argument("--domain", default="all", help="whose rows are the queries; all: of every domain there")
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
     )
     shards.add_shard_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
@@ -77,14 +77,15 @@ def main() -> int:
     start = time.monotonic()
     shard_id, num_shards = shards.resolve_shard_or_merge(args)
     corpus = Embeddings(args.embeddings)
-    sets = plan_searches(args, corpus)
+    model = find_encoder(args, corpus)
+    sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
     todo = [one for one in sets if not atomic.is_made(one.folder, one.made_with, args.overwrite)]
     for one in sets:
         if one not in todo:
             cli.say(f"{one.folder}: skipped, made before with the same arguments")
     if todo and not args.merge:
         first, stop = shards.row_range(shard_id, num_shards, len(corpus.shards))
-        search(args, corpus, todo, corpus.shards[first:stop])
+        search(args, corpus, todo, corpus.shards[first:stop], model)
         num_queries = sum(one.num_rows for one in todo)
         cli.say(
             f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {stop - first} shards of the corpus, "
@@ -115,7 +116,6 @@ class Search:
     found_with: atomic.Meta
     made_with: atomic.Meta
     fetch: int
-    model: EncoderModel
     overwrite: bool
 
     @property
@@ -142,12 +142,11 @@ class Search:
         parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.overwrite)
 
 
-def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:
-    """The searches that are asked for, checked before any model is loaded.
+def find_encoder(args: argparse.Namespace, corpus: Embeddings) -> EncoderModel:
+    """The encoder of the queries, not loaded yet, once it is known that the arguments fit the corpus.
 
     Raises:
-        ArgumentError: if queries are missing, the encoder or the tokenizer is not that of the corpus, or there are
-            fewer passages than asked for.
+        ArgumentError: if it is not that of the corpus, or there are fewer passages than asked for.
     """
     if args.topk > corpus.num_passages:
         raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
@@ -162,7 +161,7 @@ def plan_searches(args: argparse.Namespace, corpus: Embeddings) -> list[Search]:
             f"the encoder {args.model_dir} ({model.fingerprint}) is not the one that embedded the passages in "
             f"{args.embeddings} ({corpus.kind['model']})"
         )
-    return [plan_search(args, corpus, domain, model) for domain in query_domains(args.queries, args.domain)]
+    return model
 
 
 def query_domains(queries: Path, domain: str) -> list[str]:
@@ -186,8 +185,12 @@ def query_domains(queries: Path, domain: str) -> list[str]:
     raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
 
 
-def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model: EncoderModel) -> Search:
-    """The search for one domain. Raises as `plan_searches`."""
+def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Search:
+    """The search for one domain, with the encoder of the corpus; reads meta files only.
+
+    Raises:
+        ArgumentError: if the queries are missing, or their tokenizer is not that of the corpus.
+    """
     queries = args.queries / domain
     num_rows = mds.num_rows(queries)
     tokenizer = (atomic.read_meta(queries) or {}).get("tokenizer")
@@ -200,7 +203,7 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model
         "domain": domain,
         "input": mds.fingerprint(queries),
         "query_tokens": args.query_tokens,
-        "model": model.fingerprint,
+        "model": corpus.kind["model"],
         "normalize": corpus.kind["normalize"],
         "dtype": query_dtype(args, corpus),
     }
@@ -213,9 +216,7 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str, model
         "exclude_overlap": args.exclude_overlap,
     }
     folder = args.output / domain
-    return Search(
-        domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, model, args.overwrite
-    )
+    return Search(domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, args.overwrite)
 
 
 def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:
@@ -223,7 +224,13 @@ def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:
     return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
 
 
-def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], corpus_shards: Sequence[int]) -> None:
+def search(
+    args: argparse.Namespace,
+    corpus: Embeddings,
+    sets: Sequence[Search],
+    corpus_shards: Sequence[int],
+    model: EncoderModel,
+) -> None:
     """Search these shards of the corpus for the rows of all sets at once."""
     missing = {shard: [one for one in sets if not one.is_part_made(corpus, shard)] for shard in corpus_shards}
     todo = [shard for shard in corpus_shards if missing[shard]]
@@ -235,7 +242,7 @@ def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search],
     for one in sets:
         for folder in (one.folder.parent, one.pool):
             atomic.remove_stale_temporaries(folder)
-    embed_queries(args, corpus, sets, device)
+    embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
     borders = np.cumsum([0, *(one.num_rows for one in sets)])
     of_todo = {shard: corpus.parts_of(shard) for shard in todo}
@@ -257,12 +264,13 @@ def search(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search],
                         draft.publish({"rows": one.num_rows})
 
 
-def embed_queries(args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], device: str) -> None:
+def embed_queries(
+    args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], model: EncoderModel, device: str
+) -> None:
     """Embed the queries of every set, once for all shards."""
     todo = [one for one in sets if not atomic.is_made(one.query_folder, one.query_made_with, args.overwrite)]
     if not todo:
         return
-    model = sets[0].model
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:

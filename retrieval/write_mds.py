@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from retrieval.search import query_domains
 SHARD_BYTES = 64 << 20
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--hits", type=Path, required=True, help="what search wrote")
     parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
     )
     shards.add_shard_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> int:
@@ -65,6 +65,11 @@ def main() -> int:
     for one in sets:
         one.of_set.join(num_shards, args.delete_parts, one.facts, start, one.write_keys)
     return cli.EXIT_OK
+
+
+def record_of_hits(domain: str, hits: atomic.Meta, topk: int | None) -> atomic.Meta:
+    """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
+    return {"domain": domain, "hits": atomic.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
 
 
 class RetrievedSet:
@@ -100,12 +105,7 @@ class RetrievedSet:
             "retrieved_neighbor_token_ids": "json",
             "retrieval_scores": mds.array_column(np.dtype(np.float32), self._topk),
         }
-        made_with = {
-            "domain": domain,
-            "hits": atomic.fingerprint(meta["files"]),
-            **inputs,
-            "topk": self._topk,
-        }
+        made_with = {**record_of_hits(domain, meta, args.topk), **inputs}
         # An id of a neighbour takes about six bytes as JSON, and most neighbours are as long as a passage.
         row_bytes = mds.row_bytes(columns) + 6 * passages.size * self._topk
         part_rows = args.rows_per_part or max(1, SHARD_BYTES // row_bytes)

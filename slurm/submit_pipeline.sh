@@ -3,89 +3,114 @@
 #
 #     bash slurm/submit_pipeline.sh my_settings.sh --dry_run      print the sbatch lines
 #     bash slurm/submit_pipeline.sh my_settings.sh                submit them
+#     bash slurm/submit_pipeline.sh my_settings.sh --lines        for `sanity_check.py progress`: write and ask nothing
 #
 # Run it again after anything went wrong: every step skips what is there. Before it submits anything, it asks the steps
 # whose inputs are there what they would do: a shortage, other arguments than before, or a damaged input end it here.
 # (Windows can only be counted once there are token files; before that, a job between tokenizing and sampling does it.)
 set -euo pipefail
 
-if [[ $# -lt 1 || $# -gt 2 || ($# -eq 2 && $2 != --dry_run) ]]; then
-    echo "usage: bash slurm/submit_pipeline.sh SETTINGS [--dry_run]   (slurm/settings.example.sh is one to copy)" >&2
+mode=${2:-}
+if [[ $# -lt 1 || $# -gt 2 || ! $mode =~ ^(|--dry_run|--lines)$ ]]; then
+    echo "usage: bash slurm/submit_pipeline.sh SETTINGS [--dry_run|--lines]   (slurm/settings.example.sh is one to copy)" >&2
     exit 2
 fi
-dry_run=${2:+yes}
 # shellcheck source=settings.example.sh
-source "$1"
+source "$1" >&2
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CEPE_DATA_HOME=$here PYTHON
-mkdir -p "$WORK_DIR/logs"
-cd "$WORK_DIR"
+if [[ $mode == --lines ]]; then
+    # What the lines below want, as bash; after it, a job a line: its number, those of the jobs it waits for, its line.
+    folder=$(realpath -m "$WORK_DIR")
+    echo "mkdir -p ${folder@Q}/logs && cd ${folder@Q}"
+    echo "export CEPE_DATA_HOME=${here@Q} PYTHON=${PYTHON@Q}"
+    [[ -e $folder/all_jsonl.txt ]] || echo "${PYTHON@Q} ${here@Q}/get_all_jsonl.py ${DATA_DIR@Q}"
+else
+    mkdir -p "$WORK_DIR/logs"
+    cd "$WORK_DIR"
+    [[ -e all_jsonl.txt ]] || "$PYTHON" "$here/get_all_jsonl.py" "$DATA_DIR"
+fi
 
-[[ -e all_jsonl.txt ]] || "$PYTHON" "$here/get_all_jsonl.py" "$DATA_DIR"
-
-# submit NAME DEPENDENCIES BATCH_FLAGS SCRIPT ARGUMENTS…: prints the job's id. DEPENDENCIES are ids, joined by `:`.
+# submit NAME DEPENDENCIES BATCH_FLAGS SCRIPT ARGUMENTS…: sets `job` to the job's id. DEPENDENCIES are ids, joined by `:`.
+number=0
 submit() {
     local name=$1 after=$2 flags=$3 script=$4 line
     shift 4
     line=(sbatch --parsable --job-name "$name" --output "logs/%x-%A_%a.log" ${SBATCH_FLAGS:-} $flags)
-    [[ -z $after ]] || line+=(--dependency "afterok:$after" --kill-on-invalid-dep yes)
+    [[ -z $after || $mode == --lines ]] || line+=(--dependency "afterok:$after" --kill-on-invalid-dep yes)
     line+=("$here/slurm/$script" "$@")
+    if [[ $mode == --lines ]]; then
+        job=$((number += 1))
+        printf '%s\t%s\t%s\n' "$job" "$after" "${line[*]@Q}"
+        return
+    fi
     echo "${line[*]}" >&2
-    if [[ -n $dry_run ]]; then echo "ID_OF_$name"; else "${line[@]}"; fi
+    if [[ $mode == --dry_run ]]; then job=ID_OF_$name; else job=$("${line[@]}"); fi
 }
 
 array() { echo "--array=0-$(($1 - 1))"; }
 
-# The samplers' commands, as both the dry run and the jobs have them.
+# The commands, as both the dry run and the jobs have them.
 concat_flags=(--retrieval_shards "$RETRIEVAL_SHARDS" ${CONCAT_FLAGS:-} ${SAMPLER_FLAGS:-})
 
-echo "asking the steps what they would do:"
 tokenize_flags=(--data_dir "$DATA_DIR" --tokenizer "$TOKENIZER" --num_shards "$TOKENIZE_SHARDS")
-"$PYTHON" "$here/tokenize_jsonl.py" "${tokenize_flags[@]}" --dry_run
-if "$PYTHON" "$here/sanity_check.py" > /dev/null 2>&1; then
-    for set in "${AB_SETS[@]}"; do
-        "$PYTHON" "$here/sample_mds_ab.py" $set ${SAMPLER_FLAGS:-} --dry_run
-    done
-    [[ -z $CONCAT_SET ]] || "$PYTHON" "$here/sample_mds_concat.py" $CONCAT_SET 0 "${concat_flags[@]}" --dry_run
-fi
 
-echo "submitting:"
-tokenize=$(submit tokenize "" "$(array "$TOKENIZE_SHARDS")" tokenize.sh "${tokenize_flags[@]}")
-check=$(submit check "$tokenize" "" check.sh --deep --num_shards "$TOKENIZE_SHARDS")
-counted=$check
+# ask: what the steps whose inputs are there would do.
+ask() {
+    echo "asking the steps what they would do:"
+    "$PYTHON" "$here/tokenize_jsonl.py" "${tokenize_flags[@]}" --dry_run
+    if "$PYTHON" "$here/sanity_check.py" > /dev/null 2>&1; then
+        for set in "${AB_SETS[@]}"; do
+            "$PYTHON" "$here/sample_mds_ab.py" $set ${SAMPLER_FLAGS:-} --dry_run
+        done
+        [[ -z $CONCAT_SET ]] || "$PYTHON" "$here/sample_mds_concat.py" $CONCAT_SET 0 "${concat_flags[@]}" --dry_run
+    fi
+    echo "submitting:"
+}
+[[ $mode == --lines ]] || ask
+
+submit tokenize "" "$(array "$TOKENIZE_SHARDS")" tokenize.sh "${tokenize_flags[@]}"
+submit check "$job" "" check.sh --deep --num_shards "$TOKENIZE_SHARDS"
+checked=$job
+counted=$job
 for set in "${AB_SETS[@]}"; do
-    counted+=":$(submit count "$check" "" sample_ab.sh $set ${SAMPLER_FLAGS:-} --dry_run)"
+    submit count "$checked" "" sample_ab.sh $set ${SAMPLER_FLAGS:-} --dry_run
+    counted+=":$job"
 done
-[[ -z $CONCAT_SET ]] || counted+=":$(submit count "$check" "" sample_concat.sh $CONCAT_SET 0 "${concat_flags[@]}" --dry_run)"
+if [[ -n $CONCAT_SET ]]; then
+    submit count "$checked" "" sample_concat.sh $CONCAT_SET 0 "${concat_flags[@]}" --dry_run
+    counted+=":$job"
+fi
 
 declare -A sampled=()
 for set in "${AB_SETS[@]}"; do
-    sampled[${set%% *}]=$(submit sample_ab "$counted" "" sample_ab.sh $set ${SAMPLER_FLAGS:-})
+    submit sample_ab "$counted" "" sample_ab.sh $set ${SAMPLER_FLAGS:-}
+    sampled[${set%% *}]=$job
 done
 if [[ -n $CONCAT_SET ]]; then
     out=${CONCAT_SET%% *}
-    sampled[$out]=$(submit sample_concat "$counted" "$(array "$RETRIEVAL_SHARDS")" \
-        sample_concat.sh $CONCAT_SET "${concat_flags[@]}")
+    submit sample_concat "$counted" "$(array "$RETRIEVAL_SHARDS")" sample_concat.sh $CONCAT_SET "${concat_flags[@]}"
+    sampled[$out]=$job
 fi
 
 if [[ -n $TEACHER ]]; then
     for input in "${TEACHER_INPUTS[@]}"; do
         read -r folder domain <<< "$input"
         flags=(--input_dir "$folder" --domain "$domain" --model_dir "$TEACHER" --num_shards "$TEACHER_SHARDS")
-        annotated=$(submit annotate "${sampled[${folder%%/*}]}" "${GPU_FLAGS:-} $(array "$TEACHER_SHARDS")" annotate.sh \
-            "${flags[@]}" ${TEACHER_FLAGS:-})
-        submit annotate_merge "$annotated" "" annotate.sh "${flags[@]}" ${TEACHER_FLAGS:-} --merge > /dev/null
+        submit annotate "${sampled[${folder%%/*}]}" "${GPU_FLAGS:-} $(array "$TEACHER_SHARDS")" annotate.sh \
+            "${flags[@]}" ${TEACHER_FLAGS:-}
+        submit annotate_merge "$job" "" annotate.sh "${flags[@]}" ${TEACHER_FLAGS:-} --merge
     done
 fi
 
 if [[ -n $CONCAT_SET && -n $ENCODER ]]; then
     flags=(--model_dir "$ENCODER")
-    embedded=$(submit embed "${sampled[$out]}" "${GPU_FLAGS:-} $(array "$EMBED_SHARDS")" embed.sh \
-        --corpus "$out/retrieval" --output embeddings "${flags[@]}" --num_shards "$EMBED_SHARDS" ${EMBED_FLAGS:-})
+    submit embed "${sampled[$out]}" "${GPU_FLAGS:-} $(array "$EMBED_SHARDS")" embed.sh \
+        --corpus "$out/retrieval" --output embeddings "${flags[@]}" --num_shards "$EMBED_SHARDS" ${EMBED_FLAGS:-}
     flags+=(--queries "$out/$SEARCH_SPLIT" --embeddings embeddings --output "hits/$SEARCH_SPLIT" ${SEARCH_FLAGS:-})
     flags+=(--num_shards "$SEARCH_SHARDS")
-    found=$(submit search "$embedded" "${GPU_FLAGS:-} $(array "$SEARCH_SHARDS")" search.sh "${flags[@]}")
-    merged=$(submit search_merge "$found" "" search.sh "${flags[@]}" --merge)
-    submit write_mds "$merged" "" write_mds.sh --hits "hits/$SEARCH_SPLIT" --embeddings embeddings \
-        --queries "$out/$SEARCH_SPLIT" --output "retrieved/$SEARCH_SPLIT" > /dev/null
+    submit search "$job" "${GPU_FLAGS:-} $(array "$SEARCH_SHARDS")" search.sh "${flags[@]}"
+    submit search_merge "$job" "" search.sh "${flags[@]}" --merge
+    submit write_mds "$job" "" write_mds.sh --hits "hits/$SEARCH_SPLIT" --embeddings embeddings \
+        --queries "$out/$SEARCH_SPLIT" --output "retrieved/$SEARCH_SPLIT"
 fi

@@ -174,11 +174,16 @@ def write_corpus(folder: Path) -> None:
     write_jsonl(folder / "wikipedia/wiki.jsonl", make_texts(9, 80, 150))
 
 
+def folder_of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Made once for all workers of a run. Tests must not write into it."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    base = folder_of_run(tmp_path_factory)
     folder = base / "world"
     with FileLock(base / "world.lock"):
         if not (folder / "complete").exists():

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from cepe_data import atomic, mds
 from demo import models
-from tests.conftest import Run, World, make_texts
+from tests.conftest import Run, World, folder_of_run, make_texts
 from tests.test_retrieval import make_encoder
 
 CHUNK = 16
@@ -33,7 +33,7 @@ RETRIEVAL = ("--embeddings", "EMB", "--corpus", "OUT/retrieval", "--queries", "O
 @pytest.fixture(scope="session")
 def made(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every step writes, from the world's corpus; made once for all workers of a run."""
-    base = tmp_path_factory.getbasetemp().parent
+    base = folder_of_run(tmp_path_factory)
     folder = base / "checked"
     with FileLock(base / "checked.lock"):
         if (folder / "complete").exists():

@@ -19,7 +19,7 @@ from filelock import FileLock
 from cepe_data import duplicates, mds
 from demo import models
 from tests import reference
-from tests.conftest import PROJECT, Run, make_texts, write_jsonl
+from tests.conftest import PROJECT, Run, folder_of_run, make_texts, write_jsonl
 
 FOLDERS = {"cc": "common_crawl", "wiki": "wikipedia"}
 MARK = ("sanity_check.py", "duplicates")
@@ -32,8 +32,7 @@ AB = ("sample_mds_ab.py", "OUT", 24, 8, "1e6", "1e6", "--domains", "cc=1", *FLAG
 @pytest.fixture(scope="session")
 def made(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two domains: cc with copies in a file, over files, and a file of nothing else; wiki has texts of cc, once."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "copies"
+    folder = folder_of_run(tmp_path_factory) / "copies"
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "complete").exists():
             make(run, folder)

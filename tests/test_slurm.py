@@ -154,6 +154,8 @@ def test_the_whole_pipeline_is_submitted_and_a_second_submission_skips_all_of_it
     assert not [text for text in logs(tmp_path) if "error" in text], "\n".join(logs(tmp_path))
     for made in ("ab/train/book", "ab/train-logits-enc64-dec64-teacher/book", "concat/test/cc", "retrieved/test/cc"):
         assert (tmp_path / made / "index.json").exists(), "\n".join(logs(tmp_path))
+    progress = sys.executable, PROJECT / "sanity_check.py", "progress", tmp_path / "settings.sh"
+    assert "9 of 9 steps done, 0 lines to submit" in slurm.run(*progress, cwd=tmp_path)
     # Two tasks of an array made what one process makes.
     by_hand = tmp_path / "by_hand"
     by_hand.mkdir()

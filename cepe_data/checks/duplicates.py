@@ -78,7 +78,7 @@ class DomainBits:
         todo = frozenset(
             file.path
             for file in tokens.files[domain]
-            if not atomic.is_made(duplicates.bits_path(tokens.folder / file.token_file), made_with, overwrite)
+            if not duplicates.is_made(tokens.folder / file.token_file, made_with, overwrite)
         )
         return cls(alone, domain, made_with, todo, overwrite, partition_documents)
 

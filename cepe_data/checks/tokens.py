@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import xxhash
 
-from cepe_data import atomic, cli, corpus, jsonl, keyed, shards, tokenizers, workers
+from cepe_data import atomic, cli, corpus, duplicates, jsonl, keyed, shards, tokenizers, workers
 from cepe_data.checks import plots
 from cepe_data.checks.report import Report, add_report_arguments, add_source_arguments
 from cepe_data.errors import DamagedFileError
@@ -33,6 +33,7 @@ LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
 WINDOW_STEP = 4096  # the DECODER_LENGTH of the README's sample_mds_ab.py
 NUM_LENGTH_BINS = 64
 READ_TOKENS = 1 << 18  # what is read stays in a core's cache while it is hashed and looked at
+MARK_AGAIN = "sanity_check.py duplicates --overwrite marks copies again"
 MAX_TEXT_CHARACTERS = 1 << 20  # transformers takes a second for it
 
 
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     missing, damaged = [file.path for file in files if file not in present], []
     for jsonl_path in missing:
         report.found(args.tokenized_dir / corpus.token_path(jsonl_path), "is missing")
-    num_texts = 0
+    num_texts, made_by = 0, dict[str, Path]()
     with (
         cli.progress_bar(sum(file.num_bytes for file in present), "B", "checking", unit_scale=True) as bar,
         workers.Workers(min(args.num_workers, len(present) or 1), FileChecker.prepare, checker) as pool,
@@ -136,12 +137,19 @@ def run(args: argparse.Namespace) -> int:
         for file, result in pool.map_in_order(FileChecker.check, present, lambda _: 1, 2 * pool.num_workers):
             counts[file.domain].add(result.counts)
             num_texts += result.num_texts
-            for path, what in result.findings:
+            for path, what in (*result.findings, *result.of_bits):
                 report.found(path, what)
+            made_by.setdefault(result.tokenizer, args.tokenized_dir / file.token_file)
             for warning in result.warnings:
                 cli.warn(warning)
             damaged += [file.path] if result.findings else []
             bar.update(file.num_bytes)
+    made_by.pop("", None)
+    if saved is None and made_by:
+        cli.warn(f"{args.tokenized_dir / 'tokenizer'} is not there: texts are not compared")
+        first, *others = made_by.values()
+        for path in others:
+            report.found(path, f"was made with another tokenizer than {first}")
     print_domain_table(report, counts)
     if missing or damaged:
         print_remedy(report, args, files, {*missing, *damaged}, bool(damaged))
@@ -156,10 +164,13 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class FileResult:
-    """What came of the check of one token file; a finding is a path and what is wrong with it."""
+    """What came of the check of one token file; a finding is a path and what is wrong with it. Those of its bits, which
+    mark copies, stand apart: they are not made again with it. `tokenizer` is the fingerprint, where it is known."""
 
     counts: DomainCounts = field(default_factory=DomainCounts)
     findings: list[tuple[Path, str]] = field(default_factory=list)
+    of_bits: list[tuple[Path, str]] = field(default_factory=list)
+    tokenizer: str = ""
     warnings: list[str] = field(default_factory=list)
     num_texts: int = 0
 
@@ -197,6 +208,7 @@ class FileChecker:
                     result.findings.append((path, f"has no {atomic.meta_path(path).name}: remove it and make it again"))
                 else:
                     result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
+                self._check_duplicates(tokens.path, result)
                 self._check_documents(tokens, result)
                 if not result.findings:
                     self._compare_texts(tokens, file, result)
@@ -218,11 +230,22 @@ class FileChecker:
         if source != (file.path, file.num_bytes):
             what = f"was made from {source[0]} with {source[1]} bytes, the list says {file.path} with {file.num_bytes}"
             found.append((tokens.path, what))
-        made_by = read_tokenizer(tokens.path, meta).fingerprint
+        made_by = result.tokenizer = read_tokenizer(tokens.path, meta).fingerprint
         if self.saved is not None and made_by != self.saved.fingerprint:
             what = f"was made with another tokenizer ({made_by}) than the saved one ({self.saved.fingerprint})"
             found.append((tokens.path, what))
         result.findings += found
+
+    def _check_duplicates(self, path: Path, result: FileResult) -> None:
+        """The bits that mark copies, where there are any."""
+        bits = duplicates.bits_path(path)
+        try:
+            if bits.exists():
+                meta = atomic.read_meta(bits) or {"files": {bits.name: {"bytes": -1}}}
+                damaged = (atomic.damaged_files if self.is_deep else atomic.lost_files)(bits, meta)
+                result.of_bits += [(one, f"is not what was written: {MARK_AGAIN}") for one in damaged]
+        except DamagedFileError as error:
+            result.of_bits.append((bits, f"{error} ({MARK_AGAIN})"))
 
     def _check_documents(self, tokens: TokenFile, result: FileResult) -> None:
         """Lengths; BOS and EOS at the borders of documents, and their ids: of all of them, or of a sample."""

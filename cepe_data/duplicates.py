@@ -182,7 +182,11 @@ class CopyFinder:
         self._files = contextlib.ExitStack()
 
     def __enter__(self) -> CopyFinder:
-        spools = [self._files.enter_context(self._open_spool()) for _ in range(1 + self._num_partitions)]
+        try:
+            spools = [self._files.enter_context(self._open_spool()) for _ in range(1 + self._num_partitions)]
+        except OSError as error:  # it names a file that nobody knows
+            error.filename = str(self._folder)
+            raise
         self._numbers, self._spools = spools[0], spools[1:]
         return self
 

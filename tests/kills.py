@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -146,7 +145,6 @@ class Run:
 
 def _become(command: Command, folder: Path, log: Path, kill: Kill | None) -> None:
     """Be the script, never to come back: what this process would do on its way out is not the fork's to do."""
-    status = 1
     try:
         os.setpgid(0, 0)
         script, *arguments = command
@@ -154,16 +152,11 @@ def _become(command: Command, folder: Path, log: Path, kill: Kill | None) -> Non
         environment = {**os.environ, "PYTHONPATH": str(preloaded.PROJECT)}
         request = {"script": where, "arguments": arguments, "cwd": str(folder), "environment": environment}
         changes = _count_changes(kill)
-        preloaded.become({**request, "stdout": os.devnull, "stderr": str(log)})
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+        status = preloaded.become({**request, "stdout": os.devnull, "stderr": str(log)})
         _changes_path(log).write_text(str(changes()))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
+    finally:
+        os._exit(1)
 
 
 def _changes_path(log: Path) -> Path:

@@ -12,6 +12,7 @@ import os
 import runpy
 import sys
 import time
+import traceback
 import types
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ def main() -> None:
             if children[-1] == 0:
                 os.close(answers)
                 time.sleep(request["delay"])
-                become(request)
-                return
+                os._exit(become(request))  # to take all these modules down takes a second
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         os.write(answers, f"{json.dumps(statuses)}\n".encode())
 
@@ -47,8 +47,8 @@ def import_all() -> None:
     mds.import_streaming()
 
 
-def become(request: dict) -> None:
-    """Run a script as if this process had been started for it."""
+def become(request: dict) -> int:
+    """Run a script as if this process had been started for it. Returns its exit status."""
     from cepe_data import workers
 
     os.chdir(request["cwd"])
@@ -64,11 +64,21 @@ def become(request: dict) -> None:
     workers.run_in_child = lambda function, *arguments: function(*arguments)
     script = request["script"]
     sys.argv = [script, *request["arguments"]]
-    if script.startswith("retrieval."):
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
-    else:
-        sys.path[0] = str(Path(script).parent)
-        runpy.run_path(script, run_name="__main__")
+    status = 1
+    try:
+        if script.startswith("retrieval."):
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = str(Path(script).parent)
+            runpy.run_path(script, run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
 if __name__ == "__main__":

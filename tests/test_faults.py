@@ -9,6 +9,7 @@ token files (test_samplers.py), models that are broken or other ones (test_calcu
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "write_mds": ("retrieval.write_mds", "--hits", "HITS", "--embeddings", "EMB", "--queries", "CONCAT/test",
                   "--output", "RET/test", "--rows_per_part", 4),
 }  # fmt: skip
+OUTPUTS = ("tokenized", "AB", "CONCAT", "EMB", "HITS", "RET")
 # What a step reads, of which a user may lose a file.
 INPUTS = [
     ("tokenize", "all_jsonl.txt"),
@@ -109,6 +111,12 @@ def free_bytes(place: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def refuse_unclear(error: str, what: str) -> None:
+    """A message says which output it was that could not be written."""
+    named = re.findall(rf"(\S+): {what}", error)
+    assert named and all(Path(name).parts[0] in OUTPUTS for name in named) and "Traceback" not in error, error
+
+
 def refuse_unwhole(place: Path, whole: dict[str, bytes]) -> None:
     """Whatever has a final name is what an undisturbed run makes, or a part that it does not keep."""
     for name, content in reference.tree_bytes(place).items():
@@ -132,7 +140,7 @@ def test_a_full_disk_is_a_message_and_a_rerun_goes_on(
         with (small_disk / "filler").open("wb") as filler:
             filler.write(bytes(free_bytes(small_disk) - round(share * num_bytes)))
         done = run(*STEPS[step], cwd=small_disk, status=1)
-        assert "No space left on device" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        refuse_unclear(done.stderr, "No space left on device")
         refuse_unwhole(small_disk, whole)
         assert not list(small_disk.rglob(".tmp-*"))
         (small_disk / "filler").unlink()
@@ -148,7 +156,7 @@ def test_where_nothing_may_be_written_a_run_says_so_and_a_finished_one_is_repeat
     shutil.copytree(before, small_disk, dirs_exist_ok=True)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     done = run(*STEPS[step], cwd=small_disk, status=1)
-    assert "Read-only file system" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    refuse_unclear(done.stderr, "Read-only file system")
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     run(*STEPS[step], cwd=small_disk)
     assert reference.tree_bytes(small_disk) == reference.tree_bytes(after)

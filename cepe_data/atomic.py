@@ -74,10 +74,19 @@ def remove_stale_temporaries(folder: Path) -> None:
 def _is_stale(temporary: Path) -> bool:
     rest, _, process = temporary.name.rpartition("-")
     if rest.endswith(f"-{_HOST}") and process.isdigit():
-        return int(process) == os.getpid() or not Path(f"/proc/{process}").exists()
+        return int(process) == os.getpid() or not _is_running(process)
     try:
         return time.time() - temporary.lstat().st_mtime > STALE_SECONDS
     except FileNotFoundError:
+        return False
+
+
+def _is_running(process: str) -> bool:
+    """Whether there is such a process that is not a dead one which its parent has not noticed: in a container whose
+    first process is no init, workers of a killed run stay like that."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
         return False
 
 

@@ -52,7 +52,7 @@ def run_script(
     """Run a script of the project, or a module such as `retrieval.search`, as a process and check its exit status."""
     inherited = environment_of_scripts() | (environment or {})
     command = command_of(script, *arguments)
-    own_processes = environment or {"--num_workers", "--num_gpus"}.intersection(command)
+    own_processes = {*(environment or {})} - {"SLURM_ARRAY_TASK_ID"} or {"--num_workers", "--num_gpus"} & {*command}
     if str(script).startswith(PRELOADED) and not own_processes:
         [done] = run_preloaded([command], cwd, inherited)
     else:

@@ -154,9 +154,12 @@ def test_temporaries_of_the_dead_and_of_the_long_gone_are_removed(tmp_path: Path
     host = os.uname().nodename.replace("-", "_")
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
+    unnoticed = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, unnoticed.pid, os.WEXITED | os.WNOWAIT)
     week_ago = time.time() - 8 * 24 * 3600
     ages = {
         f".tmp-dead.npy-{host}-{child.pid}": None,
+        f".tmp-dead.npy-{host}-{unnoticed.pid}": None,
         f".tmp-ours.npy-{host}-{os.getpid()}": None,
         ".tmp-old.npy-other-host-77": week_ago,
         f".tmp-alive.npy-{host}-{os.getppid()}": None,

@@ -523,27 +523,6 @@ def test_two_runs_at_once_with_other_splits_do_not_both_publish(run: Run, world:
     assert not (tmp_path / "OUT/train/book").exists()
 
 
-def test_a_finished_run_can_be_repeated_where_nothing_may_be_written_and_a_full_disk_names_the_set(
-    run: Run, world: World, tmp_path: Path
-) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("a tmpfs can only be mounted by root")
-    flags = ("--domains", "book=1", *EVERYTHING, *world.source_flags)
-    try:
-        error = run(AB[0], place / "OUT", 128, 64, 0, "1e6", *flags, cwd=tmp_path, status=1).stderr
-        assert "OUT/train/book.parts/part-00000: No space left on device" in error and "Traceback" not in error
-        assert not list(place.rglob(".tmp-*"))
-        command = (AB[0], place / "OUT", 128, 64, 4, 4, *flags)
-        run(*command, cwd=tmp_path)
-        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
-        assert run(*command, cwd=tmp_path).stdout.count("skipped") == 2
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
 def test_the_rest_of_an_unfinished_run_with_other_arguments_is_named(run: Run, world: World, tmp_path: Path) -> None:
     flags = ("--domains", "book=1", *EVERYTHING, *world.source_flags)
     run(*AB, 0, 30, *flags, "--rows_per_part", 10, cwd=tmp_path)

@@ -186,7 +186,7 @@ class RetrievalChecker:
         found = self.hits_of(folder) if self.has_whole_hits(folder) else None
         vectors = query_vectors_path(found) if found and hits.is_whole(query_vectors_path(found).parent) else None
         with NpyRows(keys_path(folder), num_axes=2) as all_keys:
-            for number, row in sets.read_ids(mds.Rows(folder), rows.tolist(), result):
+            for number, row in sets.read_ids(sets.open_rows(folder), rows.tolist(), result):
                 keys = all_keys.read(number, number + 1)[0]
                 try:
                     names = passage_ids(meta["corpus_files"], keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,7 @@ def check_sets(
 ) -> int:
     """Check sets and their rows; returns how many rows were compared with what they were made from. `collect` is called
     with every result and its set, in an order that does not depend on the number of workers."""
+    open_rows.cache_clear()  # a set of the same name may be another one by now
     jobs: list[_Job] = []
     for folder in folders:
         try:
@@ -213,6 +215,13 @@ def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:
 def compare_records(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
     """What of `wanted` a record says otherwise, as text; empty if nothing."""
     return atomic.describe_differences({name: found.get(name) for name in wanted}, dict(wanted))
+
+
+@functools.lru_cache(maxsize=1)
+def open_rows(folder: Path) -> mds.Rows:
+    """The rows of a set, opened once for all jobs of a process that look at it: each opening would parse its index and
+    leave some files open."""
+    return mds.Rows(folder)
 
 
 def read_ids(rows: mds.Rows, numbers: Iterable[int], result: Result) -> Iterator[tuple[int, dict]]:

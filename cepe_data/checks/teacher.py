@@ -208,7 +208,7 @@ class TeacherChecker:
         """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
         vocab_size = (atomic.read_meta(folder) or {}).get("vocab_size") or 1 << 31
         result = TeacherResult()
-        for number, row in sets.read_ids(mds.Rows(folder), rows.tolist(), result):
+        for number, row in sets.read_ids(sets.open_rows(folder), rows.tolist(), result):
             if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
                 result.findings.append((number, what))
             elif self.with_positions:

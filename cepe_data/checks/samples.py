@@ -197,7 +197,7 @@ class WindowChecker:
         if source is None:
             return result
         is_inside = meta["made_with"]["kind"] == "inside documents"
-        windows = mds.Rows(folder)
+        windows = sets.open_rows(folder)
         with source:
             places = dict(zip(rows.tolist(), source.find(positions), strict=True))
             for number, row in sets.read_ids(windows, rows.tolist(), result):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +90,9 @@ def corpus(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
         run("sample_mds_concat.py", "OUT", 96, 32, 60, 0, 400, shard, *flags, cwd=folder)
     # A domain that has nothing in one shard.
     manifest = folder / "OUT/retrieval/1/manifest.json"
-    manifest.write_text(re.sub(r'("wiki": \{[^}]*"written": )\d+', r"\g<1>0", manifest.read_text()))
+    content = json.loads(manifest.read_text())
+    content["sets"]["wiki"]["written"] = 0
+    atomic.write_json(manifest, atomic.signed(content))
     for name in ("wiki.jsonl", "wiki.meta.json"):
         (folder / "OUT/retrieval/1" / name).unlink()
     (folder / "tokenized").symlink_to(world.tokenized)

@@ -240,7 +240,7 @@ def test_a_run_killed_at_random_moments_leaves_nothing_half_made_and_a_rerun_giv
     shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
     command = [sys.executable, str(PROJECT / "tokenize_jsonl.py"), "--num_workers", "2", "--verify_documents", "0"]
     draw = random.Random(0)
-    for _ in range(7):
+    for _ in range(20):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.4, 2.5))
         process.send_signal(signal.SIGKILL)

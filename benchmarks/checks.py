@@ -25,21 +25,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import PROJECT, Bars, on_cores
+from benchmarks.common import PROJECT, Bars, on_cores, parse_scale
 from benchmarks.generated import prepare, write_headers, write_tokens
 from cepe_data.checks import duplicates, overlap, tokens
 
 CHECKS = {"tokens": tokens, "overlap": overlap, "duplicates": duplicates}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
-    return parser.parse_args()
-
-
 def main() -> int:
-    scale = 10 if parse_args().quick else 1
+    scale = parse_scale(__doc__)
     bars = Bars()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

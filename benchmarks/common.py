@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import threading
@@ -30,6 +31,13 @@ class Bars:
             f"{'met   ' if met else 'MISSED'} {what}: {ratio:.2f}, bar {'≤' if at_most else '≥'} {bar:g}   ({details})",
             flush=True,
         )
+
+
+def parse_scale(description: str | None) -> int:
+    """What the amounts of data are divided by: 1, and with `--quick` 10."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
+    return 10 if parser.parse_args().quick else 1
 
 
 def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:

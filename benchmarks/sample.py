@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import PROJECT, Bars, on_cores, peak_tree_bytes
+from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
 from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
 from cepe_data import drawing, mds, passages, sampling
 from cepe_data.splits import Splits
@@ -41,15 +41,8 @@ CONCATENATED = ConcatWindows(TOTAL, DECODER)
 PASSAGES = DocumentWindows(256, 256)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
-    return parser.parse_args()
-
-
 def main() -> int:
-    args = parse_args()
-    scale = 10 if args.quick else 1
+    scale = parse_scale(__doc__)
     bars = Bars()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

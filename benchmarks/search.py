@@ -12,7 +12,6 @@ import sys
 
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import Bars, best_seconds, find_corpus, peak_tree_bytes
+from benchmarks.common import Bars, best_seconds, find_corpus, parse_scale, peak_tree_bytes
 from cepe_data import atomic, embeddings, jsonl, mds, workers
 from demo.models import find_encoder, train_tokenizer
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
@@ -32,14 +31,8 @@ TOPK = 20
 WORDS = 12
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
-    return parser.parse_args()
-
-
 def main() -> int:
-    scale = 10 if parse_args().quick else 1
+    scale = parse_scale(__doc__)
     bars = Bars()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -107,7 +107,7 @@ def run_in_child(function: Callable[..., Result], *arguments: Any) -> Result:
     Raises:
         PipelineError: if the process died; otherwise what the function raises.
     """
-    executor = _open_executor(1, _prepare_nothing, ())
+    executor = _open_executor(1, prepare_nothing, ())
     try:
         return _submit(executor, function, *arguments).result()
     except BrokenProcessPool:
@@ -171,7 +171,7 @@ def _run_share(function: Callable[..., None], share: tuple[Any, ...]) -> None:
     function(*share, _Progress.add)
 
 
-def _prepare_nothing() -> None:
+def prepare_nothing() -> None:
     """A child for one function needs no preparation."""
 
 

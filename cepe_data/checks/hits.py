@@ -88,7 +88,7 @@ def check_units(report: Report, args: argparse.Namespace, units: Sequence[Path])
     jobs = [_Unit(path, args.deep) for path in units]
     with (
         cli.progress_bar(len(jobs), "unit", "looking at units") as bar,
-        workers.Workers(min(args.num_workers, len(jobs) or 1) if args.deep else 1, _prepare_nothing) as pool,
+        workers.Workers(min(args.num_workers, len(jobs) or 1) if args.deep else 1, workers.prepare_nothing) as pool,
     ):
         for _, findings in pool.map_in_order(_Unit.look, jobs, lambda _: 1, 2 * pool.num_workers):
             for path, what in findings:
@@ -99,10 +99,6 @@ def check_units(report: Report, args: argparse.Namespace, units: Sequence[Path])
 def is_whole(path: Path) -> bool:
     """Whether a unit has its files with their sizes."""
     return not _Unit.look(_Unit(path, is_deep=False))
-
-
-def _prepare_nothing() -> None:
-    """A unit says all that there is to know."""
 
 
 @dataclass(frozen=True)

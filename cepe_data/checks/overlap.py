@@ -11,6 +11,7 @@ no damage: the exit status is 0.
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ from cepe_data import atomic, cli, mds, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError
-from cepe_data.npy import write_npy
 from cepe_data.passages import read_ids
 from cepe_data.sampling import clean_list_path
 from cepe_data.spans import SpanIndex, SpanSampler
@@ -70,12 +70,12 @@ class Piece:
     num_bytes: int
     with_rows: bool = False
 
-    def texts(self, sets_of_process: dict[Path, mds.Rows]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def texts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Their ids, int [tokens], and where each window or passage ends, int64 [texts], some at a time."""
         if self.path.suffix == ".jsonl":
             yield from read_ids(self.path, self.start, self.stop)
             return
-        rows = sets_of_process.setdefault(self.path, mds.Rows(self.path))
+        rows = sets.open_rows(self.path)
         for start in range(self.start, self.stop, ROWS_AT_ONCE):
             of_rows = rows.read(start, min(start + ROWS_AT_ONCE, self.stop))
             windows = np.concatenate([of_rows["prev_token_ids"], of_rows["token_ids"]], axis=1)
@@ -97,7 +97,7 @@ class Scanner:
     current: ClassVar[Scanner]
 
     def __init__(self, span: int, sampling: int) -> None:
-        self._sampler, self._sets = SpanSampler(span, sampling), dict[Path, mds.Rows]()
+        self._sampler = SpanSampler(span, sampling)
 
     @classmethod
     def prepare(cls, span: int, sampling: int) -> None:
@@ -111,7 +111,7 @@ class Scanner:
 
     def _scan(self, piece: Piece) -> Sampled:
         hashes, rows, num_tokens, first = [], [], 0, piece.start
-        for ids, ends in piece.texts(self._sets):
+        for ids, ends in piece.texts():
             of_texts, texts = self._sampler.sample(ids, ends)
             hashes.append(of_texts)
             rows.append(texts + first)
@@ -161,11 +161,12 @@ class Shared:
 def run(args: argparse.Namespace) -> int:
     """Compare the test windows of OUT with training windows and the retrieval corpus."""
     report, start_time = Report.of("overlap", args), time.monotonic()
+    sets.open_rows.cache_clear()  # a set of the same name may be another one by now
     test = sets.find_sets(args.output / "test")
     sides = find_sides(args)
-    refuse_other_tokenizers([*test, *(piece.path for side in sides for piece in side.pieces)])
+    refuse_other_tokenizers([*test, *(piece.path for piece in all_pieces(sides))])
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
-    sampling = args.sampling or default_sampling(test)
+    sampling = args.sampling or default_sampling(sum(window_tokens(folder) * mds.num_rows(folder) for folder in test))
     if args.span_tokens > (longest := max(map(window_tokens, test))):
         raise ArgumentError(f"--span_tokens {args.span_tokens}: the longest test windows have {longest} tokens")
     atomic.remove_stale_temporaries(args.output / "test")
@@ -187,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
                 side.found[index.find(sampled.hashes)] = True
                 side.num_tokens += sampled.num_tokens
                 side.num_hashes += len(sampled.hashes)
-        shared = {folder: count_shared(folder, index, sides) for folder in test}
+        shared = {folder: count_shared(folder, sides) for folder in test}
         for piece, sampled in scan(test_pieces):
             add_shared(shared[piece.path], sampled, index, sides)
     print_report(report, args, list(shared.values()), sides, index, sampling)
@@ -229,6 +230,7 @@ def find_sides(args: argparse.Namespace) -> list[Side]:
 
 
 def all_pieces(sides: Sequence[Side]) -> list[Piece]:
+    """The pieces of all sides."""
     return [piece for side in sides for piece in side.pieces]
 
 
@@ -272,17 +274,15 @@ def refuse_other_tokenizers(paths: Sequence[Path]) -> None:
         raise ArgumentError(f"{one} and {other} were made with different tokenizers: their ids cannot be compared")
 
 
-def default_sampling(folders: Sequence[Path]) -> int:
-    """One of how many spans is compared, so that those of the test sets fit in memory."""
-    num_bytes = sum(piece.num_bytes for folder in folders for piece in window_pieces(folder))
-    num_tokens = num_bytes // mds.column_array(mds.read_columns(folders[0])["token_ids"])[0].itemsize
+def default_sampling(num_tokens: int) -> int:
+    """One of how many spans is compared, so that those of so many tokens in the test sets fit in memory."""
     sampling = MIN_SAMPLING
     while num_tokens > sampling * MAX_HASHES:
         sampling *= 2
     return sampling
 
 
-def count_shared(folder: Path, index: SpanIndex, sides: Sequence[Side]) -> Shared:
+def count_shared(folder: Path, sides: Sequence[Side]) -> Shared:
     """A test set of which nothing is counted yet."""
     num_rows = mds.num_rows(folder)
     return Shared(folder, np.zeros(num_rows, np.int64), {side.name: np.zeros(num_rows, np.int64) for side in sides})
@@ -346,8 +346,7 @@ def write_clean_lists(report: Report, shared: Sequence[Shared]) -> None:
     """Write which rows of every test set share nothing."""
     for one in shared:
         path = clean_list_path(one.folder)
-        temporary = atomic.temporary_path(path)
-        write_npy(temporary, np.flatnonzero(one.is_clean))
-        atomic.flush(temporary)
-        temporary.replace(path)
+        content = io.BytesIO()
+        np.save(content, np.flatnonzero(one.is_clean))
+        atomic.write_bytes(path, content.getvalue())
         report.say(f"{path}: {np.count_nonzero(one.is_clean):,} rows")

@@ -26,7 +26,7 @@ LINES_BYTES = 16 << 20
 
 def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) -> int:
     """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
-    num_compared, said = 0, set[str]()
+    num_compared, collected = 0, sets.Collected(report)
     arguments = (args.tokenized_dir, args.deep, args.rows, args.seed)
     with (
         cli.progress_bar(len(paths), "file", "checking passages") as bar,
@@ -34,15 +34,9 @@ def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) 
     ):
         for path, result in pool.map_in_order(PassageChecker.check, paths, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared
-            for _, what in result.findings[: sets.MAX_FINDINGS]:
-                report.found(path, what)
-            if (number := len(result.findings) - sets.MAX_FINDINGS) > 0:
-                report.found(path, f"has {number:,} more such findings")
-            for warning in result.warnings:
-                if warning not in said:
-                    cli.warn(warning)
-                said.add(warning)
+            collected.add(path, result)
             bar.update()
+    collected.finish()
     return num_compared
 
 
@@ -85,8 +79,8 @@ class PassageChecker:
         result = sets.Result()
         try:
             PassageChecker.current._check(path, result)
-        except (DamagedFileError, OSError, ValueError, KeyError, TypeError) as error:
-            result.findings.append((None, f"cannot be checked: {error!r}"))
+        except sets.FAILURES as error:
+            result.findings.append((None, sets.describe(error)))
         return result
 
     def _check(self, path: Path, result: sets.Result) -> None:

@@ -44,6 +44,32 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Collected:
+    """Findings on their way into a report, MAX_FINDINGS of a set, and warnings, each once."""
+
+    report: Report
+    num_findings: Counter[Path] = field(default_factory=Counter)
+    said: set[str] = field(default_factory=set)
+
+    def add(self, path: Path, result: Result) -> None:
+        """Say what came of some rows of a set, or of a file of passages."""
+        for row, what in result.findings:
+            self.num_findings[path] += 1
+            if self.num_findings[path] <= MAX_FINDINGS:
+                self.report.found(path, what, row)
+        for warning in result.warnings:
+            if warning not in self.said:
+                cli.warn(warning)
+            self.said.add(warning)
+
+    def finish(self) -> None:
+        """Say how many findings were left out."""
+        for path, number in self.num_findings.items():
+            if number > MAX_FINDINGS:
+                self.report.found(path, f"has {number - MAX_FINDINGS:,} more such findings")
+
+
 class Checker(Protocol):
     """What a kind of sets is checked for. It is sent to other processes."""
 
@@ -107,8 +133,7 @@ def check_sets(
             jobs += _jobs_of(report, args, folder, checker)
         except FAILURES as error:
             report.found(folder, describe(error))
-    num_findings, num_compared = Counter[Path](), 0
-    said: set[str] = set()
+    num_compared, collected = 0, Collected(report)
     with (
         cli.progress_bar(sum(len(job.rows) for job in jobs), "row", f"checking {report.check}") as bar,
         workers.Workers(min(args.num_workers, len(jobs) or 1), _Job.prepare, checker) as pool,
@@ -116,18 +141,9 @@ def check_sets(
         for job, result in pool.map_in_order(_Job.run, jobs, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared
             collect(job.folder, result)
-            for row, what in result.findings:
-                num_findings[job.folder] += 1
-                if num_findings[job.folder] <= MAX_FINDINGS:
-                    report.found(job.folder, what, row)
-            for warning in result.warnings:
-                if warning not in said:
-                    cli.warn(warning)
-                said.add(warning)
+            collected.add(job.folder, result)
             bar.update(len(job.rows))
-    for folder, number in num_findings.items():
-        if number > MAX_FINDINGS:
-            report.found(folder, f"has {number - MAX_FINDINGS:,} more such findings")
+    collected.finish()
     return num_compared
 
 

@@ -241,14 +241,16 @@ class _Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            while self._publishing:
-                self._publishing.popleft().result()
-            for folder in self._folders:
-                atomic.flush(folder)
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if kind is None:
+                while self._publishing:
+                    self._publishing.popleft().result()
+                for folder in self._folders:
+                    atomic.flush(folder)
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            if self._writer is not None:
+                self._writer.close()
 
     def take(self, segment: Segment, encoded: EncodedSegment) -> None:
         """Append a segment to its token file; the last one sends the file off."""

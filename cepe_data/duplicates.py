@@ -57,7 +57,7 @@ def is_made(path: Path, record: atomic.Meta, overwrite: bool) -> bool:
 def write_bits(
     path: Path, num_documents: int, copies: Iterable[np.ndarray], record: atomic.Meta, overwrite: bool = False
 ) -> None:
-    """Write the bits of the token file `path`; the names in its folder are left to one `atomic.flush`.
+    """Write the bits of the token file `path`.
 
     Args:
         copies: bool [documents] each, blocks of documents in order: whether each is a copy. All blocks but the last
@@ -71,7 +71,7 @@ def write_bits(
             for is_copy in copies:
                 file.write(np.packbits(is_copy, bitorder="little").data)
                 num_copies += int(np.count_nonzero(is_copy))
-        draft.publish({"documents": num_documents, "copies": num_copies}, flush_folder=False)
+        draft.publish({"documents": num_documents, "copies": num_copies})
 
 
 def num_bytes(num_documents: int) -> int:

@@ -6,7 +6,6 @@ words and starts each batch with an empty cache.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,8 @@ from cepe_data.tokenizers import Encoder, TokenizerIdentity
 
 BATCH_BYTES = 8 << 20
 MIN_BAD_LINES = 10
+_SMALL_TOKENS = 1 << 20
+_SMALL_FILES_TOGETHER = 64
 _MAX_UNPUBLISHED_FILES = 64
 _NUM_PUBLISHERS = 8
 _MAX_BATCH_SEGMENTS = 1024
@@ -226,7 +227,8 @@ class Job:
 
 
 class _Publisher:
-    """Takes encoded segments in order, writes the token files, and publishes them in threads: flushing is waiting."""
+    """Takes encoded segments in order, writes the token files, and publishes them: a large one in a thread, while the
+    next is taken; small ones many at a time, because threads that do little but call the system wait for each other."""
 
     def __init__(self, job: Job, totals: Totals) -> None:
         self._job, self._totals = job, totals
@@ -235,7 +237,7 @@ class _Publisher:
         self._num_lines, self._failure = 0, ""
         self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
         self._publishing: deque[Future[None]] = deque()
-        self._folders: set[Path] = set()
+        self._sealed: list[token_file.TokenFileWriter] = []
 
     def __enter__(self) -> _Publisher:
         return self
@@ -243,14 +245,13 @@ class _Publisher:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
+                self._publish_sealed()
                 while self._publishing:
                     self._publishing.popleft().result()
-                for folder in self._folders:
-                    atomic.flush(folder)
         finally:
             self._threads.shutdown(wait=True, cancel_futures=True)
-            if self._writer is not None:
-                self._writer.close()
+            for writer in [*self._sealed, *filter(None, [self._writer])]:
+                writer.close()
 
     def take(self, segment: Segment, encoded: EncodedSegment) -> None:
         """Append a segment to its token file; the last one sends the file off."""
@@ -259,7 +260,7 @@ class _Publisher:
             self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
             self._skipped, self._mended = jsonl.LineReport(), jsonl.LineReport()
             self._num_lines, self._failure = 0, ""
-        with _naming(self._writer.path):
+        with atomic.naming(self._writer.path):
             self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
         self._skipped.merge(encoded.skipped, self._num_lines)
         self._mended.merge(encoded.mended, self._num_lines)
@@ -298,32 +299,34 @@ class _Publisher:
             self._totals.failures.append(failure)
             cli.warn(failure)
             return
-        self._folders.add(writer.path.parent)
         self._totals.files += 1
         self._totals.documents += writer.num_documents
         self._totals.tokens += writer.num_tokens
         self._totals.skipped += self._skipped.total
         self._totals.mended += self._mended.total
         facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._mended.as_json()}
-        while len(self._publishing) >= _MAX_UNPUBLISHED_FILES:
-            self._publishing.popleft().result()
-        self._publishing.append(self._threads.submit(_publish, writer, facts))
+        if writer.num_tokens < _SMALL_TOKENS:
+            with atomic.naming(writer.path):
+                writer.seal(facts)
+            self._sealed.append(writer)
+            if len(self._sealed) >= _SMALL_FILES_TOGETHER:
+                self._publish_sealed()
+        else:
+            while len(self._publishing) >= _MAX_UNPUBLISHED_FILES:
+                self._publishing.popleft().result()
+            self._publishing.append(self._threads.submit(_publish, writer, facts))
+
+    def _publish_sealed(self) -> None:
+        atomic.publish_together([writer.draft for writer in self._sealed])
+        for writer in self._sealed:
+            writer.close()
+        self._sealed = []
 
 
 def _publish(writer: token_file.TokenFileWriter, facts: atomic.Meta) -> None:
     """Publish a token file, in a thread."""
     try:
-        with _naming(writer.path):
-            writer.publish(facts, flush_folder=False)
+        with atomic.naming(writer.path):
+            writer.publish(facts)
     finally:
         writer.close()
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an error such as a full disk, which does not name one itself."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise

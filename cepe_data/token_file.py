@@ -76,7 +76,7 @@ class TokenFileWriter:
     """
 
     def __init__(self, path: Path, made_with: atomic.Meta, overwrite: bool = False) -> None:
-        self._draft = atomic.Draft(path, made_with, overwrite=overwrite).__enter__()
+        self.draft = atomic.Draft(path, made_with, overwrite=overwrite).__enter__()
         self._lengths, self._tokens, self._hashes = (_Spool(path.parent) for _ in range(3))
         self.path = path
         self.num_documents = self.num_tokens = 0
@@ -89,24 +89,32 @@ class TokenFileWriter:
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
-    def publish(self, facts: atomic.Meta, flush_folder: bool = True) -> bool:
+    def publish(self, facts: atomic.Meta) -> bool:
         """Assemble the files and give them their names; see `atomic.Draft.publish`."""
-        with self._draft.path.open("wb") as file:
+        self.seal(facts)
+        return atomic.publish_together([self.draft])[0]
+
+    def seal(self, facts: atomic.Meta) -> None:
+        """Assemble the files; see `atomic.Draft.seal`."""
+        with self.draft.path.open("wb") as file:
             write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
             file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
             self._lengths.copy_to(file)
             self._tokens.copy_to(file)
-        with self._draft.companion(hash_path(self._draft.final)).open("wb") as file:
+        with self.draft.companion(hash_path(self.path)).open("wb") as file:
             write_header(file, HASH_DTYPE, self.num_documents)
             self._hashes.copy_to(file)
-        facts = {"documents": self.num_documents, "tokens": self.num_tokens, **facts}
-        return self._draft.publish(facts, flush_folder)
+        self._close_spools()
+        self.draft.seal({"documents": self.num_documents, "tokens": self.num_tokens, **facts})
 
     def close(self) -> None:
         """Remove everything that was not published."""
+        self._close_spools()
+        self.draft.__exit__(None, None, None)
+
+    def _close_spools(self) -> None:
         for spool in (self._lengths, self._tokens, self._hashes):
             spool.close()
-        self._draft.__exit__(None, None, None)
 
 
 class _Spool:

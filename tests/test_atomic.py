@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -62,23 +63,70 @@ def test_a_publisher_that_is_overtaken_at_the_last_moment_replaces_nothing(
     def write(draft: atomic.Draft, text: str) -> None:
         (draft.path / "file" if is_folder else draft.path).write_text(text)
 
-    flush_all = atomic.Draft._flush_all
+    give_names = atomic.Draft._give_names
 
-    def be_overtaken(draft: atomic.Draft) -> None:
-        flush_all(draft)
-        monkeypatch.setattr(atomic.Draft, "_flush_all", flush_all)
+    def be_overtaken(draft: atomic.Draft) -> bool:
+        monkeypatch.setattr(atomic.Draft, "_give_names", give_names)
         monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
         with atomic.Draft(final, {"seed": 1}, is_folder=is_folder) as other:
             write(other, "theirs")
             assert other.publish()
         monkeypatch.undo()
+        return draft._give_names()
 
     with atomic.Draft(final, {"seed": 1}, is_folder=is_folder) as draft:
         write(draft, "ours")
-        monkeypatch.setattr(atomic.Draft, "_flush_all", be_overtaken)
+        monkeypatch.setattr(atomic.Draft, "_give_names", be_overtaken)
         assert not draft.publish()
     assert (final / "file" if is_folder else final).read_text() == "theirs"
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".tmp")]
+
+
+def test_of_units_that_are_published_together_no_name_is_given_before_all_files_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    flush = atomic.flush
+    give_names = atomic.Draft._give_names
+
+    def note(path: Path) -> None:
+        flushed.append(path)
+        flush(path)
+
+    def look(draft: atomic.Draft) -> bool:
+        assert {path.name.split("-")[1] for path in flushed} == {
+            f"{number}{kind}" for number in range(3) for kind in (".npy", ".meta.json", ".beside")
+        }
+        return give_names(draft)
+
+    with contextlib.ExitStack() as stack:
+        drafts = []
+        for number in range(3):
+            draft = stack.enter_context(atomic.Draft(tmp_path / f"{number}.npy", {"number": number}))
+            draft.path.write_text("content")
+            draft.companion(tmp_path / f"{number}.beside").write_text("beside")
+            draft.seal()
+            drafts.append(draft)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
+            publish_file(tmp_path / "1.npy", "theirs", {"number": 1})
+        monkeypatch.setattr(atomic, "flush", note)
+        monkeypatch.setattr(atomic.Draft, "_give_names", look)
+        assert atomic.publish_together(drafts) == [True, False, True]
+    assert flushed[-1] == tmp_path and sorted(tmp_path.glob(".tmp-*")) == []
+    assert [(tmp_path / f"{number}.npy").read_text() for number in range(3)] == ["content", "theirs", "content"]
+
+
+def test_a_disk_that_cannot_be_written_names_the_unit_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: .*unit\.txt'$"):
+        publish_file(tmp_path / "unit.txt", "content", {})
+    assert os.listdir(tmp_path) == []
 
 
 def test_overwrite_replaces_what_differs_or_is_damaged_and_keeps_what_is_right(tmp_path: Path) -> None:
@@ -113,16 +161,16 @@ def test_the_slower_of_two_publishers_replaces_no_companion_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "unit.txt"
-    flush_all = atomic.Draft._flush_all
+    give_names = atomic.Draft._give_names
 
-    def be_overtaken(draft: atomic.Draft) -> None:
-        flush_all(draft)
-        monkeypatch.setattr(atomic.Draft, "_flush_all", flush_all)
+    def be_overtaken(draft: atomic.Draft) -> bool:
+        monkeypatch.setattr(atomic.Draft, "_give_names", give_names)
         monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
         assert publish_file(path, "theirs", {"seed": 2})
         monkeypatch.undo()
+        return draft._give_names()
 
-    monkeypatch.setattr(atomic.Draft, "_flush_all", be_overtaken)
+    monkeypatch.setattr(atomic.Draft, "_give_names", be_overtaken)
     with pytest.raises(ArgumentError, match="seed: was 2, now 1"):
         publish_file(path, "ours", {"seed": 1})
     assert path.read_text() == "theirs" and (tmp_path / "beside.txt").read_text() == "theirs" * 2

@@ -109,8 +109,6 @@ class DomainBits:
                 else:
                     for _ in copies:
                         pass
-        for parent in {(folder / path.token_file).parent for path in self.files}:
-            atomic.flush(parent)
 
     def count(self) -> tuple[int, int, int]:
         """Files, documents and copies of the domain, when all bits are there."""

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from cepe_data import cli, drawing, sampling
 from cepe_data.errors import ArgumentError
+from cepe_data.outcome import Outcome
+from cepe_data.window_sets import WindowSampler
 from cepe_data.windows import DocumentWindows
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
@@ -38,12 +40,12 @@ def main() -> int:
     windows, splits = make_windows(args), sampling.make_splits(args)
     tokens, weights = sampling.open_tokens(args)
     surveys = drawing.survey(tokens, splits, {"test": windows, "train": windows})
-    sampler = sampling.WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
+    sampler = WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
     requests = sampling.window_requests(weights, args)
     planned = sampler.plan(requests)
     check = functools.partial(sampler.refuse_other_sets, [one.folder for one in planned])
     check()
-    outcome = sampling.Outcome()
+    outcome = Outcome()
     if args.dry_run:
         sampler.dry_run(planned, outcome)
         outcome.report_dry_run(args)

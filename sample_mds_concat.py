@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 from cepe_data import cli, drawing, sampling, shards
 from cepe_data.errors import ArgumentError
+from cepe_data.outcome import Outcome
 from cepe_data.passages import PassageShard, PassageTokenizer
+from cepe_data.window_sets import WindowSampler
 from cepe_data.windows import ConcatWindows, DocumentWindows
 
 WEIGHTS = {
@@ -63,7 +65,7 @@ def main() -> int:
     wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
     ways = {"test": windows, "train": windows} if shard_id == 0 else {}
     surveys = drawing.survey(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
-    sampler = sampling.WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
+    sampler = WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
     requests = sampling.window_requests(weights, args) if shard_id == 0 else {}
     passage_requests = sampling.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
@@ -75,7 +77,7 @@ def main() -> int:
     replaced = [*(one.folder for one in planned), *(file.path for file in todo)]
     check = functools.partial(sampler.refuse_other_sets, replaced)
     check()
-    outcome = sampling.Outcome()
+    outcome = Outcome()
     if args.dry_run:
         sampler.dry_run(planned, outcome)
         corpus_shard.dry_run(passage_requests, todo, tokenizer, outcome)

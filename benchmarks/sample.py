@@ -30,8 +30,10 @@ import numpy as np
 
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
 from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
-from cepe_data import drawing, mds, passages, sampling
+from cepe_data import drawing, mds, passages
+from cepe_data.outcome import Outcome
 from cepe_data.splits import Splits
+from cepe_data.window_sets import SHARD_BYTES, WindowSampler
 from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
 
 TOTAL, DECODER = 8192, 4096
@@ -81,8 +83,8 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     tokens = open_domain(folder, name)
     surveys = drawing.survey(tokens, SPLITS, {"test": windows, "train": windows})
     dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
-    sampler = sampling.WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, None, False)
-    outcome = sampling.Outcome()
+    sampler = WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, None, False)
+    outcome = Outcome()
     seconds = time.perf_counter() - start
     with sampler.start_workers(num_workers) as pool:
         list(pool.map_in_order(start_up, [1] * num_workers, lambda _: 1, num_workers))
@@ -112,7 +114,7 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     }
     output = new_output(folder)
     start = time.perf_counter()
-    with streaming.MDSWriter(columns=columns, out=str(output), size_limit=sampling.SHARD_BYTES) as writer:
+    with streaming.MDSWriter(columns=columns, out=str(output), size_limit=SHARD_BYTES) as writer:
         for row in rows:
             writer.write({"token_ids": row[-DECODER:], "prev_token_ids": row[:-DECODER], "domain": name})
     seconds = time.perf_counter() - start

@@ -20,6 +20,7 @@ import numpy as np
 from cepe_data import atomic, cli, sampling, shards, tokenizers, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
 from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.outcome import Estimate, Outcome, SetOutcome
 from cepe_data.splits import Splits
 from cepe_data.windows import DocumentWindows
 
@@ -172,18 +173,18 @@ class PassageShard:
     def set_name(self, domain: str) -> str:
         return f"retrieval/{self.shard_id}/{domain}"
 
-    def outcome_line(self, domain: str, requested: int) -> sampling.SetOutcome:
+    def outcome_line(self, domain: str, requested: int) -> SetOutcome:
         start, stop = self.rows(domain, requested)
         one = self.surveys[domain]
         available = min(requested, stop - start)
-        return sampling.SetOutcome(self.set_name(domain), one.documents["retrieval"], requested, available, available)
+        return SetOutcome(self.set_name(domain), one.documents["retrieval"], requested, available, available)
 
     def dry_run(
         self,
         requests: Mapping[str, int],
         todo: Sequence[PassageFile],
         tokenizer: PassageTokenizer | None,
-        outcome: sampling.Outcome,
+        outcome: Outcome,
     ) -> None:
         """Account for every file that is asked for, from a measured block of each, and write nothing."""
         if tokenizer is None:
@@ -196,21 +197,21 @@ class PassageShard:
                 estimate = self._estimate(writer, domain, line.written)
                 num_rows, num_bytes = num_rows + line.written, num_bytes + estimate.num_bytes
                 outcome.sets.append(line)
-                outcome.estimates.append(estimate if domain in to_write else sampling.Estimate(0, 0, 0.0))
+                outcome.estimates.append(estimate if domain in to_write else Estimate(0, 0, 0.0))
         cli.say(
             f"the {self.num_shards} retrieval shards together: about {num_rows * self.num_shards:,} passages, "
             f"{num_bytes * self.num_shards:,} bytes"
         )
 
-    def _estimate(self, writer: PassageWriter, domain: str, num_rows: int) -> sampling.Estimate:
+    def _estimate(self, writer: PassageWriter, domain: str, num_rows: int) -> Estimate:
         num_measured = min(num_rows, PASSAGES_AT_ONCE)
         if not num_measured:
-            return sampling.Estimate(0, 0, 0.0)
+            return Estimate(0, 0, 0.0)
         plan = self.source(domain).draw(0, num_measured)
         start_time = time.perf_counter()
         num_bytes = len(writer.lines(Block(domain, 0, plan)))
         seconds = time.perf_counter() - start_time
-        return sampling.Estimate(1, num_bytes * num_rows // num_measured, seconds * num_rows / num_measured)
+        return Estimate(1, num_bytes * num_rows // num_measured, seconds * num_rows / num_measured)
 
     def source(self, domain: str) -> WindowSource:
         """All passages of the domain."""
@@ -267,7 +268,7 @@ class PassageShard:
                 todo.append(file)
         return todo
 
-    def account(self, requests: Mapping[str, int], args: argparse.Namespace, outcome: sampling.Outcome) -> None:
+    def account(self, requests: Mapping[str, int], args: argparse.Namespace, outcome: Outcome) -> None:
         """Add what came of every request to the outcome, and write it into the manifest."""
         sets = {}
         for domain, requested in requests.items():

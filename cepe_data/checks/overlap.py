@@ -26,8 +26,8 @@ from cepe_data.checks import sets
 from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError
 from cepe_data.passages import read_ids
-from cepe_data.sampling import clean_list_path
 from cepe_data.spans import SpanIndex, SpanSampler
+from cepe_data.window_sets import clean_list_path
 
 HELP = "show test windows that share spans of tokens with training windows and with the retrieval corpus"
 MIN_SAMPLING = 8

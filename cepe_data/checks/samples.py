@@ -23,7 +23,7 @@ from cepe_data.checks.sources import SourceDocuments
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows
 from cepe_data.passages import FACTS as PASSAGE_FACTS
-from cepe_data.sampling import FACTS, rows_path
+from cepe_data.window_sets import FACTS, rows_path
 
 HELP = "check what a sampler wrote: rows against the token files, splits, the retrieval corpus"
 OF_ALL = ("seed", "test_fraction", "document_hash", "drop_duplicates")

@@ -15,8 +15,8 @@ from cepe_data.checks import sets
 from cepe_data.embeddings import passage_ids
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows
-from cepe_data.sampling import rows_path
 from cepe_data.token_file import TokenFile, read_tokenizer
+from cepe_data.window_sets import rows_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

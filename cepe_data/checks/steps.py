@@ -43,6 +43,7 @@ from cepe_data.checks.units import (
 from cepe_data.encoding import Job
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.passages import PassageShard, PassageTokenizer
+from cepe_data.window_sets import WindowSampler
 from retrieval import embed_passages, search, write_mds
 
 
@@ -109,7 +110,7 @@ def open_tokens(args: argparse.Namespace) -> OpenTokens:
 def window_units(script: types.ModuleType, args: argparse.Namespace, tokens: OpenTokens) -> list[Unit]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
     splits, windows = sampling.make_splits(args), script.make_windows(args)
-    sampler = sampling.WindowSampler.of_run(script.KIND, args, tokens.tokens, splits, windows, tokens.surveys)
+    sampler = WindowSampler.of_run(script.KIND, args, tokens.tokens, splits, windows, tokens.surveys)
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == sampling.described_arguments(args)
     units = []
@@ -122,7 +123,7 @@ def window_units(script: types.ModuleType, args: argparse.Namespace, tokens: Ope
     return [*units, of_manifest]
 
 
-def known_of_windows(sampler: sampling.WindowSampler, split: str, domain: str) -> atomic.Meta:
+def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> atomic.Meta:
     """What is known of the record of a set without counting windows."""
     if sampler.surveys:
         return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}

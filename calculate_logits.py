@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, mds, shards, teacher, workers
+from cepe_data import cli, devices, mds, records, shards, teacher, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.parts import PartedSet
 
@@ -136,7 +136,7 @@ class Annotation:
     running: dict[str, Any]
 
     @property
-    def facts(self) -> atomic.Meta:
+    def facts(self) -> records.Meta:
         """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
         beside = not self.retrieval_folder
         input_name = named(self.input_folder.parent).name if beside else None
@@ -204,20 +204,20 @@ def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
     for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
         meta = None
         with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
-            meta = atomic.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
+            meta = records.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
         if meta is not None and "dtype" in meta["made_with"]:
             return str(meta["made_with"]["dtype"])
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
-def record_of_request(args: argparse.Namespace) -> atomic.Meta:
+def record_of_request(args: argparse.Namespace) -> records.Meta:
     """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
 
     Raises:
         ArgumentError: if an input is missing.
         DamagedFileError: if an input is not what its meta file says.
     """
-    context: atomic.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
+    context: records.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
     if args.retrieval_input_dir is not None:
         retrieved = mds.fingerprint(args.retrieval_input_dir / args.domain)
         context = {"retrieval_input": retrieved, "retrieval_k": args.retrieval_k}
@@ -243,7 +243,7 @@ def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
-    found_for = (atomic.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
+    found_for = (records.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
     if found_for is not None and found_for != mds.fingerprint(input_folder):
         raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
@@ -362,7 +362,7 @@ class InputRows:
             folders.append(self._annotation.retrieval_folder)
         known = self._annotation.model.vocab_size
         for folder in folders:
-            vocab_size = (atomic.read_meta(folder) or {}).get("vocab_size")
+            vocab_size = (records.read_meta(folder) or {}).get("vocab_size")
             if vocab_size is not None and vocab_size != known:
                 cli.warn(
                     f"{folder} was made with a tokenizer of {vocab_size:,} words, and the model knows {known:,}: make "

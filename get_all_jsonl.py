@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from cepe_data import atomic, cli, corpus
+from cepe_data import atomic, cli, corpus, records
 from cepe_data.errors import ArgumentError, PipelineError
 
 
@@ -153,7 +153,7 @@ def report_left_out(paths: list[str], hidden: list[str], folder_domains: dict[st
 def write_list(output: Path, root: Path, files: list[corpus.ListedFile]) -> None:
     listed = [{"path": file.path, "domain": file.domain, "bytes": file.num_bytes} for file in files]
     # The json first: a list that names a file is then never without its size and domain.
-    atomic.write_json(corpus.list_json_path(output), atomic.signed({"root": str(root), "files": listed}))
+    atomic.write_json(corpus.list_json_path(output), records.signed({"root": str(root), "files": listed}))
     atomic.write_text(output, "".join(f"{file.path}\n" for file in files))
 
 

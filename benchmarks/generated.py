@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import find_corpus, save_tokenizer, saved_identity
-from cepe_data import atomic, corpus, drawing, encoding, jsonl, token_file, tokenizers, workers
+from cepe_data import corpus, drawing, encoding, jsonl, records, token_file, tokenizers, workers
 
 
 def prepare(folder: Path) -> np.ndarray:
@@ -46,10 +46,10 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
     writer.close()
     (folder / f"{name}.txt").write_text(f"{listed.path}\n")
     files = [{"bytes": 1, "domain": name, "path": listed.path}]
-    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+    (folder / f"{name}.json").write_text(json.dumps(records.signed({"root": str(folder), "files": files})))
 
 
-def made_with(folder: Path, file: corpus.ListedFile) -> atomic.Meta:
+def made_with(folder: Path, file: corpus.ListedFile) -> records.Meta:
     """The record of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
     return encoding.Job(folder, folder / "tokenized", "text", False, 0.0, identity).made_with(file)
@@ -83,10 +83,10 @@ def write_headers(folder: Path, name: str, num_documents: int) -> None:
         np.save(hashes, draw.integers(0, 1 << 64, len(lengths), np.uint64))
         facts = {one.name: {"bytes": one.stat().st_size, "xxh3_64": ""} for one in (target, hashes)}
         meta = {"made_with": made_with(folder, corpus.ListedFile(path, name, 1)), "files": facts}
-        atomic.meta_path(target).write_text(json.dumps(atomic.signed(meta)))
+        records.meta_path(target).write_text(json.dumps(records.signed(meta)))
     (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in paths))
     files = [{"bytes": 1, "domain": name, "path": path} for path in paths]
-    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+    (folder / f"{name}.json").write_text(json.dumps(records.signed({"root": str(folder), "files": files})))
 
 
 def write_repeated(
@@ -109,4 +109,4 @@ def write_repeated(
         writer.close()
         files.append({"bytes": 1, "domain": domain, "path": file.path})
     (folder / f"{name}.txt").write_text("".join(f"{file['path']}\n" for file in files))
-    (folder / f"{name}.json").write_text(json.dumps(atomic.signed({"root": str(folder), "files": files})))
+    (folder / f"{name}.json").write_text(json.dumps(records.signed({"root": str(folder), "files": files})))

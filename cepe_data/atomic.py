@@ -1,17 +1,9 @@
-"""Complete or absent: how outputs get their final names, and the record of what made them.
+"""Complete or absent: how outputs get their final names.
 
 A *unit* of output is one file or one folder, together with the files beside it that belong to it (companions). It is
 written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
-never replaces; companions come first, so that whoever sees the unit sees all of it. Each unit has a meta file,
-`X.meta.json` beside a file `X.ext` and `meta.json` inside a folder:
-
-    {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
-     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; companions of a
-                                                     folder, which stand beside it, have names that begin with ../
-     ...,                                            facts about the content
-     "meta_xxh3_64": hex}                            of all this, as JSON with sorted keys
-
-A later run compares `made_with` with its own arguments: the same means done, a difference is an error that names it.
+never replaces; companions come first, so that whoever sees the unit sees all of it. Each has a record of what made it:
+see `cepe_data.records`.
 """
 
 from __future__ import annotations
@@ -20,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -28,16 +19,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import xxhash
-
-from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data import records
 
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 7 * 24 * 3600
-_OWN_HASH = "meta_xxh3_64"
-_DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
 _INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
 
 
@@ -50,9 +36,6 @@ def _host_name() -> str:
 
 _HOST = _host_name()
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_READ_BYTES = 8 << 20
-
-Meta = dict[str, Any]
 
 
 def temporary_path(final: Path) -> Path:
@@ -141,144 +124,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     flush(path.parent)
 
 
-def file_facts(path: Path) -> dict[str, object]:
-    """`{"bytes": size, "xxh3_64": hex digest of the whole file}`."""
-    digest, size = xxhash.xxh3_64(), 0
-    with path.open("rb", buffering=0) as file:
-        buffer = bytearray(min(_READ_BYTES, os.fstat(file.fileno()).st_size + 1))
-        while num_read := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:num_read])
-            size += num_read
-    return {"bytes": size, "xxh3_64": digest.hexdigest()}
-
-
-def fingerprint(content: object) -> str:
-    """xxh3_64 of a JSON-able object, as hex."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
-
-
-def signed(meta: Meta) -> Meta:
-    """The content of a meta file, with its own hash."""
-    content = {name: value for name, value in meta.items() if name != _OWN_HASH}
-    return {**content, _OWN_HASH: fingerprint(content)}
-
-
-def unsigned(content: Meta) -> Meta:
-    """What `signed` was given.
-
-    Raises:
-        ValueError: if it is not that any more.
-        KeyError: if it has no hash of its own.
-    """
-    rest = {name: value for name, value in content.items() if name != _OWN_HASH}
-    if content[_OWN_HASH] != fingerprint(rest):
-        raise ValueError("its content is not what was written")
-    return rest
-
-
-def read_signed(path: Path, remedy: str) -> Meta:
-    """The content of a JSON file that was written signed.
-
-    Raises:
-        DamagedFileError: if it is not what was written; it ends with `remedy`.
-    """
-    try:
-        return unsigned(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
-
-
-def meta_path(unit: Path, is_folder: bool = False) -> Path:
-    """Where the meta file of a unit is: inside a folder, beside a file."""
-    return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")
-
-
-def read_meta(unit: Path) -> Meta | None:
-    """The meta file of a unit that is there; None where it has none (it was not made by this pipeline).
-
-    Raises:
-        DamagedFileError: if it is no meta file.
-    """
-    path = meta_path(unit, unit.is_dir())
-    try:
-        meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
-            raise TypeError("made_with and files are no objects")
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): remove {unit} and make it again") from None
-    return meta
-
-
-def is_intact(unit: Path, meta: Meta) -> bool:
-    """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
-    return not lost_files(unit, meta) and not damaged_files(unit, meta)
-
-
-def damaged_files(unit: Path, meta: Meta) -> list[Path]:
-    """The files of the unit that are not there with the size and the hash that its meta file says. Reads all of it."""
-    return [path for path, facts in _files_of(unit, meta) if not path.is_file() or file_facts(path) != facts]
-
-
-def lost_files(unit: Path, meta: Meta) -> list[Path]:
-    """The files of the unit that are not there with the size that its meta file says. Reads none."""
-    return [
-        path for path, facts in _files_of(unit, meta) if not path.is_file() or path.stat().st_size != facts["bytes"]
-    ]
-
-
-def _files_of(unit: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
-    folder = unit if unit.is_dir() else unit.parent
-    beside = [(folder.parent / name[3:], facts) for name, facts in meta["files"].items() if name.startswith("../")]
-    return beside + [(folder / name, facts) for name, facts in meta["files"].items() if not name.startswith("../")]
-
-
-def is_made(unit: Path, made_with: Meta, overwrite: bool = False) -> bool:
-    """Whether `unit` is there and was made with `made_with`, so that nothing is left to do.
-
-    With `overwrite`, a unit that was made with something else, or that is damaged, counts as not made.
-
-    Raises, unless `overwrite` is on:
-        ArgumentError: if it is there, but made with something else.
-        DamagedFileError: if one of its files is gone or has another size, or its meta file is damaged.
-    """
-    if not unit.exists():
-        return False
-    if overwrite:
-        try:
-            meta = read_meta(unit)
-        except DamagedFileError:
-            return False
-        return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
-    meta = read_meta(unit)
-    if meta is None:
-        raise ArgumentError(f"{unit} is there, but nothing says what made it: move it away, or pass --overwrite")
-    differences = describe_differences(meta["made_with"], made_with)
-    if differences:
-        raise ArgumentError(
-            f"{unit} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
-            f"with --overwrite"
-        )
-    if lost := lost_files(unit, meta):
-        raise DamagedFileError(f"{unit} is damaged: {lost[0]} is gone or has another size. --overwrite makes it again")
-    return True
-
-
-def describe_differences(old: Meta, new: Meta) -> str:
-    """What differs between two records, as `seed: was 42, now 43; …`; empty if nothing does. Numbers of rows, which may
-    follow from other differences, are named only where nothing else differs."""
-    missing = object()
-    names = {name for name in {*old, *new} if old.get(name, missing) != new.get(name, missing)}
-    found = []
-    for name in sorted(names - _DERIVED or names):
-        before, after = old.get(name, missing), new.get(name, missing)
-        was = "absent" if before is missing else json.dumps(before, ensure_ascii=False)
-        now = "absent" if after is missing else json.dumps(after, ensure_ascii=False)
-        found.append(f"{name}: was {was}, now {now}")
-    return "; ".join(found)
-
-
 class Draft:
     """A unit on its way to its final name.
 
@@ -289,7 +134,9 @@ class Draft:
     Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
     """
 
-    def __init__(self, final: Path, made_with: Meta, *, is_folder: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self, final: Path, made_with: records.Meta, *, is_folder: bool = False, overwrite: bool = False
+    ) -> None:
         self.final, self.made_with, self.is_folder, self.overwrite = final, made_with, is_folder, overwrite
         self.path = temporary_path(final)
         self._aside = temporary_path(final.with_name(f"{final.name}.old"))
@@ -332,7 +179,7 @@ class Draft:
             return False
         return True
 
-    def publish(self, facts: Meta | None = None) -> bool:
+    def publish(self, facts: records.Meta | None = None) -> bool:
         """Write the meta file, flush everything, and give all of it its final name, the unit itself last.
 
         Returns False if another process, with the same arguments, was faster; then ours is dropped.
@@ -343,10 +190,12 @@ class Draft:
         self.seal(facts)
         return publish_together([self])[0]
 
-    def seal(self, facts: Meta | None = None) -> None:
+    def seal(self, facts: records.Meta | None = None) -> None:
         """Write the meta file: from now on nothing of the unit changes but its name."""
-        meta = signed({**(facts or {}), "made_with": self.made_with, "files": self._own_files()})
-        meta_file = meta_path(self.path, True) if self.is_folder else self.companion(meta_path(self.final))
+        meta = records.signed({**(facts or {}), "made_with": self.made_with, "files": self._own_files()})
+        meta_file = (
+            records.meta_path(self.path, True) if self.is_folder else self.companion(records.meta_path(self.final))
+        )
         meta_file.write_bytes(_json_bytes(meta))
 
     def _unflushed(self) -> list[Path]:
@@ -371,17 +220,19 @@ class Draft:
         """What is left to do when the name is on the disk."""
         remove(self._aside)
         if not published:
-            is_made(self.final, self.made_with)
+            records.is_made(self.final, self.made_with)
 
     def _own_files(self) -> dict[str, dict[str, object]]:
         """Facts of every file of the unit, under the names that they will have."""
         if self.is_folder:
             names = sorted(os.listdir(self.path))
-            files = {name: self._known_facts.get(name) or file_facts(self.path / name) for name in names}
+            files = {name: self._known_facts.get(name) or records.file_facts(self.path / name) for name in names}
         else:
-            files = {self.final.name: file_facts(self.path)}
+            files = {self.final.name: records.file_facts(self.path)}
         beside = "../" if self.is_folder else ""
-        return files | {f"{beside}{path.name}": file_facts(temporary) for path, temporary in self._companions.items()}
+        return files | {
+            f"{beside}{path.name}": records.file_facts(temporary) for path, temporary in self._companions.items()
+        }
 
 
 def publish_together(drafts: Sequence[Draft]) -> list[bool]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
-from cepe_data import atomic
+from cepe_data import records
 from cepe_data.errors import ArgumentError
 
 DOMAINS = ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki")
@@ -73,7 +73,7 @@ def read_root(file_list: Path) -> Path | None:
 
 def _read_list_json(file_list: Path) -> dict:
     path = list_json_path(file_list)
-    return atomic.read_signed(path, "run get_all_jsonl.py again") if path.exists() else {}
+    return records.read_signed(path, "run get_all_jsonl.py again") if path.exists() else {}
 
 
 def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile]:

@@ -3,7 +3,7 @@
 `X.duplicates.npy`       uint8 [⌈documents / 8⌉]: bit d mod 8 (the lowest is 0) of byte ⌊d / 8⌋ belongs to document d of
                          `X.npy`. It is 1 if a document before it, in an earlier file of the domain or earlier in this
                          one, has the same hash; files stand in sorted order of their jsonl path. Unused bits are 0
-`X.duplicates.meta.json` see `cepe_data.atomic`; `made_with` names all token files of the domain (by a fingerprint), on
+`X.duplicates.meta.json` see `cepe_data.records`; `made_with` names all token files of the domain (by a fingerprint), on
                          which the bits depend, and the `document_hash`; further documents and copies
 
 Hashes are those of `cepe_data.token_file`, 64 bits: among a billion different texts, one is taken for a copy of another
@@ -23,7 +23,7 @@ from typing import IO
 
 import numpy as np
 
-from cepe_data import atomic
+from cepe_data import atomic, records
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header
 
@@ -38,24 +38,24 @@ def bits_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.duplicates.npy")
 
 
-def made_with(token_files: str, document_hash: str) -> atomic.Meta:
+def made_with(token_files: str, document_hash: str) -> records.Meta:
     """The record of the bits of a domain: `token_files` is the fingerprint of all its token files."""
     return {"kind": "duplicates", "token_files": token_files, "document_hash": document_hash}
 
 
-def is_made(path: Path, record: atomic.Meta, overwrite: bool) -> bool:
-    """Whether the bits of the token file `path` are there. Reads them; raises as `atomic.is_made`, and DamagedFileError
-    if they are not what was written."""
+def is_made(path: Path, record: records.Meta, overwrite: bool) -> bool:
+    """Whether the bits of the token file `path` are there. Reads them; raises as `records.is_made`, and a
+    DamagedFileError if they are not what was written."""
     bits = bits_path(path)
-    if not atomic.is_made(bits, record, overwrite):
+    if not records.is_made(bits, record, overwrite):
         return False
-    if damaged := atomic.damaged_files(bits, atomic.read_meta(bits) or {"files": {}}):
+    if damaged := records.damaged_files(bits, records.read_meta(bits) or {"files": {}}):
         raise DamagedFileError(f"{damaged[0]} is not what was written: --overwrite makes it again")
     return True
 
 
 def write_bits(
-    path: Path, num_documents: int, copies: Iterable[np.ndarray], record: atomic.Meta, overwrite: bool = False
+    path: Path, num_documents: int, copies: Iterable[np.ndarray], record: records.Meta, overwrite: bool = False
 ) -> None:
     """Write the bits of the token file `path`.
 
@@ -114,7 +114,7 @@ class DuplicateBits:
         return bits[start - 8 * first : stop - 8 * first].view(bool)
 
 
-def fingerprint(paths: Sequence[Path], record: atomic.Meta, remedy: str) -> str:
+def fingerprint(paths: Sequence[Path], record: records.Meta, remedy: str) -> str:
     """What stands for the bits beside all token files of a domain.
 
     Raises:
@@ -124,25 +124,25 @@ def fingerprint(paths: Sequence[Path], record: atomic.Meta, remedy: str) -> str:
     facts = []
     for path in paths:
         bits = bits_path(path)
-        meta = atomic.read_meta(bits)
+        meta = records.read_meta(bits)
         if meta is None:
             raise _outdated(bits, "nothing says what made it", remedy)
-        if differences := atomic.describe_differences(meta["made_with"], record):
+        if differences := records.describe_differences(meta["made_with"], record):
             raise _outdated(bits, differences, remedy)
-        if damaged := atomic.damaged_files(bits, meta):  # a bit a document: reading them takes no time
+        if damaged := records.damaged_files(bits, meta):  # a bit a document: reading them takes no time
             raise DamagedFileError(f"{damaged[0]} is not what was written. Make it again with\n  {remedy}")
         facts.append(meta["files"])
-    return atomic.fingerprint(facts)
+    return records.fingerprint(facts)
 
 
 @cache
 def present_fingerprint(paths: tuple[Path, ...]) -> str | None:
     """The same of the bits that are there, as their meta files say; None if some are missing or damaged."""
     try:
-        metas = [atomic.read_meta(bits_path(path)) for path in paths]
+        metas = [records.read_meta(bits_path(path)) for path in paths]
     except DamagedFileError:
         return None
-    return atomic.fingerprint([meta["files"] for meta in metas if meta]) if all(metas) else None
+    return records.fingerprint([meta["files"] for meta in metas if meta]) if all(metas) else None
 
 
 def _outdated(bits: Path, why: str, remedy: str) -> ArgumentError:

@@ -4,7 +4,7 @@ embeddings.npy        float16 [rows, dimension]
 passages.npy          int16 or int32 [rows, chunk size], the ids of the passages
 neighbors.npy         int16 or int32 [total], the ids of what follows each, one after the other
 neighbor_offsets.npy  int64 [rows + 1], where each begins in it
-meta.json             atomic.py's record; facts: rows, first_number (of the first passage in its jsonl file)
+meta.json             records.py; facts: rows, first_number (of the first passage in its jsonl file)
 
 `EMB/embeddings.json` names all corpus files and the number of their parts. A passage `{domain}_{shard}_{n}` is known by
 its key, file << 40 | n, with file the number of its corpus file in the manifest, sorted by domain and shard: so keys
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic
+from cepe_data import atomic, records
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows
 
@@ -59,7 +59,7 @@ class Part:
     path: Path
     file_number: int
     shard: int
-    meta: atomic.Meta
+    meta: records.Meta
 
     @property
     def num_rows(self) -> int:
@@ -89,10 +89,10 @@ class Embeddings:
             of_file.append([])
             for part in range(file.num_parts):
                 path = part_path(folder, file, part)
-                meta = atomic.read_meta(path) if path.exists() else None
+                meta = records.read_meta(path) if path.exists() else None
                 if meta is None:
                     missing.append(path)
-                elif lost := atomic.lost_files(path, meta):
+                elif lost := records.lost_files(path, meta):
                     raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {path} and make it again")
                 else:
                     of_file[-1].append(Part(path, number, file.shard, meta))
@@ -108,14 +108,14 @@ class Embeddings:
         kinds = {json.dumps(self._kind(part.meta), sort_keys=True): part.path for part in self.parts}
         if len(kinds) > 1:
             (one, path), (other, other_path) = list(kinds.items())[:2]
-            difference = atomic.describe_differences(json.loads(one), json.loads(other))
+            difference = records.describe_differences(json.loads(one), json.loads(other))
             raise DamagedFileError(f"{path} and {other_path} were not made by the same encoder: {difference}")
         if not self.parts:
             raise ArgumentError(f"{folder} holds no passages")
         self.kind = self._kind(self.parts[0].meta)
 
     @staticmethod
-    def _kind(meta: atomic.Meta) -> atomic.Meta:
+    def _kind(meta: records.Meta) -> records.Meta:
         names = ("model", "dtype", "pooling", "normalize", "max_word_pieces", "dimension", "chunk_size", "tokenizer")
         return {name: meta["made_with"].get(name) for name in names}
 
@@ -135,7 +135,7 @@ class Embeddings:
     def fingerprint(self, parts: Sequence[Part]) -> str:
         """A hash of the content of these parts and of what the keys mean."""
         names = [file.name for file in self.files]
-        return atomic.fingerprint([names, [[part.first_key, part.meta["files"]] for part in parts]])
+        return records.fingerprint([names, [[part.first_key, part.meta["files"]] for part in parts]])
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings of these parts, some at a time, float16 [rows, dimension], each with its first key. The next
@@ -220,7 +220,7 @@ def _refuse_gaps(parts: Sequence[Part]) -> None:
     for before, part in itertools.pairwise(parts):
         one, other = ({name: meta["made_with"].get(name) for name in ("source", "part_bytes")}
                       for meta in (before.meta, part.meta))  # fmt: skip
-        if differences := atomic.describe_differences(one, other):
+        if differences := records.describe_differences(one, other):
             raise DamagedFileError(
                 f"{before.path} and {part.path} are parts of two versions of a file: {differences}. Run embed_passages "
                 f"--overwrite for all shards"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cepe_data import atomic, cli, corpus, jsonl, token_file, tokenizers, workers
+from cepe_data import atomic, cli, corpus, jsonl, records, token_file, tokenizers, workers
 from cepe_data.errors import DamagedFileError
 from cepe_data.tokenizers import Encoder, TokenizerIdentity
 
@@ -166,7 +166,7 @@ class Job:
     max_bad_lines: float
     identity: TokenizerIdentity
 
-    def made_with(self, file: corpus.ListedFile) -> atomic.Meta:
+    def made_with(self, file: corpus.ListedFile) -> records.Meta:
         """What determines the bytes of a token file."""
         return {
             "source": file.path,
@@ -178,7 +178,7 @@ class Job:
     def is_done(self, file: corpus.ListedFile, totals: Totals) -> bool:
         """Whether there is nothing to do for a file, because it is made, or damaged, which goes into the totals."""
         try:
-            return atomic.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+            return records.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
         except DamagedFileError as error:
             totals.failures.append(str(error))
             return True
@@ -323,7 +323,7 @@ class _Publisher:
         self._sealed = []
 
 
-def _publish(writer: token_file.TokenFileWriter, facts: atomic.Meta) -> None:
+def _publish(writer: token_file.TokenFileWriter, facts: records.Meta) -> None:
     """Publish a token file, in a thread."""
     try:
         with atomic.naming(writer.path):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli
+from cepe_data import atomic, cli, records
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
 INDEX_NAME = "index.json"
@@ -139,7 +139,7 @@ def write_part(
     columns: Columns,
     num_rows: int,
     rows: np.ndarray | Iterable[Mapping[str, Any]],
-    made_with: atomic.Meta,
+    made_with: records.Meta,
     overwrite: bool = False,
 ) -> None:
     """Write one part, a folder with one MDS shard, and publish it. Its bytes are those that MDSWriter writes, which
@@ -255,13 +255,13 @@ def fingerprint(folder: Path) -> str:
     Raises:
         DamagedFileError: if they are not what the meta file says.
     """
-    meta = atomic.read_meta(folder)
+    meta = records.read_meta(folder)
     if meta is not None:
-        if lost := atomic.lost_files(folder, meta):
+        if lost := records.lost_files(folder, meta):
             raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
-        return atomic.fingerprint({name: facts for name, facts in meta["files"].items() if not name.startswith("../")})
+        return records.fingerprint({name: facts for name, facts in meta["files"].items() if not name.startswith("../")})
     names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder))]
-    return atomic.fingerprint({name: atomic.file_facts(folder / name) for name in names})
+    return records.fingerprint({name: records.file_facts(folder / name) for name in names})
 
 
 class Rows:
@@ -395,7 +395,7 @@ def join_parts(draft: atomic.Draft, pool: Path, borders: Sequence[tuple[int, int
     shards, num_copied = [], 0
     for part, (start, stop) in enumerate(borders):
         path = part_path(pool, part)
-        index, meta = read_index(path), atomic.read_meta(path)
+        index, meta = read_index(path), records.read_meta(path)
         if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
             raise DamagedFileError(f"{path} does not have its {stop - start} rows: remove it and make it again")
         source, shard = path / index[0]["raw_data"]["basename"], index[0]

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cepe_data import atomic, cli, mds, shards
+from cepe_data import atomic, cli, mds, records, shards
 from cepe_data.errors import PipelineError
 
 
@@ -26,7 +26,7 @@ class PartedSet:
     columns: mds.Columns
     num_rows: int
     part_rows: int
-    made_with: atomic.Meta
+    made_with: records.Meta
     overwrite: bool
 
     def __post_init__(self) -> None:
@@ -41,21 +41,21 @@ class PartedSet:
         return mds.part_borders(self.num_rows, self.part_rows)
 
     @property
-    def set_made_with(self) -> atomic.Meta:
+    def set_made_with(self) -> records.Meta:
         return {**self.made_with, "rows": self.num_rows, "rows_per_part": self.part_rows}
 
-    def part_made_with(self, part: int) -> atomic.Meta:
+    def part_made_with(self, part: int) -> records.Meta:
         """The record of a part."""
         start, stop = self.borders[part]
         return {**self.set_made_with, "first_row": start, "stop_row": stop}
 
     def is_part_made(self, part: int) -> bool:
-        """Raises as `atomic.is_made`."""
-        return atomic.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
+        """Raises as `records.is_made`."""
+        return records.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
 
     def is_joined(self) -> bool:
-        """Raises as `atomic.is_made`."""
-        return atomic.is_made(self.folder, self.set_made_with, self.overwrite)
+        """Raises as `records.is_made`."""
+        return records.is_made(self.folder, self.set_made_with, self.overwrite)
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made; says how many are not."""
@@ -84,7 +84,7 @@ class PartedSet:
         self,
         num_shards: int,
         delete_parts: bool,
-        facts: atomic.Meta,
+        facts: records.Meta,
         start_time: float,
         write_companions: Callable[[atomic.Draft], None] | None = None,
     ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, sampling, shards, tokenizers, workers
+from cepe_data import atomic, cli, records, sampling, shards, tokenizers, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.outcome import Estimate, Outcome, SetOutcome
@@ -148,7 +148,7 @@ class PassageFile:
     domain: str
     start: int
     stop: int
-    made_with: atomic.Meta
+    made_with: records.Meta
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class PassageShard:
     def path(self, domain: str) -> Path:
         return self.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
 
-    def shared_made_with(self, domain: str, requested: int, decoding: str) -> atomic.Meta:
+    def shared_made_with(self, domain: str, requested: int, decoding: str) -> records.Meta:
         """What the files of a domain have in common over all shards; else they would overlap."""
         return {
             **self.request_made_with(requested),
@@ -230,7 +230,7 @@ class PassageShard:
             **self.surveys[domain].rule,
         }
 
-    def request_made_with(self, requested: int) -> atomic.Meta:
+    def request_made_with(self, requested: int) -> records.Meta:
         """What of that the arguments say, whatever the token files are."""
         return {
             "requested": requested,
@@ -239,7 +239,7 @@ class PassageShard:
             **self.splits.made_with("retrieval"),
         }
 
-    def own_made_with(self, domain: str) -> atomic.Meta:
+    def own_made_with(self, domain: str) -> records.Meta:
         """What only the file of a domain in this shard has."""
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
@@ -262,7 +262,7 @@ class PassageShard:
                     sampling.refuse_differences(other, shared, overwrite)
             made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
             file = PassageFile(path, domain, start, stop, made_with)
-            if atomic.is_made(path, file.made_with, overwrite):
+            if records.is_made(path, file.made_with, overwrite):
                 cli.say(f"{path}: skipped, made before with the same arguments")
             elif path.exists() or start < stop:
                 todo.append(file)
@@ -283,13 +283,13 @@ class PassageShard:
                 )
             sets[domain] = {"requested": requested, "written": line.written, **self.facts(domain)}
         for path in sorted(self.path("").parent.glob("*.jsonl")):
-            if path.stem not in sets and (meta := atomic.read_meta(path)):  # of an earlier run, for other domains
+            if path.stem not in sets and (meta := records.read_meta(path)):  # of an earlier run, for other domains
                 facts = {name: meta.get(name) for name in FACTS}
                 sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **facts}
         manifest = self.path("").with_name("manifest.json")
         atomic.remove_stale_temporaries(manifest.parent)
         content = {**sampling.describe_run(args), "shard_id": self.shard_id, "sets": sets}
-        atomic.write_json(manifest, atomic.signed(content))
+        atomic.write_json(manifest, records.signed(content))
 
     def facts(self, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a file."""
@@ -315,7 +315,7 @@ class PassageShard:
                     self._write(pool, file, args.overwrite, check)
                 else:
                     atomic.remove(file.path)
-                    atomic.remove(atomic.meta_path(file.path))
+                    atomic.remove(records.meta_path(file.path))
 
     def _write(self, pool: workers.Workers, file: PassageFile, overwrite: bool, check: Callable[[], None]) -> None:
         start_time = time.monotonic()

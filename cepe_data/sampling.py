@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cepe_data import atomic, cli, corpus, duplicates, workers
+from cepe_data import cli, corpus, duplicates, records, workers
 from cepe_data.drawing import Tokens
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.splits import Splits
@@ -121,8 +121,8 @@ def find_tokens(files: Mapping[str, list[corpus.ListedFile]], folder: Path, mark
     identities: dict[str, tuple[str, int]] = {}
     for file in all_files:
         path = folder / file.token_file
-        if meta := atomic.read_meta(path):
-            if lost := atomic.lost_files(path, meta):
+        if meta := records.read_meta(path):
+            if lost := records.lost_files(path, meta):
                 raise DamagedFileError(
                     f"{path} is damaged: {lost[0]} is gone or has not the size it was written with. tokenize_jsonl.py "
                     f"--overwrite makes it again"
@@ -160,10 +160,10 @@ def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict
     return counts
 
 
-def refuse_differences(unit: Path, rule: atomic.Meta, overwrite: bool) -> None:
+def refuse_differences(unit: Path, rule: records.Meta, overwrite: bool) -> None:
     """Raise ArgumentError, or with `overwrite` warn, if a neighbouring set that is there was made by another rule."""
     try:
-        meta = atomic.read_meta(unit)
+        meta = records.read_meta(unit)
     except DamagedFileError as error:
         if not overwrite:
             raise
@@ -171,7 +171,7 @@ def refuse_differences(unit: Path, rule: atomic.Meta, overwrite: bool) -> None:
         return
     names = {*rule, "drop_duplicates"}  # which only a record has that says so
     old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
-    if differences := atomic.describe_differences(old, rule):
+    if differences := records.describe_differences(old, rule):
         message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
         if not overwrite:
             raise ArgumentError(

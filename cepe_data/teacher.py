@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, hub, mds, workers
+from cepe_data import cli, devices, hub, mds, records, workers
 from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fingerprint(folder: Path, names: Sequence[str] = ()) -> str:
         raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
     others = [folder / name for name in names if (folder / name).exists()]
     files = [folder / "config.json", *weights, *others]
-    return atomic.fingerprint({path.name: atomic.file_facts(path) for path in files})
+    return records.fingerprint({path.name: records.file_facts(path) for path in files})
 
 
 @dataclass(frozen=True)

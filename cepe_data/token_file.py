@@ -3,8 +3,8 @@
 `X.npy`       one-dimensional little-endian int32 .npy: [n] [len(d1) … len(dn)] [d1] … [dn]; a document is BOS (if the
               tokenizer has one), its tokens, EOS, and its length counts all of them
 `X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
-`X.meta.json` see `cepe_data.atomic`; `made_with` names source, source bytes, text key and tokenizer; further documents,
-              tokens, skipped and mended lines
+`X.meta.json` see `cepe_data.records`; `made_with` names source, source bytes, text key and tokenizer; further
+              documents, tokens, skipped and mended lines
 
 The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a
 document is then xxh3_64 of its tokens as little-endian int32.
@@ -23,7 +23,7 @@ from typing import IO
 import numpy as np
 import xxhash
 
-from cepe_data import atomic
+from cepe_data import atomic, records
 from cepe_data.errors import DamagedFileError
 from cepe_data.npy import NpyRows, write_header
 from cepe_data.tokenizers import TokenizerIdentity
@@ -75,7 +75,7 @@ class TokenFileWriter:
     The header and the lengths stand before the tokens but are known last, so all three arrays are spooled.
     """
 
-    def __init__(self, path: Path, made_with: atomic.Meta, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, made_with: records.Meta, overwrite: bool = False) -> None:
         self.draft = atomic.Draft(path, made_with, overwrite=overwrite).__enter__()
         self._lengths, self._tokens, self._hashes = (_Spool(path.parent) for _ in range(3))
         self.path = path
@@ -89,12 +89,12 @@ class TokenFileWriter:
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
-    def publish(self, facts: atomic.Meta) -> bool:
+    def publish(self, facts: records.Meta) -> bool:
         """Assemble the files and give them their names; see `atomic.Draft.publish`."""
         self.seal(facts)
         return atomic.publish_together([self.draft])[0]
 
-    def seal(self, facts: atomic.Meta) -> None:
+    def seal(self, facts: records.Meta) -> None:
         """Assemble the files; see `atomic.Draft.seal`."""
         with self.draft.path.open("wb") as file:
             write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
@@ -168,7 +168,7 @@ def _write_all(file: IO[bytes], view: memoryview) -> None:
         view = view[file.write(view) :]
 
 
-def read_tokenizer(path: Path, meta: atomic.Meta) -> TokenizerIdentity:
+def read_tokenizer(path: Path, meta: records.Meta) -> TokenizerIdentity:
     """What the meta file of the token file `path` says of its tokenizer.
 
     Raises:
@@ -178,7 +178,7 @@ def read_tokenizer(path: Path, meta: atomic.Meta) -> TokenizerIdentity:
         return TokenizerIdentity(**meta["made_with"]["tokenizer"])
     except (KeyError, TypeError) as error:
         raise DamagedFileError(
-            f"{atomic.meta_path(path)} is damaged, it names no tokenizer ({error}): remove {path} and make it again"
+            f"{records.meta_path(path)} is damaged, it names no tokenizer ({error}): remove {path} and make it again"
         ) from None
 
 
@@ -192,7 +192,7 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.meta = atomic.read_meta(path)
+        self.meta = records.read_meta(path)
         self._array = NpyRows(path)
         self._hashes: NpyRows | None = None
         self.dtype = self._array.dtype
@@ -203,7 +203,7 @@ class TokenFile:
             )
         self.num_tokens = self._array.size - 1 - self.num_documents
         if self.meta is None and hash_path(path).exists():
-            raise DamagedFileError(f"{atomic.meta_path(path)} is missing, the meta file of {path}: make it again")
+            raise DamagedFileError(f"{records.meta_path(path)} is missing, the meta file of {path}: make it again")
         if self.meta is not None:
             self._hashes = NpyRows(hash_path(path))
             if self._hashes.size != self.num_documents or self._hashes.dtype != HASH_DTYPE:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cepe_data import atomic, hub
+from cepe_data import atomic, hub, records
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
 if TYPE_CHECKING:
@@ -357,10 +357,10 @@ def refuse_other_saved(identity: TokenizerIdentity, folder: Path, overwrite: boo
     Raises:
         ArgumentError, DamagedFileError: as `save`.
     """
-    return atomic.is_made(folder, _made_with(identity), overwrite)
+    return records.is_made(folder, _made_with(identity), overwrite)
 
 
-def _made_with(identity: TokenizerIdentity) -> atomic.Meta:
+def _made_with(identity: TokenizerIdentity) -> records.Meta:
     return {"tokenizer": identity.as_json()}
 
 
@@ -368,7 +368,7 @@ def decoding_fingerprint(tokenizer_json: str) -> str:
     """A hash of what determines the text of ids and is not in the fingerprint: decoder and added tokens, from the text
     of a tokenizer.json."""
     core = json.loads(tokenizer_json)
-    return atomic.fingerprint([core["decoder"], core["added_tokens"]])
+    return records.fingerprint([core["decoder"], core["added_tokens"]])
 
 
 def saved_identity(folder: Path) -> TokenizerIdentity | None:
@@ -377,13 +377,13 @@ def saved_identity(folder: Path) -> TokenizerIdentity | None:
     Raises:
         DamagedFileError: if a file of it is not what was saved: ids would be others than the fingerprint says.
     """
-    meta = atomic.read_meta(folder) if folder.is_dir() else None
+    meta = records.read_meta(folder) if folder.is_dir() else None
     if meta is None:
         return None
     try:
         identity = TokenizerIdentity(**meta["made_with"]["tokenizer"])
     except (KeyError, TypeError):
         identity = None
-    if identity is None or not atomic.is_intact(folder, meta):
+    if identity is None or not records.is_intact(folder, meta):
         raise DamagedFileError(f"{folder} is damaged: remove it, and name the tokenizer again with --tokenizer")
     return identity

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, sampling, workers
+from cepe_data import atomic, cli, mds, records, sampling, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.npy import write_npy
@@ -35,7 +35,7 @@ class PlannedSet:
     split: str
     domain: str
     folder: Path
-    made_with: atomic.Meta
+    made_with: records.Meta
     outcome: SetOutcome
     is_made: bool
 
@@ -48,7 +48,7 @@ class Part:
     split: str
     domain: str
     plan: Plan
-    made_with: atomic.Meta
+    made_with: records.Meta
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class WindowSampler:
         """Rows of a part, but for the last."""
         return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
 
-    def split_rule(self, split: str) -> atomic.Meta:
+    def split_rule(self, split: str) -> records.Meta:
         """What all sets of an output share: else a text could be in two splits. Without a survey, what is known of it
         from the arguments."""
         rule = next((one.rule for one in self.surveys.values()), {})  # a run has one for all domains
         return {**rule, **self.splits.made_with(split)}
 
-    def window_rule(self, split: str) -> atomic.Meta:
+    def window_rule(self, split: str) -> records.Meta:
         """What all sets of windows of an output share."""
         return {
             "kind": self.kind,
@@ -95,7 +95,7 @@ class WindowSampler:
             **self.split_rule(split),
         }
 
-    def made_with(self, split: str, domain: str) -> atomic.Meta:
+    def made_with(self, split: str, domain: str) -> records.Meta:
         """What determines the bytes of a set, but for the numbers of its rows."""
         return {
             "domain": domain,
@@ -158,7 +158,7 @@ class WindowSampler:
         outcome = SetOutcome(f"{split}/{domain}", survey.documents[split], requested, available, num_rows)
         folder = self.output / split / domain
         made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
-        is_made = atomic.is_made(folder, made_with, self.overwrite)
+        is_made = records.is_made(folder, made_with, self.overwrite)
         return PlannedSet(split, domain, folder, made_with, outcome, is_made)
 
     def refuse_other_sets(self, replaced: Collection[Path]) -> None:
@@ -228,7 +228,7 @@ class WindowSampler:
             self._write_set(pool, planned, check)
         except (PipelineError, FileNotFoundError):
             # Another process made the same set and removed the parts under our hands: then all is well.
-            if not atomic.is_made(planned.folder, planned.made_with):
+            if not records.is_made(planned.folder, planned.made_with):
                 raise
 
     def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
@@ -260,7 +260,7 @@ class WindowSampler:
 
     def _is_part_made(self, part: Part) -> bool:
         try:
-            return atomic.is_made(part.path, part.made_with, self.overwrite)
+            return records.is_made(part.path, part.made_with, self.overwrite)
         except ArgumentError as error:
             raise ArgumentError(
                 f"{part.path.parent} is what a run that did not come to its end has left: finish that run, or remove "
@@ -296,12 +296,12 @@ class WindowSampler:
             sets[one.split][one.domain] = {"requested": one.outcome.requested, "written": 0, **facts}
         for split, of_split in sets.items():
             for folder in sorted(self.output.glob(f"{split}/[!.]*")):
-                meta = atomic.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
+                meta = records.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
                 if meta is not None:
                     of_set = of_split.setdefault(folder.name, {"requested": 0})
                     of_set.update({name: meta.get(name) for name in FACTS})
                     of_set["written"] = meta["made_with"]["rows"]
-        atomic.write_json(self.output / "manifest.json", atomic.signed({**sampling.describe_run(args), "sets": sets}))
+        atomic.write_json(self.output / "manifest.json", records.signed({**sampling.describe_run(args), "sets": sets}))
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""

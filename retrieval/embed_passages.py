@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, embeddings, mds, shards, workers
+from cepe_data import atomic, cli, devices, embeddings, mds, records, shards, workers
 from cepe_data.embeddings import CorpusFile
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import write_npy
@@ -77,7 +77,7 @@ def main() -> int:
     args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
     parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
     first, stop = shards.row_range(shard_id, num_shards, len(parts))
-    todo = [part for part in parts[first:stop] if not atomic.is_made(part.path, part.made_with, args.overwrite)]
+    todo = [part for part in parts[first:stop] if not records.is_made(part.path, part.made_with, args.overwrite)]
     if skipped := stop - first - len(todo):
         cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
     num_rows = 0
@@ -109,9 +109,9 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
     num_shards = 1
     for path in corpus.glob("*/*.jsonl"):
         if path.parent.name.isdecimal():
-            meta = atomic.read_meta(path)
+            meta = records.read_meta(path)
             num_shards = max(num_shards, int((meta or {"made_with": {}})["made_with"].get("retrieval_shards", 1)))
-            if meta and (lost := atomic.lost_files(path, meta)):
+            if meta and (lost := records.lost_files(path, meta)):
                 raise DamagedFileError(f"{lost[0]} has not the size it was written with: make it again")
             num_parts = -(-path.stat().st_size // part_bytes)
             files.append(CorpusFile(path.stem, int(path.parent.name), num_parts))
@@ -132,7 +132,7 @@ def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
     return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
 
 
-def record_of_source(source: Path, meta: atomic.Meta | None) -> atomic.Meta:
+def record_of_source(source: Path, meta: records.Meta | None) -> records.Meta:
     """What the record of a part says of its jsonl file, whose meta file has `meta`."""
     made_with = meta["made_with"] if meta else {}
     return {
@@ -142,7 +142,7 @@ def record_of_source(source: Path, meta: atomic.Meta | None) -> atomic.Meta:
     }
 
 
-def record_of_request(args: argparse.Namespace, part: int) -> atomic.Meta:
+def record_of_request(args: argparse.Namespace, part: int) -> records.Meta:
     """What the record of a part has from the arguments, but for the encoder and its dtype."""
     return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
 
@@ -150,7 +150,7 @@ def record_of_request(args: argparse.Namespace, part: int) -> atomic.Meta:
 def refuse_lost_files(manifest: Path) -> None:
     """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
     passages."""
-    for domain, facts in atomic.read_signed(manifest, "make the shard again")["sets"].items():
+    for domain, facts in records.read_signed(manifest, "make the shard again")["sets"].items():
         path = manifest.with_name(f"{domain}.jsonl")
         if facts["written"] and not path.exists():
             raise DamagedFileError(f"{path} is gone, which has {facts['written']:,} passages: make it again")
@@ -165,14 +165,14 @@ class PlannedPart:
     start: int
     stop: int
     path: Path
-    made_with: atomic.Meta
+    made_with: records.Meta
     vocab_size: int | None
 
     @classmethod
     def of(cls, args: argparse.Namespace, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
         """Part `part` of a file."""
         source = source_path(args.corpus, file)
-        meta = atomic.read_meta(source)
+        meta = records.read_meta(source)
         vocab_size = (meta or {}).get("vocab_size")
         made_with = {
             **record_of_source(source, meta),

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, mds, parts, shards, tokenizers, workers
+from cepe_data import atomic, cli, devices, mds, parts, records, shards, tokenizers, workers
 from cepe_data.embeddings import NO_KEY, Embeddings
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header, write_npy
@@ -79,7 +79,7 @@ def main() -> int:
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
-    todo = [one for one in sets if not atomic.is_made(one.folder, one.made_with, args.overwrite)]
+    todo = [one for one in sets if not records.is_made(one.folder, one.made_with, args.overwrite)]
     for one in sets:
         if one not in todo:
             cli.say(f"{one.folder}: skipped, made before with the same arguments")
@@ -112,9 +112,9 @@ class Search:
     queries: Path
     folder: Path
     num_rows: int
-    query_made_with: atomic.Meta
-    found_with: atomic.Meta
-    made_with: atomic.Meta
+    query_made_with: records.Meta
+    found_with: records.Meta
+    made_with: records.Meta
     fetch: int
     overwrite: bool
 
@@ -126,15 +126,15 @@ class Search:
     def query_folder(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.queries")
 
-    def part_made_with(self, corpus: Embeddings, shard: int) -> atomic.Meta:
+    def part_made_with(self, corpus: Embeddings, shard: int) -> records.Meta:
         """The record of what was found in a shard of the corpus."""
         fingerprint = corpus.fingerprint(corpus.parts_of(shard))
         return {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
 
     def is_part_made(self, corpus: Embeddings, shard: int) -> bool:
-        """Raises as `atomic.is_made`."""
+        """Raises as `records.is_made`."""
         path, made_with = mds.part_path(self.pool, shard), self.part_made_with(corpus, shard)
-        return atomic.is_made(path, made_with, self.overwrite)
+        return records.is_made(path, made_with, self.overwrite)
 
     def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
         """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
@@ -193,7 +193,7 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Se
     """
     queries = args.queries / domain
     num_rows = mds.num_rows(queries)
-    tokenizer = (atomic.read_meta(queries) or {}).get("tokenizer")
+    tokenizer = (records.read_meta(queries) or {}).get("tokenizer")
     if None not in {tokenizer, corpus.kind["tokenizer"]} and tokenizer != corpus.kind["tokenizer"]:
         raise ArgumentError(
             f"the rows of {queries} are tokens of {tokenizer}, the passages in {args.embeddings} of "
@@ -268,13 +268,13 @@ def embed_queries(
     args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], model: EncoderModel, device: str
 ) -> None:
     """Embed the queries of every set, once for all shards."""
-    todo = [one for one in sets if not atomic.is_made(one.query_folder, one.query_made_with, args.overwrite)]
+    todo = [one for one in sets if not records.is_made(one.query_folder, one.query_made_with, args.overwrite)]
     if not todo:
         return
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
-        fingerprint = (atomic.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
+        fingerprint = (records.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
         tokenizer = PassageTokenizer.find(args.tokenizer, args.tokenized_dir, fingerprint)
         vectors = np.empty((one.num_rows, model.dimension), np.float32)
         ranges = [
@@ -407,7 +407,7 @@ def report_shortage(args: argparse.Namespace, sets: Sequence[Search]) -> int:
     """Print which sets have rows with fewer passages than asked for; return the exit status."""
     lines = []
     for one in sets:
-        meta = atomic.read_meta(one.folder)
+        meta = records.read_meta(one.folder)
         if meta and meta["short_rows"]:
             lines.append((one.domain, one.num_rows, meta["short_rows"], meta["dropped"]))
     if not lines:

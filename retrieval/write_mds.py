@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, shards
+from cepe_data import atomic, cli, mds, records, shards
 from cepe_data.embeddings import NO_KEY, Embeddings
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header
@@ -67,9 +67,9 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def record_of_hits(domain: str, hits: atomic.Meta, topk: int | None) -> atomic.Meta:
+def record_of_hits(domain: str, hits: records.Meta, topk: int | None) -> records.Meta:
     """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
-    return {"domain": domain, "hits": atomic.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
+    return {"domain": domain, "hits": records.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
 
 
 class RetrievedSet:
@@ -81,14 +81,14 @@ class RetrievedSet:
 
     def __init__(self, args: argparse.Namespace, corpus: Embeddings, domain: str) -> None:
         self._corpus, self._hits, queries = corpus, args.hits / domain, args.queries / domain
-        meta = atomic.read_meta(self._hits) if self._hits.exists() else None
+        meta = records.read_meta(self._hits) if self._hits.exists() else None
         if meta is None:
             raise ArgumentError(f"{self._hits} holds no hits: run search, and its --merge")
-        if lost := atomic.lost_files(self._hits, meta):
+        if lost := records.lost_files(self._hits, meta):
             raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {self._hits} and make it again")
         inputs = {"input": mds.fingerprint(queries), "embeddings": corpus.fingerprint(corpus.parts)}
         of_hits = {name: meta["made_with"].get(name) for name in inputs}
-        if differences := atomic.describe_differences(of_hits, inputs):
+        if differences := records.describe_differences(of_hits, inputs):
             raise ArgumentError(
                 f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
                 f"{corpus.folder}: {differences}"

@@ -1,4 +1,4 @@
-"""Outputs are complete or absent, and know what made them.    pytest tests/test_atomic.py"""
+"""Outputs are complete or absent.    pytest tests/test_atomic.py"""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from cepe_data import atomic
-from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data import atomic, records
+from cepe_data.errors import ArgumentError
 
 
-def publish_file(path: Path, text: str, made_with: atomic.Meta, overwrite: bool = False) -> bool:
+def publish_file(path: Path, text: str, made_with: records.Meta, overwrite: bool = False) -> bool:
     with atomic.Draft(path, made_with, overwrite=overwrite) as draft:
         draft.path.write_text(text)
         draft.companion(path.with_name("beside.txt")).write_text(text + text)
@@ -129,34 +129,6 @@ def test_a_disk_that_cannot_be_written_names_the_unit_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-def test_overwrite_replaces_what_differs_or_is_damaged_and_keeps_what_is_right(tmp_path: Path) -> None:
-    path = tmp_path / "unit.txt"
-    publish_file(path, "first", {"seed": 1})
-    assert atomic.is_made(path, {"seed": 1}, overwrite=True)
-    assert not atomic.is_made(path, {"seed": 2}, overwrite=True)
-    path.write_text("fIrst")
-    assert atomic.is_made(path, {"seed": 1})
-    assert not atomic.is_made(path, {"seed": 1}, overwrite=True)
-    assert publish_file(path, "third", {"seed": 3}, overwrite=True)
-    assert path.read_text() == "third" and atomic.is_made(path, {"seed": 3}, overwrite=True)
-
-
-def test_a_lost_or_resized_file_of_a_unit_is_damage_and_overwrite_mends_it(tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-    for overwrite in (False, True):
-        with atomic.Draft(folder, {}, is_folder=True, overwrite=overwrite) as draft:
-            (draft.path / "shard").write_text("rows")
-            draft.companion(tmp_path / "set.rows").write_text("sources")
-            assert draft.publish()
-        assert atomic.is_made(folder, {}, overwrite=True)
-        (tmp_path / "set.rows").write_text("other")
-        with pytest.raises(DamagedFileError, match=r"set\.rows is gone or has another size.*--overwrite"):
-            atomic.is_made(folder, {})
-        assert not atomic.is_made(folder, {}, overwrite=True)
-    atomic.meta_path(folder, is_folder=True).write_text("{")
-    assert not atomic.is_made(folder, {}, overwrite=True)
-
-
 def test_the_slower_of_two_publishers_replaces_no_companion_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,16 +146,7 @@ def test_the_slower_of_two_publishers_replaces_no_companion_of_the_faster(
     with pytest.raises(ArgumentError, match="seed: was 2, now 1"):
         publish_file(path, "ours", {"seed": 1})
     assert path.read_text() == "theirs" and (tmp_path / "beside.txt").read_text() == "theirs" * 2
-    assert atomic.is_made(path, {"seed": 2}, overwrite=True)
-
-
-def test_a_unit_that_nothing_says_the_origin_of_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "unit.txt").write_text("by hand")
-    with pytest.raises(ArgumentError, match="nothing says what made it"):
-        atomic.is_made(tmp_path / "unit.txt", {})
-    (tmp_path / "unit.meta.json").write_text('{"made_with": 1}')
-    with pytest.raises(DamagedFileError, match=r"unit\.meta\.json is damaged"):
-        atomic.is_made(tmp_path / "unit.txt", {})
+    assert records.is_made(path, {"seed": 2}, overwrite=True)
 
 
 def test_without_hard_links_files_are_renamed_and_still_not_replaced(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepe_data import atomic, mds
+from cepe_data import atomic, mds, records
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from tests import reference
 
@@ -46,8 +46,8 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
     assert mds.read_columns(tmp_path / "set") == dict(sorted(COLUMNS.items()))
     for number in range(3):
         assert (tmp_path / f"set/shard.{number:05d}.mds").stat().st_nlink == 2
-    meta = atomic.read_meta(tmp_path / "set")
-    assert meta is not None and atomic.is_intact(tmp_path / "set", meta)
+    meta = records.read_meta(tmp_path / "set")
+    assert meta is not None and records.is_intact(tmp_path / "set", meta)
 
 
 def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:

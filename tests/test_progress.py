@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from cepe_data import atomic, corpus, mds, shards
+from cepe_data import corpus, mds, records, shards
 from tests.conftest import PROJECT, Run, World
 from tests.test_retrieval import make_encoder
 
@@ -250,7 +250,7 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that was not joined is not done, though all its parts are there; their rows are counted."""
     folder = pipeline / "ab/train/book"
-    rows, meta = mds.Rows(folder), atomic.read_meta(folder)
+    rows, meta = mds.Rows(folder), records.read_meta(folder)
     assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
     part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from cepe_data import atomic, corpus, drawing, mds, passages, tokenizers
+from cepe_data import corpus, drawing, mds, passages, records, tokenizers
 from cepe_data.splits import Splits
 from cepe_data.windows import DocumentWindows
 from demo import models
@@ -532,7 +532,7 @@ def test_the_rest_of_an_unfinished_run_with_other_arguments_is_named(run: Run, w
         meta = json.loads((book / "meta.json").read_text())
         meta["made_with"].update(first_row=10 * part, stop_row=10 * part + 10, rows_per_part=10)
         del meta["made_with"]["rows"]
-        (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(atomic.signed(meta)))
+        (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(records.signed(meta)))
     shutil.rmtree(book)
     error = run(*AB, 0, 30, *flags, "--rows_per_part", 20, cwd=tmp_path, status=2).stderr
     assert "OUT/train/book.parts is what a run that did not come to its end has left" in error
@@ -587,7 +587,7 @@ def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     path = tmp_path / "tokenized/book/book.meta.json"
     changed = path.read_text().replace('"fingerprint": "', '"fingerprint": "other')
-    path.write_text(json.dumps(atomic.signed(json.loads(changed))))
+    path.write_text(json.dumps(records.signed(json.loads(changed))))
     error = run(*AB, 1, 1, "--file_list", world.folder / "all_jsonl.txt", cwd=tmp_path, status=1).stderr
     assert "several tokenizers" in error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepe_data import atomic
+from cepe_data import records
 from demo import models
 from tests import reference
 from tests.conftest import Run, World, make_texts
@@ -27,7 +27,7 @@ def lay_out(folder: Path, world: World) -> Path:
 
 def write_meta(path: Path, meta: dict) -> None:
     """A meta file as a faulty writer would write it, with the right hash of its own."""
-    path.write_text(json.dumps(atomic.signed(meta)))
+    path.write_text(json.dumps(records.signed(meta)))
 
 
 def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = True) -> None:
@@ -36,9 +36,9 @@ def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = T
     change(array)
     np.save(path, array)
     if fix_meta:
-        meta_path = atomic.meta_path(path)
+        meta_path = records.meta_path(path)
         meta = json.loads(meta_path.read_text())
-        meta["files"][path.name] = atomic.file_facts(path)
+        meta["files"][path.name] = records.file_facts(path)
         write_meta(meta_path, meta)
 
 
@@ -137,7 +137,7 @@ def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp
     lay_out(tmp_path, world)
     content = json.loads((tmp_path / "all_jsonl.json").read_text())
     content["files"] = [{**file, "bytes": file["bytes"] + (file["domain"] == "book")} for file in content["files"]]
-    (tmp_path / "all_jsonl.json").write_text(json.dumps(atomic.signed(content)))
+    (tmp_path / "all_jsonl.json").write_text(json.dumps(records.signed(content)))
     assert "book.npy: was made from" in run("sanity_check.py", cwd=tmp_path, status=1).stdout
     assert "another size" in run("sample_mds_ab.py", "OUT", 128, 64, 1, 1, cwd=tmp_path, status=1).stderr
 

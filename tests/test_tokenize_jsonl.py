@@ -19,7 +19,7 @@ import xxhash
 import zstandard
 from sentencepiece import SentencePieceProcessor
 
-from cepe_data import atomic, corpus, encoding, jsonl, tokenizers
+from cepe_data import corpus, encoding, jsonl, records, tokenizers
 from demo import models
 from tests import reference
 from tests.conftest import HARD_TEXTS, PROJECT, Run, World, make_texts, write_jsonl
@@ -31,7 +31,7 @@ def lay_out(folder: Path, world: World) -> Path:
     for name in ("all_jsonl.txt", "tokenizer.model"):
         shutil.copy(world.folder / name, folder / name)
     content = json.loads((world.folder / "all_jsonl.json").read_text())
-    (folder / "all_jsonl.json").write_text(json.dumps(atomic.signed({**content, "root": str(folder / "redpajama")})))
+    (folder / "all_jsonl.json").write_text(json.dumps(records.signed({**content, "root": str(folder / "redpajama")})))
     return folder
 
 

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cepe_data import atomic, cli, corpus, drawing, duplicates, sampling, shards, workers
+from cepe_data import atomic, cli, corpus, drawing, duplicates, records, sampling, shards, workers
 from cepe_data.checks.report import Report, add_report_arguments, add_source_arguments
 from cepe_data.errors import ArgumentError
 from cepe_data.splits import Splits
@@ -48,7 +48,7 @@ class DomainBits:
 
     tokens: drawing.Tokens
     domain: str
-    made_with: atomic.Meta
+    made_with: records.Meta
     todo: frozenset[str]
     overwrite: bool
     partition_documents: int
@@ -112,7 +112,7 @@ class DomainBits:
 
     def count(self) -> tuple[int, int, int]:
         """Files, documents and copies of the domain, when all bits are there."""
-        metas = [atomic.read_meta(duplicates.bits_path(self.tokens.folder / file.token_file)) for file in self.files]
+        metas = [records.read_meta(duplicates.bits_path(self.tokens.folder / file.token_file)) for file in self.files]
         return len(metas), *(sum(meta[name] for meta in metas if meta) for name in ("documents", "copies"))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cepe_data import atomic, cli, embeddings, mds
+from cepe_data import cli, embeddings, mds, records
 from cepe_data.checks import hits, retrieval, samples, sets, teacher, tokens
 from cepe_data.checks.report import Report, add_source_arguments
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
@@ -158,7 +158,7 @@ def _add_sets(found: Found, folder: Path) -> None:
         is_of_output = folder.parent in found.outputs and folder.name in SPLITS
         if kind == WINDOWS:
             with contextlib.suppress(*sets.FAILURES):  # its own check says so
-                if atomic.meta_path(one, True).exists():
+                if records.meta_path(one, True).exists():
                     found.windows[mds.fingerprint(one)] = folder
         elif kind in {ANNOTATED, RETRIEVED} and not is_of_output:
             of_kind = found.teachers if kind == ANNOTATED else found.retrieved
@@ -173,9 +173,9 @@ def kind_of(folder: Path) -> str | None:
     if nothing says so, or it is no set."""
     if not sets.is_domain_folder(folder) or not (sets.has_set(folder) or is_left_of_set(folder)):
         return None
-    made_with: atomic.Meta = {}
+    made_with: records.Meta = {}
     with contextlib.suppress(DamagedFileError, OSError):
-        made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+        made_with = (records.read_meta(folder) or {"made_with": {}})["made_with"]
     columns: dict[str, str] = {}
     with contextlib.suppress(*sets.FAILURES):
         columns = mds.read_columns(folder)
@@ -219,12 +219,12 @@ def retrieval_flags(folder: Path, found: Found) -> list[str]:
     return flags
 
 
-def _records(folder: Path) -> Iterator[atomic.Meta]:
+def _records(folder: Path) -> Iterator[records.Meta]:
     """What made the sets or the hits in a folder, as far as it can be read."""
     for one in sorted(folder.glob("*")):
         if sets.is_domain_folder(one):
             with contextlib.suppress(DamagedFileError, OSError):
-                if meta := atomic.read_meta(one):
+                if meta := records.read_meta(one):
                     yield meta["made_with"]
 
 
@@ -241,6 +241,6 @@ def _count_files(embedded: embeddings.Embeddings, output: Path) -> int:
     for part in embedded.parts:
         path = output / "retrieval" / str(part.shard) / f"{embedded.files[part.file_number].domain}.jsonl"
         with contextlib.suppress(DamagedFileError, OSError):
-            meta = atomic.read_meta(path)
+            meta = records.read_meta(path)
             number += meta is not None and meta["files"].get(path.name) == part.meta["made_with"].get("source")
     return number

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data import atomic, cli, embeddings, mds, workers
+from cepe_data import cli, embeddings, mds, records, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report
 from cepe_data.errors import ArgumentError, PipelineError
@@ -115,12 +115,12 @@ class _Unit:
         if not path.is_dir():
             return [(path, "is missing")]
         try:
-            meta = atomic.read_meta(path)
+            meta = records.read_meta(path)
             if meta is None:
                 return [(path, "has no meta.json: nothing says what made it")]
-            if lost := atomic.lost_files(path, meta):
+            if lost := records.lost_files(path, meta):
                 return [(one, "is gone, or has not the size that it was written with") for one in lost]
-            damaged = atomic.damaged_files(path, meta) if unit.is_deep else []
+            damaged = records.damaged_files(path, meta) if unit.is_deep else []
         except sets.FAILURES as error:
             return [(path, sets.describe(error))]
         return [(one, "is not what was written: its hash differs from the meta file") for one in damaged]

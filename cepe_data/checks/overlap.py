@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, workers
+from cepe_data import atomic, cli, mds, records, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError
@@ -266,7 +266,7 @@ def refuse_other_tokenizers(paths: Sequence[Path]) -> None:
     """Raise ArgumentError if ids of some of these sets and files are of another tokenizer than those of others."""
     known: dict[str, Path] = {}
     for path in dict.fromkeys(paths):
-        meta = atomic.read_meta(path) or {"made_with": {}}
+        meta = records.read_meta(path) or {"made_with": {}}
         if fingerprint := meta.get("tokenizer") or meta["made_with"].get("tokenizer"):
             known.setdefault(fingerprint, path)
     if len(known) > 1:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import xxhash
 
-from cepe_data import atomic, cli, keyed, tokenizers, workers
+from cepe_data import cli, keyed, records, tokenizers, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report
 from cepe_data.checks.sources import SourceDocuments
@@ -84,14 +84,14 @@ class PassageChecker:
         return result
 
     def _check(self, path: Path, result: sets.Result) -> None:
-        meta = atomic.read_meta(path)
+        meta = records.read_meta(path)
         if meta is None:
-            result.findings.append((None, f"has no {atomic.meta_path(path).name}: nothing says what made it"))
+            result.findings.append((None, f"has no {records.meta_path(path).name}: nothing says what made it"))
             return
-        if lost := atomic.lost_files(path, meta):
+        if lost := records.lost_files(path, meta):
             result.findings.append((None, f"is not whole: {lost[0]} has not the size that it was written with"))
             return
-        if self._is_deep and not atomic.is_intact(path, meta):
+        if self._is_deep and not records.is_intact(path, meta):
             result.findings.append((None, "is not what was written: its hash differs from the meta file"))
         blocks, num_lines = [], 0
         for first, lines in self._lines(path, meta["rows"]):
@@ -121,7 +121,7 @@ class PassageChecker:
         return f"the passage {'in line' if self._is_deep else 'at byte'} {where}"
 
     def _check_lines(
-        self, path: Path, first: int | None, lines: list[tuple[int, bytes]], meta: atomic.Meta, result: sets.Result
+        self, path: Path, first: int | None, lines: list[tuple[int, bytes]], meta: records.Meta, result: sets.Result
     ) -> Passages:
         """Ids, shapes and texts of passages; returns those that can be right."""
         import orjson
@@ -144,7 +144,7 @@ class PassageChecker:
         dtypes = (np.int64, np.int64, np.int64, np.uint64, np.uint64)
         return Passages(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
 
-    def _check_record(self, record: Mapping[str, Any], meta: atomic.Meta) -> tuple[int, int, int, int]:
+    def _check_record(self, record: Mapping[str, Any], meta: records.Meta) -> tuple[int, int, int, int]:
         """File number, position and hashes of a passage.
 
         Raises:
@@ -167,7 +167,7 @@ class PassageChecker:
             raise ValueError(f"comes from file {file} of {len(meta['source_files'])}, position {position}")
         return file, position, hash_ids(ids[0]), hash_ids(ids[1])
 
-    def _compare(self, passages: Passages, meta: atomic.Meta, result: sets.Result) -> None:
+    def _compare(self, passages: Passages, meta: records.Meta, result: sets.Result) -> None:
         """Find passages in the token files, each of which is read once, in the order of its positions."""
         described = {**meta, "tokenizer": meta["made_with"].get("tokenizer")}
         chunk_size, order = meta["made_with"]["chunk_size"], np.lexsort((passages.position, passages.file))

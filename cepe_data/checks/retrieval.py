@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds
+from cepe_data import cli, mds, records
 from cepe_data.checks import hits, sets
 from cepe_data.checks.report import Report
 from cepe_data.embeddings import Embeddings, passage_ids
@@ -122,7 +122,7 @@ class RetrievalChecker:
         """Columns, keys, queries, corpus."""
         before = len(report.findings)
         columns = mds.read_columns(folder)
-        made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+        made_with = (records.read_meta(folder) or {"made_with": {}})["made_with"]
         try:
             _, (topk, _) = mds.column_array(columns["retrieved_token_ids"])
             if mds.column_array(columns["retrieval_scores"])[1] != (topk,):
@@ -153,14 +153,14 @@ class RetrievalChecker:
         except (DamagedFileError, FileNotFoundError) as error:
             report.found(keys_path(folder), sets.describe(error))
 
-    def _check_hits(self, report: Report, folder: Path, made_with: atomic.Meta) -> None:
+    def _check_hits(self, report: Report, folder: Path, made_with: records.Meta) -> None:
         """That a set was written from the hits that are there."""
         found = self.hits_of(folder)
         if not hits.is_hit_folder(found):
             report.found(folder, f"has no hits: {found} is not there")
         elif not self.has_whole_hits(folder):
             return  # what is wrong with them was found before
-        elif made_with.get("hits") != atomic.fingerprint((atomic.read_meta(found) or {"files": {}})["files"]):
+        elif made_with.get("hits") != records.fingerprint((records.read_meta(found) or {"files": {}})["files"]):
             report.found(folder, f"was written from other hits than those that are in {found} now")
         elif not query_vectors_path(found).exists():
             cli.warn(f"{query_vectors_path(found)} is not there: the scores of {folder} are not computed once more")
@@ -180,7 +180,7 @@ class RetrievalChecker:
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> sets.Result:
         """Scores that descend, passages that differ and are what their keys say."""
-        meta, result = atomic.read_meta(folder), sets.Result()
+        meta, result = records.read_meta(folder), sets.Result()
         assert meta is not None
         vocab_size = meta.get("vocab_size") or 1 << 31
         found = self.hits_of(folder) if self.has_whole_hits(folder) else None

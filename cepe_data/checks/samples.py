@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, mds, shards
+from cepe_data import mds, records, shards
 from cepe_data.checks import sets
 from cepe_data.checks.passages import check_passages
 from cepe_data.checks.report import Report
@@ -74,7 +74,7 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
             report.found(folder / "manifest.json", "is missing: run the sampler again")
     for path in find_manifests(output):
         try:
-            listed = atomic.read_signed(path, "run the sampler again")["sets"]
+            listed = records.read_signed(path, "run the sampler again")["sets"]
         except DamagedFileError as error:
             report.found(path, str(error))
             continue
@@ -92,7 +92,7 @@ def check_agreement(report: Report, units: Sequence[Path]) -> None:
     known: dict[tuple[str, ...], tuple[Path, Any]] = {}
     for unit in units:
         try:
-            meta = atomic.read_meta(unit)
+            meta = records.read_meta(unit)
         except DamagedFileError:  # the check of the unit says so
             continue
         made_with = (meta or {"made_with": {}})["made_with"]
@@ -112,7 +112,7 @@ def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None
     num_shards = 0
     for path in passages:
         try:
-            made_with = (atomic.read_meta(path) or {"made_with": {}})["made_with"]
+            made_with = (records.read_meta(path) or {"made_with": {}})["made_with"]
         except DamagedFileError:
             continue
         num_shards = max(num_shards, made_with.get("retrieval_shards") or 0)
@@ -134,7 +134,7 @@ def _compare_with_manifest(
             report.found(unit, f"is missing, and {manifest} says that it has {facts['written']:,} rows")
         return
     try:
-        meta = atomic.read_meta(unit)
+        meta = records.read_meta(unit)
     except DamagedFileError:  # the check of the unit says so
         return
     if meta is not None:
@@ -153,7 +153,7 @@ class WindowChecker:
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, names, and the numbers in `{domain}.rows.npy`."""
         before = len(report.findings)
-        meta = atomic.read_meta(folder) or {"made_with": {}}
+        meta = records.read_meta(folder) or {"made_with": {}}
         made_with = meta["made_with"]
         if wrong := sets.compare_records(made_with, {"domain": folder.name, "split": folder.parent.name}):
             report.found(folder, f"is not where it was written: {wrong}")
@@ -188,7 +188,7 @@ class WindowChecker:
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> sets.Result:
         """Look at rows of one token file, in the order of their positions."""
-        meta, result = atomic.read_meta(folder), sets.Result()
+        meta, result = records.read_meta(folder), sets.Result()
         assert meta is not None
         with NpyRows(rows_path(folder), num_axes=2) as sources:
             file_number = int(sources.read(int(rows[0]), int(rows[0]) + 1)[0, 0])

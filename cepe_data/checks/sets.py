@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from cepe_data import atomic, cli, keyed, mds, workers
+from cepe_data import cli, keyed, mds, records, workers
 from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
@@ -109,7 +109,7 @@ def with_parents(path: Path, number: int) -> Path:
 
 def has_set(folder: Path) -> bool:
     """Whether there is a set in a folder, or what is left of one."""
-    return (folder / mds.INDEX_NAME).exists() or atomic.meta_path(folder, True).exists()
+    return (folder / mds.INDEX_NAME).exists() or records.meta_path(folder, True).exists()
 
 
 def is_domain_folder(path: Path) -> bool:
@@ -151,7 +151,7 @@ def _jobs_of(report: Report, args: argparse.Namespace, folder: Path, checker: Ch
     """What is to be done for a set, once everything but its rows was looked at; nothing if that is not right."""
     if not _is_whole(report, folder) or not checker.check_set(report, folder):
         return []
-    meta, num_rows = atomic.read_meta(folder), mds.num_rows(folder)
+    meta, num_rows = records.read_meta(folder), mds.num_rows(folder)
     rows = np.arange(num_rows) if args.deep else sample_rows(num_rows, args.rows, args.seed, folder)
     jobs = [_Job(folder, group) for group in checker.groups(folder, rows)]
     if args.deep and meta is not None:
@@ -163,11 +163,11 @@ def _is_whole(report: Report, folder: Path) -> bool:
     """Whether a set has its files with the sizes it was written with, and an index that fits them."""
     before = len(report.findings)
     try:
-        meta = atomic.read_meta(folder)
+        meta = records.read_meta(folder)
         if meta is None:
             report.found(folder, "has no meta.json: nothing says what made it")
         else:
-            for path in atomic.lost_files(folder, meta):
+            for path in records.lost_files(folder, meta):
                 report.found(path, "is gone, or has not the size that it was written with")
         num_rows = len(mds.Rows(folder))
         if meta is not None and (recorded := recorded_rows(meta["made_with"], num_rows)) != num_rows:
@@ -202,7 +202,7 @@ def count_rows(folders: Iterable[Path]) -> int:
 
 def compare_with_source(report: Report, folder: Path, source: Path, how: str) -> None:
     """That a set was made from the rows that are in `source` now, row for row; `how`: "made from", say."""
-    made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    made_with = (records.read_meta(folder) or {"made_with": {}})["made_with"]
     try:
         fingerprint, num_rows = mds.fingerprint(source), mds.num_rows(source)
     except FAILURES as error:
@@ -230,7 +230,7 @@ def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 def compare_records(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
     """What of `wanted` a record says otherwise, as text; empty if nothing."""
-    return atomic.describe_differences({name: found.get(name) for name in wanted}, dict(wanted))
+    return records.describe_differences({name: found.get(name) for name in wanted}, dict(wanted))
 
 
 @functools.lru_cache(maxsize=1)
@@ -274,7 +274,7 @@ class _Job:
     def _look(self) -> Result:
         if self.file is None:
             return _Job.checker.check_rows(self.folder, self.rows)
-        meta, path = atomic.read_meta(self.folder), self.folder / self.file
-        if meta is None or atomic.file_facts(path) == meta["files"][self.file]:
+        meta, path = records.read_meta(self.folder), self.folder / self.file
+        if meta is None or records.file_facts(path) == meta["files"][self.file]:
             return Result()
         return Result([(None, f"{path.resolve().name} is not what was written: its hash differs from the meta file")])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cepe_data import atomic, cli, corpus, mds, tokenizers
+from cepe_data import cli, corpus, mds, records, tokenizers
 from cepe_data.checks import sets
 from cepe_data.embeddings import passage_ids
 from cepe_data.errors import ArgumentError, DamagedFileError
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
     if "retrieved_token_ids" in columns:
         if args.input_dir:
-            meta = atomic.read_meta(args.path) or {"made_with": {}}
+            meta = records.read_meta(args.path) or {"made_with": {}}
             num_tokens = meta.get("query_tokens")
             found_for = meta["made_with"].get("input")
             if found_for is not None and found_for != mds.fingerprint(input_folder(args)):
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def refuse_other_tokenizer(args: argparse.Namespace, columns: Mapping[str, str], name: str, fingerprint: str) -> None:
     """Raise ArgumentError unless it made the tokens of the set, as far as a meta file tells."""
     folder = input_folder(args) if "target_index" in columns else args.path
-    made_by = (atomic.read_meta(folder) or {}).get("tokenizer")
+    made_by = (records.read_meta(folder) or {}).get("tokenizer")
     if made_by not in {None, fingerprint}:
         raise ArgumentError(
             f"the tokenizer {name} ({fingerprint}) is not the one whose tokens are in {folder} ({made_by}): pass "
@@ -111,7 +111,7 @@ def refuse_other_tokenizer(args: argparse.Namespace, columns: Mapping[str, str],
 
 def retrieved_passages(args: argparse.Namespace, row: dict) -> Iterator[tuple[str, np.ndarray]]:
     """A title with score and id, and the token ids, of the best passages of a row."""
-    keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), atomic.read_meta(args.path)
+    keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), records.read_meta(args.path)
     names = [""] * len(row["retrieval_scores"])
     if meta and keys_path.exists():
         names = passage_ids(meta["corpus_files"], read_row(keys_path, args.row, len(names)))
@@ -143,7 +143,7 @@ def cut_middle(text: str, max_characters: int) -> str:
 
 def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     """The jsonl file and the document that a row of windows starts in, as far as the files that say so are there."""
-    meta = atomic.read_meta(folder)
+    meta = records.read_meta(folder)
     if meta is None or not rows_path(folder).exists():
         return ["source: unknown, no provenance is beside this set"]
     number, position = read_row(rows_path(folder), row, 2).tolist()
@@ -171,7 +171,7 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
 
 def input_folder(args: argparse.Namespace) -> Path:
     """The set that a teacher's set belongs to."""
-    meta = atomic.read_meta(args.path) or {}
+    meta = records.read_meta(args.path) or {}
     input_dir = args.input_dir or sets.with_parents(args.path, 2).parent.parent / (meta.get("input_name") or "")
     folder = input_dir / args.path.name
     if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):

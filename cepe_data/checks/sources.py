@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cepe_data import atomic, corpus, duplicates
+from cepe_data import corpus, duplicates, records
 from cepe_data.checks import sets
 from cepe_data.drawing import SampledFile
 from cepe_data.splits import SPLITS, Splits
@@ -28,12 +28,12 @@ class Place:
 class SourceDocuments:
     """The documents of one token file, and which of them are of a split; use as a context manager."""
 
-    def __init__(self, tokens: SampledFile, made_with: atomic.Meta) -> None:
+    def __init__(self, tokens: SampledFile, made_with: records.Meta) -> None:
         self._tokens, self.split = tokens, made_with.get("split", "retrieval")
         self._splits = Splits(made_with["seed"], made_with["test_fraction"], made_with.get("train_fraction", 0.0))
 
     @classmethod
-    def open(cls, folder: Path, meta: atomic.Meta, source: str, result: sets.Result) -> SourceDocuments | None:
+    def open(cls, folder: Path, meta: records.Meta, source: str, result: sets.Result) -> SourceDocuments | None:
         """The documents of the token file of `source`; None, and why, if it is not there or not the one it was."""
         path = folder / corpus.token_path(source)
         if not path.exists():

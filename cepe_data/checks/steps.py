@@ -24,7 +24,7 @@ import calculate_logits
 import sample_mds_ab
 import sample_mds_concat
 import tokenize_jsonl
-from cepe_data import atomic, corpus, drawing, embeddings, mds, sampling, shards, tokenizers
+from cepe_data import corpus, drawing, embeddings, mds, records, sampling, shards, tokenizers
 from cepe_data.checks.units import (
     DAMAGED,
     DONE,
@@ -102,7 +102,7 @@ def open_tokens(args: argparse.Namespace) -> OpenTokens:
     with contextlib.suppress(PipelineError):
         tokens, _ = sampling.open_tokens(args)
         paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
-        if all(atomic.meta_path(path).exists() for path in paths):
+        if all(records.meta_path(path).exists() for path in paths):
             return OpenTokens(tokens, drawing.survey(tokens, sampling.make_splits(args), {}))
     return OpenTokens(drawing.Tokens({}, args.tokenized_dir, None, None), {})
 
@@ -123,7 +123,7 @@ def window_units(script: types.ModuleType, args: argparse.Namespace, tokens: Ope
     return [*units, of_manifest]
 
 
-def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> atomic.Meta:
+def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> records.Meta:
     """What is known of the record of a set without counting windows."""
     if sampler.surveys:
         return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}
@@ -169,7 +169,7 @@ def annotate(args: argparse.Namespace) -> Step:
     """Parts of an annotated set; with --merge, the set."""
     args.domain = args.domain.strip("/")
     folder, num_shards = calculate_logits.output_folder(args), args.num_shards or 1
-    known: atomic.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
+    known: records.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
     with contextlib.suppress(PipelineError):
         known |= {**calculate_logits.record_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
     joined = look(folder, known)
@@ -226,7 +226,7 @@ def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
 def embedded_units(args: argparse.Namespace, file: embeddings.CorpusFile, is_there: bool) -> list[Unit]:
     """The parts of a file of the corpus, which may be gone."""
     source = embed_passages.source_path(args.corpus, file)
-    of_source = embed_passages.record_of_source(source, atomic.read_meta(source)) if is_there else {}
+    of_source = embed_passages.record_of_source(source, records.read_meta(source)) if is_there else {}
     units = []
     for part in range(file.num_parts):
         path = embeddings.part_path(args.output, file, part)
@@ -284,7 +284,7 @@ def plan_search(args: argparse.Namespace, domain: str) -> search.Search | None:
     return None
 
 
-def known_of_hits(args: argparse.Namespace, domain: str) -> atomic.Meta:
+def known_of_hits(args: argparse.Namespace, domain: str) -> records.Meta:
     """What is known of the record of hits."""
     plan = plan_search(args, domain)
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
@@ -300,9 +300,9 @@ def write_retrieved(args: argparse.Namespace) -> Step:
     """The sets of retrieved passages."""
     units = []
     for domain in query_domains(args):
-        known: atomic.Meta = {"domain": domain}
+        known: records.Meta = {"domain": domain}
         with contextlib.suppress(PipelineError):
-            if meta := atomic.read_meta(args.hits / domain):
+            if meta := records.read_meta(args.hits / domain):
                 known |= write_mds.record_of_hits(domain, meta, args.topk)
                 known["input"] = mds.fingerprint(args.queries / domain)
         units.append(set_unit(args.output / domain, known, count_rows(args, domain)))

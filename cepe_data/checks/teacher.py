@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds
+from cepe_data import cli, mds, records
 from cepe_data.checks import plots, sets
 from cepe_data.checks.report import Report
 from cepe_data.errors import ArgumentError, DamagedFileError
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 def input_folder(folder: Path, input_dir: Path | None) -> Path:
     """The set that was annotated: in `input_dir`, or else where it was beside the annotated one."""
-    name = (atomic.read_meta(folder) or {}).get("input_name") or ""
+    name = (records.read_meta(folder) or {}).get("input_name") or ""
     return (input_dir or sets.with_parents(folder, 2).parent.parent / name) / folder.name
 
 
@@ -206,7 +206,7 @@ class TeacherChecker:
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> sets.Result:
         """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
-        vocab_size = (atomic.read_meta(folder) or {}).get("vocab_size") or 1 << 31
+        vocab_size = (records.read_meta(folder) or {}).get("vocab_size") or 1 << 31
         result = TeacherResult()
         for number, row in sets.read_ids(sets.open_rows(folder), rows.tolist(), result):
             if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
@@ -258,7 +258,7 @@ def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Pa
 
 def refuse_missing_input(args: argparse.Namespace, folder: Path) -> None:
     """Raise ArgumentError unless there is what a set was made from."""
-    made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    made_with = (records.read_meta(folder) or {"made_with": {}})["made_with"]
     is_retrieved = "retrieval_k" in made_with
     if not sets.has_set(input_folder(folder, args.input_dir)) or (is_retrieved and args.retrieval_input_dir is None):
         raise ArgumentError(
@@ -274,7 +274,7 @@ def recompute(report: Report, args: argparse.Namespace, folder: Path) -> int:
 
     from cepe_data import teacher
 
-    made_with = (atomic.read_meta(folder) or {"made_with": {}})["made_with"]
+    made_with = (records.read_meta(folder) or {"made_with": {}})["made_with"]
     source = input_folder(folder, args.input_dir)
     retrieved = args.retrieval_input_dir / folder.name if args.retrieval_input_dir else None
     model_folder = teacher.find_model(args.model_dir).folder

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 import xxhash
 
-from cepe_data import atomic, cli, corpus, duplicates, jsonl, keyed, shards, tokenizers, workers
+from cepe_data import cli, corpus, duplicates, jsonl, keyed, records, shards, tokenizers, workers
 from cepe_data.checks import plots
 from cepe_data.checks.report import Report, add_report_arguments, add_source_arguments
 from cepe_data.errors import DamagedFileError
@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check_tokenizer(report: Report, folder: Path) -> tokenizers.TokenizerIdentity | None:
     """The identity of the saved tokenizer, if it is there and whole."""
     try:
-        meta = atomic.read_meta(folder)
-        for path in atomic.damaged_files(folder, meta) if meta else ():
+        meta = records.read_meta(folder)
+        for path in records.damaged_files(folder, meta) if meta else ():
             report.found(path, "is not what was written: remove its folder, and name the tokenizer again")
             return None
         return tokenizers.saved_identity(folder)
@@ -205,7 +205,9 @@ class FileChecker:
                 if tokens.meta is not None:
                     self._check_meta(tokens, tokens.meta, file, result)
                 elif hash_path(path).exists():
-                    result.findings.append((path, f"has no {atomic.meta_path(path).name}: remove it and make it again"))
+                    result.findings.append(
+                        (path, f"has no {records.meta_path(path).name}: remove it and make it again")
+                    )
                 else:
                     result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
                 self._check_duplicates(tokens.path, result)
@@ -218,9 +220,9 @@ class FileChecker:
             result.findings.append((Path(error.filename), "is missing"))
         return result
 
-    def _check_meta(self, tokens: TokenFile, meta: atomic.Meta, file: corpus.ListedFile, result: FileResult) -> None:
+    def _check_meta(self, tokens: TokenFile, meta: records.Meta, file: corpus.ListedFile, result: FileResult) -> None:
         """What the meta file says otherwise than sizes, headers, list and saved tokenizer."""
-        found = [(path, "has not the size that it was written with") for path in atomic.lost_files(tokens.path, meta)]
+        found = [(path, "has not the size that it was written with") for path in records.lost_files(tokens.path, meta)]
         for name, value in (("documents", tokens.num_documents), ("tokens", tokens.num_tokens)):
             if meta.get(name) != value:
                 found.append((tokens.path, f"has {value:,} {name}, its meta file says {meta.get(name)}"))
@@ -241,8 +243,8 @@ class FileChecker:
         bits = duplicates.bits_path(path)
         try:
             if bits.exists():
-                meta = atomic.read_meta(bits) or {"files": {bits.name: {"bytes": -1}}}
-                damaged = (atomic.damaged_files if self.is_deep else atomic.lost_files)(bits, meta)
+                meta = records.read_meta(bits) or {"files": {bits.name: {"bytes": -1}}}
+                damaged = (records.damaged_files if self.is_deep else records.lost_files)(bits, meta)
                 result.of_bits += [(one, f"is not what was written: {MARK_AGAIN}") for one in damaged]
         except DamagedFileError as error:
             result.of_bits.append((bits, f"{error} ({MARK_AGAIN})"))
@@ -263,7 +265,7 @@ class FileChecker:
         result.findings += [(tokens.path, f"document {document} {what}") for what, document in ids.first_wrong.items()]
         if self.is_deep and tokens.meta is not None:
             hashes = hash_path(tokens.path)
-            for path, digest in ((tokens.path, ids.digest), (hashes, atomic.file_facts(hashes)["xxh3_64"])):
+            for path, digest in ((tokens.path, ids.digest), (hashes, records.file_facts(hashes)["xxh3_64"])):
                 if digest != tokens.meta["files"].get(path.name, {}).get("xxh3_64"):
                     result.findings.append((path, "is not what was written: its hash differs from the meta file"))
         result.counts = counts
@@ -451,6 +453,6 @@ def used_text_key(args: argparse.Namespace, files: Sequence[corpus.ListedFile]) 
     for file in files:
         path = args.tokenized_dir / file.token_file
         with contextlib.suppress(DamagedFileError):
-            if path.exists() and (meta := atomic.read_meta(path)) and "text_key" in meta["made_with"]:
+            if path.exists() and (meta := records.read_meta(path)) and "text_key" in meta["made_with"]:
                 return str(meta["made_with"]["text_key"])
     return "text"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cepe_data import atomic, mds
+from cepe_data import mds, records
 from cepe_data.checks.sets import compare_records
 from cepe_data.errors import DamagedFileError
 
@@ -105,26 +105,26 @@ class Found:
 
     state: str
     what: str = ""
-    meta: atomic.Meta | None = None
+    meta: records.Meta | None = None
 
     def made_with(self, name: str) -> Any:
         """What the record says of an argument; None without a record."""
         return self.meta["made_with"].get(name) if self.meta else None
 
 
-def look(path: Path, known: atomic.Meta) -> Found:
+def look(path: Path, known: records.Meta) -> Found:
     """Look at a unit; `known` is as much of its record as is known without it."""
     if not path.exists():
         return Found(MISSING)
     try:
-        meta = atomic.read_meta(path)
+        meta = records.read_meta(path)
     except DamagedFileError as error:
         return Found(DAMAGED, str(error))
     if meta is None:
         return Found(OTHER, "nothing says what made it")
     if differences := compare_records(meta["made_with"], known):
         return Found(OTHER, f"{OTHERWISE}: {differences}", meta)
-    if lost := atomic.lost_files(path, meta):
+    if lost := records.lost_files(path, meta):
         return Found(DAMAGED, f"its {lost[0].name} is gone or has another size", meta)
     return Found(DONE, meta=meta)
 
@@ -142,7 +142,7 @@ def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
     return Unit(path, DONE, 0, is_counted=False), content
 
 
-def set_unit(folder: Path, known: atomic.Meta, requested: int) -> Unit:
+def set_unit(folder: Path, known: records.Meta, requested: int) -> Unit:
     """A set that one task makes: the set, or before it is joined, its parts that are there.
 
     `requested` rows are wanted; fewer are right where the record says that no more windows were available.
@@ -169,7 +169,7 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(mds.pool_path(folder).glob("part-*"))
 
 
-def part_unit(path: Path, known: atomic.Meta, num_rows: int, folder: Path, joined: Found) -> Unit:
+def part_unit(path: Path, known: records.Meta, num_rows: int, folder: Path, joined: Found) -> Unit:
     """A part of the set `folder`: with a joined set all of them are done. What a damaged set has no part of any more
     can only be made with --overwrite, and so it is damaged, too."""
     if joined.state in {DONE, OTHER}:

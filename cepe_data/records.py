@@ -1,0 +1,167 @@
+"""What made an output: the record that each unit has, and how a later run compares it with its own arguments.
+
+The meta file of a unit is `X.meta.json` beside a file `X.ext`, and `meta.json` inside a folder:
+
+    {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
+     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; companions of a
+                                                     folder, which stand beside it, have names that begin with ../
+     ...,                                            facts about the content
+     "meta_xxh3_64": hex}                            of all this, as JSON with sorted keys
+
+The same `made_with` means done; a difference is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from cepe_data.errors import ArgumentError, DamagedFileError
+
+_OWN_HASH = "meta_xxh3_64"
+_DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
+_READ_BYTES = 8 << 20
+
+Meta = dict[str, Any]
+
+
+def file_facts(path: Path) -> dict[str, object]:
+    """`{"bytes": size, "xxh3_64": hex digest of the whole file}`."""
+    digest, size = xxhash.xxh3_64(), 0
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(min(_READ_BYTES, os.fstat(file.fileno()).st_size + 1))
+        while num_read := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:num_read])
+            size += num_read
+    return {"bytes": size, "xxh3_64": digest.hexdigest()}
+
+
+def fingerprint(content: object) -> str:
+    """xxh3_64 of a JSON-able object, as hex."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def signed(meta: Meta) -> Meta:
+    """The content of a meta file, with its own hash."""
+    content = {name: value for name, value in meta.items() if name != _OWN_HASH}
+    return {**content, _OWN_HASH: fingerprint(content)}
+
+
+def unsigned(content: Meta) -> Meta:
+    """What `signed` was given.
+
+    Raises:
+        ValueError: if it is not that any more.
+        KeyError: if it has no hash of its own.
+    """
+    rest = {name: value for name, value in content.items() if name != _OWN_HASH}
+    if content[_OWN_HASH] != fingerprint(rest):
+        raise ValueError("its content is not what was written")
+    return rest
+
+
+def read_signed(path: Path, remedy: str) -> Meta:
+    """The content of a JSON file that was written signed.
+
+    Raises:
+        DamagedFileError: if it is not what was written; it ends with `remedy`.
+    """
+    try:
+        return unsigned(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def meta_path(unit: Path, is_folder: bool = False) -> Path:
+    """Where the meta file of a unit is: inside a folder, beside a file."""
+    return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")
+
+
+def read_meta(unit: Path) -> Meta | None:
+    """The meta file of a unit that is there; None where it has none (it was not made by this pipeline).
+
+    Raises:
+        DamagedFileError: if it is no meta file.
+    """
+    path = meta_path(unit, unit.is_dir())
+    try:
+        meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
+            raise TypeError("made_with and files are no objects")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): remove {unit} and make it again") from None
+    return meta
+
+
+def is_intact(unit: Path, meta: Meta) -> bool:
+    """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
+    return not lost_files(unit, meta) and not damaged_files(unit, meta)
+
+
+def damaged_files(unit: Path, meta: Meta) -> list[Path]:
+    """The files of the unit that are not there with the size and the hash that its meta file says. Reads all of it."""
+    return [path for path, facts in _files_of(unit, meta) if not path.is_file() or file_facts(path) != facts]
+
+
+def lost_files(unit: Path, meta: Meta) -> list[Path]:
+    """The files of the unit that are not there with the size that its meta file says. Reads none."""
+    return [
+        path for path, facts in _files_of(unit, meta) if not path.is_file() or path.stat().st_size != facts["bytes"]
+    ]
+
+
+def _files_of(unit: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
+    folder = unit if unit.is_dir() else unit.parent
+    beside = [(folder.parent / name[3:], facts) for name, facts in meta["files"].items() if name.startswith("../")]
+    return beside + [(folder / name, facts) for name, facts in meta["files"].items() if not name.startswith("../")]
+
+
+def is_made(unit: Path, made_with: Meta, overwrite: bool = False) -> bool:
+    """Whether `unit` is there and was made with `made_with`, so that nothing is left to do.
+
+    With `overwrite`, a unit that was made with something else, or that is damaged, counts as not made.
+
+    Raises, unless `overwrite` is on:
+        ArgumentError: if it is there, but made with something else.
+        DamagedFileError: if one of its files is gone or has another size, or its meta file is damaged.
+    """
+    if not unit.exists():
+        return False
+    if overwrite:
+        try:
+            meta = read_meta(unit)
+        except DamagedFileError:
+            return False
+        return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
+    meta = read_meta(unit)
+    if meta is None:
+        raise ArgumentError(f"{unit} is there, but nothing says what made it: move it away, or pass --overwrite")
+    differences = describe_differences(meta["made_with"], made_with)
+    if differences:
+        raise ArgumentError(
+            f"{unit} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
+            f"with --overwrite"
+        )
+    if lost := lost_files(unit, meta):
+        raise DamagedFileError(f"{unit} is damaged: {lost[0]} is gone or has another size. --overwrite makes it again")
+    return True
+
+
+def describe_differences(old: Meta, new: Meta) -> str:
+    """What differs between two records, as `seed: was 42, now 43; …`; empty if nothing does. Numbers of rows, which may
+    follow from other differences, are named only where nothing else differs."""
+    missing = object()
+    names = {name for name in {*old, *new} if old.get(name, missing) != new.get(name, missing)}
+    found = []
+    for name in sorted(names - _DERIVED or names):
+        before, after = old.get(name, missing), new.get(name, missing)
+        was = "absent" if before is missing else json.dumps(before, ensure_ascii=False)
+        now = "absent" if after is missing else json.dumps(after, ensure_ascii=False)
+        found.append(f"{name}: was {was}, now {now}")
+    return "; ".join(found)

@@ -18,7 +18,7 @@ from cepe_data import cli, keyed, records, tokenizers, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report
 from cepe_data.checks.sources import SourceDocuments
-from cepe_data.checks.tokens import sample_lines
+from cepe_data.checks.token_files import sample_lines
 from cepe_data.errors import DamagedFileError
 
 LINES_BYTES = 16 << 20

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from cepe_data.checks.teacher import Positions
-    from cepe_data.checks.tokens import DomainCounts
+    from cepe_data.checks.token_files import DomainCounts
 
 # The formats, and what leaves the date out of each.
 DATELESS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data import cli, embeddings, mds, records, workers
+from cepe_data import cli, embeddings, mds, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report
 from cepe_data.errors import ArgumentError, PipelineError
@@ -85,42 +85,12 @@ def _units_of_search(folder: Path) -> Iterator[Path]:
 
 def check_units(report: Report, args: argparse.Namespace, units: Sequence[Path]) -> None:
     """Look at units, folders each, on all cores."""
-    jobs = [_Unit(path, args.deep) for path in units]
+    look = functools.partial(sets.unit_findings, is_deep=args.deep)
     with (
-        cli.progress_bar(len(jobs), "unit", "looking at units") as bar,
-        workers.Workers(min(args.num_workers, len(jobs) or 1) if args.deep else 1, workers.prepare_nothing) as pool,
+        cli.progress_bar(len(units), "unit", "looking at units") as bar,
+        workers.Workers(min(args.num_workers, len(units) or 1) if args.deep else 1, workers.prepare_nothing) as pool,
     ):
-        for _, findings in pool.map_in_order(_Unit.look, jobs, lambda _: 1, 2 * pool.num_workers):
+        for _, findings in pool.map_in_order(look, units, lambda _: 1, 2 * pool.num_workers):
             for path, what in findings:
                 report.found(path, what)
             bar.update()
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a unit has its files with their sizes."""
-    return not _Unit.look(_Unit(path, is_deep=False))
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A folder that was published as a whole, and whether the hashes of its files are compared."""
-
-    path: Path
-    is_deep: bool
-
-    @staticmethod
-    def look(unit: _Unit) -> list[tuple[Path, str]]:
-        """The files that are not right, and what is wrong with each."""
-        path = unit.path
-        if not path.is_dir():
-            return [(path, "is missing")]
-        try:
-            meta = records.read_meta(path)
-            if meta is None:
-                return [(path, "has no meta.json: nothing says what made it")]
-            if lost := records.lost_files(path, meta):
-                return [(one, "is gone, or has not the size that it was written with") for one in lost]
-            damaged = records.damaged_files(path, meta) if unit.is_deep else []
-        except sets.FAILURES as error:
-            return [(path, sets.describe(error))]
-        return [(one, "is not what was written: its hash differs from the meta file") for one in damaged]

@@ -84,15 +84,12 @@ class PassageChecker:
         return result
 
     def _check(self, path: Path, result: sets.Result) -> None:
-        meta = records.read_meta(path)
-        if meta is None:
-            result.findings.append((None, f"has no {records.meta_path(path).name}: nothing says what made it"))
+        result.findings += [(None, what) for _, what in sets.unit_findings(path)]
+        if result.findings:
             return
-        if lost := records.lost_files(path, meta):
-            result.findings.append((None, f"is not whole: {lost[0]} has not the size that it was written with"))
-            return
-        if self._is_deep and not records.is_intact(path, meta):
-            result.findings.append((None, "is not what was written: its hash differs from the meta file"))
+        if self._is_deep:
+            result.findings += [(None, what) for _, what in sets.unit_findings(path, is_deep=True)]
+        meta = records.read_meta(path) or {}
         blocks, num_lines = [], 0
         for first, lines in self._lines(path, meta["rows"]):
             blocks.append(self._check_lines(path, first, lines, meta, result))

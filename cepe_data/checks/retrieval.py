@@ -172,7 +172,7 @@ class RetrievalChecker:
 
     def has_whole_hits(self, folder: Path) -> bool:
         """Whether the rows of a set can be compared with hits."""
-        return self.hits is not None and hits.is_whole(self.hits_of(folder))
+        return self.hits is not None and sets.is_whole(self.hits_of(folder))
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Rows as they come."""
@@ -184,7 +184,7 @@ class RetrievalChecker:
         assert meta is not None
         vocab_size = meta.get("vocab_size") or 1 << 31
         found = self.hits_of(folder) if self.has_whole_hits(folder) else None
-        vectors = query_vectors_path(found) if found and hits.is_whole(query_vectors_path(found).parent) else None
+        vectors = query_vectors_path(found) if found and sets.is_whole(query_vectors_path(found).parent) else None
         with NpyRows(keys_path(folder), num_axes=2) as all_keys:
             for number, row in sets.read_ids(sets.open_rows(folder), rows.tolist(), result):
                 keys = all_keys.read(number, number + 1)[0]

@@ -149,7 +149,7 @@ def check_sets(
 
 def _jobs_of(report: Report, args: argparse.Namespace, folder: Path, checker: Checker) -> list[_Job]:
     """What is to be done for a set, once everything but its rows was looked at; nothing if that is not right."""
-    if not _is_whole(report, folder) or not checker.check_set(report, folder):
+    if not _is_whole_set(report, folder) or not checker.check_set(report, folder):
         return []
     meta, num_rows = records.read_meta(folder), mds.num_rows(folder)
     rows = np.arange(num_rows) if args.deep else sample_rows(num_rows, args.rows, args.seed, folder)
@@ -159,22 +159,43 @@ def _jobs_of(report: Report, args: argparse.Namespace, folder: Path, checker: Ch
     return jobs
 
 
-def _is_whole(report: Report, folder: Path) -> bool:
+def _is_whole_set(report: Report, folder: Path) -> bool:
     """Whether a set has its files with the sizes it was written with, and an index that fits them."""
     before = len(report.findings)
+    for path, what in unit_findings(folder):
+        report.found(path, what)
+    if len(report.findings) > before:
+        return False
     try:
-        meta = records.read_meta(folder)
-        if meta is None:
-            report.found(folder, "has no meta.json: nothing says what made it")
-        else:
-            for path in records.lost_files(folder, meta):
-                report.found(path, "is gone, or has not the size that it was written with")
         num_rows = len(mds.Rows(folder))
+        meta = records.read_meta(folder)
         if meta is not None and (recorded := recorded_rows(meta["made_with"], num_rows)) != num_rows:
             report.found(folder, f"has {num_rows:,} rows, its meta file says {recorded:,}")
     except FAILURES as error:
         report.found(folder, describe(error))
     return len(report.findings) == before
+
+
+def is_whole(unit: Path) -> bool:
+    """Whether a unit has its files with their sizes."""
+    return not unit_findings(unit)
+
+
+def unit_findings(unit: Path, is_deep: bool = False) -> list[tuple[Path, str]]:
+    """The files of a unit that are not what its meta file says, by their size, or with `is_deep` by their hash; and
+    what is wrong with each."""
+    if not unit.exists():
+        return [(unit, "is missing")]
+    try:
+        meta = records.read_meta(unit)
+        if meta is None:
+            return [(unit, f"has no {records.meta_path(unit, unit.is_dir()).name}: nothing says what made it")]
+        if lost := records.lost_files(unit, meta):
+            return [(path, "is gone, or has not the size that it was written with") for path in lost]
+        damaged = records.damaged_files(unit, meta) if is_deep else []
+    except FAILURES as error:
+        return [(unit, describe(error))]
+    return [(path, "is not what was written: its hash differs from the meta file") for path in damaged]
 
 
 def recorded_rows(made_with: Mapping[str, Any], otherwise: int) -> int:

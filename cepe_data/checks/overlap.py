@@ -24,11 +24,13 @@ import numpy as np
 from cepe_data import atomic, cli, mds, records, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report, add_report_arguments
-from cepe_data.errors import ArgumentError
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.npy import NpyRows
 from cepe_data.passages import read_ids
 from cepe_data.spans import SpanIndex, SpanSampler
 from cepe_data.window_sets import clean_list_path
 
+WRITE_AGAIN = "run sanity_check.py overlap --write_clean_list again"
 HELP = "show test windows that share spans of tokens with training windows and with the retrieval corpus"
 MIN_SAMPLING = 8
 MAX_HASHES = 48_000_000  # of the test set: about 1 GB while they are sorted
@@ -196,8 +198,8 @@ def run(args: argparse.Namespace) -> int:
         write_clean_lists(report, list(shared.values()))
     else:
         warn_of_other_lists(test)
-    path = args.output / "overlap.json"
-    atomic.write_json(path, report.facts)
+    path = report_path(args.output)
+    atomic.write_json(path, records.signed(report.facts))
     num_tokens = sum(side.num_tokens for side in sides)
     rate = num_tokens / max(1e-9, time.monotonic() - start_time) / 1e6
     return report.finish(f"{num_tokens:,} tokens compared, {rate:.0f} million a second", path)
@@ -340,6 +342,34 @@ def warn_of_other_lists(folders: Sequence[Path]) -> None:
     """Say that lists which this run does not write are those of another one."""
     if there := [str(path) for path in map(clean_list_path, folders) if path.exists()]:
         cli.warn(f"{', '.join(there)} are of an earlier run: --write_clean_list replaces them")
+
+
+def report_path(output: Path) -> Path:
+    """Where the rows are listed that share something."""
+    return output / "overlap.json"
+
+
+def check_clean_lists(report: Report, output: Path) -> None:
+    """That overlap.json and the lists of clean rows, where they are there, are what was written, and of one run."""
+    domains = {}
+    try:
+        if report_path(output).exists():
+            domains = records.read_signed(report_path(output), WRITE_AGAIN)["domains"]
+    except DamagedFileError as error:
+        report.found(report_path(output), str(error))
+        return
+    for path in sorted(output.glob("test/*.clean.npy")):
+        found = domains.get(path.name.removesuffix(".clean.npy"), {"windows": 0})
+        of_sides = [np.array(side["row_numbers"], np.int64) for side in found.values() if isinstance(side, dict)]
+        clean = np.setdiff1d(np.arange(found["windows"]), np.concatenate([np.empty(0, np.int64), *of_sides]))
+        try:
+            with NpyRows(path) as rows:
+                is_right = rows.size == len(clean) and np.array_equal(rows.read(0, rows.size), clean)
+        except (DamagedFileError, OSError) as error:
+            report.found(path, f"{sets.describe(error).removeprefix(f'{path} ')} ({WRITE_AGAIN})")
+            continue
+        if not is_right:
+            report.found(path, f"lists other rows than {report_path(output)} has as clean: {WRITE_AGAIN}")
 
 
 def write_clean_lists(report: Report, shared: Sequence[Shared]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cepe_data import mds, records, shards
-from cepe_data.checks import sets
+from cepe_data.checks import overlap, sets
 from cepe_data.checks.passages import check_passages
 from cepe_data.checks.report import Report
 from cepe_data.checks.sources import SourceDocuments
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.output} holds no sets: pass the OUT of a sampler")
     check_agreement(report, [*folders, *passages])
     check_shards(report, args.output, passages)
+    overlap.check_clean_lists(report, args.output)
     num_compared = sets.check_sets(report, args, folders, WindowChecker(args.tokenized_dir))
     num_passages = check_passages(report, args, passages)
     report.facts |= {"sets": len(folders), "rows_compared": num_compared}

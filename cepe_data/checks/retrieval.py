@@ -22,7 +22,7 @@ from cepe_data import cli, mds, records
 from cepe_data.checks import hits, sets
 from cepe_data.checks.report import Report
 from cepe_data.embeddings import Embeddings, passage_ids
-from cepe_data.errors import DamagedFileError, PipelineError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.npy import NpyRows
 
 HELP = "check retrieved passages"
@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check every set of RET."""
     report = Report.of("retrieval", args)
+    for flag, folder in (("--queries", args.queries), ("--corpus", args.corpus)):
+        if folder is not None and not folder.is_dir():
+            raise ArgumentError(f"{flag} {folder} is not there, or no folder")
     folders = sets.find_sets(args.folder)
     find_missing_sets(report, args, folders)
     warn_of_what_is_not_checked(args)

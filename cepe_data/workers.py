@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +25,7 @@ from cepe_data.errors import PipelineError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1
+_OF_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
 def default_num_workers() -> int:
@@ -131,7 +133,7 @@ def run_shares(
     if len(shares) == 1:
         function(*shares[0], progress)
         return
-    done_by_all = multiprocessing.get_context("spawn").Value("q", 0)
+    done_by_all = _spawning().Value("q", 0)
     executor = _open_executor(len(shares), _Progress.prepare, (done_by_all,))
     num_done = 0
     try:
@@ -175,9 +177,16 @@ def prepare_nothing() -> None:
     """A child for one function needs no preparation."""
 
 
+def _spawning() -> SpawnContext:
+    """How processes are started. What a stopped run leaves of them, multiprocessing's tracker clears away: it need not
+    warn of that."""
+    if _OF_TRACKER not in sys.warnoptions:
+        sys.warnoptions.append(_OF_TRACKER)
+    return multiprocessing.get_context("spawn")
+
+
 def _open_executor(num_workers: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, context, _start_worker, (os.getpid(), prepare, arguments))
+    return ProcessPoolExecutor(num_workers, _spawning(), _start_worker, (os.getpid(), prepare, arguments))
 
 
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:

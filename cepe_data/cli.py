@@ -124,7 +124,7 @@ class Stopped(KeyboardInterrupt):
     """SIGTERM or SIGINT came: what is in flight is dropped, and the process ends, after GRACE_SECONDS at the latest."""
 
     _holds: ClassVar[bool] = False
-    _held: ClassVar[int | None] = None
+    _held: ClassVar[Stopped | None] = None
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -152,19 +152,18 @@ class Stopped(KeyboardInterrupt):
         finally:
             cls._holds = False
             if cls._held is not None:
-                cls._come(cls._held, None)
+                raise cls._held
 
     @classmethod
     def _come(cls, number: int, _: object) -> None:
-        if cls._holds:
-            cls._held = number
-            return
         cls.ignore_signals()
         stopped = cls(number)
         too_late = threading.Timer(GRACE_SECONDS, stopped.end)  # something does not let go: a device, a disk
         too_late.daemon = True
         too_late.start()
-        raise stopped
+        if not cls._holds:
+            raise stopped
+        cls._held = stopped
 
     def end(self) -> None:
         """Say where the run stands and how to go on, and end the process without waiting for its threads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections import deque
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 from cepe_data import cli
 from cepe_data.errors import PipelineError
@@ -46,19 +48,23 @@ class Workers:
         self.num_workers = num_workers
         self._prepare, self._arguments = prepare, arguments
         self._executor: ProcessPoolExecutor | None = None
+        self._packed: IO[bytes] | None = None
 
     def __enter__(self) -> Workers:
         if self.num_workers == 1:
             self._prepare(*self._arguments)
         else:
-            self._executor = _open_executor(self.num_workers, self._prepare, self._arguments)
+            self._packed = _pack(self._prepare, self._arguments)
+            packed = os.getpid(), self._packed.fileno()
+            self._executor = _open_executor(self.num_workers, _prepare_packed, packed)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._executor is not None:
+        if self._executor is not None and self._packed is not None:
             _close_executor(self._executor, kind)
+            self._packed.close()
 
     def map_in_order(
         self,
@@ -189,13 +195,32 @@ def _open_executor(num_workers: int, prepare: Callable[..., None], arguments: tu
     return ProcessPoolExecutor(num_workers, _spawning(), _start_worker, (os.getpid(), prepare, arguments))
 
 
+def _pack(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> IO[bytes]:
+    """A nameless file from which processes take what they are prepared with. The pipe through which multiprocessing
+    would send it can be too small, and waits forever for a process that is killed before it has read all of it."""
+    file = os.fdopen(os.memfd_create("arguments"), "wb")
+    pickle.dump((prepare, arguments), file)
+    file.flush()
+    return file
+
+
+def _prepare_packed(parent: int, descriptor: int) -> None:
+    with Path(f"/proc/{parent}/fd/{descriptor}").open("rb") as file:
+        prepare, arguments = pickle.load(file)
+    prepare(*arguments)
+
+
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """Submit; a process that this starts inherits that Ctrl-C is blocked, from its first instruction on. One that is
-    started by half would end with a traceback."""
+    """Submit; a process that this starts inherits that signals are blocked, from its first instruction on. One that is
+    started by half would end with a traceback, or be waited for."""
     with cli.Stopped.held():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return executor.submit(function, *arguments)
+        except OSError as error:
+            if error.errno is None:  # multiprocessing has closed its pipes: the pool broke while it was growing
+                raise BrokenProcessPool(str(error)) from error
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -217,6 +242,7 @@ def _start_worker(parent: int, prepare: Callable[..., None], arguments: tuple[An
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ctrl-C is for the parent alone
     prepare(*arguments)
 
 

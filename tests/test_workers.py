@@ -65,6 +65,32 @@ def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> 
         workers.run_in_child(refuse, "luck")
 
 
+def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error_too(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal\n"
+        "from multiprocessing import util\n"
+        "from cepe_data import cli, workers\n"
+        "def kill_at_once(*arguments):\n"
+        "    process = spawn(*arguments)\n"
+        "    os.kill(process, signal.SIGKILL)\n"
+        "    return process\n"
+        "def main():\n"
+        "    with workers.Workers(2, print, bytes(10_000_000)) as pool:\n"
+        "        list(pool.map_in_order(abs, range(9), lambda _: 1, 4))\n"
+        "if __name__ == '__main__':\n"
+        "    spawn = util.spawnv_passfds\n"
+        "    workers.run_in_child(abs, 1)  # starts the tracker of multiprocessing, too\n"
+        "    util.spawnv_passfds = kill_at_once\n"
+        "    cli.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1 and "a worker process died" in done.stderr, done.stderr
+
+
 def test_the_number_of_workers_is_what_slurm_or_the_affinity_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     assert workers.default_num_workers() == len(os.sched_getaffinity(0))

@@ -37,13 +37,16 @@ def main() -> int:
     start = time.monotonic()
     folder_domains = dict(corpus.FOLDER_DOMAINS)
     if args.domain_map:
-        folder_domains.update(corpus.parse_assignments(args.domain_map, "--domain_map"))
+        mapped = corpus.parse_assignments(args.domain_map, "--domain_map")
+        folder_domains.update(mapped)
         refuse_bad_names(folder_domains)
     if not args.data_dir.is_dir():
         raise ArgumentError(f"the data folder {args.data_dir} does not exist")
     if args.output.suffix != ".txt":
         raise ArgumentError(f"--output {args.output}: a name ending in .txt is wanted, the json goes beside it")
     root = args.data_dir.resolve()
+    if args.domain_map and (absent := [name for name in mapped if not (root / name).is_dir()]):
+        raise ArgumentError(f"--domain_map: {', '.join(absent)} is no folder in {root}")
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
     atomic.remove_stale_temporaries(args.output.absolute().parent)

@@ -16,11 +16,12 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from cepe_data import records
+from cepe_data.errors import PipelineError
 
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 7 * 24 * 3600
@@ -153,7 +154,8 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for temporary in [self.path, *self._companions.values()]:
+        # Where a replacement failed halfway, what it was to replace goes too: companions may be of either.
+        for temporary in [self.path, *self._companions.values(), self._aside]:
             remove(temporary)
         if isinstance(error, OSError):
             _name(error, self.final)
@@ -198,11 +200,12 @@ class Draft:
         )
         meta_file.write_bytes(_json_bytes(meta))
 
-    def _unflushed(self) -> list[Path]:
-        """What is to be flushed. A linked file was, when it was published."""
+    def _flush(self) -> None:
+        """Flush all of it. A linked file was flushed when it was published."""
         inside = [self.path / name for name in os.listdir(self.path)] if self.is_folder else []
         new = [path for path in inside if path.name not in self._known_facts]
-        return [*new, self.path, *self._companions.values()]
+        for path in [*new, self.path, *self._companions.values()]:
+            flush(path)
 
     def _give_names(self) -> bool:
         """Rename everything, the unit itself last. False if it is there by now."""
@@ -238,20 +241,33 @@ class Draft:
 def publish_together(drafts: Sequence[Draft]) -> list[bool]:
     """Publish sealed units, as `Draft.publish` does each; the disk is waited for once, not for every file of theirs.
 
-    Returns and raises what that does; what was published before stays.
+    Returns what that does, of each. What it raises for one, comes when all others that can be published are.
     """
     if len(drafts) > 1:
         _start_flushing(drafts[0].final.parent)
-    for draft in drafts:
-        with naming(draft.final):
-            for path in draft._unflushed():
-                flush(path)
-    published = [draft._give_names() for draft in drafts]
-    for folder in {draft.final.parent for draft in drafts}:
+    published: dict[Draft, bool] = {}
+    errors: list[Exception] = []
+    flushed = _each(drafts, Draft._flush, errors)
+    named = _each(flushed, lambda draft: published.update({draft: draft._give_names()}), errors)
+    for folder in {draft.final.parent for draft in named}:
         flush(folder)
-    for draft, is_ours in zip(drafts, published, strict=True):
-        draft._settle(is_ours)
-    return published
+    _each(named, lambda draft: draft._settle(published[draft]), errors)
+    if errors:
+        raise errors[0]
+    return [published[draft] for draft in drafts]
+
+
+def _each(drafts: Sequence[Draft], function: Callable[[Draft], None], errors: list[Exception]) -> list[Draft]:
+    """Call a function for each draft. Returns those with which it went well; errors, naming the unit, are added."""
+    done = []
+    for draft in drafts:
+        try:
+            with naming(draft.final):
+                function(draft)
+            done.append(draft)
+        except (OSError, PipelineError) as error:
+            errors.append(error)
+    return done
 
 
 def _start_flushing(folder: Path) -> None:
@@ -275,7 +291,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _name(error: OSError, path: Path) -> None:
-    if error.errno and error.filename is None:
+    is_of_ours = isinstance(error.filename, str) and TEMPORARY_PREFIX in error.filename
+    if error.errno and (error.filename is None or is_of_ours):
         error.filename = str(path)
 
 

@@ -169,7 +169,8 @@ class Stopped(KeyboardInterrupt):
         """Say where the run stands and how to go on, and end the process without waiting for its threads."""
         where = ""
         if _bars and (bar := _bars[-1]).total:
-            where = f" at {int(bar.n):,} of {int(bar.total):,} {bar.unit} ({bar.desc})"
+            unit = bar.unit if bar.unit == "B" else f"{bar.unit}s"
+            where = f" at {int(bar.n):,} of {int(bar.total):,} {unit} ({bar.desc})"
         by = signal.Signals(self._number).name
         print(
             f"{Path(sys.argv[0]).name}: stopped by {by}{where}. Nothing incomplete has a final name; the same command "

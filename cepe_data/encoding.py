@@ -176,9 +176,13 @@ class Job:
         }
 
     def is_done(self, file: corpus.ListedFile, totals: Totals) -> bool:
-        """Whether there is nothing to do for a file, because it is made, or damaged, which goes into the totals."""
+        """Whether there is nothing to do for a file: it is made, and its source is gone or as it was listed; or one of
+        them is damaged, which goes into the totals."""
         try:
-            return records.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+            is_made = records.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+            if is_made and (self.root / file.path).exists():
+                self._refuse_other_size(file)
+            return is_made
         except DamagedFileError as error:
             totals.failures.append(str(error))
             return True
@@ -200,6 +204,14 @@ class Job:
                     publisher.take(segment, result)
                     bar.update(segment.stop - segment.start)
 
+    def _refuse_other_size(self, file: corpus.ListedFile) -> None:
+        source = self.root / file.path
+        if (size := source.stat().st_size) != file.num_bytes:
+            raise DamagedFileError(
+                f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, run "
+                f"get_all_jsonl.py again"
+            )
+
     def read(self, file: corpus.ListedFile) -> Iterator[Segment]:
         """The lines of a file in segments; the last one says if it could not be read to its end."""
         source = self.root / file.path
@@ -207,11 +219,7 @@ class Job:
         version: tuple[int, ...] = ()
         try:
             version = _version(source)
-            if (size := source.stat().st_size) != file.num_bytes:
-                raise DamagedFileError(
-                    f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, "
-                    f"run get_all_jsonl.py again"
-                )
+            self._refuse_other_size(file)
             if jsonl.is_compressed(source):
                 blocks = jsonl.LineBlocks(source, BATCH_BYTES)
                 for _, block in blocks:
@@ -244,10 +252,14 @@ class _Publisher:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            if kind is None or not issubclass(kind, KeyboardInterrupt):
+                self._publish_sealed()  # these are whole, whatever became of others
             if kind is None:
-                self._publish_sealed()
                 while self._publishing:
                     self._publishing.popleft().result()
+        except OSError:
+            if kind is None:
+                raise
         finally:
             self._threads.shutdown(wait=True, cancel_futures=True)
             for writer in [*self._sealed, *filter(None, [self._writer])]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cepe_data import atomic, cli, mds, records, shards
-from cepe_data.errors import PipelineError
+from cepe_data.errors import ArgumentError, PipelineError
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,24 @@ class PartedSet:
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made; says how many are not."""
+        self._refuse_other_pool()
         first, stop = shards.row_range(shard_id, num_shards, len(self.borders))
         todo = [part for part in range(first, stop) if not self.is_part_made(part)]
         if skipped := stop - first - len(todo):
             cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
         return todo
+
+    def _refuse_other_pool(self) -> None:
+        """Raise ArgumentError if the first part in the pool, whose ever it is, was made with other arguments."""
+        there = next(iter(sorted(self.pool.glob("part-*"))), None)
+        meta = records.read_meta(there) if there and not self.overwrite else None
+        made_with = meta["made_with"] if meta else self.set_made_with
+        of_part = {name: value for name, value in made_with.items() if name not in {"first_row", "stop_row"}}
+        if differences := records.describe_differences(of_part, self.set_made_with):
+            raise ArgumentError(
+                f"{there} was made with other arguments or inputs: {differences}. All parts of {self.folder} are made "
+                f"with the same: use those, remove {self.pool}, or replace what is in it with --overwrite"
+            )
 
     def count_rows(self, parts: Iterable[int]) -> int:
         """Rows of these parts."""
@@ -106,8 +119,9 @@ class PartedSet:
                 draft.publish(facts)
             taken = cli.seconds_since(start_time)
             cli.say(f"{self.num_rows:,} rows of {len(self.borders)} parts joined, {taken} → {self.folder}")
-        if delete_parts:
+        if delete_parts and self.pool.exists():
             atomic.remove(self.pool)
+            cli.say(f"{self.pool}: removed")
 
 
 def refuse_missing(missing: list[int], num_parts: int, num_shards: int, pool: Path, overwrite: bool) -> None:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
         metavar="DOMAIN=WEIGHT,…",
         help="the domains to sample and their weights, which add up to 1",
     )
-    draw.add_argument("--seed", type=int, default=42, help="another seed gives other splits and another draw")
+    draw.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and another draw")
     draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
     draw.add_argument(
         "--train_fraction", type=cli.fraction, default=0.49, help="share for train; the rest is retrieval"

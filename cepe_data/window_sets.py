@@ -301,6 +301,8 @@ class WindowSampler:
                     of_set = of_split.setdefault(folder.name, {"requested": 0})
                     of_set.update({name: meta.get(name) for name in FACTS})
                     of_set["written"] = meta["made_with"]["rows"]
+                    if not of_set["requested"]:
+                        cli.say(f"{folder}: not asked for, and left as it is")
         atomic.write_json(self.output / "manifest.json", records.signed({**sampling.describe_run(args), "sets": sets}))
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:

@@ -226,15 +226,18 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arg
 
 
 def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | None) -> None:
-    """Wait for the workers to end; after Ctrl-C they are killed, and a second one must not stop this halfway."""
+    """Wait for the workers to end. After Ctrl-C they are killed, and a second one must not stop this halfway; so are
+    those of a pool that broke, which does not know of one that it was just starting."""
     if kind is not None and issubclass(kind, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _kill(executor)
+    elif executor._broken:
         _kill(executor)
     executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _kill(executor: ProcessPoolExecutor) -> None:
-    for process in list(executor._processes.values()):
+    for process in list((executor._processes or {}).values()):
         process.kill()
 
 

@@ -10,6 +10,7 @@ TOKENIZER=meta-llama/Llama-2-7b-hf
 TOKENIZE_SHARDS=100
 
 SAMPLER_FLAGS=""                        # for both samplers: --domains, --seed, --test_fraction, --allow_shortage, …
+                                        # (8k_ab wants it: arxiv has a little less than its half of 5 million)
 AB_SETS=("8k_ab 8192 4096 1000 5000000" "32k_ab 32768 4096 1000 0" "128k_ab 131072 4096 1000 0")
 CONCAT_SET="8k_concat 4096 4096 35000 2500000 2e6"   # empty for none, and for no retrieval
 RETRIEVAL_SHARDS=100

@@ -45,7 +45,7 @@ submit() {
         return
     fi
     echo "${line[*]}" >&2
-    if [[ $mode == --dry_run ]]; then job=ID_OF_$name; else job=$("${line[@]}"); fi
+    if [[ $mode == --dry_run ]]; then job=ID_OF_${name}_$((number += 1)); else job=$("${line[@]}"); fi
 }
 
 array() { echo "--array=0-$(($1 - 1))"; }
@@ -71,6 +71,9 @@ ask() {
 
 submit tokenize "" "$(array "$TOKENIZE_SHARDS")" tokenize.sh "${tokenize_flags[@]}"
 submit check "$job" "" check.sh --deep --num_shards "$TOKENIZE_SHARDS"
+if [[ " ${SAMPLER_FLAGS:-} " == *" --drop_duplicates "* ]]; then
+    submit mark_duplicates "$job" "" check.sh duplicates
+fi
 checked=$job
 counted=$job
 for set in "${AB_SETS[@]}"; do

@@ -117,6 +117,24 @@ def test_of_units_that_are_published_together_no_name_is_given_before_all_files_
     assert [(tmp_path / f"{number}.npy").read_text() for number in range(3)] == ["content", "theirs", "content"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_unit_that_cannot_be_named_keeps_none_of_the_others_from_it(tmp_path: Path, overwrite: bool) -> None:
+    for number in range(3 * overwrite):
+        publish_file(tmp_path / f"{number}.npy", "old", {})
+        atomic.remove(tmp_path / "beside.txt")
+    atomic.remove(tmp_path / "1.meta.json")
+    (tmp_path / "1.meta.json").mkdir()
+    with contextlib.ExitStack() as stack, pytest.raises(OSError, match=r"Is a directory: '.*/1\.npy'"):
+        drafts = []
+        for number in range(3):
+            drafts.append(stack.enter_context(atomic.Draft(tmp_path / f"{number}.npy", {}, overwrite=overwrite)))
+            drafts[-1].path.write_text("new")
+            drafts[-1].seal()
+        atomic.publish_together(drafts)
+    assert [(tmp_path / f"{number}.npy").read_text() for number in (0, 2)] == ["new", "new"]
+    assert sorted(os.listdir(tmp_path)) == ["0.meta.json", "0.npy", "1.meta.json", "2.meta.json", "2.npy"]
+
+
 def test_a_disk_that_cannot_be_written_names_the_unit_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

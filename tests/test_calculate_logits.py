@@ -121,6 +121,8 @@ def test_shards_and_merge_give_the_bytes_of_one_run_in_any_order_and_number(
     run(*parts, "--shard_id", 1, "--num_shards", 3, cwd=tmp_path)
     error = run(*parts, "--num_shards", 3, "--merge", cwd=tmp_path, status=1).stderr
     assert "4 of 6 parts are missing" in error and "shard ids 0,2 of --num_shards 3" in error and "--array=0,2" in error
+    other = run(*parts, "--topk", 3, "--shard_id", 0, "--num_shards", 3, cwd=tmp_path, status=2).stderr
+    assert "topk: was 10, now 3" in other and "All parts of" in other
     # The rest in another number of shards; then more shards than parts.
     done = run(*parts, "--shard_id", 0, "--num_shards", 2, cwd=tmp_path)
     assert "skipped 1 of 3 parts" in done.stdout

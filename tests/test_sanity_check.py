@@ -13,7 +13,7 @@ import pytest
 from cepe_data import records
 from demo import models
 from tests import reference
-from tests.conftest import Run, World, make_texts
+from tests.conftest import PROJECT, Run, World, make_texts
 
 BOOK = "book/book.npy"
 
@@ -130,7 +130,9 @@ def test_before_any_tokenizing_everything_is_missing(run: Run, world: World, tmp
     lay_out(tmp_path, world)
     done = run("sanity_check.py", "--tokenized_dir", "none", "--num_shards", 3, cwd=tmp_path, status=1)
     assert "10 missing" in done.stdout
-    assert f"--array=0-2 run_tokenize.sh {world.data} --num_shards 3 --output_dir none" in done.stdout
+    script = PROJECT / "run_tokenize.sh"
+    assert f"--array=0-2 {script} {world.data} --num_shards 3 --output_dir none" in done.stdout
+    assert f"CEPE_DATA_HOME={PROJECT} sbatch" in done.stdout
 
 
 def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp_path: Path) -> None:

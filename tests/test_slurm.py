@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -149,6 +150,11 @@ def test_the_whole_pipeline_is_submitted_and_a_second_submission_skips_all_of_it
     submit = ("bash", PROJECT / "slurm/submit_pipeline.sh", tmp_path / "settings.sh")
     shown = slurm.run(*submit, "--dry_run", cwd=tmp_path)
     assert shown.count("sbatch --parsable") == 12 and "afterok:ID_OF_tokenize" in shown and not slurm.jobs(tmp_path)
+    settings = (tmp_path / "settings.sh").read_text()
+    flags = re.sub('(?m)^SAMPLER_FLAGS="', 'SAMPLER_FLAGS="--drop_duplicates ', settings)
+    (tmp_path / "marking.sh").write_text(flags)
+    shown = slurm.run(*submit[:2], tmp_path / "marking.sh", "--dry_run", cwd=tmp_path)
+    assert re.search(r"name mark_duplicates .*afterok:ID_OF_check_2 .*check\.sh duplicates", shown), shown
     slurm.run(*submit, cwd=tmp_path)
     slurm.wait(tmp_path)
     assert not [text for text in logs(tmp_path) if "error" in text], "\n".join(logs(tmp_path))

@@ -96,6 +96,11 @@ def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world:
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert "skipped 10 of 10 files" in run("tokenize_jsonl.py", cwd=tmp_path).stdout
+    (tmp_path / "redpajama").rename(tmp_path / "aside")
+    (tmp_path / "redpajama").mkdir()
+    assert "skipped 10 of 10 files" in run("tokenize_jsonl.py", cwd=tmp_path).stdout, "done files need no source"
+    (tmp_path / "redpajama").rmdir()
+    (tmp_path / "aside").rename(tmp_path / "redpajama")
     error = run("tokenize_jsonl.py", "--text_key", "raw", cwd=tmp_path, status=2).stderr
     assert 'text_key: was "text", now "raw"' in error and "--overwrite" in error
     from demo import models
@@ -106,7 +111,7 @@ def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world:
     path = tmp_path / "redpajama/book/book.jsonl"
     with path.open("a") as file:
         file.write('{"text": "one more"}\n')
-    assert "when it was listed" not in run("tokenize_jsonl.py", cwd=tmp_path).stderr, "done files need no source"
+    assert "when it was listed" in run("tokenize_jsonl.py", cwd=tmp_path, status=1).stderr
     times[path] = path.stat().st_mtime_ns
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path in times} == times
     run("get_all_jsonl.py", "redpajama", cwd=tmp_path)
@@ -115,6 +120,22 @@ def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world:
     assert len(reference.documents_of(tmp_path / "tokenized/book/book.npy")) == 41
     run("tokenize_jsonl.py", "--overwrite", "--tokenizer", "other.model", cwd=tmp_path)
     run("sanity_check.py", cwd=tmp_path)
+
+
+def test_a_token_file_that_cannot_be_written_takes_none_of_the_others_along(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    lay_out(tmp_path, world)
+    shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
+    (tmp_path / "tokenized/book/book.meta.json").mkdir(parents=True)
+    for number_there in (9, 9):
+        error = run("tokenize_jsonl.py", cwd=tmp_path, status=1).stderr
+        assert "tokenized/book/book.npy: Is a directory" in error, error
+        there = [path for path in tmp_path.rglob("tokenized/*/**/*.npy") if ".hash" not in path.name]
+        assert len(there) == number_there and not list(tmp_path.rglob(".tmp-*"))
+    (tmp_path / "tokenized/book/book.meta.json").rmdir()
+    run("tokenize_jsonl.py", cwd=tmp_path)
+    assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
 
 
 def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ KINDS_BY_NAME = {"-logits-": ANNOTATED, "-ret_k": ANNOTATED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", type=Path, nargs="*", default=[Path()], metavar="FOLDER", help="where sets are")
+    parser.add_argument(
+        "folders", type=Path, nargs="*", default=None, metavar="FOLDER", help="where sets are, or two levels below (.)"
+    )
     add_source_arguments(parser)
     sets.add_arguments(parser)
 
@@ -63,6 +65,7 @@ class Outcome:
 
 def run(args: argparse.Namespace) -> int:
     """Run every check that there is something for; the exit status is the worst of theirs."""
+    args.folders = args.folders or [Path()]
     found, outcome, units_checked = find(args.folders), Outcome(), set[Path]()
     for module, arguments in checks_of(args, found):
         parser = argparse.ArgumentParser()
@@ -121,7 +124,7 @@ def checks_of(args: argparse.Namespace, found: Found) -> Iterator[tuple[types.Mo
     for output in found.outputs:
         yield samples, [str(output), *tokenized, *rows]
     for folder in found.teachers:
-        yield teacher, [str(folder), *rows]
+        yield teacher, [str(folder), *rows, *teacher_flags(folder, found)]
     for folder in found.retrieved:
         yield retrieval, [str(folder), *rows, *retrieval_flags(folder, found)]
 
@@ -193,12 +196,19 @@ def is_left_of_set(folder: Path) -> bool:
     return (folder / mds.INDEX_NAME).exists() or next(folder.glob("*.mds"), None) is not None
 
 
+def teacher_flags(folder: Path, found: Found) -> list[str]:
+    """The rows that were annotated in a folder, where they are not beside it but are there."""
+    made = [meta for one in sorted(folder.glob("*")) if (meta := _meta_of(one)) and not meta.get("input_name")]
+    inputs = (found.windows.get(meta["made_with"].get("input")) for meta in made)
+    return next((["--input_dir", str(path)] for path in inputs if path), [])
+
+
 def retrieval_flags(folder: Path, found: Found) -> list[str]:
     """The queries, the embeddings with their corpus, and the hits that the passages in a folder were found with, where
     they are there."""
-    records = list(_records(folder))
+    made = list(_records(folder))
     flags = []
-    queries = [found.windows[record["input"]] for record in records if record.get("input") in found.windows]
+    queries = [found.windows[record["input"]] for record in made if record.get("input") in found.windows]
     if queries:
         flags += ["--queries", str(queries[0])]
     for path in found.embedded:
@@ -207,12 +217,12 @@ def retrieval_flags(folder: Path, found: Found) -> list[str]:
         except PipelineError:  # said where nothing was found with them
             continue
         fingerprint = corpus.fingerprint(corpus.parts)
-        if any(record.get("embeddings") == fingerprint for record in records):
+        if any(record.get("embeddings") == fingerprint for record in made):
             flags += ["--embeddings", str(path)]
             if output := corpus_of(corpus, found.outputs):
                 flags += ["--corpus", str(output / "retrieval")]
             break
-    wanted = {(record.get("input"), record.get("embeddings")) for record in records}
+    wanted = {(record.get("input"), record.get("embeddings")) for record in made}
     for path in found.hits:
         if wanted & {(record.get("input"), record.get("embeddings")) for record in _records(path)}:
             return [*flags, "--hits", str(path)]
@@ -222,10 +232,15 @@ def retrieval_flags(folder: Path, found: Found) -> list[str]:
 def _records(folder: Path) -> Iterator[records.Meta]:
     """What made the sets or the hits in a folder, as far as it can be read."""
     for one in sorted(folder.glob("*")):
-        if sets.is_domain_folder(one):
-            with contextlib.suppress(DamagedFileError, OSError):
-                if meta := records.read_meta(one):
-                    yield meta["made_with"]
+        if meta := _meta_of(one):
+            yield meta["made_with"]
+
+
+def _meta_of(folder: Path) -> records.Meta | None:
+    """The meta file of a domain folder, if it can be read."""
+    with contextlib.suppress(DamagedFileError, OSError):
+        return records.read_meta(folder) if sets.is_domain_folder(folder) else None
+    return None
 
 
 def corpus_of(embedded: embeddings.Embeddings, outputs: list[Path]) -> Path | None:

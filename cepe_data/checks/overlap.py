@@ -202,7 +202,7 @@ def run(args: argparse.Namespace) -> int:
     atomic.write_json(path, records.signed(report.facts))
     num_tokens = sum(side.num_tokens for side in sides)
     rate = num_tokens / max(1e-9, time.monotonic() - start_time) / 1e6
-    return report.finish(f"{num_tokens:,} tokens compared, {rate:.0f} million a second", path)
+    return report.finish(f"{num_tokens:,} tokens compared, {rate:.2g} million a second", path)
 
 
 def find_sides(args: argparse.Namespace) -> list[Side]:

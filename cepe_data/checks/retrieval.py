@@ -66,6 +66,9 @@ def find_missing_sets(report: Report, args: argparse.Namespace, folders: Sequenc
     there = {folder.name for folder in folders}
     for queries in sorted(args.queries.glob("*")):
         if sets.is_domain_folder(queries) and sets.has_set(queries) and queries.name not in there:
+            if args.hits is not None and args.hits.is_dir() and not (args.hits / queries.name).exists():
+                cli.warn(f"nothing was searched for {queries}: there are neither hits nor passages")
+                continue
             report.found(args.folder / queries.name, f"is missing: {queries} has rows, and no passages were written")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from cepe_data import cli, keyed, mds, records, workers
+from cepe_data import cli, mds, records, workers
 from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
@@ -96,7 +97,8 @@ def find_sets(folder: Path) -> list[Path]:
         return [with_parents(folder, 1)]
     sets = [one for one in sorted(folder.glob("*")) if is_domain_folder(one) and has_set(one)]
     if not sets:
-        raise ArgumentError(f"{folder} holds no MDS sets: pass the folder of the domain folders")
+        what = "holds no MDS sets" if folder.is_dir() else "does not exist, or is no folder"
+        raise ArgumentError(f"{folder} {what}: pass the folder of the domain folders")
     return sets
 
 
@@ -152,7 +154,7 @@ def _jobs_of(report: Report, args: argparse.Namespace, folder: Path, checker: Ch
     if not _is_whole_set(report, folder) or not checker.check_set(report, folder):
         return []
     meta, num_rows = records.read_meta(folder), mds.num_rows(folder)
-    rows = np.arange(num_rows) if args.deep else sample_rows(num_rows, args.rows, args.seed, folder)
+    rows = np.arange(num_rows) if args.deep else sample(num_rows, args.rows, args.seed, folder.name)
     jobs = [_Job(folder, group) for group in checker.groups(folder, rows)]
     if args.deep and meta is not None:
         jobs += [_Job(folder, np.empty(0, np.int64), name) for name in sorted(meta["files"])]
@@ -235,12 +237,14 @@ def compare_with_source(report: Report, folder: Path, source: Path, how: str) ->
         report.found(folder, f"has {mds.num_rows(folder):,} rows, {source} has {num_rows:,}")
 
 
-def sample_rows(num_rows: int, number: int, seed: int, folder: Path) -> np.ndarray:
-    """int64 [n]: some rows of a set, ascending; the first and the last are among them."""
-    if not number:
-        return np.empty(0, np.int64)
-    draw = np.random.default_rng([seed, int(keyed.key(folder.name))])
-    return np.unique(np.append(draw.integers(0, num_rows, number), [0, num_rows - 1]))
+def sample(total: int, number: int, seed: int, name: str) -> np.ndarray:
+    """int64 [number, or total if that is less]: some of so many rows or documents of what is called `name`, ascending;
+    the first and the last are among them, if there is more than one."""
+    if number >= total:
+        return np.arange(total)
+    ends = [0, total - 1][:number]
+    inside = random.Random(f"{seed} {name}").sample(range(1, total - 1), number - len(ends))
+    return np.array(sorted([*ends, *inside]), np.int64)
 
 
 def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from cepe_data import corpus, duplicates, jsonl, keyed, records, tokenizers
+from cepe_data.checks import sets
 from cepe_data.errors import DamagedFileError
 from cepe_data.token_file import TOKEN_DTYPE, TokenFile, add_bos_eos, hash_path, read_tokenizer
 from cepe_data.windows import DocumentWindows
@@ -150,7 +151,7 @@ class FileChecker:
         """The bits that mark copies, where there are any."""
         bits = duplicates.bits_path(path)
         try:
-            if bits.exists():
+            if bits.exists() or records.meta_path(bits).exists():
                 meta = records.read_meta(bits) or {"files": {bits.name: {"bytes": -1}}}
                 damaged = (records.damaged_files if self.is_deep else records.lost_files)(bits, meta)
                 result.of_bits += [(one, f"is not what was written: {MARK_AGAIN}") for one in damaged]
@@ -161,7 +162,8 @@ class FileChecker:
         """Lengths; BOS and EOS at the borders of documents, and their ids: of all of them, or of a sample."""
         identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
         ids = DocumentIds(tokens, identity, self.is_deep)
-        sample, counts = self._sample(tokens), DomainCounts(1, tokens.num_documents, tokens.num_tokens)
+        sample = sets.sample(tokens.num_documents, self.num_documents, self.seed, tokens.path.name)
+        counts = DomainCounts(1, tokens.num_documents, tokens.num_tokens)
         counts.chunks = tokens.num_tokens // CHUNK_TOKENS
         for first, position, lengths, _ in tokens.document_blocks():
             ends = position + np.cumsum(lengths)
@@ -177,14 +179,6 @@ class FileChecker:
                 if digest != tokens.meta["files"].get(path.name, {}).get("xxh3_64"):
                     result.findings.append((path, "is not what was written: its hash differs from the meta file"))
         result.counts = counts
-
-    def _sample(self, tokens: TokenFile) -> np.ndarray:
-        """int64 [documents]: numbers of some documents of a file, ascending; the first and the last are among them."""
-        if not tokens.num_documents or not self.num_documents:
-            return np.empty(0, np.int64)
-        draw = np.random.default_rng([self.seed, int(keyed.key(tokens.path.name))])
-        sample = draw.integers(0, tokens.num_documents, self.num_documents)
-        return np.unique(np.append(sample, [0, tokens.num_documents - 1]))
 
     def _compare_texts(self, tokens: TokenFile, file: corpus.ListedFile, result: FileResult) -> None:
         """Tokenize some documents of the jsonl file once more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,13 +141,16 @@ def print_remedy(
     if (text_key := used_text_key(args, files)) != "text":
         flags += f" --text_key {text_key}"
     flags += " --overwrite" if overwrite else ""
+    home = Path(sys.argv[0]).parent
     if args.num_shards is None:
-        report.say(f"make them: python tokenize_jsonl.py{flags}   (pass --num_shards for the array ids)")
+        report.say(f"make them: python {home / 'tokenize_jsonl.py'}{flags}   (pass --num_shards for the array ids)")
         return
     assigned = shards.assign_files([(file.path, file.num_bytes) for file in files], args.num_shards)
     ids = shards.array_ids(shard for shard, paths in enumerate(assigned) if broken.intersection(paths))
     data_dir = corpus.read_root(args.file_list) or "DATA_DIR"
-    line = f"sbatch --array={ids} run_tokenize.sh {data_dir} --num_shards {args.num_shards}{flags}"
+    where = "" if home == Path() else f"CEPE_DATA_HOME={home.absolute()} "  # slurm runs a copy of the batch file
+    script = home / "run_tokenize.sh"
+    line = f"{where}sbatch --array={ids} {script} {data_dir} --num_shards {args.num_shards}{flags}"
     report.facts["run"] = line
     report.say(f"make them: {line}")
 

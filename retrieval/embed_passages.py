@@ -22,7 +22,7 @@ from cepe_data import atomic, cli, devices, embeddings, mds, records, shards, wo
 from cepe_data.embeddings import CorpusFile
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import write_npy
-from cepe_data.passages import lines_of
+from cepe_data.passage_lines import lines_of
 from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
 
 PART_BYTES = 256_000_000

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cepe_data.errors import DamagedFileError
-from cepe_data.passages import lines_of, read_ids
+from cepe_data.passage_lines import lines_of, read_ids
 from cepe_data.spans import SpanIndex, SpanSampler
 
 

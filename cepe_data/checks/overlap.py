@@ -26,7 +26,7 @@ from cepe_data.checks import sets
 from cepe_data.checks.report import Report, add_report_arguments
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows
-from cepe_data.passages import read_ids
+from cepe_data.passage_lines import read_ids
 from cepe_data.spans import SpanIndex, SpanSampler
 from cepe_data.window_sets import clean_list_path
 

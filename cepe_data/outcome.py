@@ -38,8 +38,8 @@ class Estimate:
 
 
 def format_minutes(minutes: float) -> str:
-    """`12.3`, or `< 0.1`."""
-    return f"{minutes:,.1f}" if minutes >= 0.1 or not minutes else "< 0.1"
+    """`12.3`, or `<0.1`."""
+    return f"{minutes:,.1f}" if minutes >= 0.1 or not minutes else "<0.1"
 
 
 @dataclass

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cepe_data import atomic, hub, records
+from cepe_data import atomic, cli, hub, records
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ def _gigatoken_encoder(folder: Path) -> Encoder:
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if not texts:
             return _flatten([])
-        encoded = tokenizer.encode_batch(list(texts), parallel=False).layout
+        with cli.Stopped.held():  # gigatoken takes what a signal raises for a want of awkward, and gives lists then
+            encoded = tokenizer.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(encoded.offsets.data)
         ids = np.asarray(encoded.content.data)[offsets[0] : offsets[-1]]
         return ids.view(np.int32) if ids.dtype == np.uint32 else ids.astype(np.int32), np.diff(offsets)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from cepe_data import tokenizers
 from cepe_data.errors import ArgumentError
-from tests.conftest import HARD_TEXTS, World
+from tests.conftest import HARD_TEXTS, PROJECT, World
 
 PIECES = st.sampled_from(
     ["  ", "\n\n", "<s>", "</s>", "<unk>", "\u2581", "日本", "e\u0301", "👩‍👩‍👧", "\0", "ab", "\ufeff"]
@@ -185,3 +189,22 @@ def test_backends_agree_on_twenty_thousand_generated_strings_and_a_megabyte_with
             assert ids.dtype == np.int32 and len(lengths) == len(batch)
             assert np.array_equal(lengths, reference_lengths[: len(batch)])
             assert np.array_equal(ids, reference_ids[: int(lengths.sum())])
+
+
+def test_a_signal_while_gigatoken_encodes_stops_the_run(world: World, tmp_path: Path) -> None:
+    script = tmp_path / "encode.py"
+    script.write_text(
+        "import os, signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from cepe_data import cli, tokenizers\n"
+        "def main():\n"
+        "    encode = tokenizers.make_encoder('gigatoken', Path(sys.argv[1]))\n"
+        "    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "    for number in range(1000):\n"
+        "        encode([f'some {other} words {number * other} {other * other}' for other in range(20_000)])\n"
+        "cli.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, str(script), str(world.tokenized / "tokenizer")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 128 + signal.SIGTERM and "Traceback" not in done.stderr, done.stderr

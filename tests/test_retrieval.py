@@ -179,8 +179,10 @@ def test_hits_are_those_of_brute_force_and_of_faiss(whole: Path, corpus: Path) -
         order = np.stack([np.lexsort((keys, -row))[:7] for row in exact])
         assert (hits == keys[order]).all()
         np.testing.assert_allclose(scores, np.take_along_axis(exact, order, 1), rtol=1e-6)
-        _, of_faiss = index.search(queries, 7)
-        assert np.mean([len({*row} & {*other}) for row, other in zip(keys[of_faiss], hits, strict=True)]) > 6.9
+        _, of_faiss = index.search(queries, 7)  # in float32: it may take one passage for another of almost its score
+        rounding = 1e-5 * np.linalg.norm(queries, axis=1) * np.linalg.norm(vectors.astype(np.float32), axis=1).max()
+        assert (np.take_along_axis(exact, of_faiss, 1).min(axis=1) >= scores[:, -1] - rounding).all()
+        assert all(len({*row}) == 7 for row in of_faiss.tolist())
         rows = rows_of(whole / "OUT/test" / domain)
         texts = decode(whole, [row["token_ids"][:20] for row in rows])
         np.testing.assert_allclose(queries, mean_of_hidden_states(whole / "encoder", texts), rtol=1e-3, atol=1e-4)

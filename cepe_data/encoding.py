@@ -272,8 +272,7 @@ class _Publisher:
             self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
             self._skipped, self._mended = jsonl.LineReport(), jsonl.LineReport()
             self._num_lines, self._failure = 0, ""
-        with atomic.naming(self._writer.path):
-            self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
+        self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
         self._skipped.merge(encoded.skipped, self._num_lines)
         self._mended.merge(encoded.mended, self._num_lines)
         self._num_lines += encoded.num_lines
@@ -318,8 +317,7 @@ class _Publisher:
         self._totals.mended += self._mended.total
         facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._mended.as_json()}
         if writer.num_tokens < _SMALL_TOKENS:
-            with atomic.naming(writer.path):
-                writer.seal(facts)
+            writer.seal(facts)
             self._sealed.append(writer)
             if len(self._sealed) >= _SMALL_FILES_TOGETHER:
                 self._publish_sealed()
@@ -338,7 +336,6 @@ class _Publisher:
 def _publish(writer: token_file.TokenFileWriter, facts: records.Meta) -> None:
     """Publish a token file, in a thread."""
     try:
-        with atomic.naming(writer.path):
-            writer.publish(facts)
+        writer.publish(facts)
     finally:
         writer.close()

@@ -70,7 +70,7 @@ def add_bos_eos(ids: np.ndarray, lengths: np.ndarray, bos_id: int | None, eos_id
 
 class TokenFileWriter:
     """Writes one token file as a stream; memory does not grow with the file, and nothing has its final name before
-    `publish`. Call `close` in the end, whatever happened.
+    `publish`. Call `close` in the end, whatever happened. An OSError such as a full disk names the file.
 
     The header and the lengths stand before the tokens but are known last, so all three arrays are spooled.
     """
@@ -83,9 +83,10 @@ class TokenFileWriter:
 
     def append(self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> None:
         """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]."""
-        self._lengths.write(lengths.astype(TOKEN_DTYPE))
-        self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False))
-        self._hashes.write(hashes.astype(HASH_DTYPE, copy=False))
+        with atomic.naming(self.path):
+            self._lengths.write(lengths.astype(TOKEN_DTYPE))
+            self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False))
+            self._hashes.write(hashes.astype(HASH_DTYPE, copy=False))
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
@@ -96,6 +97,10 @@ class TokenFileWriter:
 
     def seal(self, facts: records.Meta) -> None:
         """Assemble the files; see `atomic.Draft.seal`."""
+        with atomic.naming(self.path):
+            self._assemble(facts)
+
+    def _assemble(self, facts: records.Meta) -> None:
         with self.draft.path.open("wb") as file:
             write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
             file.write(np.array([self.num_documents], TOKEN_DTYPE).data)

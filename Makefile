@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+NEWEST := $(VENV)/newest
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint bench clean
@@ -23,10 +24,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON_IN_VENV) -c 'import torchvision' 2>/dev/null || $(PYTHON_IN_VENV) -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
+$(NEWEST): tests/newest.txt $(INSTALLED)
+	@rm -rf $@
+	@$(PYTHON_IN_VENV) -m pip install --quiet --no-deps --target $@ --requirement $<
+
 demo: $(INSTALLED) ## run the whole pipeline on a small corpus made on the spot, in demo_output/
 	@$(PYTHON_IN_VENV) -m demo.run
 
-test: $(INSTALLED) ## run all tests
+test: $(INSTALLED) $(NEWEST) ## run all tests
 	@$(PYTHON_IN_VENV) -m pytest -n 2
 
 lint: $(INSTALLED) ## ruff and mypy

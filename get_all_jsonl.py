@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 from cepe_data import atomic, cli, corpus, records
 from cepe_data.errors import ArgumentError, PipelineError
 
+PARTIAL_SUFFIXES = {".aria2", ".crdownload", ".download", ".incomplete", ".part", ".partial", ".tmp"}
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
@@ -50,13 +52,13 @@ def main() -> int:
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
     atomic.remove_stale_temporaries(args.output.absolute().parent)
-    paths, hidden = find_jsonl(root)
+    paths, ignored = find_jsonl(root)
     files = [
         corpus.ListedFile(path, domain, (root / path).stat().st_size)
         for path in paths
         if (domain := corpus.domain_of(path, folder_domains))
     ]
-    report_left_out(paths, hidden, folder_domains)
+    report_left_out(paths, ignored, folder_domains)
     if not files:
         raise ArgumentError(
             f"no jsonl file in {root}: looked for *{', *'.join(corpus.SUFFIXES)} below the folders "
@@ -68,6 +70,7 @@ def main() -> int:
     )
     write_list(args.output, root, files)
     report_files(files)
+    report_empty(files)
     if before is not None:
         after = {file.path for file in files}
         cli.say(f"against the list that was there: {len(after - before)} added, {len(before - after)} removed")
@@ -86,15 +89,16 @@ def refuse_bad_names(folder_domains: dict[str, str]) -> None:
             )
 
 
-def find_jsonl(root: Path) -> tuple[list[str], list[str]]:
-    """Sorted relative paths of all jsonl files below `root`, and those that are hidden. Symbolic links are followed.
+def find_jsonl(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Sorted relative paths of all jsonl files below `root`, and of all other files by the reason for which they are
+    ignored. Symbolic links are followed.
 
     Raises:
         PipelineError: if a link leaves `root` or goes in a circle, if two paths are one file, or if a name cannot stand
             in a text file.
     """
     found: list[str] = []
-    hidden: list[str] = []
+    ignored: dict[str, list[str]] = defaultdict(list)
     seen: dict[str, str] = {}
     problems: list[str] = []
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
@@ -107,11 +111,9 @@ def find_jsonl(root: Path) -> tuple[list[str], list[str]]:
             subfolders.clear()
             continue
         for name in names:
-            if not name.endswith(corpus.SUFFIXES):
-                continue
             path = (relative / name).as_posix()
-            if any(part.startswith(".") for part in (relative / name).parts):
-                hidden.append(path)
+            if reason := reason_to_ignore(root, relative / name):
+                ignored[reason].append(path)
                 continue
             if "\n" in path or "\r" in path or path != path.strip() or not path.isprintable():
                 problems.append(f"{path!r} cannot stand in a list of one path per line: rename it")
@@ -122,7 +124,18 @@ def find_jsonl(root: Path) -> tuple[list[str], list[str]]:
             found.append(path)
     if problems:
         raise PipelineError("\n  ".join(["these cannot be listed:", *sorted(problems)]))
-    return sorted(found), sorted(hidden)
+    return sorted(found), {reason: sorted(ignored[reason]) for reason in sorted(ignored)}
+
+
+def reason_to_ignore(root: Path, relative: Path) -> str:
+    """Why a file is not listed, empty if it is."""
+    if any(part.startswith(".") for part in relative.parts):
+        return "hidden"
+    if not relative.name.endswith(corpus.SUFFIXES):
+        endings = relative.suffixes[-2:] if relative.suffix in PARTIAL_SUFFIXES else relative.suffixes[-1:]
+        return "".join(endings) or "without a suffix"
+    path = root / relative
+    return "not a regular file" if path.exists() and not path.is_file() else ""
 
 
 def raise_error(error: OSError) -> None:
@@ -136,7 +149,8 @@ def link_problems(root: Path, relative: Path) -> list[str]:
     return [] if real.exists() else [f"{relative} is a link to nothing ({real}): remove it"]
 
 
-def report_left_out(paths: list[str], hidden: list[str], folder_domains: dict[str, str]) -> None:
+def report_left_out(paths: list[str], ignored: dict[str, list[str]], folder_domains: dict[str, str]) -> None:
+    """Warn of every file that is not listed: jsonl files of no domain by folder, all others by the reason."""
     unknown: dict[str, int] = defaultdict(int)
     for path in paths:
         if corpus.domain_of(path, folder_domains) is None:
@@ -149,8 +163,18 @@ def report_left_out(paths: list[str], hidden: list[str], folder_domains: dict[st
             )
         else:
             cli.warn(f"{num_files} jsonl files outside of any folder left out: a domain is a folder")
-    if hidden:
-        cli.warn(f"{len(hidden)} hidden jsonl files left out, such as {hidden[0]}")
+    if ignored:
+        examples = [f"{len(names):,} {reason} ({names[0]})" for reason, names in ignored.items()]
+        cli.warn(
+            f"{sum(map(len, ignored.values())):,} other files left out: {', '.join(examples)}. Only the suffixes "
+            f"{', '.join(corpus.SUFFIXES)} are read"
+        )
+
+
+def report_empty(files: list[corpus.ListedFile]) -> None:
+    """Warn of files of 0 bytes."""
+    if empty := [file.path for file in files if not file.num_bytes]:
+        cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
 
 
 def write_list(output: Path, root: Path, files: list[corpus.ListedFile]) -> None:

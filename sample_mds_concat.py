@@ -14,10 +14,10 @@ import functools
 import time
 from collections.abc import Sequence
 
-from cepe_data import cli, drawing, sampling, shards
+from cepe_data import cli, drawing, sampling, shards, tokenizers
 from cepe_data.errors import ArgumentError
 from cepe_data.outcome import Outcome
-from cepe_data.passages import PassageShard, PassageTokenizer
+from cepe_data.passages import PassageShard
 from cepe_data.window_sets import WindowSampler
 from cepe_data.windows import ConcatWindows, DocumentWindows
 
@@ -69,9 +69,7 @@ def main() -> int:
     requests = sampling.window_requests(weights, args) if shard_id == 0 else {}
     passage_requests = sampling.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
-    tokenizer = (
-        PassageTokenizer.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
-    )
+    tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
     planned = sampler.plan(requests)
     todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite)
     replaced = [*(one.folder for one in planned), *(file.path for file in todo)]

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data import atomic, cli, corpus, jsonl, shards, tokenizers, workers
-from cepe_data.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals
+from cepe_data import atomic, backends, cli, corpus, jsonl, shards, tokenizers, workers
+from cepe_data.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals, describe_missing_key
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.tokenizers import TokenizerIdentity
 
@@ -43,13 +43,16 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     tokenizing.add_argument("--text_key", default="text", help="the key of a json line that holds the text")
     tokenizing.add_argument(
-        "--backend", choices=tokenizers.BACKENDS, default=tokenizers.default_backend(), help="all give the same ids"
+        "--backend",
+        choices=backends.BACKENDS,
+        default=None,
+        help="all give the same ids (default: the fastest that gives those of this tokenizer)",
     )
     tokenizing.add_argument(
         "--verify_documents",
         type=cli.count,
         default=16,
-        help="of this run's files, on which the backend is compared with the tokenizers library before it starts",
+        help="of this run's files, on which the backend is compared with the tokenizer's own library before it starts",
     )
     tokenizing.add_argument(
         "--max_bad_lines",
@@ -76,7 +79,7 @@ def main() -> int:
     root = corpus.require_data_dir(args.data_dir, args.file_list)
     mine = files_of_shard(files, shard_id, num_shards)
     atomic.remove_stale_temporaries(args.output_dir)
-    identity = workers.run_in_child(prepare_tokenizer, args.tokenizer, args.output_dir / "tokenizer", args.overwrite)
+    identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args.overwrite)
     job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
     for folder in {(args.output_dir / file.token_file).parent for file in mine}:
         atomic.remove_stale_temporaries(folder)
@@ -86,9 +89,9 @@ def main() -> int:
     if skipped := len(mine) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(mine)} files: already tokenized with the same arguments")
     if todo:
-        workers.run_in_child(verify_backend, args.backend, args.output_dir / "tokenizer",
-                             first_texts(job, todo, args.verify_documents))  # fmt: skip
-        job.tokenize(todo, args.backend, args.num_workers, f"shard {shard_id}", totals)
+        documents = first_texts(job, todo, args.verify_documents)
+        backend = workers.run_in_child(choose_backend, args.output_dir / "tokenizer", args.backend, documents)
+        job.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)
     cli.say(
         f"shard {shard_id} of {num_shards}: {totals.files} files, {totals.documents:,} documents, {totals.tokens:,} "
         f"tokens, {totals.skipped:,} lines skipped, {totals.mended:,} mended, {cli.seconds_since(start)} → "
@@ -116,36 +119,43 @@ def refuse_other_folder(job: Job, files: Sequence[corpus.ListedFile]) -> None:
 
 
 def prepare_tokenizer(name: str | None, folder: Path, overwrite: bool) -> TokenizerIdentity:
-    """Save the tokenizer in `folder`, or find it saved; one that differs from a saved one is refused. For a child
-    process: transformers takes 300 MB."""
+    """Save the tokenizer in `folder`, or find it saved; one that differs from a saved one is refused."""
     saved = tokenizers.saved_identity(folder)
     if name is None and saved is not None:
+        tokenizers.check_saved(folder, saved)
         return saved
-    name = name or tokenizers.DEFAULT_TOKENIZER
-    tokenizer = tokenizers.load_pretrained(name)
-    identity = tokenizers.identify(tokenizer, name)
-    tokenizers.save(tokenizer, identity, folder, overwrite)
-    return identity
+    tokenizer = tokenizers.load(name or tokenizers.DEFAULT_TOKENIZER)
+    tokenizers.save(tokenizer, folder, overwrite)
+    return tokenizer.identity
 
 
-def verify_backend(backend: str, folder: Path, texts: list[str]) -> None:
-    """Raise ArgumentError if the backend gives other ids than the tokenizers library. For a child process."""
-    if backend != "transformers":
-        tokenizers.refuse_other_ids(backend, folder, [*tokenizers.HARD_TEXTS, *texts])
+def choose_backend(folder: Path, requested: str | None, documents: list[str]) -> str:
+    """The backend for a saved tokenizer. For a child process: the libraries that are compared take memory."""
+    return backends.choose_backend(tokenizers.read_saved(folder), requested, documents)
 
 
 def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> list[str]:
-    """The beginnings of the first documents of up to `number` files spread over the run, or of more of fewer files."""
+    """The beginnings of the first documents of up to `number` files spread over the run, or of more of fewer files.
+
+    Raises:
+        ArgumentError: if all records that were looked at lack the key of the text.
+    """
     chosen = files[:: max(1, len(files) // max(1, number))]
     per_file = -(-number // len(chosen))
     texts: list[str] = []
+    without_key: list[Path] = []
     for file in chosen:
+        source, num_before = job.root / file.path, len(texts)
         try:
-            for first_line, block in itertools.islice(jsonl.LineBlocks(job.root / file.path, 1), per_file):
-                found, _, _ = jsonl.parse_documents(first_line, block, job.text_key)
-                texts += [text[:VERIFIED_CHARACTERS] for text in found[:per_file]]
+            for first_line, block in itertools.islice(jsonl.LineBlocks(source, 1), max(1, per_file)):
+                found, skipped, _ = jsonl.parse_documents(first_line, block, job.text_key)
+                texts += [text[:VERIFIED_CHARACTERS] for text in found[: max(1, per_file)]]
+                if len(texts) == num_before and jsonl.no_key(job.text_key) in skipped.counts:
+                    without_key.append(source)
         except (DamagedFileError, OSError):
             continue  # its turn comes, with a message
+    if without_key and not texts:
+        raise ArgumentError(describe_missing_key(without_key[0], job.text_key))
     return texts[:number]
 
 
@@ -155,9 +165,9 @@ def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> 
     saved = args.output_dir / "tokenizer"
     with tempfile.TemporaryDirectory() as scratch:
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
-        identity = workers.run_in_child(prepare_tokenizer, name, Path(scratch) / "tokenizer", False)
+        identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", False)
         if not args.overwrite:
-            tokenizers.refuse_other_saved(identity, saved)
+            tokenizers.is_saved(identity, saved)
         job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
         totals = Totals()
         todo = [file for file in files if not job.is_done(file, totals)]
@@ -168,7 +178,9 @@ def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> 
         if not todo:
             return cli.EXIT_OK
         refuse_other_folder(job, todo)
-        rates = workers.run_in_child(measure_domains, job, args.backend, Path(scratch) / "tokenizer", todo)
+        folder = Path(scratch) / "tokenizer"
+        backend = workers.run_in_child(choose_backend, folder, args.backend, [])
+        rates = workers.run_in_child(measure_domains, job, backend, folder, todo)
     rows = []
     is_todo = set(todo)
     for shard in range(args.num_shards or 1):

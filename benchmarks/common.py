@@ -67,8 +67,7 @@ def find_corpus(folder: Path) -> tuple[Path, str]:
 
 def save_tokenizer(name: str, folder: Path) -> None:
     """Convert and save a tokenizer, as the tokenizing step does. For a child process."""
-    tokenizer = tokenizers.load_pretrained(name)
-    tokenizers.save(tokenizer, tokenizers.identify(tokenizer, name), folder)
+    tokenizers.save(tokenizers.load(name), folder)
 
 
 def saved_identity(folder: Path) -> tokenizers.TokenizerIdentity:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import find_corpus, save_tokenizer, saved_identity
-from cepe_data import corpus, drawing, encoding, jsonl, records, token_file, tokenizers, workers
+from cepe_data import backends, corpus, drawing, encoding, jsonl, records, token_file, tokenizers, workers
 
 
 def prepare(folder: Path) -> np.ndarray:
@@ -21,7 +21,7 @@ def prepare(folder: Path) -> np.ndarray:
 
 def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
     """int32 [tokens]: the corpus, tokenized."""
-    encode, ids = tokenizers.make_encoder(tokenizers.default_backend(), tokenizer), []
+    encode, ids = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer)), []
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in jsonl.LineBlocks(path):
             texts, _, _ = jsonl.parse_documents(1, block, "text")

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
 from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
-from cepe_data import drawing, mds, passages
+from cepe_data import drawing, mds, passages, tokenizers
 from cepe_data.outcome import Outcome
 from cepe_data.splits import Splits
 from cepe_data.window_sets import SHARD_BYTES, WindowSampler
@@ -191,7 +191,7 @@ def compare_usual(bars: Bars, folder: Path, num_rows: int) -> None:
 def passage_seconds(folder: Path, num_rows: int) -> float:
     """Seconds to write a file of passages."""
     tokens, output = open_domain(folder, "short"), new_output(folder)
-    tokenizer = passages.PassageTokenizer.find(None, folder / "tokenized", tokens.fingerprint)
+    tokenizer = tokenizers.find(None, folder / "tokenized", tokens.fingerprint)
     surveys = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})
     shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
     start = time.perf_counter()

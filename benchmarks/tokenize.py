@@ -35,7 +35,7 @@ from benchmarks.common import (
     save_tokenizer,
     saved_identity,
 )
-from cepe_data import corpus, encoding, jsonl, tokenizers, workers
+from cepe_data import backends, corpus, encoding, jsonl, tokenizers, workers
 
 Text = list[bytes]  # json lines
 SHORT_DOMAINS = ("c4-rp", "stackexchange", "wiki", "github", "cc")
@@ -153,7 +153,7 @@ def usual_seconds(folder: Path, lines: Text, tokenizer_folder: Path) -> float:
 
 def backend_seconds(lines: Text, tokenizer_folder: Path) -> float:
     """Seconds of gigatoken's own `encode_batch` on the parsed texts in memory, in batches of the same size."""
-    encode = tokenizers.make_encoder("gigatoken", tokenizer_folder)
+    encode = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer_folder))
     batches: list[list[str]] = [[]]
     size = 0
     for text in texts_of(lines):

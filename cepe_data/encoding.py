@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from cepe_data import atomic, cli, corpus, jsonl, records, token_file, tokenizers, workers
-from cepe_data.errors import DamagedFileError
-from cepe_data.tokenizers import Encoder, TokenizerIdentity
+from cepe_data import atomic, backends, cli, corpus, jsonl, records, sniff, token_file, tokenizers, workers
+from cepe_data.backends import Encoder
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.tokenizers import TokenizerIdentity
 
 BATCH_BYTES = 8 << 20
 MIN_BAD_LINES = 10
+MAX_FILES_WITHOUT_KEY = 10
 _SMALL_TOKENS = 1 << 20
 _SMALL_FILES_TOGETHER = 64
 _MAX_UNPUBLISHED_FILES = 64
@@ -81,7 +83,7 @@ class SegmentEncoder:
     @classmethod
     def prepare(cls, backend: str, folder: Path, identity: TokenizerIdentity, text_key: str) -> None:
         """Make the encoder of this process."""
-        cls.current = cls(tokenizers.make_encoder(backend, folder), identity, text_key)
+        cls.current = cls(backends.make_encoder(backend, tokenizers.read_saved(folder)), identity, text_key)
 
     @staticmethod
     def encode(segments: Sequence[Segment]) -> list[EncodedSegment]:
@@ -99,7 +101,7 @@ class SegmentEncoder:
                 failures.append(_describe(segment.source, error))
         parsed = [jsonl.parse_documents(1, block, self._text_key) for block in blocks]
         texts = [text for of_segment, _, _ in parsed for text in of_segment]
-        hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, texts), np.uint64, len(texts))
+        hashes = np.fromiter(map(hash_text, texts), np.uint64, len(texts))
         ids, lengths = self._encode_texts(texts)
         ids, lengths = token_file.add_bos_eos(ids, lengths, self._identity.bos_id, self._identity.eos_id)
         if self._identity.vocab_size <= 1 << 16:
@@ -112,6 +114,20 @@ class SegmentEncoder:
             encoded.append(EncodedSegment(*arrays, block.count(b"\n"), skipped, mended, failure))
             document, position = stop, end
         return encoded
+
+
+def describe_missing_key(source: Path, text_key: str) -> str:
+    """What to say of a file no record of which has the key of the text."""
+    keys = jsonl.first_record_keys(source)
+    return (
+        f"no record of {source} has the key {text_key!r}: its first one has {', '.join(map(repr, keys)) or 'no key'}. "
+        f"Pass the one that holds the text with --text_key"
+    )
+
+
+def hash_text(text: str) -> int:
+    """xxh3_64 of the UTF-8 text."""
+    return xxhash.xxh3_64_intdigest(text.encode())
 
 
 def _describe(source: Path, error: OSError | DamagedFileError) -> str:
@@ -153,6 +169,7 @@ class Totals:
     skipped: int = 0
     mended: int = 0
     failures: list[str] = field(default_factory=list)
+    without_key: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -203,6 +220,9 @@ class Job:
                 for segment, result in zip(segments, encoded, strict=True):
                     publisher.take(segment, result)
                     bar.update(segment.stop - segment.start)
+                    if (number := len(totals.without_key)) >= MAX_FILES_WITHOUT_KEY:
+                        message = describe_missing_key(totals.without_key[0], self.text_key)
+                        raise ArgumentError(f"{number} files failed alike: {message}")
 
     def _refuse_other_size(self, file: corpus.ListedFile) -> None:
         source = self.root / file.path
@@ -278,7 +298,7 @@ class _Publisher:
         self._num_lines += encoded.num_lines
         self._failure = self._failure or segment.failure or encoded.failure
         if segment.is_last:
-            failure = self._failure or self._changed(segment) or self._too_many_bad_lines(segment.file)
+            failure = self._failure or self._changed(segment) or self._describe_bad_content(segment.source)
             self._finish(segment.file, self._writer, failure)
             self._writer = None
 
@@ -291,25 +311,38 @@ class _Publisher:
             changed = True
         return f"{segment.source} changed while it was being read: run get_all_jsonl.py again" if changed else ""
 
-    def _too_many_bad_lines(self, file: corpus.ListedFile) -> str:
+    def _describe_bad_content(self, source: Path) -> str:
+        """Why a file fails for its lines: it was cut off, or it has more bad lines than are allowed."""
         num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
         share = self._job.max_bad_lines
-        if num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
+        is_cut = jsonl.CUT_OFF in self._skipped.counts
+        if not is_cut and num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
             return ""
-        return (
-            f"{self._job.root / file.path} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped}): is "
-            f"it the right file? --max_bad_lines allows more"
-        )
+        what = f"{source} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped})"
+        if described := sniff.describe_not_json_lines(jsonl.read_beginning(source)[: sniff.HEAD_BYTES]):
+            return f"{what}: {described}. Then list the files again"
+        if is_cut:
+            line = self._skipped.lines[jsonl.CUT_OFF][0]
+            return (
+                f"{source} ends inside a record, in line {line:,}: it was cut off. Download it again, or remove that "
+                f"line; then list the files again"
+            )
+        if jsonl.no_key(self._job.text_key) in self._skipped.counts and not num_good:
+            self._totals.without_key.append(source)
+            if len(self._totals.without_key) > 1:
+                return f"no record of {source} has the key {self._job.text_key!r} either"
+            return describe_missing_key(source, self._job.text_key)
+        return f"{what}: is it the right file? --max_bad_lines allows more"
 
     def _finish(self, file: corpus.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:
-        for what, report in (("skipped", self._skipped), ("mended", self._mended)):
-            if report.total:
-                cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
         if failure:
             writer.close()
             self._totals.failures.append(failure)
             cli.warn(failure)
             return
+        for what, report in (("skipped", self._skipped), ("mended", self._mended)):
+            if report.total:
+                cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
         self._totals.files += 1
         self._totals.documents += writer.num_documents
         self._totals.tokens += writer.num_tokens

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
-
-
-def announce(name: str) -> None:
-    """Say that `name` is looked for on the hub, and silence the many lines that its library prints on every retry."""
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    cli.warn(f"{name} is no folder here: looking for it on the Hugging Face hub")
 
 
 def find_folder(name: str, what: str) -> Path:
@@ -39,10 +34,17 @@ def find_folder(name: str, what: str) -> Path:
 
 
 def _download(name: str) -> Path:
+    folder = download(name, [*_SMALL_FILES, "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = download(name, [*_SMALL_FILES, "*.bin"])
+    return folder
+
+
+def download(name: str, patterns: Sequence[str]) -> Path:
+    """The folder with the files of these names of a hub repository, from its cache where they are there. Says that it
+    looks for them, and silences the many lines that the hub's library prints on every retry."""
     from huggingface_hub import snapshot_download
 
-    announce(name)
-    folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
-    if not any(folder.glob("*.safetensors")):
-        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.bin"]))
-    return folder
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    cli.warn(f"{name} is not a folder here: looking for it on the Hugging Face hub")
+    return Path(snapshot_download(name, allow_patterns=list(patterns)))

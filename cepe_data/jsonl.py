@@ -5,6 +5,7 @@ A byte-order mark at the start of a file is dropped. A blank line is neither a d
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -14,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from cepe_data import sniff
 from cepe_data.errors import DamagedFileError
 
 MAX_LISTED_LINES = 20
+CUT_OFF = "cut off at the end of the file"
 _COMPRESSED_READ_BYTES = 4 << 10  # of zstandard, which makes up to 30,000 times as much of them at once
 _MIN_READ_BYTES = 64 << 10
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -58,6 +61,11 @@ class LineReport:
     def as_json(self) -> dict[str, dict[str, object]]:
         """`{reason: {"count": int, "first_lines": [int, …]}}`."""
         return {reason: {"count": self.counts[reason], "first_lines": self.lines[reason]} for reason in self.counts}
+
+
+def no_key(text_key: str) -> str:
+    """The reason for which a record without this key is skipped."""
+    return f"no key {text_key!r}"
 
 
 def is_compressed(path: Path) -> bool:
@@ -127,10 +135,10 @@ class LineBlocks:
             yield next_line, b"".join(pending)
 
     def _decompressed(self) -> Iterator[bytes]:
-        remedy = "download it again"
-        if is_compressed(self.path) and self.path.stat().st_size == 0:
-            raise DamagedFileError(f"{self.path} is empty, which no archive is: {remedy}")
         with self.path.open("rb") as file:
+            if is_compressed(self.path):
+                _check_is_archive(self.path, file.read(sniff.HEAD_BYTES))
+                file.seek(0)
             try:
                 if self.path.name.endswith(".gz"):
                     yield from self._gzip(file)
@@ -141,7 +149,7 @@ class LineBlocks:
                         self.bytes_read = file.tell()
                         yield piece
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DamagedFileError(f"{self.path} is a damaged gzip file ({error}): {remedy}") from None
+                raise DamagedFileError(f"{self.path} is a damaged gzip file ({error}): download it again") from None
 
     def _gzip(self, file: IO[bytes]) -> Iterator[bytes]:
         with gzip.GzipFile(fileobj=file) as archive:
@@ -172,19 +180,57 @@ class LineBlocks:
             raise DamagedFileError(f"{self.path} is truncated in the middle of a zstandard frame: download it again")
 
 
+def _check_is_archive(path: Path, head: bytes) -> None:
+    """Raise DamagedFileError unless a file that begins with `head` is the archive that its name says."""
+    if not head:
+        raise DamagedFileError(f"{path} is empty, which no archive is: download it again")
+    expected = "gzip" if path.name.endswith(".gz") else "zstandard"
+    found = sniff.binary_format(head)
+    if found != expected:
+        what = sniff.describe_not_json_lines(head) or f"it is plain text: remove {path.suffix} from its name"
+        raise DamagedFileError(f"{path} is not a {expected} file: {what}. Then list the files again")
+    if found == "zstandard":
+        import zstandard
+
+        # A frame in the middle of a file that is cut in its header is found when it is read.
+        with contextlib.suppress(zstandard.ZstdError):
+            if dictionary := zstandard.get_frame_parameters(head).dict_id:
+                raise DamagedFileError(
+                    f"{path} was compressed with the zstandard dictionary {dictionary}, which is not in it: decompress "
+                    f"it with `zstd -d -D DICTIONARY`, and list the files again"
+                )
+
+
+def read_beginning(path: Path) -> bytes:
+    """The first lines of a file, decompressed."""
+    return next((block for _, block in LineBlocks(path, 1)), b"")
+
+
+def first_record_keys(path: Path) -> list[str]:
+    """The keys of the first JSON object of a file, nothing if its first lines hold none."""
+    import orjson
+
+    for line in read_beginning(path).splitlines():
+        with contextlib.suppress(orjson.JSONDecodeError):
+            if isinstance(record := orjson.loads(line), dict):
+                return list(record)
+    return []
+
+
 def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[str], LineReport, LineReport]:
     """The texts of a block of json lines, in order; the report of lines skipped, and of lines mended.
 
     Skipped: a line that is no JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
     becomes U+FFFD. A blank line is neither.
 
-    A line without its end can only be the last of a file; if it is no JSON, the file was most likely cut off.
+    A line without its end can only be the last of a file; if it is not JSON, it is counted as `CUT_OFF`.
     """
     import orjson
 
     texts: list[str] = []
     skipped, mended = LineReport(), LineReport()
     lines = block.split(b"\n")
+    last = first_line + len(lines) - 1
     for number, line in enumerate(lines, first_line):
         try:
             record = orjson.loads(line)
@@ -194,16 +240,15 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[
             try:  # the standard library reads lone surrogate escapes and NaN, which orjson refuses
                 record = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError:
-                skipped.add("not UTF-8", number)
+                skipped.add(CUT_OFF if number == last else "not UTF-8", number)
                 continue
             except (ValueError, RecursionError):
-                is_last = number == first_line + len(lines) - 1
-                skipped.add("not JSON, and cut off at the end of the file" if is_last else "not JSON", number)
+                skipped.add(CUT_OFF if number == last else "not JSON", number)
                 continue
         if not isinstance(record, dict):
             skipped.add("no JSON object", number)
         elif text_key not in record:
-            skipped.add(f"no key {text_key!r}", number)
+            skipped.add(no_key(text_key), number)
         elif not isinstance(text := record[text_key], str):
             skipped.add(f"{text_key!r} is no string", number)
         else:

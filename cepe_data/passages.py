@@ -16,52 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, records, sampling, shards, tokenizers, workers
+from cepe_data import atomic, backends, cli, records, sampling, shards, workers
 from cepe_data.drawing import Plan, Survey, Tokens, WindowSource
-from cepe_data.errors import ArgumentError
 from cepe_data.outcome import Estimate, Outcome, SetOutcome
 from cepe_data.splits import Splits
+from cepe_data.tokenizers import TokenizerFiles
 from cepe_data.windows import DocumentWindows
 
 PASSAGES_AT_ONCE = 4096
 FACTS = ("documents", "passages_available", "vocab_size", "source_files")
-
-
-@dataclass(frozen=True)
-class PassageTokenizer:
-    """The tokenizer of the token files, for the texts: its tokenizer.json, its vocabulary, a hash of how it decodes."""
-
-    core: str
-    vocab_size: int
-    decoding: str
-
-    @classmethod
-    def find(cls, name: str | None, tokenized_dir: Path, fingerprint: str | None) -> PassageTokenizer:
-        """The tokenizer called `name`, else the saved one; `fingerprint` is that of the tokens, where it is known.
-
-        Raises:
-            ArgumentError: if none is saved and none is named, or it is not the one that made the token files.
-        """
-        saved = tokenized_dir / "tokenizer"
-        identity = tokenizers.saved_identity(saved)
-        if name is None and identity is None:
-            raise ArgumentError(f"{saved} is missing, so --tokenizer must name the tokenizer of the token files")
-        if name is None and identity is not None:
-            core = (saved / "tokenizer.json").read_text(encoding="utf-8")
-        else:
-            identity, core = workers.run_in_child(_load, name)
-        if fingerprint is not None and identity.fingerprint != fingerprint:
-            raise ArgumentError(
-                f"the tokenizer {name or saved} ({identity.fingerprint}) did not make the token files in "
-                f"{tokenized_dir} ({fingerprint}): leave --tokenizer out, or name theirs"
-            )
-        return cls(core, identity.vocab_size, tokenizers.decoding_fingerprint(core))
-
-
-def _load(name: str) -> tuple[tokenizers.TokenizerIdentity, str]:
-    """For a child process: transformers takes seconds and 300 MB."""
-    tokenizer = tokenizers.load_pretrained(name)
-    return tokenizers.identify(tokenizer, name), tokenizer.backend_tokenizer.to_str()
 
 
 @dataclass(frozen=True)
@@ -78,12 +41,12 @@ class PassageWriter:
 
     current: PassageWriter
 
-    def __init__(self, shard: PassageShard, tokenizer: PassageTokenizer) -> None:
-        self._shard, self._vocab_size = shard, tokenizer.vocab_size
-        self._decode = tokenizers.make_decoder(tokenizer.core)
+    def __init__(self, shard: PassageShard, tokenizer: TokenizerFiles) -> None:
+        self._shard, self._vocab_size = shard, tokenizer.identity.vocab_size
+        self._decode = backends.make_decoder(tokenizer)
 
     @classmethod
-    def prepare(cls, shard: PassageShard, tokenizer: PassageTokenizer) -> None:
+    def prepare(cls, shard: PassageShard, tokenizer: TokenizerFiles) -> None:
         """Make the writer of this process."""
         cls.current = cls(shard, tokenizer)
 
@@ -178,7 +141,7 @@ class PassageShard:
         self,
         requests: Mapping[str, int],
         todo: Sequence[PassageFile],
-        tokenizer: PassageTokenizer | None,
+        tokenizer: TokenizerFiles | None,
         outcome: Outcome,
     ) -> None:
         """Account for every file that is asked for, from a measured block of each, and write nothing."""
@@ -239,7 +202,7 @@ class PassageShard:
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
     def missing(
-        self, requests: Mapping[str, int], tokenizer: PassageTokenizer | None, overwrite: bool
+        self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None, overwrite: bool
     ) -> list[PassageFile]:
         """The files that are still to be made, or with `overwrite`, of which nothing is left to be there.
 
@@ -251,7 +214,7 @@ class PassageShard:
             return todo
         for domain, requested in requests.items():
             start, stop = self.rows(domain, requested)
-            path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding)
+            path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
             for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
                 if other != path:
                     sampling.refuse_differences(other, shared, overwrite)
@@ -299,7 +262,7 @@ class PassageShard:
     def write_all(
         self,
         files: Sequence[PassageFile],
-        tokenizer: PassageTokenizer,
+        tokenizer: TokenizerFiles,
         args: argparse.Namespace,
         check: Callable[[], None],
     ) -> None:

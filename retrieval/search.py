@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, mds, parts, records, shards, tokenizers, workers
+from cepe_data import atomic, backends, cli, devices, mds, parts, records, shards, tokenizers, workers
 from cepe_data.embeddings import NO_KEY, Embeddings
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows, write_header, write_npy
-from cepe_data.passages import PassageTokenizer
 from cepe_data.spans import shares_span
+from cepe_data.tokenizers import TokenizerFiles
 from retrieval.embed_passages import add_encoder_arguments
 from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from retrieval.topk import TopK
@@ -275,12 +275,12 @@ def embed_queries(
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
         fingerprint = (records.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
-        tokenizer = PassageTokenizer.find(args.tokenizer, args.tokenized_dir, fingerprint)
+        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
         vectors = np.empty((one.num_rows, model.dimension), np.float32)
         ranges = [
             (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
         ]
-        prepare = (one.queries, tokenizer.core, word_pieces, args.query_tokens)
+        prepare = (one.queries, tokenizer, word_pieces, args.query_tokens)
         with (
             workers.Workers(min(args.num_workers, len(ranges)), QueryReader.prepare, *prepare) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
@@ -305,9 +305,9 @@ class QueryReader:
 
     current: QueryReader
 
-    def __init__(self, queries: Path, tokenizer_json: str, word_pieces: str, query_tokens: int) -> None:
+    def __init__(self, queries: Path, tokenizer: TokenizerFiles, word_pieces: str, query_tokens: int) -> None:
         self._rows, self._query_tokens = mds.Rows(queries), query_tokens
-        self._decode, self._word_pieces = tokenizers.make_decoder(tokenizer_json), WordPieces(word_pieces)
+        self._decode, self._word_pieces = backends.make_decoder(tokenizer), WordPieces(word_pieces)
 
     @classmethod
     def prepare(cls, *arguments: Any) -> None:

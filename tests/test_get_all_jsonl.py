@@ -43,13 +43,32 @@ def test_unknown_folders_are_named_and_kept_out_unless_mapped(run: Run, tmp_path
     make(tmp_path / "data", "arxiv/a.jsonl", "mine/m.jsonl", "top.jsonl", "arxiv/.hidden/h.jsonl", "arxiv/.h.jsonl")
     done = run("get_all_jsonl.py", "data", cwd=tmp_path)
     assert listed(tmp_path) == ["arxiv/a.jsonl"]
-    for message in ("mine/ left out, 1 jsonl files", "--domain_map mine=DOMAIN", "outside of any folder", "2 hidden"):
+    for message in ("mine/ left out, 1 jsonl files", "--domain_map mine=DOMAIN", "outside of any folder", "2 hidden ("):
         assert message in done.stderr
     done = run("get_all_jsonl.py", "data", "--domain_map", "mine=book", cwd=tmp_path)
     assert listed(tmp_path) == ["arxiv/a.jsonl", "mine/m.jsonl"] and "1 added, 0 removed" in done.stdout
     assert json.loads((tmp_path / "all_jsonl.json").read_text())["files"][1]["domain"] == "book"
     for bad in ("mine", "mine=", "mine=../x", "mine=a,mine=b"):
         run("get_all_jsonl.py", "data", "--domain_map", bad, cwd=tmp_path, status=2)
+
+
+def test_what_is_ignored_is_named_by_suffix_and_so_are_empty_files(run: Run, tmp_path: Path) -> None:
+    names = ["a.jsonl", "b.jsonl.bz2", "c.jsonl.xz", "d.ndjson", "e.JSONL", "f.jsonl.zst.part", "g.jsonl.bz2", "SUMS"]
+    make(tmp_path / "data", *(f"arxiv/{name}" for name in names))
+    (tmp_path / "data/arxiv/empty.jsonl").touch()
+    (tmp_path / "data/arxiv/empty.jsonl.gz").touch()
+    os.mkfifo(tmp_path / "data/arxiv/pipe.jsonl")
+    done = run("get_all_jsonl.py", "data", cwd=tmp_path, status=2)
+    assert "empty.jsonl and arxiv/empty.jsonl.gz would both write" in done.stderr
+    (tmp_path / "data/arxiv/empty.jsonl.gz").unlink()
+    done = run("get_all_jsonl.py", "data", cwd=tmp_path)
+    assert listed(tmp_path) == ["arxiv/a.jsonl", "arxiv/empty.jsonl"]
+    assert (
+        "8 other files left out: 1 .JSONL (arxiv/e.JSONL), 2 .bz2 (arxiv/b.jsonl.bz2), 1 .ndjson (arxiv/d.ndjson), "
+        "1 .xz (arxiv/c.jsonl.xz), 1 .zst.part (arxiv/f.jsonl.zst.part), 1 not a regular file (arxiv/pipe.jsonl), "
+        "1 without a suffix (arxiv/SUMS). Only the suffixes .jsonl, .jsonl.gz, .jsonl.zst are read"
+    ) in done.stderr
+    assert "1 listed files have 0 bytes, such as arxiv/empty.jsonl" in done.stderr
 
 
 def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -49,7 +52,7 @@ def test_a_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-@pytest.mark.parametrize("damage", ["truncated", "rubbish behind", "flipped", "not an archive"])
+@pytest.mark.parametrize("damage", ["truncated", "rubbish behind", "flipped", "cut in its header"])
 def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, ending: str, damage: str) -> None:
     packed = (
         gzip.compress(CONTENT) if ending == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(CONTENT)
@@ -59,12 +62,54 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, ending: str
         "truncated": packed[:-9],
         "rubbish behind": packed + b"rubbish",
         "flipped": packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :],
-        "not an archive": CONTENT,
+        "cut in its header": packed[:9],
     }[damage]
     path = tmp_path / f"x.jsonl{ending}"
     path.write_bytes(damaged)
     with pytest.raises(DamagedFileError, match=r"x\.jsonl.*download it again"):
         blocks(path, 1 << 20)
+
+
+def with_dictionary(content: bytes) -> bytes:
+    dictionary = zstandard.train_dictionary(4096, [LINES[number % 500][: 50 + number] for number in range(2000)])
+    return zstandard.ZstdCompressor(dict_data=dictionary).compress(content)
+
+
+WRONG_ARCHIVES: dict[str, tuple[Any, str]] = {
+    "plain text": (CONTENT, "it is plain text: remove {0} from its name"),
+    "the other archive": (
+        {".gz": zstandard.compress(CONTENT), ".zst": gzip.compress(CONTENT)},
+        "it contains {1} data: end its name in {2}",
+    ),
+    "xz": (lzma.compress(CONTENT), "it contains xz data: unpack it first"),
+    "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "run `git lfs pull`"),
+    "an error page": (b"<!DOCTYPE html><html>404", "it is an HTML page"),
+}
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("case", WRONG_ARCHIVES)
+def test_a_file_that_is_not_what_its_suffix_says_is_named_as_what_it_is(tmp_path: Path, ending: str, case: str) -> None:
+    content, message = WRONG_ARCHIVES[case]
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(content[ending] if isinstance(content, dict) else content)
+    other = ("zstandard", ".zst") if ending == ".gz" else ("gzip", ".gz")
+    with pytest.raises(DamagedFileError, match=re.escape(message.format(ending, *other))) as caught:
+        blocks(path, 1 << 20)
+    assert "x.jsonl" in str(caught.value) and ("download it again" in str(caught.value)) == (case == "an error page")
+
+
+def test_an_archive_that_needs_a_dictionary_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(with_dictionary(CONTENT))
+    with pytest.raises(DamagedFileError, match=r"dictionary \d+, which is not in it: decompress it with `zstd -d -D"):
+        blocks(path, 1 << 20)
+
+
+def test_an_archive_of_skippable_and_other_frames_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(b"\x50\x2a\x4d\x18\x03\0\0\0abc" + zstandard.compress(CONTENT))
+    assert b"".join(block for _, block in blocks(path, 1000)) == CONTENT
 
 
 def test_an_archive_that_grows_ten_thousandfold_comes_in_blocks(tmp_path: Path) -> None:
@@ -104,7 +149,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
         "'text' is no string": [16],
         "not JSON": [17, 23],
         "not UTF-8": [18],
-        "not JSON, and cut off at the end of the file": [24],
+        "cut off at the end of the file": [24],
     }
     assert mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
 

@@ -54,14 +54,14 @@ def test_the_teacher_commands_of_the_users_description_parse(run: Run, shared: P
 
 def test_the_same_tokens_from_all_backends_on_the_real_corpus(run: Run, shared: Path, tmp_path: Path) -> None:
     run("get_all_jsonl.py", shared / "corpus", cwd=tmp_path)
-    for backend in ("gigatoken", "transformers", "sentencepiece"):
+    for backend in ("gigatoken", "tokenizers", "sentencepiece"):
         flags = ("--tokenizer", shared / "tokenizer/tokenizer.model", "--backend", backend, "--output_dir", backend)
         run("tokenize_jsonl.py", *flags, cwd=tmp_path)
-    files = sorted((tmp_path / "transformers").rglob("*.npy"))
+    files = sorted((tmp_path / "tokenizers").rglob("*.npy"))
     assert len(files) == 44
     for path in files:
         for backend in ("gigatoken", "sentencepiece"):
-            assert path.read_bytes() == (tmp_path / backend / path.relative_to(tmp_path / "transformers")).read_bytes()
+            assert path.read_bytes() == (tmp_path / backend / path.relative_to(tmp_path / "tokenizers")).read_bytes()
 
 
 def test_the_demo_corpus_has_all_domains_and_long_documents(world: World, run: Run, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
         rows = []
         for shard_id in range(100):
             shard = passages.PassageShard(tokens, splits, chunks, survey, Path("OUT"), shard_id, 100)
-            tokenizer = passages.PassageTokenizer.find(None, world.tokenized, tokens.fingerprint)
+            tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
             [file] = shard.missing({"cc": requested}, tokenizer, False)
             block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
             rows += [json.loads(line) for line in passages.PassageWriter(shard, tokenizer).lines(block).splitlines()]

@@ -187,6 +187,75 @@ def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World,
     assert np.load(tmp_path / "tokenized/arxiv/empty.npy").tolist() == [0]
 
 
+def cut_off(text: str) -> bytes:
+    return "".join(json.dumps({"text": f"{text} {number}"}) + "\n" for number in range(99)).encode()[:-9]
+
+
+LINES = '{"text": "word"}\n' * 99
+WRONG_SOURCES = {
+    "cut in the middle of a record": ("a.jsonl", cut_off("word"), "ends inside a record, in line 99: it was cut off"),
+    "cut in the middle of a character": ("a.jsonl", '{"text": "日本語"}\n{"text": "日本'.encode()[:-1], "in line 2"),
+    "cut before it was compressed": ("a.jsonl.gz", gzip.compress(cut_off("word")), "ends inside a record, in line 99"),
+    "zeros at its end": ("a.jsonl", b'{"text": "whole"}\n' + bytes(4096), "ends inside a record, in line 2"),
+    "UTF-16": (
+        "a.jsonl",
+        ('{"text": "word"}\n' * 99).encode("utf-16"),
+        "UTF-16 text: convert it with `iconv -f UTF-16",
+    ),
+    "UTF-16 without a mark": ("a.jsonl", ('{"text": "word"}\n' * 99).encode("utf-16-be"), "iconv -f UTF-16BE"),
+    "Latin-1": ("a.jsonl", '{"text": "für"}\n'.encode("latin-1") * 99, "most likely Latin-1 or Windows-1252 text"),
+    "gzip data": ("a.jsonl", gzip.compress(b'{"text": "word"}\n'), "it contains gzip data: end its name in .gz"),
+    "an error page": ("a.jsonl", b"<html>\n<body>404</body>\n", "it is an HTML page"),
+    "another key": (
+        "a.jsonl",
+        b'{"content": "word", "id": 1}\n' * 20,
+        "key 'text': its first one has 'content', 'id'. Pass",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SOURCES)
+def test_a_source_that_is_cut_off_or_something_else_fails_and_says_what_it_is(
+    run: Run, world: World, tmp_path: Path, case: str
+) -> None:
+    name, content, message = WRONG_SOURCES[case]
+    write_jsonl(tmp_path / "data/arxiv/good.jsonl", make_texts(1, 5, 50))
+    (tmp_path / "data/arxiv" / name).write_bytes(content)
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, "--max_bad_lines", 1, cwd=tmp_path, status=1)
+    assert message in done.stderr and f"arxiv/{name}" in done.stderr
+    assert (tmp_path / "tokenized/arxiv/good.npy").exists() and not (tmp_path / "tokenized/arxiv/a.npy").exists()
+
+
+def test_a_whole_last_record_needs_no_line_end(run: Run, world: World, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data/arxiv/a.jsonl", ["one", "two"])
+    path = tmp_path / "data/arxiv/a.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    assert len(reference.documents_of(tmp_path / "tokenized/arxiv/a.npy")) == 2
+
+
+def test_a_wrong_text_key_is_said_once_and_stops_the_run(run: Run, world: World, tmp_path: Path) -> None:
+    for number in range(40):
+        key = "text" if number == 0 else "content"
+        (tmp_path / "data/arxiv").mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"id": number, key: f"some words {number}"})
+        (tmp_path / f"data/arxiv/{number:02}.jsonl").write_text(f"{line}\n" * 20)
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    flags = ("--tokenizer", world.tokenizer)
+    done = run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=2)  # one file has it: found while they are tokenized
+    assert "10 files failed alike: no record of" in done.stderr
+    assert (
+        done.stderr.count("either") == 9 and done.stderr.count("Pass the one that holds the text with --text_key") == 2
+    )
+    (tmp_path / "data/arxiv/00.jsonl").unlink()
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    done = run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=2)  # none has it: found at the start
+    assert done.stderr.count("has the key 'text': its first one has 'id', 'content'. Pass") == 1
+    assert "39 files" in run("tokenize_jsonl.py", *flags, "--text_key", "content", cwd=tmp_path).stdout
+
+
 def test_a_source_that_changes_while_it_is_read_fails(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +277,7 @@ def test_a_source_that_changes_while_it_is_read_fails(
         monkeypatch.setattr(jsonl, "read_range", patched)
         (tmp_path / "tokenized/arxiv_0.npy").unlink(missing_ok=True)
         totals = encoding.Totals()
-        job.tokenize([file], "transformers", 1, "", totals)
+        job.tokenize([file], "tokenizers", 1, "", totals)
         assert len(totals.failures) == num_failures
         assert (tmp_path / "tokenized/arxiv_0.npy").exists() == (not num_failures)
     assert "changed while it was being read" in totals.failures[0]
@@ -280,7 +349,7 @@ def test_too_many_bad_lines_are_the_wrong_file(run: Run, world: World, tmp_path:
     for name, num_bad in (("ten", 10), ("eleven", 11)):
         path = tmp_path / f"data/arxiv/{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([*good, *["bad"] * num_bad]))
+        path.write_text("\n".join([*good, *["bad"] * num_bad, ""]))
     run("get_all_jsonl.py", "data", cwd=tmp_path)
     done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path, status=1)
     assert "eleven.jsonl has 11 bad lines and 100 good ones" in done.stderr and "--max_bad_lines" in done.stderr

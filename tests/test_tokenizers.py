@@ -1,24 +1,31 @@
-"""All backends give the same ids, and text is text.    pytest tests/test_tokenizers.py"""
+"""What a tokenizer is, and that every backend gives its ids.    pytest tests/test_tokenizers.py"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 
-from cepe_data import tokenizers
+from cepe_data import backends, tokenizers
 from cepe_data.errors import ArgumentError
-from tests.conftest import HARD_TEXTS, PROJECT, World
+from cepe_data.tokenizers import TokenizerFiles
+from tests import tokenizer_kinds as kinds
+from tests.conftest import HARD_TEXTS, PROJECT, Run, World, write_jsonl
 
 PIECES = st.sampled_from(
     ["  ", "\n\n", "<s>", "</s>", "<unk>", "\u2581", "日本", "e\u0301", "👩‍👩‍👧", "\0", "ab", "\ufeff"]
@@ -31,118 +38,349 @@ def split(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
 
 
+# -- the ids of every family -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_ids_bos_eos_and_vocabulary_are_those_of_the_library(tmp_path: Path, name: str) -> None:
+    kind = kinds.make_kind(tmp_path / "source", name)
+    loaded = tokenizers.load(str(kind.path))
+    identity = loaded.identity
+    assert (identity.bos_id, identity.eos_id, identity.vocab_size) == (kind.bos_id, kind.eos_id, kind.vocab_size)
+    tokenizers.save(loaded, tmp_path / "saved")
+    tokenizers.check_saved(tmp_path / "saved", identity)
+    saved = tokenizers.read_saved(tmp_path / "saved")
+    texts = kinds.generated_texts(2000, kind.added)
+    # A model that is not BPE has its special tokens as pieces, which tokenizers cannot be told not to find.
+    finds_special = name in {"unigram json", "wordlevel"}
+    plain = [re.sub("|".join(map(re.escape, kind.special)), " ", text) if finds_special else text for text in texts]
+    expected = [kind.encode(text) for text in plain]
+    assert len({*itertools.chain(*expected)}) > kind.vocab_size // 3, "most pieces occur"
+    used = []
+    for backend in backends.BACKENDS:
+        try:
+            assert backends.choose_backend(saved, backend, []) == backend
+        except ArgumentError:
+            continue
+        used.append(backend)
+        encode = backends.make_encoder(backend, saved)
+        assert split(*encode(plain)) == expected
+        special = {saved.identity.bos_id, saved.identity.eos_id}
+        assert not special & {*encode(texts)[0].tolist()}, "special tokens in a text are plain text"
+    assert backends.choose_backend(saved, None, []) == used[0]
+    assert backends.reference_backend(saved) in used
+
+
+def test_special_pieces_of_a_unigram_model_are_plain_text(tmp_path: Path) -> None:
+    loaded = tokenizers.load(str(kinds.make_kind(tmp_path, "unigram json").path))
+    [ids] = split(*backends.make_encoder("tokenizers", loaded)([f"a {kinds.EOS} b <unk>"]))
+    name_of = backends.make_piece_names(loaded)
+    assert (
+        "".join(name_of(number) or "" for number in ids).startswith("\u2581a\u2581")
+        and loaded.identity.eos_id not in ids
+    )
+    assert loaded.identity.vocab_size == 700
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen, NFC", "unigram json"])
+def test_the_default_backend_is_used_for_what_it_can_do_and_the_next_one_says_why(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    kind = kinds.make_kind(tmp_path / "tokenizer", name)
+    write_jsonl(tmp_path / "data/arxiv/a.jsonl", kinds.generated_texts(50))
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    done = run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path)
+    is_default = name in {"llama", "gpt2"}
+    assert ("the backend is tokenizers: gigatoken cannot take this tokenizer" in done.stdout) == (not is_default)
+    assert "Location" not in done.stdout + done.stderr
+    run("sanity_check.py", "--deep", "--texts", 100, cwd=tmp_path)
+    flags = ("--tokenizer", kind.path, "--output_dir", "explicit", "--backend", "gigatoken")
+    done = run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=0 if is_default else 2)
+    assert is_default or "gigatoken cannot take this tokenizer" in done.stderr
+
+
+def test_unicode_tables_that_differ_change_no_byte(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path, "qwen, NFC")
+    loaded = tokenizers.load(str(kind.path))
+    text = "a\u1df8\u1df9"  # marks that are ordered otherwise since Unicode 9
+    for backend in (backends.choose_backend(loaded, None, [text]), "tokenizers"):
+        assert split(*backends.make_encoder(backend, loaded)([text])) == [kind.encode(text)]
+
+
+# -- what the files say ------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_of_llama_2_stays(shared: Path, tmp_path: Path) -> None:
+    loaded = tokenizers.load(str(shared / "tokenizer/tokenizer.model"))
+    assert loaded.identity == tokenizers.TokenizerIdentity("14b2fa24889c6b2e", 32000, 1, 2)
+    from transformers import LlamaTokenizerFast
+
+    fast = LlamaTokenizerFast(vocab_file=str(shared / "tokenizer/tokenizer.model"), legacy=True, add_prefix_space=True)
+    fast.save_pretrained(tmp_path)
+    both = tokenizers.load(str(tmp_path))
+    assert both.identity == loaded.identity and both.sentencepiece_model == loaded.sentencepiece_model
+    assert json.loads(both.tokenizer_json or "") == json.loads(loaded.tokenizer_json or "")
+    assert both.decoding_fingerprint == loaded.decoding_fingerprint
+
+
+def test_added_tokens_that_are_text_count_in_the_fingerprint_and_special_ones_do_not(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path / "plain", "gpt2")
+    fingerprints = [tokenizers.load(str(kind.path)).identity.fingerprint]
+    for name, is_special in (("special", True), ("text", False)):
+        shutil.copytree(kind.path, tmp_path / name)
+        content = json.loads((kind.path / "tokenizer.json").read_text())
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": is_special}
+        content["added_tokens"].append({"id": 700, "content": "        ", **flags})
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(content))
+        fingerprints.append(tokenizers.load(str(tmp_path / name)).identity.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    models = [kinds.make_kind(tmp_path / name, name) for name in ("llama", "llama with user-defined symbols")]
+    assert len({tokenizers.load(str(model.path)).identity.fingerprint for model in models}) == 2
+
+
+def test_the_model_beside_a_tokenizer_json_is_kept_only_if_it_is_the_same_tokenizer(tmp_path: Path) -> None:
+    one, other = (kinds.make_kind(tmp_path / name, name) for name in ("llama", "llama with control symbols"))
+    tokenizers.save(tokenizers.load(str(one.path)), tmp_path / "saved")
+    assert tokenizers.load(str(tmp_path / "saved")).sentencepiece_model == one.path.read_bytes()
+    for content in (other.path.read_bytes(), b"IQ== 0\nIg== 1\n"):
+        (tmp_path / "saved/tokenizer.model").write_bytes(content)
+        loaded = tokenizers.load(str(tmp_path / "saved"))
+        assert loaded.sentencepiece_model is None and loaded.identity.vocab_size == 600
+
+
+Change = Callable[[Path], object]
+
+
+def edit(name: str, **values: Any) -> Change:
+    """Change a JSON file in the folder of a tokenizer; `...` removes a key."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        content = {key: value for key, value in {**content, **values}.items() if value is not ...}
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+def edit_model(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 0.1
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+CONFIG = "tokenizer_config.json"
+WRONG_FILES: dict[str, tuple[Change, str]] = {
+    "no configuration": (lambda folder: (folder / CONFIG).unlink(), f'set "eos_token" in .*{CONFIG}'),
+    "no EOS named": (edit(CONFIG, eos_token=...), f'set "eos_token" in .*{CONFIG}'),
+    "EOS is null": (edit(CONFIG, eos_token=None), f'set "eos_token" in .*{CONFIG}'),
+    "EOS not in the vocabulary": (
+        edit(CONFIG, eos_token="</s>"),
+        f"{CONFIG}: \"eos_token\" is '</s>', which .*json does not",
+    ),
+    "BOS not in the vocabulary": (edit(CONFIG, bos_token={"content": "<s>"}), "\"bos_token\" is '<s>'"),
+    "BOS is empty": (edit(CONFIG, bos_token=""), "\"bos_token\" is ''"),
+    "BOS not named, but put before a text": (edit(CONFIG, bos_token=...), 'set "bos_token" in .* to it, or to null'),
+    "two files disagree": (edit("special_tokens_map.json", eos_token="e"), 'disagree: "eos_token" is'),
+    "an added token of the configuration only": (
+        edit(CONFIG, added_tokens_decoder={"700": {"content": "<tool>", "special": False}}),
+        "added token '<tool>' with the id 700, but in .* it does not exist",
+    ),
+    "random merges": (edit_model, '"dropout" of its model makes ids random'),
+    "a git-lfs pointer": (lambda folder: (folder / "tokenizer.json").write_text(POINTER), "git lfs pull"),
+    "half of a tokenizer.json": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"model'),
+        "is not a JSON file",
+    ),
+    "an older tokenizer.json": (lambda folder: (folder / "tokenizer.json").write_text('{"v": 1}'), "cannot be read by"),
+    "neither file": (lambda folder: (folder / "tokenizer.json").unlink(), "neither tokenizer.json nor tokenizer.model"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_files_that_do_not_say_what_the_tokenizer_is_are_an_error_that_names_the_key(tmp_path: Path, case: str) -> None:
+    change, message = WRONG_FILES[case]
+    kind = kinds.make_kind(tmp_path / "llama", "llama3")
+    edit("config.json", model_type="llama")(kind.path)  # which transformers takes for a LLaMA-2 tokenizer
+    change(kind.path)
+    with pytest.raises(ArgumentError, match=message):
+        tokenizers.load(str(kind.path))
+
+
+def test_a_configuration_may_say_that_there_is_no_bos(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path, "llama3")
+    edit(CONFIG, bos_token=None)(kind.path)
+    edit("special_tokens_map.json", eos_token={"content": kinds.EOS})(kind.path)
+    assert tokenizers.load(str(kind.path)).identity.bos_id is None
+
+
+def test_a_sentencepiece_model_and_the_configuration_beside_it_must_agree(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path, "llama")
+    kind.path.rename(tmp_path / "tokenizer.model")
+    edit(CONFIG, bos_token="<s>", eos_token="</s>")(tmp_path)
+    assert tokenizers.load(str(tmp_path)).identity.eos_id == 2
+    edit(CONFIG, eos_token="e")(tmp_path)
+    with pytest.raises(ArgumentError, match="name 'e' as \"eos_token\", its own is '</s>'"):
+        tokenizers.load(str(tmp_path))
+    edit(CONFIG, eos_token="</s>", added_tokens_decoder={"600": {"content": "    ", "special": False}})(tmp_path)
+    with pytest.raises(ArgumentError, match="adds the token '    ' with the id 600"):
+        tokenizers.load(str(tmp_path))
+
+
+def test_a_name_that_is_no_tokenizer_gets_its_own_sentence(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path / "json", "gpt2")
+    kinds.train_sentencepiece(tmp_path / "no_eos.model", **{**kinds.LLAMA_OPTIONS, "eos_id": -1})
+    (tmp_path / "text.model").write_text("no model")
+    (tmp_path / "pointer.model").write_text(POINTER)
+    (tmp_path / "llama3.model").write_text("IQ== 0\nIg== 1\n")
+    for name, message in (
+        (kind.path / "tokenizer.json", f"pass its folder, {kind.path}"),
+        (tmp_path / "no_eos.model", "no EOS: it was trained with eos_id=-1"),
+        (tmp_path / "text.model", "is not a SentencePiece model$"),
+        (tmp_path / "pointer.model", "git-lfs pointer to one: run `git lfs pull`"),
+        (tmp_path / "llama3.model", "a tiktoken vocabulary .* pass the folder of the Hugging Face release"),
+        (tmp_path / "gone.model", "does not exist: pass a hub name"),
+        ("none/such", "no tokenizer 'none/such'"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            tokenizers.load(str(name))
+
+
+def test_a_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--some--name/snapshots/0123"
+    kind = kinds.make_kind(snapshot, "gpt2")
+    (tmp_path / "models--some--name/refs").mkdir()
+    (tmp_path / "models--some--name/refs/main").write_text("0123")
+    script = "from cepe_data import tokenizers; print(tokenizers.load('some/name').identity.vocab_size)"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == kind.vocab_size and "looking for it on the Hugging Face hub" in done.stderr
+
+
+def test_token_files_of_an_earlier_version_that_asked_transformers_are_found(run: Run, tmp_path: Path) -> None:
+    from transformers import LlamaTokenizerFast
+
+    from cepe_data import atomic
+
+    kind = kinds.make_kind(tmp_path / "source", "llama with other names of BOS and EOS")
+    write_jsonl(tmp_path / "data/arxiv/a.jsonl", kinds.generated_texts(50))
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path)
+    run("sanity_check.py", cwd=tmp_path)
+    shutil.rmtree(tmp_path / "tokenized/tokenizer")
+    fast = LlamaTokenizerFast(vocab_file=str(kind.path), legacy=True, add_prefix_space=True)
+    fast.save_pretrained(tmp_path / "converted")
+    (tmp_path / "converted/tokenizer.model").rename(tmp_path / "tokenizer.model")
+    old = tokenizers.load(str(tmp_path / "converted")).identity
+    assert (old.bos_id, old.eos_id, old.vocab_size) == (600, 601, 602), "transformers adds BOS and EOS"
+    with atomic.Draft(tmp_path / "tokenized/tokenizer", {"tokenizer": old.as_json()}, is_folder=True) as draft:
+        fast.save_pretrained(draft.path)
+        draft.publish()
+    for script in ("tokenize_jsonl.py", "sanity_check.py"):
+        done = run(script, cwd=tmp_path, status=1)
+        assert "was saved by an earlier version" in done.stdout + done.stderr
+
+
+# -- the world's tokenizer ---------------------------------------------------------------------------------------------
+
+
+def saved_of(world: World) -> TokenizerFiles:
+    return tokenizers.read_saved(world.tokenized / "tokenizer")
+
+
 def test_backends_give_the_same_ids_and_the_text_comes_back(world: World) -> None:
-    name = str(world.tokenizer)
-    tokenizer = tokenizers.load_pretrained(name)
-    saved = world.tokenized / "tokenizer"
-    encoders = [tokenizers.make_encoder(backend, saved) for backend in tokenizers.BACKENDS]
-    plain = SentencePieceProcessor(model_file=name)
+    saved = saved_of(world)
+    encoders = [backends.make_encoder(backend, saved) for backend in backends.BACKENDS]
+    decode = backends.make_decoder(saved)
+    plain = SentencePieceProcessor(model_file=str(world.tokenizer))
 
     @settings(max_examples=300, deadline=None)
     @given(st.lists(HARD, min_size=1, max_size=4))
     def check(texts: list[str]) -> None:
-        wanted = [plain.encode(text) for text in texts]
+        expected = [plain.encode(text) for text in texts]
         for encode in encoders:
-            assert split(*encode(texts)) == wanted
-        for text, ids in zip(texts, wanted, strict=True):
-            decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            assert decoded == text.replace("\u2581", " ")
+            assert split(*encode(texts)) == expected
+        assert decode(*encoders[0](texts)) == [text.replace("\u2581", " ") for text in texts]
 
     check()
-    tokenizers.refuse_other_ids("gigatoken", saved, [*tokenizers.HARD_TEXTS, *HARD_TEXTS])
+    backends.choose_backend(saved, "gigatoken", HARD_TEXTS)
 
 
-def test_decoding_is_that_of_transformers_at_every_split_of_every_character(world: World, tmp_path: Path) -> None:
-    make_byte_level(tmp_path)
-    text = "a 日本語 b👩‍👩‍👧 \u2581\u2581 é\0 \U0010ffff<s> ﬁn"
-    for folder in (world.tokenized / "tokenizer", tmp_path):
-        tokenizer = tokenizers.load_pretrained(str(folder))
-        decode = tokenizers.make_decoder((folder / "tokenizer.json").read_text())
-        [ids], draw = [tokenizers.make_encoder("transformers", folder)([text])[0]], np.random.default_rng(0)
-        slices = [ids[start:stop] for start in range(len(ids)) for stop in range(start, len(ids) + 1)]
-        assert len(ids) > 30 and any("\ufffd" in tokenizer.decode(part) for part in slices)
-        # Bytes, special tokens and pieces in any order: runs of bytes that are UTF-8 in part, or over a special token.
-        highest = min(len(tokenizer), 400)
-        slices += [draw.integers(0, highest, draw.integers(0, 12)).astype(np.int32) for _ in range(2000)]
-        texts = decode(np.concatenate(slices), np.array([len(part) for part in slices]))
-        for part, found in zip(slices, texts, strict=True):
-            assert found == tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "llama with user-defined symbols", "unigram"])
+def test_decoding_is_that_of_the_library_at_every_split_of_every_character(tmp_path: Path, name: str) -> None:
+    kind = kinds.make_kind(tmp_path / "source", name)
+    loaded = tokenizers.load(str(kind.path))
+    tokenizers.save(loaded, tmp_path / "saved")
+    text = "a 日本語 b👩‍👩‍👧 \u2581\u2581 é\0 \U0010ffff<s> ﬁn Newton"
+    decode = backends.make_decoder(loaded)
+    ids = np.array(kind.encode(text), np.int32)
+    draw = np.random.default_rng(0)
+    slices = [ids[start:stop] for start in range(len(ids)) for stop in range(start, len(ids) + 1)]
+    # Bytes, special tokens and pieces in any order: runs of bytes that are UTF-8 in part, or over a special token.
+    slices += [draw.integers(0, kind.vocab_size, draw.integers(0, 12)).astype(np.int32) for _ in range(2000)]
+    if loaded.tokenizer_json is None:
+        library = SentencePieceProcessor(model_file=str(kind.path))
+        expected = [library.decode(part.tolist()) for part in slices]
+    else:
+        from transformers import AutoTokenizer
+
+        reader = AutoTokenizer.from_pretrained(tmp_path / "saved")
+        flags = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        expected = [reader.decode(part, **flags) for part in slices]
+        assert any("\ufffd" in one for one in expected)
+    assert decode(np.concatenate(slices), np.array([len(part) for part in slices])) == expected
 
 
 def test_a_saved_tokenizer_is_the_same_one(world: World) -> None:
-    from_model = tokenizers.identify(tokenizers.load_pretrained(str(world.tokenizer)), "model")
+    from_model = tokenizers.load(str(world.tokenizer))
     saved = world.tokenized / "tokenizer"
-    reloaded = tokenizers.load_pretrained(str(saved))
-    assert tokenizers.identify(reloaded, "saved") == from_model == tokenizers.saved_identity(saved)
-    assert (from_model.bos_id, from_model.eos_id, from_model.vocab_size) == (1, 2, 800)
+    assert tokenizers.load(str(saved)) == tokenizers.read_saved(saved) == from_model
+    assert tokenizers.saved_identity(saved) == from_model.identity
+    identity = from_model.identity
+    assert (identity.bos_id, identity.eos_id, identity.vocab_size) == (1, 2, 800)
 
 
-def make_byte_level(folder: Path, with_eos: bool = True) -> None:
-    """A byte-level BPE with more than 65,536 words and no BOS; words that no merge makes fill the vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocab = {piece: number for number, piece in enumerate([*sorted(alphabet), *(f"filler{n}" for n in range(69_000))])}
-    vocab["he"], vocab["hel"] = len(vocab), len(vocab) + 1
-    core = Tokenizer(models.BPE(vocab, [("h", "e"), ("he", "l")]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    eos = {"eos_token": "<|endoftext|>"} if with_eos else {}
-    PreTrainedTokenizerFast(tokenizer_object=core, **eos).save_pretrained(folder)
-
-
-def test_a_byte_level_tokenizer_with_a_large_vocabulary_and_no_bos_works(tmp_path: Path) -> None:
-    make_byte_level(tmp_path)
-    tokenizer = tokenizers.load_pretrained(str(tmp_path))
-    identity = tokenizers.identify(tokenizer, "byte level")
-    assert identity.bos_id is None and identity.vocab_size > 65_536 and identity.eos_id == identity.vocab_size - 1
-    for backend in ("transformers", "gigatoken"):
-        [ids] = split(*tokenizers.make_encoder(backend, tmp_path)(["hello <|endoftext|>"]))
-        assert identity.eos_id not in ids and max(ids) > 65_536
-        assert tokenizer.decode(ids) == "hello <|endoftext|>"
+def test_a_vocabulary_above_65536_and_no_bos_work(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path, "gpt2")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {f"filler{number}": 700 + number for number in range(69_000)}
+    content["model"]["vocab"]["!!"] = 69_700
+    content["model"]["merges"].append(["!", "!"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    loaded = tokenizers.load(str(kind.path))
+    assert loaded.identity.bos_id is None and loaded.identity.vocab_size == 69_701
+    for backend in ("tokenizers", "gigatoken"):
+        ids = backends.make_encoder(backend, loaded)([f"hello!! {kinds.EOS}"])[0]
+        assert loaded.identity.eos_id not in ids and max(ids) == 69_700
+        assert backends.make_decoder(loaded)(ids, np.array([len(ids)])) == [f"hello!! {kinds.EOS}"]
     with pytest.raises(ArgumentError, match="needs a SentencePiece model"):
-        tokenizers.make_encoder("sentencepiece", tmp_path)
+        backends.make_encoder("sentencepiece", loaded)
 
 
-def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path) -> None:
-    make_byte_level(tmp_path / "no_eos", with_eos=False)
-    with pytest.raises(ArgumentError, match="no EOS"):
-        tokenizers.identify(tokenizers.load_pretrained(str(tmp_path / "no_eos")), "no_eos")
-    with pytest.raises(ArgumentError, match="no tokenizer 'none/such'"):
-        tokenizers.load_pretrained("none/such")
-    (tmp_path / "text.model").write_text("no model")
-    with pytest.raises(ArgumentError, match="no SentencePiece model"):
-        tokenizers.load_pretrained(str(tmp_path / "text.model"))
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(["some text to train on, once and again"] * 9),
-        model_prefix=str(tmp_path / "unigram"),
-        vocab_size=20,
-        minloglevel=2,
-    )
-    with pytest.raises(ArgumentError, match="without model_type BPE, byte_fallback"):
-        tokenizers.load_pretrained(str(tmp_path / "unigram.model"))
-
-
-def test_a_backend_that_differs_is_refused_with_the_text(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_backend_that_differs_is_not_used(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = world.tokenized / "tokenizer"
-    right = tokenizers.make_encoder("gigatoken", saved)
+    saved, make = saved_of(world), backends.make_encoder
 
-    def wrong(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, lengths = right(texts)
-        return (ids + ("needle" in texts[0]) * (np.arange(len(ids)) == 2)).astype(np.int32), lengths
+    def make_wrong(backend: str, tokenizer: TokenizerFiles) -> backends.Encoder:
+        right = make(backend, tokenizer)
 
-    monkeypatch.setattr(tokenizers, "make_encoder", lambda *_: wrong)
-    tokenizers.refuse_other_ids("gigatoken", saved, ["no difference here"])
+        def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            ids, lengths = right(texts)
+            return (ids + ("needle" in texts[0]) * (np.arange(len(ids)) == 2)).astype(np.int32), lengths
+
+        return encode if backend == "gigatoken" else right
+
+    monkeypatch.setattr(backends, "make_encoder", make_wrong)
+    assert backends.choose_backend(saved, None, ["no difference here"]) == "gigatoken"
+    assert backends.choose_backend(saved, None, ["fine", "a needle in it"]) == "tokenizers"
+    assert "the backend is tokenizers: gigatoken gives other ids than" in capsys.readouterr().out
     with pytest.raises(ArgumentError, match=r"other ids .* from token 2 on, for the text 'a needle in it'"):
-        tokenizers.refuse_other_ids("gigatoken", saved, ["fine", "a needle in it"])
+        backends.choose_backend(saved, "gigatoken", ["fine", "a needle in it"])
 
 
 def test_backends_agree_on_twenty_thousand_generated_strings_and_a_megabyte_without_a_space(world: World) -> None:
-    saved = world.tokenized / "tokenizer"
-    encoders = [tokenizers.make_encoder(backend, saved) for backend in tokenizers.BACKENDS]
+    encoders = [backends.make_encoder(backend, saved_of(world)) for backend in backends.BACKENDS]
     draw = random.Random(7)
     alphabet = [
         " ",
@@ -196,9 +434,9 @@ def test_a_signal_while_gigatoken_encodes_stops_the_run(world: World, tmp_path: 
     script.write_text(
         "import os, signal, sys, threading\n"
         "from pathlib import Path\n"
-        "from cepe_data import cli, tokenizers\n"
+        "from cepe_data import backends, cli, tokenizers\n"
         "def main():\n"
-        "    encode = tokenizers.make_encoder('gigatoken', Path(sys.argv[1]))\n"
+        "    encode = backends.make_encoder('gigatoken', tokenizers.read_saved(Path(sys.argv[1])))\n"
         "    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
         "    for number in range(1000):\n"
         "        encode([f'some {other} words {number * other} {other * other}' for other in range(20_000)])\n"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import xxhash
 
-from cepe_data import cli, keyed, records, tokenizers, workers
+from cepe_data import backends, cli, keyed, records, tokenizers, workers
 from cepe_data.checks import sets
 from cepe_data.checks.report import Report
 from cepe_data.checks.sources import SourceDocuments
@@ -64,9 +64,7 @@ class PassageChecker:
             self._identity = tokenizers.saved_identity(saved)
         except DamagedFileError:  # the check of the token files says so
             self._identity = None
-        self._decode: tokenizers.Decoder | None = None
-        if self._identity is not None:
-            self._decode = tokenizers.make_decoder((saved / "tokenizer.json").read_text(encoding="utf-8"))
+        self._decode = backends.make_decoder(tokenizers.read_saved(saved)) if self._identity else None
 
     @classmethod
     def prepare(cls, *arguments: Any) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cepe_data import cli, corpus, mds, records, tokenizers
+from cepe_data import backends, cli, corpus, mds, records, tokenizers
 from cepe_data.checks import sets
 from cepe_data.embeddings import passage_ids
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.npy import NpyRows
 from cepe_data.token_file import TokenFile, read_tokenizer
+from cepe_data.tokenizers import TokenizerFiles
 from cepe_data.window_sets import rows_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 HELP = "show one row as text"
 
@@ -59,16 +56,17 @@ def run(args: argparse.Namespace) -> int:
     rows = mds.Rows(args.path)
     if args.row >= len(rows):
         raise ArgumentError(f"{args.path} has {len(rows)} rows, numbered from 0: there is no row {args.row}")
-    name = args.tokenizer or str(args.tokenized_dir / "tokenizer")
-    tokenizer = tokenizers.load_pretrained(name)
-    refuse_other_tokenizer(args, columns, name, tokenizers.identify(tokenizer, name).fingerprint)
+    set_of_tokens = input_folder(args) if "target_index" in columns else args.path
+    fingerprint = (records.read_meta(set_of_tokens) or {}).get("tokenizer")
+    tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
+    decode = backends.make_decoder(tokenizer, keep_special_tokens=True)
     row = rows[args.row]
     cli.say(
         f"{args.path} row {args.row} of {len(rows)}: " + ", ".join(f"{name} {kind}" for name, kind in columns.items())
     )
 
     def print_text(title: str, ids: np.ndarray) -> None:
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        [text] = decode(ids.astype(np.int32), np.array([len(ids)]))
         cli.say(f"--- {title}, {len(ids)} tokens\n{cut_middle(text, args.max_characters)}")
 
     if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(columns):
@@ -96,17 +94,6 @@ def run(args: argparse.Namespace) -> int:
         print_text("prev_token_ids", row["prev_token_ids"])
         print_text("token_ids", row["token_ids"])
     return cli.EXIT_OK
-
-
-def refuse_other_tokenizer(args: argparse.Namespace, columns: Mapping[str, str], name: str, fingerprint: str) -> None:
-    """Raise ArgumentError unless it made the tokens of the set, as far as a meta file tells."""
-    folder = input_folder(args) if "target_index" in columns else args.path
-    made_by = (records.read_meta(folder) or {}).get("tokenizer")
-    if made_by not in {None, fingerprint}:
-        raise ArgumentError(
-            f"the tokenizer {name} ({fingerprint}) is not the one whose tokens are in {folder} ({made_by}): pass "
-            f"--tokenized_dir, the folder of its token files, or --tokenizer"
-        )
 
 
 def retrieved_passages(args: argparse.Namespace, row: dict) -> Iterator[tuple[str, np.ndarray]]:
@@ -189,14 +176,15 @@ def input_row(args: argparse.Namespace) -> dict:
     return mds.Rows(folder)[args.row]
 
 
-def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: PreTrainedTokenizerFast, num_positions: int) -> None:
+def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int) -> None:
     """What the teacher expects after some of the positions, beside what comes."""
     probabilities, indices = row["target_prob"], row["target_index"]
-    pieces = tokenizer.convert_ids_to_tokens(token_ids.tolist())
+    piece_of = backends.make_piece_names(tokenizer)
+    pieces = [piece_of(number) for number in token_ids.tolist()]
     cli.say("position  token → next token: what the teacher expects, and the mass of all it does not name")
     for position in np.linspace(0, len(indices) - 1, num_positions).astype(int).tolist():
         best = zip(indices[position, :5].tolist(), probabilities[position, :5], strict=True)
-        expected = "  ".join(f"{tokenizer.convert_ids_to_tokens(index)} {prob:.3f}" for index, prob in best)
+        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best)
         following = pieces[position + 1] if position + 1 < len(pieces) else "(end of the row)"
         cli.say(
             f"{position:>8}  {pieces[position]} → {following}: {expected}  (rest {probabilities[position, -1]:.3g})"

@@ -42,7 +42,7 @@ from cepe_data.checks.units import (
 )
 from cepe_data.encoding import Job
 from cepe_data.errors import DamagedFileError, PipelineError
-from cepe_data.passages import PassageShard, PassageTokenizer
+from cepe_data.passages import PassageShard
 from cepe_data.window_sets import WindowSampler
 from retrieval import embed_passages, search, write_mds
 
@@ -140,7 +140,7 @@ def find_decoding(args: argparse.Namespace, tokens: OpenTokens) -> str | None:
     """The hash of how texts are decoded; None if it is not to be known without loading a tokenizer."""
     if args.tokenizer is None and tokens.surveys:
         with contextlib.suppress(PipelineError):
-            return PassageTokenizer.find(None, args.tokenized_dir, tokens.tokens.fingerprint).decoding
+            return tokenizers.find(None, args.tokenized_dir, tokens.tokens.fingerprint).decoding_fingerprint
     return None
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import xxhash
 
-from cepe_data import corpus, duplicates, jsonl, keyed, records, tokenizers
+from cepe_data import backends, corpus, duplicates, jsonl, keyed, records, tokenizers
 from cepe_data.checks import sets
+from cepe_data.encoding import hash_text
 from cepe_data.errors import DamagedFileError
 from cepe_data.token_file import TOKEN_DTYPE, TokenFile, add_bos_eos, hash_path, read_tokenizer
 from cepe_data.windows import DocumentWindows
@@ -23,7 +23,7 @@ WINDOW_STEP = 4096  # the DECODER_LENGTH of the README's sample_mds_ab.py
 NUM_LENGTH_BINS = 64
 READ_TOKENS = 1 << 18  # what is read stays in a core's cache while it is hashed and looked at
 MARK_AGAIN = "sanity_check.py duplicates --overwrite marks copies again"
-MAX_TEXT_CHARACTERS = 1 << 20  # transformers takes a second for it
+MAX_TEXT_CHARACTERS = 1 << 20  # the slowest reference takes a second for it
 
 
 @dataclass
@@ -141,7 +141,11 @@ class FileChecker:
         if source != (file.path, file.num_bytes):
             what = f"was made from {source[0]} with {source[1]} bytes, the list says {file.path} with {file.num_bytes}"
             found.append((tokens.path, what))
-        made_by = result.tokenizer = read_tokenizer(tokens.path, meta).fingerprint
+        identity = read_tokenizer(tokens.path, meta)
+        for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
+            if number is not None and not 0 <= number < identity.vocab_size:
+                found.append((tokens.path, f"has the {name} {number} of a vocabulary of {identity.vocab_size:,}"))
+        made_by = result.tokenizer = identity.fingerprint
         if self.saved is not None and made_by != self.saved.fingerprint:
             what = f"was made with another tokenizer ({made_by}) than the saved one ({self.saved.fingerprint})"
             found.append((tokens.path, what))
@@ -194,7 +198,7 @@ class FileChecker:
         for start, line in sample_lines(source, self.num_texts, draw):
             for text in jsonl.parse_documents(1, line, tokens.meta["made_with"]["text_key"])[0]:
                 if len(text) <= MAX_TEXT_CHARACTERS:
-                    texts[xxhash.xxh3_64_intdigest(text)] = start, text
+                    texts[hash_text(text)] = start, text
         for found in find_documents(tokens, np.array(sorted(texts), np.uint64)):
             start, text = texts.pop(found.hash)
             ids = add_bos_eos(*encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
@@ -268,8 +272,9 @@ def _run_length(starts: np.ndarray, ends: np.ndarray) -> int:
 
 
 @cache
-def _load_encoder(folder: Path) -> tokenizers.Encoder:
-    return tokenizers.make_encoder("transformers", folder)
+def _load_encoder(folder: Path) -> backends.Encoder:
+    tokenizer = tokenizers.read_saved(folder)
+    return backends.make_encoder(backends.reference_backend(tokenizer), tokenizer)
 
 
 def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tuple[int, bytes]]:

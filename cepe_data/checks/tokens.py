@@ -60,9 +60,12 @@ def check_tokenizer(report: Report, folder: Path) -> tokenizers.TokenizerIdentit
         for path in records.damaged_files(folder, meta) if meta else ():
             report.found(path, "is not what was written: remove its folder, and name the tokenizer again")
             return None
-        return tokenizers.saved_identity(folder)
+        identity = tokenizers.saved_identity(folder)
+        if identity is not None:
+            tokenizers.check_saved(folder, identity)
+        return identity
     except DamagedFileError as error:
-        report.found(folder, str(error))
+        report.found(folder, str(error).removeprefix(f"{folder} "))
     return None
 
 

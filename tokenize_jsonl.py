@@ -163,7 +163,7 @@ def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> 
     """Print, per shard, what it would take, from a measured sample of every domain's largest file."""
     root = corpus.require_data_dir(args.data_dir, args.file_list)
     saved = args.output_dir / "tokenizer"
-    with tempfile.TemporaryDirectory() as scratch:
+    with atomic.naming(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
         identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", False)
         if not args.overwrite:

@@ -3,8 +3,9 @@
     python benchmarks/tokenize.py            # about 5 minutes on 2 cores, 6 GB of disk
 
 Text is the corpus once, in order (../shared/corpus where it is, else the demo's), so that a backend's cache of words is
-not flattered; it is repeated for scaling and memory only. Rates are MB of UTF-8 text a second and leave start-up out on
-both sides. "One worker" is a whole process tree pinned to one core.
+not flattered; it is repeated for scaling and memory only. A corpus of less than MIN_MEGABYTES is filled up with texts
+of its own words. Rates are MB of UTF-8 text a second and leave start-up out on both sides; the project's is measured by
+itself. "One worker" is a whole process tree pinned to one core.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ sys.path[0] = (
 
 import argparse
 import itertools
+import json
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -29,6 +32,7 @@ import numpy as np
 from benchmarks.common import (
     PROJECT,
     Bars,
+    best_seconds,
     find_corpus,
     on_cores,
     peak_tree_bytes,
@@ -39,17 +43,18 @@ from cepe_data import backends, corpus, encoding, jsonl, tokenizers, workers
 
 Text = list[bytes]  # json lines
 SHORT_DOMAINS = ("c4-rp", "stackexchange", "wiki", "github", "cc")
+MIN_MEGABYTES = 24
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data for scaling and memory")
+    parser.add_argument("--quick", action="store_true", help="a third of the data for scaling and memory")
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    megabytes = 20 if args.quick else 200
+    megabytes = 60 if args.quick else 200
     bars = Bars()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -67,18 +72,37 @@ def prepare(folder: Path) -> tuple[Path, Text, Text]:
     data, model = find_corpus(folder)
     start = time.perf_counter()
     workers.run_in_child(save_tokenizer, model, folder / "tokenizer")
-    print(f"start-up, transformers' conversion of the tokenizer: {time.perf_counter() - start:.1f} s")
+    print(f"start-up, reading and saving the tokenizer: {time.perf_counter() - start:.1f} s")
     start = time.perf_counter()
-    on_cores(
-        [0],
-        encoding.SegmentEncoder.prepare,
-        "gigatoken",
-        folder / "tokenizer",
-        saved_identity(folder / "tokenizer"),
-        "text",
-    )
-    print(f"start-up, a worker with gigatoken: {time.perf_counter() - start:.1f} s")
-    return folder / "tokenizer", read_lines(data, ("book",)), read_lines(data, SHORT_DOMAINS)
+    chosen = on_cores([0], choose_backend, folder / "tokenizer")
+    print(f"start-up, comparing {chosen} with the reference: {time.perf_counter() - start:.1f} s")
+    for num_workers in (1, 2):
+        seconds = on_cores(list(range(num_workers)), startup_seconds, folder / "tokenizer", num_workers)
+        print(f"start-up, {num_workers} workers with gigatoken: {seconds:.2f} s")
+    return folder / "tokenizer", fill_up(read_lines(data, ("book",))), fill_up(read_lines(data, SHORT_DOMAINS))
+
+
+def choose_backend(tokenizer_folder: Path) -> str:
+    """The backend that a run would use."""
+    return backends.choose_backend(tokenizers.read_saved(tokenizer_folder), None, [])
+
+
+def fill_up(lines: Text) -> Text:
+    """The lines, and texts of their words up to MIN_MEGABYTES: of the same lengths, the words in random order and as
+    frequent as they are, one in fifty with its letters shuffled, since a corpus never ends to have new words."""
+    draw, texts = random.Random(0), texts_of(lines)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    words = [word for text in texts for word in text.split(" ")]
+    lines = list(lines)
+    while num_bytes < MIN_MEGABYTES * 1_000_000:
+        length = draw.choice(texts).count(" ") + 1
+        chosen = draw.choices(words, k=length)
+        for place in draw.choices(range(length), k=length // 50):
+            chosen[place] = "".join(draw.sample(chosen[place], len(chosen[place])))
+        text = " ".join(chosen)
+        lines.append(json.dumps({"text": text}).encode() + b"\n")
+        num_bytes += len(text.encode())
+    return lines
 
 
 def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
@@ -117,27 +141,38 @@ def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> lis
     return files
 
 
+def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
+    """Seconds until each of a pool of workers has encoded a first text, for which gigatoken makes tables; the best of
+    three."""
+    prepare = ("gigatoken", tokenizer_folder, saved_identity(tokenizer_folder), "text")
+    file = corpus.ListedFile("a.jsonl", "any", 0)
+    segment = encoding.Segment(file, Path("a.jsonl"), 0, 0, b'{"text": "a"}\n')
+
+    def start_workers() -> None:
+        with workers.Workers(num_workers, encoding.SegmentEncoder.prepare, *prepare) as pool:
+            for _ in pool.map_in_order(encoding.SegmentEncoder.encode, [[segment]] * num_workers, len, num_workers):
+                pass
+
+    return best_seconds(start_workers)
+
+
 def project_seconds(folder: Path, files: list[corpus.ListedFile], tokenizer_folder: Path, num_workers: int) -> float:
-    """Seconds to make the token files. What a pool of one file of one line takes is start-up, and taken off."""
+    """Seconds to make the token files, without those of start-up."""
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))
     (output / "tokenizer").symlink_to(tokenizer_folder)
     job = encoding.Job(folder / "data", output, "text", False, 0.001, saved_identity(tokenizer_folder))
-    tiny = folder / "data/tiny.jsonl"
-    tiny.write_text('{"text": "a"}\n' * num_workers)
-    seconds = []
-    for chosen in ([corpus.ListedFile(tiny.name, "any", tiny.stat().st_size)] * 1, files):
-        totals, start = encoding.Totals(), time.perf_counter()
-        job.tokenize(chosen, "gigatoken", num_workers, "", totals)
-        seconds.append(time.perf_counter() - start)
-        assert totals.files == len(chosen) and not totals.failures
-    return seconds[1] - seconds[0]
+    startup = startup_seconds(tokenizer_folder, num_workers)
+    totals, start = encoding.Totals(), time.perf_counter()
+    job.tokenize(files, "gigatoken", num_workers, "", totals)
+    seconds = time.perf_counter() - start
+    assert totals.files == len(files) and not totals.failures
+    assert startup < seconds / 2, f"start-up takes {startup:.2f} of {seconds:.2f} s: too little text to tell a rate"
+    return seconds - startup
 
 
 def usual_seconds(folder: Path, lines: Text, tokenizer_folder: Path) -> float:
     """Seconds of the usual loop: LlamaTokenizerFast in batches of 10, Python lists, `np.save`."""
-    import json
-
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

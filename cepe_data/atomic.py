@@ -116,13 +116,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() == content:
         return
     temporary = temporary_path(path)
-    try:
-        temporary.write_bytes(content)
-        flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
+    with naming(path):
+        try:
+            temporary.write_bytes(content)
+            flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        flush(path.parent)
 
 
 class Draft:

@@ -6,6 +6,7 @@ to it. A pool of one worker runs in this process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -139,7 +140,8 @@ def run_shares(
     if len(shares) == 1:
         function(*shares[0], progress)
         return
-    done_by_all = _spawning().Value("q", 0)
+    with _naming_shared_memory():
+        done_by_all = _spawning().Value("q", 0)
     executor = _open_executor(len(shares), _Progress.prepare, (done_by_all,))
     num_done = 0
     try:
@@ -192,7 +194,22 @@ def _spawning() -> SpawnContext:
 
 
 def _open_executor(num_workers: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_workers, _spawning(), _start_worker, (os.getpid(), prepare, arguments))
+    with _naming_shared_memory():
+        return ProcessPoolExecutor(num_workers, _spawning(), _start_worker, (os.getpid(), prepare, arguments))
+
+
+@contextlib.contextmanager
+def _naming_shared_memory() -> Iterator[None]:
+    """Say where the locks of worker processes are, in an error that names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise PipelineError(
+            f"no worker process can be started: {error.strerror}. Their locks are in shared memory, which must have "
+            f"space and be writable: on Linux, see `df /dev/shm`"
+        ) from error
 
 
 def _pack(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> IO[bytes]:

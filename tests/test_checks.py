@@ -482,3 +482,6 @@ def test_what_show_cannot_read_is_said(run: Run, made: Path, tmp_path: Path) -> 
     edit_array_unsigned(f"{SET}.rows.npy", lambda array: array.__setitem__((0, 0), 99))(cwd)
     for name, path in (("book.keys.npy is damaged", "RET/test/book"), ("book.rows.npy is not that of", SET)):
         assert name in run("sanity_check.py", "show", path, 0, cwd=cwd, status=1).stderr
+    (cwd / "tokenized").rename(cwd / "moved")
+    done = run("sanity_check.py", "show", SET, 0, cwd=cwd, status=2)
+    assert "tokenized/tokenizer is not there: pass --tokenized_dir" in done.stderr and "hub" not in done.stderr

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 from filelock import FileLock
 
 from tests import reference
-from tests.conftest import Run, World, make_texts, run_at_once, write_jsonl
+from tests.conftest import PROJECT, Run, World, make_texts, run_at_once, write_jsonl
 from tests.test_retrieval import make_encoder
 
 DRAW = ("--test_fraction", 0.2, "--allow_shortage", "--rows_per_part", 6)
@@ -146,6 +147,46 @@ def test_a_full_disk_is_a_message_and_a_rerun_goes_on(
         (small_disk / "filler").unlink()
     run(*STEPS[step], cwd=small_disk)
     assert reference.tree_bytes(small_disk) == whole
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (("get_all_jsonl.py", "redpajama"), "all_jsonl.json"),
+        (("sanity_check.py", "--plot", "tokens.png"), "tokens.png"),
+        (("tokenize_jsonl.py", "--output_dir", "other", "--tokenizer", "tokenizer.model"), "other/tokenizer"),
+    ],
+    ids=["list", "plot", "tokenizer"],
+)
+def test_a_full_disk_names_a_small_output_too(
+    run: Run, stages: dict[str, tuple[Path, Path]], small_disk: Path, command: tuple[str, ...], output: str
+) -> None:
+    shutil.copytree(stages["duplicates"][0], small_disk, dirs_exist_ok=True)
+    if command[0] == "get_all_jsonl.py":  # which leaves a list alone that is what it would write
+        (small_disk / "all_jsonl.json").unlink()
+    with (small_disk / "filler").open("wb") as filler:
+        filler.write(bytes(free_bytes(small_disk)))
+    error = run(*command, cwd=small_disk, status=1).stderr
+    assert re.search(rf"error: \S*{output}: No space left on device", error) and "Traceback" not in error, error
+
+
+@pytest.mark.parametrize("options", ["size=4k", "ro"])
+def test_shared_memory_that_is_full_or_read_only_is_said_to_be_that(world: World, tmp_path: Path, options: str) -> None:
+    """In a mount namespace of its own, so that nothing else sees it."""
+    flags = f"--file_list {world.folder}/all_jsonl.txt --tokenizer {world.tokenizer}"
+    script = (
+        f"mount -t tmpfs -o {options} tmpfs /dev/shm || exit 77; head -c 4096 /dev/zero > /dev/shm/filler; "
+        f"exec {sys.executable} {PROJECT}/tokenize_jsonl.py {flags}"
+    )
+    command = ["unshare", "--mount", "bash", "-c", script]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("not run: there is no unshare here")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"not run: no tmpfs can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no worker process can be started" in done.stderr and "`df /dev/shm`" in done.stderr
 
 
 @pytest.mark.parametrize("step", STEPS)

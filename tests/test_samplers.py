@@ -583,7 +583,7 @@ def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
     models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
     flags = ("--tokenizer", tmp_path / "other.model", "--domains", "wiki=1", "--retrieval_shards", 1)
     error = run(*CONCAT, 0, 0, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
-    assert "did not make the token files" in error
+    assert "is not the one that made the tokens" in error
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     path = tmp_path / "tokenized/book/book.meta.json"
     changed = path.read_text().replace('"fingerprint": "', '"fingerprint": "other')

@@ -148,9 +148,9 @@ def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> li
         source, num_before = job.root / file.path, len(texts)
         try:
             for first_line, block in itertools.islice(jsonl.LineBlocks(source, 1), max(1, per_file)):
-                found, skipped, _ = jsonl.parse_documents(first_line, block, job.text_key)
-                texts += [text[:VERIFIED_CHARACTERS] for text in found[: max(1, per_file)]]
-                if len(texts) == num_before and jsonl.no_key(job.text_key) in skipped.counts:
+                parsed = jsonl.parse_documents(first_line, block, job.text_key)
+                texts += [text[:VERIFIED_CHARACTERS] for text in parsed.texts[: max(1, per_file)]]
+                if len(texts) == num_before and jsonl.no_key(job.text_key) in parsed.skipped.counts:
                     without_key.append(source)
         except (DamagedFileError, OSError):
             continue  # its turn comes, with a message

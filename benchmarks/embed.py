@@ -53,7 +53,7 @@ def passages(folder: Path) -> Iterator[str]:
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in jsonl.LineBlocks(path):
-            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            texts = jsonl.parse_documents(1, block, "text").texts
             for text in texts[::3]:
                 words = text.split(" ")
                 yield from (" ".join(words[start : start + WORDS]) for start in range(0, len(words) - WORDS, 5 * WORDS))

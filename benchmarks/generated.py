@@ -24,7 +24,7 @@ def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
     encode, ids = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer)), []
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in jsonl.LineBlocks(path):
-            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            texts = jsonl.parse_documents(1, block, "text").texts
             ids.append(encode(texts)[0])
     return np.concatenate(ids)
 

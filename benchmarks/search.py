@@ -52,7 +52,7 @@ def snippets(folder: Path) -> Iterator[str]:
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in jsonl.LineBlocks(path):
-            texts, _, _ = jsonl.parse_documents(1, block, "text")
+            texts = jsonl.parse_documents(1, block, "text").texts
             for text in texts:
                 words = text.split()
                 for start in range(0, len(words) - WORDS, WORDS):

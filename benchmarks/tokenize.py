@@ -115,8 +115,7 @@ def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
 
 
 def texts_of(lines: Text) -> list[str]:
-    texts, _, _ = jsonl.parse_documents(1, b"".join(lines), "text")
-    return texts
+    return jsonl.parse_documents(1, b"".join(lines), "text").texts
 
 
 def text_megabytes(lines: Text) -> float:

@@ -100,18 +100,18 @@ class SegmentEncoder:
                 blocks.append(b"")
                 failures.append(_describe(segment.source, error))
         parsed = [jsonl.parse_documents(1, block, self._text_key) for block in blocks]
-        texts = [text for of_segment, _, _ in parsed for text in of_segment]
+        texts = [text for lines in parsed for text in lines.texts]
         hashes = np.fromiter(map(hash_text, texts), np.uint64, len(texts))
         ids, lengths = self._encode_texts(texts)
         ids, lengths = token_file.add_bos_eos(ids, lengths, self._identity.bos_id, self._identity.eos_id)
         if self._identity.vocab_size <= 1 << 16:
             ids = ids.astype(np.uint16)
         encoded, document, position = [], 0, 0
-        for block, failure, (of_segment, skipped, mended) in zip(blocks, failures, parsed, strict=True):
-            stop = document + len(of_segment)
+        for lines, failure in zip(parsed, failures, strict=True):
+            stop = document + len(lines.texts)
             end = position + int(lengths[document:stop].sum())
             arrays = ids[position:end], lengths[document:stop], hashes[document:stop]
-            encoded.append(EncodedSegment(*arrays, block.count(b"\n"), skipped, mended, failure))
+            encoded.append(EncodedSegment(*arrays, lines.num_lines, lines.skipped, lines.mended, failure))
             document, position = stop, end
         return encoded
 

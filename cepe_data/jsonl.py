@@ -217,8 +217,18 @@ def first_record_keys(path: Path) -> list[str]:
     return []
 
 
-def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[str], LineReport, LineReport]:
-    """The texts of a block of json lines, in order; the report of lines skipped, and of lines mended.
+@dataclass(frozen=True)
+class ParsedLines:
+    """The texts of a block of json lines, in order; the number of line ends; lines skipped, and lines mended."""
+
+    texts: list[str]
+    num_lines: int
+    skipped: LineReport
+    mended: LineReport
+
+
+def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines:
+    """Parse a block of json lines.
 
     Skipped: a line that is no JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
     becomes U+FFFD. A blank line is neither.
@@ -232,13 +242,14 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[
     lines = block.split(b"\n")
     last = first_line + len(lines) - 1
     for number, line in enumerate(lines, first_line):
+        may_have_surrogates = False
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError:
             if not line.strip():
                 continue
             try:  # the standard library reads lone surrogate escapes and NaN, which orjson refuses
-                record = json.loads(line.decode("utf-8"))
+                record, may_have_surrogates = json.loads(line.decode("utf-8")), True
             except UnicodeDecodeError:
                 skipped.add(CUT_OFF if number == last else "not UTF-8", number)
                 continue
@@ -252,8 +263,8 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> tuple[list[
         elif not isinstance(text := record[text_key], str):
             skipped.add(f"{text_key!r} is no string", number)
         else:
-            if not text.isascii() and _SURROGATE.search(text):
+            if may_have_surrogates and _SURROGATE.search(text):
                 text = _SURROGATE.sub("\ufffd", text)
                 mended.add("lone surrogate", number)
             texts.append(text)
-    return texts, skipped, mended
+    return ParsedLines(texts, len(lines) - 1, skipped, mended)

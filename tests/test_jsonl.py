@@ -47,8 +47,8 @@ def test_blocks_hold_whole_lines_with_their_numbers_however_the_file_is_packed(
 def test_a_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n')
     [(number, block)] = blocks(tmp_path / "x.jsonl", 1 << 20)
-    texts, skipped, _ = jsonl.parse_documents(number, block, "text")
-    assert texts == ["a"] and skipped.counts == {"not JSON": 1}
+    parsed = jsonl.parse_documents(number, block, "text")
+    assert parsed.texts == ["a"] and parsed.skipped.counts == {"not JSON": 1} and parsed.num_lines == 2
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -141,9 +141,9 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
             b'{"text": "the file ends he',
         ]
     )
-    texts, skipped, mended = jsonl.parse_documents(11, block, "text")
-    assert texts == ["good", "lone \ufffd here", "pair 😀", "", "nul \0"]
-    assert skipped.lines == {
+    parsed = jsonl.parse_documents(11, block, "text")
+    assert parsed.texts == ["good", "lone \ufffd here", "pair 😀", "", "nul \0"]
+    assert parsed.skipped.lines == {
         "no JSON object": [14],
         "no key 'text'": [15],
         "'text' is no string": [16],
@@ -151,7 +151,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
         "not UTF-8": [18],
         "cut off at the end of the file": [24],
     }
-    assert mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
+    assert parsed.mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
 
 
 def test_reports_keep_the_first_lines_and_all_counts() -> None:

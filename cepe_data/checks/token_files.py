@@ -196,7 +196,7 @@ class FileChecker:
         encode = _load_encoder(self.folder / "tokenizer")
         texts: dict[int, tuple[int, str]] = {}
         for start, line in sample_lines(source, self.num_texts, draw):
-            for text in jsonl.parse_documents(1, line, tokens.meta["made_with"]["text_key"])[0]:
+            for text in jsonl.parse_documents(1, line, tokens.meta["made_with"]["text_key"]).texts:
                 if len(text) <= MAX_TEXT_CHARACTERS:
                     texts[hash_text(text)] = start, text
         for found in find_documents(tokens, np.array(sorted(texts), np.uint64)):

@@ -20,7 +20,7 @@ from cepe_data.backends import Encoder
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.tokenizers import TokenizerIdentity
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 16 << 20  # gigatoken's cache of words is empty when a batch begins: books take 7 % longer in 8 MB
 MIN_BAD_LINES = 10
 MAX_FILES_WITHOUT_KEY = 10
 _SMALL_TOKENS = 1 << 20

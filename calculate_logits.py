@@ -22,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import cli, devices, mds, records, shards, teacher, workers
+from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.parts import PartedSet
+from cepe_data.storage import mds, provenance
+from cepe_data.storage.parts import PartedSet
+from cepe_data.teacher import devices
+from cepe_data.teacher import model as teacher_model
 
 SHARD_BYTES = 128 << 20
 
@@ -127,7 +130,7 @@ class Annotation:
     input_folder: Path
     retrieval_folder: Path | None
     retrieval_k: int
-    model: teacher.Model
+    model: teacher_model.Model
     num_encoder_tokens: int
     num_decoder_tokens: int
     num_tokens: int
@@ -136,15 +139,15 @@ class Annotation:
     running: dict[str, Any]
 
     @property
-    def facts(self) -> records.Meta:
+    def facts(self) -> provenance.Meta:
         """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
         beside = not self.retrieval_folder
         input_name = named(self.input_folder.parent).name if beside else None
         return {"input_name": input_name, "vocab_size": self.model.vocab_size}
 
-    def settings(self, device: str) -> teacher.Settings:
+    def settings(self, device: str) -> teacher_model.Settings:
         """What the teacher is asked for."""
-        return teacher.Settings(
+        return teacher_model.Settings(
             self.num_tokens,
             self.num_decoder_tokens,
             self.topk,
@@ -166,7 +169,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     num_rows = mds.num_rows(input_folder)
     refuse_short_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     num_context_tokens = check_context(args, input_folder, retrieval_folder)
-    model = teacher.find_model(args.model_dir)
+    model = teacher_model.find_model(args.model_dir)
     if args.topk > model.vocab_size:
         raise ArgumentError(f"--topk {args.topk} is more than the {model.vocab_size} words of {args.model_dir}")
     num_tokens = num_context_tokens + args.num_decoder_tokens
@@ -181,7 +184,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
         "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
     }
-    made_with = {**record_of_request(args), "dtype": dtype, "model": teacher.fingerprint(model.folder)}
+    made_with = {**record_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
     part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
     return Annotation(
         of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args.overwrite),
@@ -204,20 +207,20 @@ def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
     for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
         meta = None
         with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
-            meta = records.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
+            meta = provenance.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
         if meta is not None and "dtype" in meta["made_with"]:
             return str(meta["made_with"]["dtype"])
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
-def record_of_request(args: argparse.Namespace) -> records.Meta:
+def record_of_request(args: argparse.Namespace) -> provenance.Meta:
     """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
 
     Raises:
         ArgumentError: if an input is missing.
         DamagedFileError: if an input is not what its meta file says.
     """
-    context: records.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
+    context: provenance.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
     if args.retrieval_input_dir is not None:
         retrieved = mds.fingerprint(args.retrieval_input_dir / args.domain)
         context = {"retrieval_input": retrieved, "retrieval_k": args.retrieval_k}
@@ -243,7 +246,7 @@ def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
-    found_for = (records.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
+    found_for = (provenance.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
     if found_for is not None and found_for != mds.fingerprint(input_folder):
         raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
@@ -280,7 +283,7 @@ def named(folder: Path) -> Path:
 def annotate(annotation: Annotation, parts: list[int], device: str, progress: Callable[[int], object]) -> None:
     """Make these parts on one device."""
     rows = InputRows(annotation)
-    model = teacher.Teacher(annotation.model.folder, annotation.settings(device))
+    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(device))
     borders = [annotation.of_set.borders[part] for part in parts]
     annotated = model.annotate(rows.batches(borders, model.batch_size))
 
@@ -299,7 +302,7 @@ def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str])
         cli.say("nothing is left to do")
         return
     rows = InputRows(annotation)
-    model = teacher.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
+    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
     batch = next(rows.batches(annotation.of_set.borders[:1], model.batch_size))
     if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
         list(model.annotate([batch]))
@@ -362,7 +365,7 @@ class InputRows:
             folders.append(self._annotation.retrieval_folder)
         known = self._annotation.model.vocab_size
         for folder in folders:
-            vocab_size = (records.read_meta(folder) or {}).get("vocab_size")
+            vocab_size = (provenance.read_meta(folder) or {}).get("vocab_size")
             if vocab_size is not None and vocab_size != known:
                 cli.warn(
                     f"{folder} was made with a tokenizer of {vocab_size:,} words, and the model knows {known:,}: make "

@@ -15,8 +15,10 @@ import time
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from cepe_data import atomic, cli, corpus, records
+from cepe_data import cli
+from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.storage import outputs, provenance
 
 PARTIAL_SUFFIXES = {".aria2", ".crdownload", ".download", ".incomplete", ".part", ".partial", ".tmp"}
 
@@ -37,9 +39,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    folder_domains = dict(corpus.FOLDER_DOMAINS)
+    folder_domains = dict(listing.FOLDER_DOMAINS)
     if args.domain_map:
-        mapped = corpus.parse_assignments(args.domain_map, "--domain_map")
+        mapped = listing.parse_assignments(args.domain_map, "--domain_map")
         folder_domains.update(mapped)
         refuse_bad_names(folder_domains)
     if not args.data_dir.is_dir():
@@ -51,20 +53,20 @@ def main() -> int:
         raise ArgumentError(f"--domain_map: {', '.join(absent)} is no folder in {root}")
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
-    atomic.remove_stale_temporaries(args.output.absolute().parent)
+    outputs.remove_stale_temporaries(args.output.absolute().parent)
     paths, ignored = find_jsonl(root)
     files = [
-        corpus.ListedFile(path, domain, (root / path).stat().st_size)
+        listing.ListedFile(path, domain, (root / path).stat().st_size)
         for path in paths
-        if (domain := corpus.domain_of(path, folder_domains))
+        if (domain := listing.domain_of(path, folder_domains))
     ]
     report_left_out(paths, ignored, folder_domains)
     if not files:
         raise ArgumentError(
-            f"no jsonl file in {root}: looked for *{', *'.join(corpus.SUFFIXES)} below the folders "
+            f"no jsonl file in {root}: looked for *{', *'.join(listing.SUFFIXES)} below the folders "
             f"{', '.join(sorted(folder_domains))}. Name the folder that holds these, or map yours with --domain_map"
         )
-    corpus.refuse_shared_targets([file.path for file in files])
+    listing.refuse_shared_targets([file.path for file in files])
     before = (
         set(args.output.read_text(encoding="utf-8", errors="replace").splitlines()) if args.output.exists() else None
     )
@@ -104,7 +106,7 @@ def find_jsonl(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
         relative = Path(folder).relative_to(root)
         for name in [*subfolders, *names]:
-            if name in subfolders or name.endswith(corpus.SUFFIXES):
+            if name in subfolders or name.endswith(listing.SUFFIXES):
                 problems += link_problems(root, relative / name)
         if any(Path(folder).resolve() == parent for parent in Path(folder).parents):
             problems.append(f"{relative} is a link to a folder that it stands in: remove it")
@@ -131,7 +133,7 @@ def reason_to_ignore(root: Path, relative: Path) -> str:
     """Why a file is not listed, empty if it is."""
     if any(part.startswith(".") for part in relative.parts):
         return "hidden"
-    if not relative.name.endswith(corpus.SUFFIXES):
+    if not relative.name.endswith(listing.SUFFIXES):
         endings = relative.suffixes[-2:] if relative.suffix in PARTIAL_SUFFIXES else relative.suffixes[-1:]
         return "".join(endings) or "without a suffix"
     path = root / relative
@@ -153,7 +155,7 @@ def report_left_out(paths: list[str], ignored: dict[str, list[str]], folder_doma
     """Warn of every file that is not listed: jsonl files of no domain by folder, all others by the reason."""
     unknown: dict[str, int] = defaultdict(int)
     for path in paths:
-        if corpus.domain_of(path, folder_domains) is None:
+        if listing.domain_of(path, folder_domains) is None:
             parts = PurePosixPath(path).parts
             unknown[parts[0] if len(parts) > 1 else ""] += 1
     for folder, num_files in sorted(unknown.items()):
@@ -167,30 +169,30 @@ def report_left_out(paths: list[str], ignored: dict[str, list[str]], folder_doma
         examples = [f"{len(names):,} {reason} ({names[0]})" for reason, names in ignored.items()]
         cli.warn(
             f"{sum(map(len, ignored.values())):,} other files left out: {', '.join(examples)}. Only the suffixes "
-            f"{', '.join(corpus.SUFFIXES)} are read"
+            f"{', '.join(listing.SUFFIXES)} are read"
         )
 
 
-def report_empty(files: list[corpus.ListedFile]) -> None:
+def report_empty(files: list[listing.ListedFile]) -> None:
     """Warn of files of 0 bytes."""
     if empty := [file.path for file in files if not file.num_bytes]:
         cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
 
 
-def write_list(output: Path, root: Path, files: list[corpus.ListedFile]) -> None:
+def write_list(output: Path, root: Path, files: list[listing.ListedFile]) -> None:
     listed = [{"path": file.path, "domain": file.domain, "bytes": file.num_bytes} for file in files]
     # The json first: a list that names a file is then never without its size and domain.
-    atomic.write_json(corpus.list_json_path(output), records.signed({"root": str(root), "files": listed}))
-    atomic.write_text(output, "".join(f"{file.path}\n" for file in files))
+    outputs.write_json(listing.list_json_path(output), provenance.signed({"root": str(root), "files": listed}))
+    outputs.write_text(output, "".join(f"{file.path}\n" for file in files))
 
 
-def report_files(files: list[corpus.ListedFile]) -> None:
+def report_files(files: list[listing.ListedFile]) -> None:
     sizes: dict[str, list[int]] = defaultdict(list)
     for file in files:
         sizes[file.domain].append(file.num_bytes)
     rows = [(domain, len(sizes[domain]), sum(sizes[domain])) for domain in sorted(sizes)]
     cli.say(cli.table(("domain", "files", "bytes"), rows))
-    if missing := [domain for domain in corpus.DOMAINS if domain not in sizes]:
+    if missing := [domain for domain in listing.DOMAINS if domain not in sizes]:
         cli.warn(f"no files of {', '.join(missing)}: the samplers will want --domains without them")
 
 

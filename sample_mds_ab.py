@@ -13,11 +13,12 @@ import functools
 import time
 from collections.abc import Sequence
 
-from cepe_data import cli, drawing, sampling
+from cepe_data import cli
 from cepe_data.errors import ArgumentError
-from cepe_data.outcome import Outcome
-from cepe_data.window_sets import WindowSampler
-from cepe_data.windows import DocumentWindows
+from cepe_data.samples import options, reader
+from cepe_data.samples.summary import Outcome
+from cepe_data.samples.windows import DocumentWindows
+from cepe_data.samples.writer import WindowSampler
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
 KIND = "inside documents"
@@ -25,23 +26,23 @@ KIND = "inside documents"
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    sampling.add_output_argument(parser)
+    options.add_output_argument(parser)
     parser.add_argument("total_length", type=cli.positive_count, metavar="TOTAL_LENGTH", help="tokens of a window")
     parser.add_argument(
         "decoder_length", type=cli.positive_count, metavar="DECODER_LENGTH", help="the last of them, for token_ids"
     )
-    sampling.add_arguments(parser, WEIGHTS)
+    options.add_arguments(parser, WEIGHTS)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    windows, splits = make_windows(args), sampling.make_splits(args)
-    tokens, weights = sampling.open_tokens(args)
-    surveys = drawing.survey(tokens, splits, {"test": windows, "train": windows})
+    windows, splits = make_windows(args), options.make_splits(args)
+    tokens, weights = options.open_tokens(args)
+    surveys = reader.survey(tokens, splits, {"test": windows, "train": windows})
     sampler = WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
-    requests = sampling.window_requests(weights, args)
+    requests = options.window_requests(weights, args)
     planned = sampler.plan(requests)
     check = functools.partial(sampler.refuse_other_sets, [one.folder for one in planned])
     check()

@@ -14,12 +14,14 @@ import functools
 import time
 from collections.abc import Sequence
 
-from cepe_data import cli, drawing, sampling, shards, tokenizers
+from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError
-from cepe_data.outcome import Outcome
-from cepe_data.passages import PassageShard
-from cepe_data.window_sets import WindowSampler
-from cepe_data.windows import ConcatWindows, DocumentWindows
+from cepe_data.samples import options, reader
+from cepe_data.samples.passages import PassageShard
+from cepe_data.samples.summary import Outcome
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows
+from cepe_data.samples.writer import WindowSampler
+from cepe_data.tokens import tokenizers
 
 WEIGHTS = {
     "arxiv": 0.025,
@@ -35,12 +37,12 @@ KIND = "over concatenation"
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    sampling.add_output_argument(parser)
+    options.add_output_argument(parser)
     parser.add_argument(
         "encoder_length", type=cli.positive_count, metavar="ENCODER_LENGTH", help="prev_token_ids' tokens"
     )
     parser.add_argument("decoder_length", type=cli.positive_count, metavar="DECODER_LENGTH", help="token_ids' tokens")
-    sampling.add_arguments(parser, WEIGHTS)
+    options.add_arguments(parser, WEIGHTS)
     retrieval = parser.add_argument_group("retrieval")
     parser.add_argument("retrieval_samples", type=cli.count, metavar="RETRIEVAL_SAMPLES", help="passages of each shard")
     parser.add_argument(
@@ -60,14 +62,14 @@ def main() -> int:
     args = parse_args()
     start = time.monotonic()
     shard_id = resolve_retrieval_shard(args)
-    windows, passages, splits = make_windows(args), cut_passages(args), sampling.make_splits(args)
-    tokens, weights = sampling.open_tokens(args)
+    windows, passages, splits = make_windows(args), cut_passages(args), options.make_splits(args)
+    tokens, weights = options.open_tokens(args)
     wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
     ways = {"test": windows, "train": windows} if shard_id == 0 else {}
-    surveys = drawing.survey(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
+    surveys = reader.survey(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
     sampler = WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
-    requests = sampling.window_requests(weights, args) if shard_id == 0 else {}
-    passage_requests = sampling.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
+    requests = options.window_requests(weights, args) if shard_id == 0 else {}
+    passage_requests = options.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
     planned = sampler.plan(requests)

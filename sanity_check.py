@@ -13,16 +13,21 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.checks import duplicates, every, overlap, progress, retrieval, samples, show, teacher, tokens
+from cepe_data.inspect import check_all, overlap, progress, show
+from cepe_data.inspect import duplicates as inspect_duplicates
+from cepe_data.retrieval import check as retrieval_check
+from cepe_data.samples import check as samples_check
+from cepe_data.teacher import check as teacher_check
+from cepe_data.tokens import check as tokens_check
 
 COMMANDS = {
-    "tokens": tokens,
-    "samples": samples,
-    "teacher": teacher,
-    "retrieval": retrieval,
-    "all": every,
+    "tokens": tokens_check,
+    "samples": samples_check,
+    "teacher": teacher_check,
+    "retrieval": retrieval_check,
+    "all": check_all,
     "progress": progress,
-    "duplicates": duplicates,
+    "duplicates": inspect_duplicates,
     "overlap": overlap,
     "show": show,
 }

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data import atomic, backends, cli, corpus, jsonl, shards, tokenizers, workers
-from cepe_data.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals, describe_missing_key
+from cepe_data import cli, shards, workers
+from cepe_data.corpus import listing, readers
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
-from cepe_data.tokenizers import TokenizerIdentity
+from cepe_data.storage import outputs
+from cepe_data.tokens import backends, tokenizers
+from cepe_data.tokens.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals, describe_missing_key
+from cepe_data.tokens.tokenizers import TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
 
@@ -72,17 +75,17 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    files = corpus.read_file_list(args.file_list, Path(args.data_dir) if args.data_dir else None)
+    files = listing.read_file_list(args.file_list, Path(args.data_dir) if args.data_dir else None)
     if args.dry_run:
         return report_dry_run(args, files)
     shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
-    root = corpus.require_data_dir(args.data_dir, args.file_list)
+    root = listing.require_data_dir(args.data_dir, args.file_list)
     mine = files_of_shard(files, shard_id, num_shards)
-    atomic.remove_stale_temporaries(args.output_dir)
+    outputs.remove_stale_temporaries(args.output_dir)
     identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args.overwrite)
     job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
     for folder in {(args.output_dir / file.token_file).parent for file in mine}:
-        atomic.remove_stale_temporaries(folder)
+        outputs.remove_stale_temporaries(folder)
     totals = Totals()
     todo = [file for file in mine if not job.is_done(file, totals)]
     refuse_other_folder(job, todo)
@@ -102,12 +105,12 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def files_of_shard(files: list[corpus.ListedFile], shard_id: int, num_shards: int) -> list[corpus.ListedFile]:
+def files_of_shard(files: list[listing.ListedFile], shard_id: int, num_shards: int) -> list[listing.ListedFile]:
     assigned = set(shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)[shard_id])
     return [file for file in files if file.path in assigned]
 
 
-def refuse_other_folder(job: Job, files: Sequence[corpus.ListedFile]) -> None:
+def refuse_other_folder(job: Job, files: Sequence[listing.ListedFile]) -> None:
     """Raise ArgumentError if most of these files are not in the data folder: it is not the one that was listed. (Of
     some that are gone, each is an error of its own.)"""
     absent = [file.path for file in files if not (job.root / file.path).exists()]
@@ -134,7 +137,7 @@ def choose_backend(folder: Path, requested: str | None, documents: list[str]) ->
     return backends.choose_backend(tokenizers.read_saved(folder), requested, documents)
 
 
-def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> list[str]:
+def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> list[str]:
     """The beginnings of the first documents of up to `number` files spread over the run, or of more of fewer files.
 
     Raises:
@@ -147,10 +150,10 @@ def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> li
     for file in chosen:
         source, num_before = job.root / file.path, len(texts)
         try:
-            for first_line, block in itertools.islice(jsonl.LineBlocks(source, 1), max(1, per_file)):
-                parsed = jsonl.parse_documents(first_line, block, job.text_key)
+            for first_line, block in itertools.islice(readers.LineBlocks(source, 1), max(1, per_file)):
+                parsed = readers.parse_documents(first_line, block, job.text_key)
                 texts += [text[:VERIFIED_CHARACTERS] for text in parsed.texts[: max(1, per_file)]]
-                if len(texts) == num_before and jsonl.no_key(job.text_key) in parsed.skipped.counts:
+                if len(texts) == num_before and readers.no_key(job.text_key) in parsed.skipped.counts:
                     without_key.append(source)
         except (DamagedFileError, OSError):
             continue  # its turn comes, with a message
@@ -159,11 +162,11 @@ def first_texts(job: Job, files: Sequence[corpus.ListedFile], number: int) -> li
     return texts[:number]
 
 
-def report_dry_run(args: argparse.Namespace, files: list[corpus.ListedFile]) -> int:
+def report_dry_run(args: argparse.Namespace, files: list[listing.ListedFile]) -> int:
     """Print, per shard, what it would take, from a measured sample of every domain's largest file."""
-    root = corpus.require_data_dir(args.data_dir, args.file_list)
+    root = listing.require_data_dir(args.data_dir, args.file_list)
     saved = args.output_dir / "tokenizer"
-    with atomic.naming(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
+    with outputs.naming(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
         identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", False)
         if not args.overwrite:
@@ -213,7 +216,7 @@ class Rates:
     seconds_per_byte: float
 
 
-def measure_domains(job: Job, backend: str, folder: Path, files: list[corpus.ListedFile]) -> dict[str, Rates]:
+def measure_domains(job: Job, backend: str, folder: Path, files: list[listing.ListedFile]) -> dict[str, Rates]:
     """Encode the beginning of every domain's largest file. For a child process."""
     SegmentEncoder.prepare(backend, folder, job.identity, job.text_key)
     rates = {}

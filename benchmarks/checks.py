@@ -27,9 +27,11 @@ from pathlib import Path
 
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale
 from benchmarks.generated import prepare, write_headers, write_tokens
-from cepe_data.checks import duplicates, overlap, tokens
+from cepe_data.inspect import duplicates as inspect_duplicates
+from cepe_data.inspect import overlap
+from cepe_data.tokens import check as tokens_check
 
-CHECKS = {"tokens": tokens, "overlap": overlap, "duplicates": duplicates}
+CHECKS = {"tokens": tokens_check, "overlap": overlap, "duplicates": inspect_duplicates}
 
 
 def main() -> int:

@@ -25,10 +25,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bars, find_corpus
-from cepe_data import devices, jsonl, workers
+from cepe_data import workers
+from cepe_data.corpus import readers
+from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
+from cepe_data.teacher import devices
 from demo.models import find_encoder
 from retrieval import embed_passages
-from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
 
 WORDS = 170  # about 256 tokens of LLaMA-2
 
@@ -52,8 +54,8 @@ def passages(folder: Path) -> Iterator[str]:
     """Passages from all over the corpus."""
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in jsonl.LineBlocks(path):
-            texts = jsonl.parse_documents(1, block, "text").texts
+        for _, block in readers.LineBlocks(path):
+            texts = readers.parse_documents(1, block, "text").texts
             for text in texts[::3]:
                 words = text.split(" ")
                 yield from (" ".join(words[start : start + WORDS]) for start in range(0, len(words) - WORDS, 5 * WORDS))

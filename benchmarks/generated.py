@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import find_corpus, save_tokenizer, saved_identity
-from cepe_data import backends, corpus, drawing, encoding, jsonl, records, token_file, tokenizers, workers
+from cepe_data import workers
+from cepe_data.corpus import listing, readers
+from cepe_data.samples import reader
+from cepe_data.storage import provenance
+from cepe_data.tokens import backends, encoding, token_file, tokenizers
 
 
 def prepare(folder: Path) -> np.ndarray:
@@ -23,8 +27,8 @@ def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
     """int32 [tokens]: the corpus, tokenized."""
     encode, ids = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer)), []
     for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in jsonl.LineBlocks(path):
-            texts = jsonl.parse_documents(1, block, "text").texts
+        for _, block in readers.LineBlocks(path):
+            texts = readers.parse_documents(1, block, "text").texts
             ids.append(encode(texts)[0])
     return np.concatenate(ids)
 
@@ -32,7 +36,7 @@ def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
 def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mean_length: int) -> None:
     """The token file of a domain of this name, listed as `{name}.txt`: lognormal lengths, hashes at random."""
     draw = np.random.default_rng(1)
-    listed = corpus.ListedFile(f"{name}/{name}.jsonl", name, 1)
+    listed = listing.ListedFile(f"{name}/{name}.jsonl", name, 1)
     (folder / "tokenized" / name).mkdir(parents=True)
     writer = token_file.TokenFileWriter(folder / "tokenized" / listed.token_file, made_with(folder, listed))
     identity = saved_identity(folder / "tokenized/tokenizer")
@@ -46,10 +50,10 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
     writer.close()
     (folder / f"{name}.txt").write_text(f"{listed.path}\n")
     files = [{"bytes": 1, "domain": name, "path": listed.path}]
-    (folder / f"{name}.json").write_text(json.dumps(records.signed({"root": str(folder), "files": files})))
+    (folder / f"{name}.json").write_text(json.dumps(provenance.signed({"root": str(folder), "files": files})))
 
 
-def made_with(folder: Path, file: corpus.ListedFile) -> records.Meta:
+def made_with(folder: Path, file: listing.ListedFile) -> provenance.Meta:
     """The record of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
     return encoding.Job(folder, folder / "tokenized", "text", False, 0.0, identity).made_with(file)
@@ -60,10 +64,10 @@ def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray
     return np.maximum(2, draw.lognormal(math.log(mean) - 0.5, 1.0, number)).astype(np.int64)
 
 
-def open_domain(folder: Path, name: str) -> drawing.Tokens:
+def open_domain(folder: Path, name: str) -> reader.Tokens:
     identity = saved_identity(folder / "tokenized/tokenizer")
-    files = corpus.read_file_list(folder / f"{name}.txt")
-    return drawing.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
+    files = listing.read_file_list(folder / f"{name}.txt")
+    return reader.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
 
 
 def write_headers(folder: Path, name: str, num_documents: int) -> None:
@@ -73,7 +77,7 @@ def write_headers(folder: Path, name: str, num_documents: int) -> None:
     (folder / "tokenized" / name).mkdir(parents=True)
     for path in paths:
         lengths = lognormal(draw, 600, num_documents // num_files)
-        target = folder / "tokenized" / corpus.ListedFile(path, name, 1).token_file
+        target = folder / "tokenized" / listing.ListedFile(path, name, 1).token_file
         with target.open("wb") as file:
             shape = (1 + len(lengths) + int(lengths.sum()),)
             np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": shape})
@@ -82,11 +86,11 @@ def write_headers(folder: Path, name: str, num_documents: int) -> None:
         hashes = token_file.hash_path(target)
         np.save(hashes, draw.integers(0, 1 << 64, len(lengths), np.uint64))
         facts = {one.name: {"bytes": one.stat().st_size, "xxh3_64": ""} for one in (target, hashes)}
-        meta = {"made_with": made_with(folder, corpus.ListedFile(path, name, 1)), "files": facts}
-        records.meta_path(target).write_text(json.dumps(records.signed(meta)))
+        meta = {"made_with": made_with(folder, listing.ListedFile(path, name, 1)), "files": facts}
+        provenance.meta_path(target).write_text(json.dumps(provenance.signed(meta)))
     (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in paths))
     files = [{"bytes": 1, "domain": name, "path": path} for path in paths]
-    (folder / f"{name}.json").write_text(json.dumps(records.signed({"root": str(folder), "files": files})))
+    (folder / f"{name}.json").write_text(json.dumps(provenance.signed({"root": str(folder), "files": files})))
 
 
 def write_repeated(
@@ -97,7 +101,7 @@ def write_repeated(
     a document of its own."""
     draw, files = np.random.default_rng(3), []
     for domain, (ids, lengths) in documents.items():
-        file = corpus.ListedFile(f"{domain}/all.jsonl", domain, 1)
+        file = listing.ListedFile(f"{domain}/all.jsonl", domain, 1)
         (folder / "tokenized" / domain).mkdir(parents=True)
         writer = token_file.TokenFileWriter(folder / "tokenized" / file.token_file, made_with(folder, file))
         ends = np.cumsum(lengths)
@@ -109,4 +113,4 @@ def write_repeated(
         writer.close()
         files.append({"bytes": 1, "domain": domain, "path": file.path})
     (folder / f"{name}.txt").write_text("".join(f"{file['path']}\n" for file in files))
-    (folder / f"{name}.json").write_text(json.dumps(records.signed({"root": str(folder), "files": files})))
+    (folder / f"{name}.json").write_text(json.dumps(provenance.signed({"root": str(folder), "files": files})))

@@ -30,11 +30,13 @@ import numpy as np
 
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
 from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
-from cepe_data import drawing, mds, passages, tokenizers
-from cepe_data.outcome import Outcome
-from cepe_data.splits import Splits
-from cepe_data.window_sets import SHARD_BYTES, WindowSampler
-from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples import passages, reader
+from cepe_data.samples.splits import Splits
+from cepe_data.samples.summary import Outcome
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples.writer import SHARD_BYTES, WindowSampler
+from cepe_data.storage import mds
+from cepe_data.tokens import tokenizers
 
 TOTAL, DECODER = 8192, 4096
 SPLITS = Splits(42, 0.01, 0.49)
@@ -81,7 +83,7 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     output = new_output(folder)
     start = time.perf_counter()
     tokens = open_domain(folder, name)
-    surveys = drawing.survey(tokens, SPLITS, {"test": windows, "train": windows})
+    surveys = reader.survey(tokens, SPLITS, {"test": windows, "train": windows})
     dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
     sampler = WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, None, False)
     outcome = Outcome()
@@ -103,8 +105,8 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     """Seconds of an MDSWriter loop that is fed the same windows from memory, in shards of the same size."""
     streaming = mds.import_streaming()
     tokens = open_domain(folder, name)
-    survey = drawing.survey(tokens, SPLITS, {"train": windows})[name]
-    source = drawing.WindowSource.of(tokens, name, "train", SPLITS, windows, survey)
+    survey = reader.survey(tokens, SPLITS, {"train": windows})[name]
+    source = reader.WindowSource.of(tokens, name, "train", SPLITS, windows, survey)
     rows = np.empty((num_rows, TOTAL), mds.token_dtype(tokens.vocab_size or 1 << 31))
     source.read(source.draw(0, num_rows), [rows])
     columns = {
@@ -192,7 +194,7 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     """Seconds to write a file of passages."""
     tokens, output = open_domain(folder, "short"), new_output(folder)
     tokenizer = tokenizers.find(None, folder / "tokenized", tokens.fingerprint)
-    surveys = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})
+    surveys = reader.survey(tokens, SPLITS, {"retrieval": PASSAGES})
     shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
     start = time.perf_counter()
     todo = shard.missing({"short": num_rows}, tokenizer, False)
@@ -208,8 +210,8 @@ def one_by_one_seconds(folder: Path, num_rows: int) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenized/tokenizer")
     tokens = open_domain(folder, "short")
-    survey = drawing.survey(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
-    source = drawing.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, survey)
+    survey = reader.survey(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
+    source = reader.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, survey)
     rows = np.empty((num_rows, PASSAGES.total_length), np.int32)
     source.read(source.draw(0, num_rows), [rows])
     neighbors = np.roll(rows, 1, axis=0)
@@ -255,9 +257,9 @@ def planning_seconds(folder: Path, num_rows: int) -> tuple[float, int]:
     """Seconds to survey and to draw test and train rows; peak memory of the process in bytes."""
     tokens = open_domain(folder, "headers")
     start = time.perf_counter()
-    survey = drawing.survey(tokens, SPLITS, {"test": CONCATENATED, "train": CONCATENATED})["headers"]
+    survey = reader.survey(tokens, SPLITS, {"test": CONCATENATED, "train": CONCATENATED})["headers"]
     for split, number in (("test", num_rows // 70), ("train", num_rows)):
-        plan = drawing.WindowSource.of(tokens, "headers", split, SPLITS, CONCATENATED, survey).draw(0, number)
+        plan = reader.WindowSource.of(tokens, "headers", split, SPLITS, CONCATENATED, survey).draw(0, number)
         assert len(plan) == number
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 

@@ -25,8 +25,10 @@ import numpy as np
 
 from benchmarks.common import PROJECT, find_corpus
 from benchmarks.generated import write_repeated
-from cepe_data import cli, corpus, jsonl, mds
-from cepe_data.token_file import TokenFile
+from cepe_data import cli
+from cepe_data.corpus import listing, readers
+from cepe_data.storage import mds
+from cepe_data.tokens.token_file import TokenFile
 
 # Billions of LLaMA tokens, as published with RedPajama-Data-1T.
 BILLIONS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
@@ -78,18 +80,18 @@ def survey_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray,
     ids: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
     lengths: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
     num_bytes = dict.fromkeys(BILLIONS, 0)
-    for file in corpus.read_file_list(folder / "real.txt"):
+    for file in listing.read_file_list(folder / "real.txt"):
         with TokenFile(folder / "real" / file.token_file) as tokens:
             lengths[file.domain].append(tokens.lengths(0, tokens.num_documents))
             ids[file.domain].append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
-        num_bytes[file.domain] += sum(len(block) for _, block in jsonl.LineBlocks(data / file.path))
+        num_bytes[file.domain] += sum(len(block) for _, block in readers.LineBlocks(data / file.path))
     documents = {domain: (np.concatenate(ids[domain]), np.concatenate(lengths[domain])) for domain in BILLIONS}
     return documents, {domain: num_bytes[domain] / len(documents[domain][0]) for domain in BILLIONS}
 
 
 def write_holes(target: Path, data: Path, file_list: Path, bytes_per_token: dict[str, float]) -> None:
     """A jsonl file for each domain: the beginning is real, the rest a hole."""
-    files = corpus.read_file_list(file_list)
+    files = listing.read_file_list(file_list)
     for domain, billions in BILLIONS.items():
         path = target / domain / "all.jsonl"
         path.parent.mkdir(parents=True)
@@ -101,11 +103,11 @@ def write_holes(target: Path, data: Path, file_list: Path, bytes_per_token: dict
             file.truncate(int(billions * 10**9 * bytes_per_token[domain]))
 
 
-def text_of(data: Path, files: list[corpus.ListedFile]) -> Iterator[bytes]:
+def text_of(data: Path, files: list[listing.ListedFile]) -> Iterator[bytes]:
     """Lines of these files, over and over."""
     while True:
         for file in files:
-            for _, block in jsonl.LineBlocks(data / file.path):
+            for _, block in readers.LineBlocks(data / file.path):
                 yield block
 
 
@@ -114,7 +116,7 @@ def report_models() -> None:
     import torch
     from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-    from cepe_data.teacher import count_flops
+    from cepe_data.teacher.model import count_flops
 
     with torch.device("meta"):  # the configurations' defaults are LLaMA-7B, and BERT-base, which contriever is
         teacher, encoder = LlamaForCausalLM(LlamaConfig()), BertModel(BertConfig(), add_pooling_layer=False)

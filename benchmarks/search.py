@@ -22,10 +22,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bars, best_seconds, find_corpus, parse_scale, peak_tree_bytes
-from cepe_data import atomic, embeddings, jsonl, mds, workers
+from cepe_data import workers
+from cepe_data.corpus import readers
+from cepe_data.retrieval import embeddings
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.retrieval.topk import TopK
+from cepe_data.storage import mds, outputs
 from demo.models import find_encoder, train_tokenizer
-from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from retrieval.topk import TopK
 
 TOPK = 20
 WORDS = 12
@@ -51,8 +54,8 @@ def snippets(folder: Path) -> Iterator[str]:
     """A dozen words each, one after the other, of the corpus."""
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in jsonl.LineBlocks(path):
-            texts = jsonl.parse_documents(1, block, "text").texts
+        for _, block in readers.LineBlocks(path):
+            texts = readers.parse_documents(1, block, "text").texts
             for text in texts:
                 words = text.split()
                 for start in range(0, len(words) - WORDS, WORDS):
@@ -124,7 +127,7 @@ def write_embeddings(folder: Path, num_rows: int) -> None:
     for part in range(num_parts):
         rows = min(100_000, num_rows - part * 100_000)
         path = embeddings.part_path(folder, file, part)
-        with atomic.Draft(path, {**made_with, "part": part}, is_folder=True) as draft:
+        with outputs.Draft(path, {**made_with, "part": part}, is_folder=True) as draft:
             vectors = draw.standard_normal((rows, 384), np.float32).astype(np.float16)
             np.save(draft.path / "embeddings.npy", vectors)
             np.save(draft.path / "passages.npy", np.zeros((rows, 8), np.int16))

@@ -25,7 +25,9 @@ import torch
 
 import calculate_logits
 from benchmarks.common import Bars, best_seconds
-from cepe_data import mds, teacher, workers
+from cepe_data import workers
+from cepe_data.storage import mds
+from cepe_data.teacher import model as teacher_model
 
 TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
@@ -63,11 +65,11 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     hidden, weight = torch.randn(num_positions, hidden_size), torch.randn(32_000, hidden_size) / hidden_size**0.5
-    rows = teacher.HEAD_BYTES // (4 * len(weight))
+    rows = teacher_model.HEAD_BYTES // (4 * len(weight))
 
     def ours() -> None:
         for chunk in hidden.split(rows):
-            teacher.top_probabilities(chunk @ weight.T, TOPK)
+            teacher_model.top_probabilities(chunk @ weight.T, TOPK)
 
     def usual() -> None:
         prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
@@ -89,7 +91,7 @@ def compare_errors(bars: Bars) -> None:
     logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
     logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
     wanted = torch.softmax(logits, -1)
-    prob, index = teacher.top_probabilities(logits.float(), TOPK)
+    prob, index = teacher_model.top_probabilities(logits.float(), TOPK)
     top, tail = wanted.gather(-1, index), wanted.scatter(-1, index, 0).sum(-1)
     normal = top > 2.0**-14
     top_error = ((prob[:, :TOPK].half().double() - top).abs() / top)[normal].max().item()
@@ -134,15 +136,15 @@ def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> calculate_l
 def our_seconds(annotation: calculate_logits.Annotation, device: str) -> float:
     """Seconds from the first batch to the last published part, start-up of the model left out."""
     started: list[float] = []
-    annotate = teacher.Teacher.annotate
+    annotate = teacher_model.Teacher.annotate
 
-    def from_here(self: teacher.Teacher, batches: Any) -> Iterator[Any]:
+    def from_here(self: teacher_model.Teacher, batches: Any) -> Iterator[Any]:
         started.append(time.perf_counter())
         return annotate(self, batches)
 
-    teacher.Teacher.annotate = from_here  # type: ignore[method-assign]
+    teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign]
     calculate_logits.annotate(annotation, list(range(len(annotation.of_set.borders))), device, lambda _: None)
-    teacher.Teacher.annotate = annotate  # type: ignore[method-assign]
+    teacher_model.Teacher.annotate = annotate  # type: ignore[method-assign]
     return time.perf_counter() - started[0]
 
 
@@ -228,7 +230,7 @@ def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
     for flags in ((), ("--compile",)):
         annotation = plan(folder / "gpu", model, 4096, "--device", "cuda", *flags)
         ours = our_seconds(annotation, "cuda:0")
-        one = teacher.Teacher(model, annotation.settings("cuda:0"))
+        one = teacher_model.Teacher(model, annotation.settings("cuda:0"))
         achieved = one.num_flops() * num_sequences / ours
         what = f"7B, 2,048 + 2,048 tokens, batches of {one.batch_size} {' '.join(flags)}"
         del one

@@ -39,7 +39,9 @@ from benchmarks.common import (
     save_tokenizer,
     saved_identity,
 )
-from cepe_data import backends, corpus, encoding, jsonl, tokenizers, workers
+from cepe_data import workers
+from cepe_data.corpus import listing, readers
+from cepe_data.tokens import backends, encoding, tokenizers
 
 Text = list[bytes]  # json lines
 SHORT_DOMAINS = ("c4-rp", "stackexchange", "wiki", "github", "cc")
@@ -108,32 +110,32 @@ def fill_up(lines: Text) -> Text:
 def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
     lines: Text = []
     for path in sorted(data.rglob("*.jsonl*")):
-        if corpus.domain_of(str(path.relative_to(data)), corpus.FOLDER_DOMAINS) in domains:
-            for _, block in jsonl.LineBlocks(path):
+        if listing.domain_of(str(path.relative_to(data)), listing.FOLDER_DOMAINS) in domains:
+            for _, block in readers.LineBlocks(path):
                 lines += block.splitlines(keepends=True)
     return lines
 
 
 def texts_of(lines: Text) -> list[str]:
-    return jsonl.parse_documents(1, b"".join(lines), "text").texts
+    return readers.parse_documents(1, b"".join(lines), "text").texts
 
 
 def text_megabytes(lines: Text) -> float:
     return sum(len(text.encode()) for text in texts_of(lines)) / 1e6
 
 
-def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> list[corpus.ListedFile]:
+def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> list[listing.ListedFile]:
     """The lines as jsonl files of about this size."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
-    files: list[corpus.ListedFile] = []
+    files: list[listing.ListedFile] = []
     pending: Text = []
     size = 0
     for line in [*lines, b""]:
         if pending and (size + len(line) > bytes_per_file or not line):
             path = folder / f"data/{len(files):05d}.jsonl"
             path.write_bytes(b"".join(pending))
-            files.append(corpus.ListedFile(path.name, "any", size))
+            files.append(listing.ListedFile(path.name, "any", size))
             pending, size = [], 0
         pending.append(line)
         size += len(line)
@@ -144,7 +146,7 @@ def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
     """Seconds until each of a pool of workers has encoded a first text, for which gigatoken makes tables; the best of
     three."""
     prepare = ("gigatoken", tokenizer_folder, saved_identity(tokenizer_folder), "text")
-    file = corpus.ListedFile("a.jsonl", "any", 0)
+    file = listing.ListedFile("a.jsonl", "any", 0)
     segment = encoding.Segment(file, Path("a.jsonl"), 0, 0, b'{"text": "a"}\n')
 
     def start_workers() -> None:
@@ -155,7 +157,7 @@ def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
     return best_seconds(start_workers)
 
 
-def project_seconds(folder: Path, files: list[corpus.ListedFile], tokenizer_folder: Path, num_workers: int) -> float:
+def project_seconds(folder: Path, files: list[listing.ListedFile], tokenizer_folder: Path, num_workers: int) -> float:
     """Seconds to make the token files, without those of start-up."""
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cepe_data import atomic, cli
+from cepe_data import cli
+from cepe_data.storage import outputs
 
 PROJECT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- demo commands -->", "<!-- end of demo commands -->"
@@ -66,8 +67,8 @@ def prepare(output: Path) -> None:
         if final.exists():
             cli.say(f"{final}: skipped, it is there")
             return
-        temporary = atomic.temporary_path(final)
-        atomic.remove(temporary)
+        temporary = outputs.temporary_path(final)
+        outputs.remove(temporary)
         maker(temporary)
         temporary.rename(final)
         cli.say(f"{final}: made")

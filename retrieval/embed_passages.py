@@ -1,7 +1,7 @@
 """Embed the passages of a retrieval corpus.
 
 reads   CORPUS/{shard}/{domain}.jsonl, as sample_mds_concat.py writes them; a text encoder
-writes  EMB/{shard}/{domain}/part-00000/ (cepe_data/embeddings.py says what is in it), EMB/embeddings.json
+writes  EMB/{shard}/{domain}/part-00000/ (cepe_data/retrieval/embeddings.py says what is in it), EMB/embeddings.json
 
     python -m retrieval.embed_passages --corpus 8k_concat/retrieval --output EMB --model_dir facebook/contriever \\
         --shard_id 0 --num_shards 100
@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, devices, embeddings, mds, records, shards, workers
-from cepe_data.embeddings import CorpusFile
+from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.npy import write_npy
-from cepe_data.passage_lines import lines_of
-from retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.retrieval import embeddings
+from cepe_data.retrieval.embeddings import CorpusFile
+from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.samples.passage_lines import lines_of
+from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage.npy import write_npy
+from cepe_data.teacher import devices
 
 PART_BYTES = 256_000_000
 CHUNK_BYTES = 4_000_000
@@ -77,17 +80,17 @@ def main() -> int:
     args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
     parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
     first, stop = shards.row_range(shard_id, num_shards, len(parts))
-    todo = [part for part in parts[first:stop] if not records.is_made(part.path, part.made_with, args.overwrite)]
+    todo = [part for part in parts[first:stop] if not provenance.is_made(part.path, part.made_with, args.overwrite)]
     if skipped := stop - first - len(todo):
         cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
     num_rows = 0
     for folder in {part.path.parent for part in todo}:
-        atomic.remove_stale_temporaries(folder)
+        outputs.remove_stale_temporaries(folder)
     if todo:
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)
-    atomic.remove_stale_temporaries(args.output)
+    outputs.remove_stale_temporaries(args.output)
     embeddings.write_manifest(args.output, files)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} passages in {len(todo)} parts, {cli.seconds_since(start)} → "
@@ -109,9 +112,9 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
     num_shards = 1
     for path in corpus.glob("*/*.jsonl"):
         if path.parent.name.isdecimal():
-            meta = records.read_meta(path)
+            meta = provenance.read_meta(path)
             num_shards = max(num_shards, int((meta or {"made_with": {}})["made_with"].get("retrieval_shards", 1)))
-            if meta and (lost := records.lost_files(path, meta)):
+            if meta and (lost := provenance.lost_files(path, meta)):
                 raise DamagedFileError(f"{lost[0]} has not the size it was written with: make it again")
             num_parts = -(-path.stat().st_size // part_bytes)
             files.append(CorpusFile(path.stem, int(path.parent.name), num_parts))
@@ -132,7 +135,7 @@ def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
     return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
 
 
-def record_of_source(source: Path, meta: records.Meta | None) -> records.Meta:
+def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
     """What the record of a part says of its jsonl file, whose meta file has `meta`."""
     made_with = meta["made_with"] if meta else {}
     return {
@@ -142,7 +145,7 @@ def record_of_source(source: Path, meta: records.Meta | None) -> records.Meta:
     }
 
 
-def record_of_request(args: argparse.Namespace, part: int) -> records.Meta:
+def record_of_request(args: argparse.Namespace, part: int) -> provenance.Meta:
     """What the record of a part has from the arguments, but for the encoder and its dtype."""
     return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
 
@@ -150,7 +153,7 @@ def record_of_request(args: argparse.Namespace, part: int) -> records.Meta:
 def refuse_lost_files(manifest: Path) -> None:
     """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
     passages."""
-    for domain, facts in records.read_signed(manifest, "make the shard again")["sets"].items():
+    for domain, facts in provenance.read_signed(manifest, "make the shard again")["sets"].items():
         path = manifest.with_name(f"{domain}.jsonl")
         if facts["written"] and not path.exists():
             raise DamagedFileError(f"{path} is gone, which has {facts['written']:,} passages: make it again")
@@ -165,14 +168,14 @@ class PlannedPart:
     start: int
     stop: int
     path: Path
-    made_with: records.Meta
+    made_with: provenance.Meta
     vocab_size: int | None
 
     @classmethod
     def of(cls, args: argparse.Namespace, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
         """Part `part` of a file."""
         source = source_path(args.corpus, file)
-        meta = records.read_meta(source)
+        meta = provenance.read_meta(source)
         vocab_size = (meta or {}).get("vocab_size")
         made_with = {
             **record_of_source(source, meta),
@@ -324,7 +327,7 @@ def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encode
         "neighbors": joined("neighbors"),
         "neighbor_offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(joined("neighbor_lengths"))]),
     }
-    with atomic.Draft(part.path, part.made_with, is_folder=True, overwrite=overwrite) as draft:
+    with outputs.Draft(part.path, part.made_with, is_folder=True, overwrite=overwrite) as draft:
         for name, array in arrays.items():
             write_npy(draft.path / f"{name}.npy", array)
         first_number = int(numbers[0]) if len(numbers) else 0

@@ -22,15 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, backends, cli, devices, mds, parts, records, shards, tokenizers, workers
-from cepe_data.embeddings import NO_KEY, Embeddings
+from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.npy import NpyRows, write_header, write_npy
-from cepe_data.spans import shares_span
-from cepe_data.tokenizers import TokenizerFiles
+from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.retrieval.topk import TopK
+from cepe_data.samples.spans import shares_span
+from cepe_data.storage import mds, outputs, parts, provenance
+from cepe_data.storage.npy import NpyRows, write_header, write_npy
+from cepe_data.teacher import devices
+from cepe_data.tokens import backends, tokenizers
+from cepe_data.tokens.tokenizers import TokenizerFiles
 from retrieval.embed_passages import add_encoder_arguments
-from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from retrieval.topk import TopK
 
 QUERIES_AT_ONCE = 1024
 ROWS_AT_ONCE = 64
@@ -79,7 +82,7 @@ def main() -> int:
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
-    todo = [one for one in sets if not records.is_made(one.folder, one.made_with, args.overwrite)]
+    todo = [one for one in sets if not provenance.is_made(one.folder, one.made_with, args.overwrite)]
     for one in sets:
         if one not in todo:
             cli.say(f"{one.folder}: skipped, made before with the same arguments")
@@ -99,8 +102,8 @@ def main() -> int:
         merge(args, corpus, one, start)
     if args.delete_parts:
         for one in sets:
-            atomic.remove(one.pool)
-            atomic.remove(one.query_folder)
+            outputs.remove(one.pool)
+            outputs.remove(one.query_folder)
     return report_shortage(args, sets)
 
 
@@ -112,9 +115,9 @@ class Search:
     queries: Path
     folder: Path
     num_rows: int
-    query_made_with: records.Meta
-    found_with: records.Meta
-    made_with: records.Meta
+    query_made_with: provenance.Meta
+    found_with: provenance.Meta
+    made_with: provenance.Meta
     fetch: int
     overwrite: bool
 
@@ -126,15 +129,15 @@ class Search:
     def query_folder(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.queries")
 
-    def part_made_with(self, corpus: Embeddings, shard: int) -> records.Meta:
+    def part_made_with(self, corpus: Embeddings, shard: int) -> provenance.Meta:
         """The record of what was found in a shard of the corpus."""
         fingerprint = corpus.fingerprint(corpus.parts_of(shard))
         return {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
 
     def is_part_made(self, corpus: Embeddings, shard: int) -> bool:
-        """Raises as `records.is_made`."""
+        """Raises as `provenance.is_made`."""
         path, made_with = mds.part_path(self.pool, shard), self.part_made_with(corpus, shard)
-        return records.is_made(path, made_with, self.overwrite)
+        return provenance.is_made(path, made_with, self.overwrite)
 
     def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
         """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
@@ -193,7 +196,7 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Se
     """
     queries = args.queries / domain
     num_rows = mds.num_rows(queries)
-    tokenizer = (records.read_meta(queries) or {}).get("tokenizer")
+    tokenizer = (provenance.read_meta(queries) or {}).get("tokenizer")
     if None not in {tokenizer, corpus.kind["tokenizer"]} and tokenizer != corpus.kind["tokenizer"]:
         raise ArgumentError(
             f"the rows of {queries} are tokens of {tokenizer}, the passages in {args.embeddings} of "
@@ -241,7 +244,7 @@ def search(
     [device] = devices.choose_devices(args.device, 1)
     for one in sets:
         for folder in (one.folder.parent, one.pool):
-            atomic.remove_stale_temporaries(folder)
+            outputs.remove_stale_temporaries(folder)
     embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
     borders = np.cumsum([0, *(one.num_rows for one in sets)])
@@ -258,7 +261,7 @@ def search(
                 if one in missing[shard]:
                     made_with = one.part_made_with(corpus, shard)
                     path = mds.part_path(one.pool, shard)
-                    with atomic.Draft(path, made_with, is_folder=True, overwrite=args.overwrite) as draft:
+                    with outputs.Draft(path, made_with, is_folder=True, overwrite=args.overwrite) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
                         write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
@@ -268,13 +271,13 @@ def embed_queries(
     args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], model: EncoderModel, device: str
 ) -> None:
     """Embed the queries of every set, once for all shards."""
-    todo = [one for one in sets if not records.is_made(one.query_folder, one.query_made_with, args.overwrite)]
+    todo = [one for one in sets if not provenance.is_made(one.query_folder, one.query_made_with, args.overwrite)]
     if not todo:
         return
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
-        fingerprint = (records.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
+        fingerprint = (provenance.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
         tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
         vectors = np.empty((one.num_rows, model.dimension), np.float32)
         ranges = [
@@ -289,7 +292,7 @@ def embed_queries(
             for (start, stop), (ids, lengths) in read:
                 vectors[start:stop] = encoder.embed(ids, lengths)
                 bar.update(stop - start)
-        with atomic.Draft(one.query_folder, one.query_made_with, is_folder=True, overwrite=args.overwrite) as draft:
+        with outputs.Draft(one.query_folder, one.query_made_with, is_folder=True, overwrite=args.overwrite) as draft:
             write_npy(draft.path / "embeddings.npy", vectors)
             draft.publish({"rows": one.num_rows})
 
@@ -329,10 +332,10 @@ def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time:
     """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
     rows = mds.Rows(one.queries) if args.exclude_overlap else None
     num_dropped, num_short = 0, 0
-    atomic.remove_stale_temporaries(one.folder.parent)
+    outputs.remove_stale_temporaries(one.folder.parent)
     with (
         ExitStack() as opened,
-        atomic.Draft(one.folder, one.made_with, is_folder=True, overwrite=args.overwrite) as draft,
+        outputs.Draft(one.folder, one.made_with, is_folder=True, overwrite=args.overwrite) as draft,
         cli.progress_bar(one.num_rows, "row", f"merge {one.domain}") as bar,
     ):
         found = [
@@ -407,7 +410,7 @@ def report_shortage(args: argparse.Namespace, sets: Sequence[Search]) -> int:
     """Print which sets have rows with fewer passages than asked for; return the exit status."""
     lines = []
     for one in sets:
-        meta = records.read_meta(one.folder)
+        meta = provenance.read_meta(one.folder)
         if meta and meta["short_rows"]:
             lines.append((one.domain, one.num_rows, meta["short_rows"], meta["dropped"]))
     if not lines:

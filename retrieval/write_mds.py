@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import atomic, cli, mds, records, shards
-from cepe_data.embeddings import NO_KEY, Embeddings
+from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.npy import NpyRows, write_header
-from cepe_data.parts import PartedSet
+from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
+from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage.npy import NpyRows, write_header
+from cepe_data.storage.parts import PartedSet
 from retrieval.search import query_domains
 
 SHARD_BYTES = 64 << 20
@@ -67,9 +68,9 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def record_of_hits(domain: str, hits: records.Meta, topk: int | None) -> records.Meta:
+def record_of_hits(domain: str, hits: provenance.Meta, topk: int | None) -> provenance.Meta:
     """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
-    return {"domain": domain, "hits": records.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
+    return {"domain": domain, "hits": provenance.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
 
 
 class RetrievedSet:
@@ -81,14 +82,14 @@ class RetrievedSet:
 
     def __init__(self, args: argparse.Namespace, corpus: Embeddings, domain: str) -> None:
         self._corpus, self._hits, queries = corpus, args.hits / domain, args.queries / domain
-        meta = records.read_meta(self._hits) if self._hits.exists() else None
+        meta = provenance.read_meta(self._hits) if self._hits.exists() else None
         if meta is None:
             raise ArgumentError(f"{self._hits} holds no hits: run search, and its --merge")
-        if lost := records.lost_files(self._hits, meta):
+        if lost := provenance.lost_files(self._hits, meta):
             raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {self._hits} and make it again")
         inputs = {"input": mds.fingerprint(queries), "embeddings": corpus.fingerprint(corpus.parts)}
         of_hits = {name: meta["made_with"].get(name) for name in inputs}
-        if differences := records.describe_differences(of_hits, inputs):
+        if differences := provenance.describe_differences(of_hits, inputs):
             raise ArgumentError(
                 f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
                 f"{corpus.folder}: {differences}"
@@ -153,7 +154,7 @@ class RetrievedSet:
                 "retrieval_scores": scores[row],
             }
 
-    def write_keys(self, draft: atomic.Draft) -> None:
+    def write_keys(self, draft: outputs.Draft) -> None:
         """Which passages the rows have, int64 [rows, topk], beside the set."""
         target = draft.companion(draft.final.with_name(f"{draft.final.name}.keys.npy"))
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys, target.open("wb") as file:

@@ -42,7 +42,7 @@ def import_all() -> None:
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel, LlamaForCausalLM  # noqa: F401
 
-    from cepe_data import mds
+    from cepe_data.storage import mds
 
     mds.import_streaming()
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from cepe_data import atomic, records
 from cepe_data.errors import ArgumentError
+from cepe_data.storage import outputs, provenance
 
 
-def publish_file(path: Path, text: str, made_with: records.Meta, overwrite: bool = False) -> bool:
-    with atomic.Draft(path, made_with, overwrite=overwrite) as draft:
+def publish_file(path: Path, text: str, made_with: provenance.Meta, overwrite: bool = False) -> bool:
+    with outputs.Draft(path, made_with, overwrite=overwrite) as draft:
         draft.path.write_text(text)
         draft.companion(path.with_name("beside.txt")).write_text(text + text)
         return draft.publish({"fact": 1})
@@ -38,7 +38,7 @@ def test_a_unit_is_published_with_its_companions_and_meta_file(tmp_path: Path) -
 
 
 def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic.Draft(tmp_path / "unit", {}, is_folder=True) as draft:
+    with pytest.raises(RuntimeError), outputs.Draft(tmp_path / "unit", {}, is_folder=True) as draft:
         (draft.path / "half").write_text("half")
         draft.companion(tmp_path / "beside").write_text("beside")
         raise RuntimeError
@@ -60,23 +60,23 @@ def test_a_publisher_that_is_overtaken_at_the_last_moment_replaces_nothing(
 ) -> None:
     final = tmp_path / "unit.d"
 
-    def write(draft: atomic.Draft, text: str) -> None:
+    def write(draft: outputs.Draft, text: str) -> None:
         (draft.path / "file" if is_folder else draft.path).write_text(text)
 
-    give_names = atomic.Draft._give_names
+    give_names = outputs.Draft._give_names
 
-    def be_overtaken(draft: atomic.Draft) -> bool:
-        monkeypatch.setattr(atomic.Draft, "_give_names", give_names)
-        monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
-        with atomic.Draft(final, {"seed": 1}, is_folder=is_folder) as other:
+    def be_overtaken(draft: outputs.Draft) -> bool:
+        monkeypatch.setattr(outputs.Draft, "_give_names", give_names)
+        monkeypatch.setattr(outputs, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
+        with outputs.Draft(final, {"seed": 1}, is_folder=is_folder) as other:
             write(other, "theirs")
             assert other.publish()
         monkeypatch.undo()
         return draft._give_names()
 
-    with atomic.Draft(final, {"seed": 1}, is_folder=is_folder) as draft:
+    with outputs.Draft(final, {"seed": 1}, is_folder=is_folder) as draft:
         write(draft, "ours")
-        monkeypatch.setattr(atomic.Draft, "_give_names", be_overtaken)
+        monkeypatch.setattr(outputs.Draft, "_give_names", be_overtaken)
         assert not draft.publish()
     assert (final / "file" if is_folder else final).read_text() == "theirs"
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".tmp")]
@@ -86,14 +86,14 @@ def test_of_units_that_are_published_together_no_name_is_given_before_all_files_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[Path] = []
-    flush = atomic.flush
-    give_names = atomic.Draft._give_names
+    flush = outputs.flush
+    give_names = outputs.Draft._give_names
 
     def note(path: Path) -> None:
         flushed.append(path)
         flush(path)
 
-    def look(draft: atomic.Draft) -> bool:
+    def look(draft: outputs.Draft) -> bool:
         assert {path.name.split("-")[1] for path in flushed} == {
             f"{number}{kind}" for number in range(3) for kind in (".npy", ".meta.json", ".beside")
         }
@@ -102,17 +102,17 @@ def test_of_units_that_are_published_together_no_name_is_given_before_all_files_
     with contextlib.ExitStack() as stack:
         drafts = []
         for number in range(3):
-            draft = stack.enter_context(atomic.Draft(tmp_path / f"{number}.npy", {"number": number}))
+            draft = stack.enter_context(outputs.Draft(tmp_path / f"{number}.npy", {"number": number}))
             draft.path.write_text("content")
             draft.companion(tmp_path / f"{number}.beside").write_text("beside")
             draft.seal()
             drafts.append(draft)
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
+            elsewhere.setattr(outputs, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
             publish_file(tmp_path / "1.npy", "theirs", {"number": 1})
-        monkeypatch.setattr(atomic, "flush", note)
-        monkeypatch.setattr(atomic.Draft, "_give_names", look)
-        assert atomic.publish_together(drafts) == [True, False, True]
+        monkeypatch.setattr(outputs, "flush", note)
+        monkeypatch.setattr(outputs.Draft, "_give_names", look)
+        assert outputs.publish_together(drafts) == [True, False, True]
     assert flushed[-1] == tmp_path and sorted(tmp_path.glob(".tmp-*")) == []
     assert [(tmp_path / f"{number}.npy").read_text() for number in range(3)] == ["content", "theirs", "content"]
 
@@ -121,16 +121,16 @@ def test_of_units_that_are_published_together_no_name_is_given_before_all_files_
 def test_a_unit_that_cannot_be_named_keeps_none_of_the_others_from_it(tmp_path: Path, overwrite: bool) -> None:
     for number in range(3 * overwrite):
         publish_file(tmp_path / f"{number}.npy", "old", {})
-        atomic.remove(tmp_path / "beside.txt")
-    atomic.remove(tmp_path / "1.meta.json")
+        outputs.remove(tmp_path / "beside.txt")
+    outputs.remove(tmp_path / "1.meta.json")
     (tmp_path / "1.meta.json").mkdir()
     with contextlib.ExitStack() as stack, pytest.raises(OSError, match=r"Is a directory: '.*/1\.npy'"):
         drafts = []
         for number in range(3):
-            drafts.append(stack.enter_context(atomic.Draft(tmp_path / f"{number}.npy", {}, overwrite=overwrite)))
+            drafts.append(stack.enter_context(outputs.Draft(tmp_path / f"{number}.npy", {}, overwrite=overwrite)))
             drafts[-1].path.write_text("new")
             drafts[-1].seal()
-        atomic.publish_together(drafts)
+        outputs.publish_together(drafts)
     assert [(tmp_path / f"{number}.npy").read_text() for number in (0, 2)] == ["new", "new"]
     assert sorted(os.listdir(tmp_path)) == ["0.meta.json", "0.npy", "1.meta.json", "2.meta.json", "2.npy"]
 
@@ -151,20 +151,20 @@ def test_the_slower_of_two_publishers_replaces_no_companion_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "unit.txt"
-    give_names = atomic.Draft._give_names
+    give_names = outputs.Draft._give_names
 
-    def be_overtaken(draft: atomic.Draft) -> bool:
-        monkeypatch.setattr(atomic.Draft, "_give_names", give_names)
-        monkeypatch.setattr(atomic, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
+    def be_overtaken(draft: outputs.Draft) -> bool:
+        monkeypatch.setattr(outputs.Draft, "_give_names", give_names)
+        monkeypatch.setattr(outputs, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
         assert publish_file(path, "theirs", {"seed": 2})
         monkeypatch.undo()
         return draft._give_names()
 
-    monkeypatch.setattr(atomic.Draft, "_give_names", be_overtaken)
+    monkeypatch.setattr(outputs.Draft, "_give_names", be_overtaken)
     with pytest.raises(ArgumentError, match="seed: was 2, now 1"):
         publish_file(path, "ours", {"seed": 1})
     assert path.read_text() == "theirs" and (tmp_path / "beside.txt").read_text() == "theirs" * 2
-    assert records.is_made(path, {"seed": 2}, overwrite=True)
+    assert provenance.is_made(path, {"seed": 2}, overwrite=True)
 
 
 def test_without_hard_links_files_are_renamed_and_still_not_replaced(
@@ -200,7 +200,7 @@ def test_temporaries_of_the_dead_and_of_the_long_gone_are_removed(tmp_path: Path
         (tmp_path / name).touch()
         if age:
             os.utime(tmp_path / name, (age, age))
-    atomic.remove_stale_temporaries(tmp_path)
+    outputs.remove_stale_temporaries(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(
         [
             f".tmp-alive.npy-{host}-{os.getppid()}",

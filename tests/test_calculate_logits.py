@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cepe_data import atomic
+from cepe_data.storage import outputs
 from tests import reference
 from tests.conftest import VOCAB_SIZE, Run, World
 
@@ -24,7 +24,7 @@ NAME = "train-logits-enc40-dec24-teacher"
 @pytest.fixture(scope="module")
 def rows(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 11 train rows of book, and retrieved passages for them."""
-    from cepe_data import mds
+    from cepe_data.storage import mds
 
     folder = tmp_path_factory.mktemp("rows")
     run("sample_mds_ab.py", "OUT", 128, 64, 0, 11, "--domains", "book=1", *world.source_flags, cwd=folder)
@@ -64,7 +64,7 @@ def lay_out(folder: Path, rows: Path, world: World) -> tuple[Path, tuple[Any, ..
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    from cepe_data import mds
+    from cepe_data.storage import mds
 
     rows = mds.import_streaming().LocalDataset(str(folder))
     return [rows[number] for number in range(len(rows))]
@@ -215,7 +215,7 @@ def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
 def test_bad_input_is_refused_before_anything_is_written(
     run: Run, world: World, rows: Path, tmp_path: Path, change: tuple[Any, ...], message: str
 ) -> None:
-    from cepe_data import mds
+    from cepe_data.storage import mds
     from demo import models
 
     _, command = lay_out(tmp_path, rows, world)
@@ -341,7 +341,7 @@ def test_a_damaged_part_is_made_again_by_overwrite_and_a_merge_says_so(
     run(*command, "--overwrite", cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "OUT" / NAME) == whole
     # A dry run removes nothing, and what a killed merge left goes away.
-    (tmp_path / "OUT" / NAME / f".tmp-book-{atomic._HOST}-999999").mkdir()
+    (tmp_path / "OUT" / NAME / f".tmp-book-{outputs._HOST}-999999").mkdir()
     run(*command, "--dry_run", "--delete_parts", cwd=tmp_path)
     run(*command, "--merge", cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "OUT" / NAME) == whole
@@ -349,7 +349,7 @@ def test_a_damaged_part_is_made_again_by_overwrite_and_a_merge_says_so(
 
 
 def test_shards_of_an_input_that_differ_are_refused(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
-    from cepe_data import mds
+    from cepe_data.storage import mds
 
     _, command = lay_out(tmp_path, rows, world)
     index = json.loads((tmp_path / "OUT/train/book/index.json").read_text())
@@ -387,7 +387,7 @@ def test_another_vocabulary_is_a_warning_and_unknown_ids_are_found_in_any_row(
 
 def test_a_student_learns_from_the_rows_next_to_the_input(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
     """What the trainer does: both sets by row number, KL over the top-k and the rest."""
-    from cepe_data import mds
+    from cepe_data.storage import mds
     from demo import models
 
     _, command = lay_out(tmp_path, rows, world)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from cepe_data import atomic, mds, records
+from cepe_data.storage import mds, outputs, provenance
 from demo import models
 from tests.conftest import Run, World, folder_of_run, make_texts
 from tests.test_retrieval import make_encoder
@@ -90,7 +90,7 @@ def truncate(name: str) -> Damage:
 def remove(*names: str) -> Damage:
     def damage(folder: Path) -> None:
         for name in names:
-            atomic.remove(folder / name)
+            outputs.remove(folder / name)
 
     return damage
 
@@ -146,18 +146,18 @@ def replace(name: str, other: str) -> Damage:
 
 def sign(unit: Path, **facts: object) -> None:
     """A meta file that says what is there, as a faulty writer would have written it."""
-    path = records.meta_path(unit, unit.is_dir())
+    path = provenance.meta_path(unit, unit.is_dir())
     meta = json.loads(path.read_text())
     base = unit if unit.is_dir() else unit.parent
-    meta["files"] = {name: records.file_facts(base / name) for name in meta["files"]}
-    path.write_text(json.dumps(records.signed({**meta, **facts})))
+    meta["files"] = {name: provenance.file_facts(base / name) for name in meta["files"]}
+    path.write_text(json.dumps(provenance.signed({**meta, **facts})))
 
 
 def edit_json(name: str, change: Callable[[Any], None]) -> Damage:
     def damage(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
         change(content)
-        (folder / name).write_text(json.dumps(records.signed(content) if "meta_xxh3_64" in content else content))
+        (folder / name).write_text(json.dumps(provenance.signed(content) if "meta_xxh3_64" in content else content))
 
     return damage
 

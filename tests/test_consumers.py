@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cepe_data import mds
+from cepe_data.storage import mds
 from tests.conftest import Run, World
 
 

@@ -9,25 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepe_data import corpus
+from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError
 
 
 def test_token_paths_and_their_collisions() -> None:
-    assert corpus.token_path("c/en.json.gz.dedup.classifier.jsonl.zst") == "c/en.json.gz.dedup.classifier.npy"
-    assert corpus.token_path("a.jsonl") == corpus.token_path("a.jsonl.gz") == "a.npy"
+    assert listing.token_path("c/en.json.gz.dedup.classifier.jsonl.zst") == "c/en.json.gz.dedup.classifier.npy"
+    assert listing.token_path("a.jsonl") == listing.token_path("a.jsonl.gz") == "a.npy"
     with pytest.raises(ArgumentError, match="ends in none of"):
-        corpus.token_path("a.json")
-    corpus.refuse_shared_targets(["a/x.jsonl", "b/x.jsonl", "a/y.jsonl.gz"])
+        listing.token_path("a.json")
+    listing.refuse_shared_targets(["a/x.jsonl", "b/x.jsonl", "a/y.jsonl.gz"])
     for paths in (["x.jsonl", "x.jsonl.zst"], ["x.jsonl", "x.jsonl"], ["x.jsonl", "x.hash.jsonl"]):
         with pytest.raises(ArgumentError, match="both write x"):
-            corpus.refuse_shared_targets(paths)
+            listing.refuse_shared_targets(paths)
 
 
 @given(st.lists(st.floats(0.001, 10), min_size=1, max_size=9), st.integers(0, 10**7))
 def test_counts_by_largest_remainder_add_up_and_are_within_one(raw: list[float], total: int) -> None:
     weights = {f"d{index}": weight / math.fsum(raw) for index, weight in enumerate(raw)}
-    counts = corpus.largest_remainder(weights, total)
+    counts = listing.largest_remainder(weights, total)
     assert sum(counts.values()) == total
     assert all(abs(counts[domain] - weight * total) < 1 + 1e-6 for domain, weight in weights.items())
 
@@ -35,18 +35,18 @@ def test_counts_by_largest_remainder_add_up_and_are_within_one(raw: list[float],
 def test_counts_add_up_where_the_weights_nearly_do() -> None:
     for third in (0.333333333, 0.3333333334):
         weights = dict.fromkeys("abc", third)
-        assert sum(corpus.largest_remainder(weights, 10**10).values()) == 10**10
+        assert sum(listing.largest_remainder(weights, 10**10).values()) == 10**10
 
 
 def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
-    assert corpus.parse_weights("arxiv=0.25,book=0.75,cc=0") == {"arxiv": 0.25, "book": 0.75}
+    assert listing.parse_weights("arxiv=0.25,book=0.75,cc=0") == {"arxiv": 0.25, "book": 0.75}
     with pytest.raises(ArgumentError, match=r"add up to 0\.9") as refusal:
-        corpus.parse_weights("arxiv=0.3,book=0.3,cc=0.3")
+        listing.parse_weights("arxiv=0.3,book=0.3,cc=0.3")
     line = str(refusal.value).splitlines()[-1].removeprefix("  --domains ")
-    assert corpus.parse_weights(line) == pytest.approx(dict.fromkeys(("arxiv", "book", "cc"), 1 / 3))
+    assert listing.parse_weights(line) == pytest.approx(dict.fromkeys(("arxiv", "book", "cc"), 1 / 3))
     for text in ("arxiv", "arxiv=", "arxiv=x", "arxiv=-1,book=2", "arxiv=nan", "arxiv=0.5,arxiv=0.5", "arxiv=0"):
         with pytest.raises(ArgumentError, match="--domains"):
-            corpus.parse_weights(text)
+            listing.parse_weights(text)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
 def test_a_list_edited_by_hand_is_checked(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "all_jsonl.txt").write_text(f"{line}\n")
     with pytest.raises(ArgumentError, match=message):
-        corpus.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
+        listing.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
     with pytest.raises(ArgumentError, match="get_all_jsonl"):
-        corpus.read_file_list(tmp_path / "none.txt")
+        listing.read_file_list(tmp_path / "none.txt")
 
 
 def test_a_list_saved_with_a_byte_order_mark_and_untidy_paths_names_the_same_files(tmp_path: Path) -> None:
     (tmp_path / "arxiv").mkdir()
     (tmp_path / "arxiv/x.jsonl").write_text("{}\n")
     (tmp_path / "all_jsonl.txt").write_text("./arxiv//x.jsonl\n", encoding="utf-8-sig")
-    [file] = corpus.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
-    assert file == corpus.ListedFile("arxiv/x.jsonl", "arxiv", 3)
+    [file] = listing.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
+    assert file == listing.ListedFile("arxiv/x.jsonl", "arxiv", 3)

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepe_data import drawing, token_file
-from cepe_data.corpus import ListedFile
+from cepe_data.corpus.listing import ListedFile
 from cepe_data.errors import DamagedFileError
-from cepe_data.splits import Splits
-from cepe_data.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples import reader
+from cepe_data.samples.splits import Splits
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.tokens import token_file
 from tests import reference
 
 
-def make_tokens(folder: Path, files: list[list[int]], vocab_size: int | None = None) -> drawing.Tokens:
+def make_tokens(folder: Path, files: list[list[int]], vocab_size: int | None = None) -> reader.Tokens:
     """Token files of one domain with documents of these lengths; every token of the domain is another number."""
     listed, next_id = [], 0
     for number, lengths in enumerate(files):
@@ -28,15 +29,15 @@ def make_tokens(folder: Path, files: list[list[int]], vocab_size: int | None = N
         writer.publish({})
         writer.close()
         next_id += len(ids)
-    return drawing.Tokens({"any": listed}, folder, vocab_size, None)
+    return reader.Tokens({"any": listed}, folder, vocab_size, None)
 
 
 def source_of(
-    tokens: drawing.Tokens, windows: Windows, split: str = "train", splits: Splits | None = None
-) -> drawing.WindowSource:
+    tokens: reader.Tokens, windows: Windows, split: str = "train", splits: Splits | None = None
+) -> reader.WindowSource:
     splits = splits or Splits(42, 0.2, 0.4)
-    survey = drawing.survey(tokens, splits, {split: windows})["any"]
-    return drawing.WindowSource.of(tokens, "any", split, splits, windows, survey)
+    survey = reader.survey(tokens, splits, {split: windows})["any"]
+    return reader.WindowSource.of(tokens, "any", split, splits, windows, survey)
 
 
 def expected_windows(folder: Path, files: list[list[int]], windows: Windows, split: str) -> list[tuple[int, ...]]:
@@ -54,7 +55,7 @@ def expected_windows(folder: Path, files: list[list[int]], windows: Windows, spl
     return found
 
 
-def read(source: drawing.WindowSource, plan: drawing.Plan, dtype: type = np.int32) -> np.ndarray:
+def read(source: reader.WindowSource, plan: reader.Plan, dtype: type = np.int32) -> np.ndarray:
     """The windows of a plan, read into two columns."""
     rows: np.ndarray = np.empty((len(plan), source.windows.total_length), dtype)
     source.read(plan, [rows[:, :3], rows[:, 3:]])
@@ -69,9 +70,9 @@ def test_every_window_is_drawn_once_in_the_documented_order(
     per_block: int, at_once: int, bridged: int,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(token_file, "DOCUMENTS_PER_BLOCK", per_block)
-    monkeypatch.setattr(drawing, "_DOCUMENTS_AT_ONCE", at_once)
-    monkeypatch.setattr(drawing, "_ROWS_AT_ONCE", at_once)
-    monkeypatch.setattr(drawing, "_BRIDGED_TOKENS", bridged)
+    monkeypatch.setattr(reader, "_DOCUMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(reader, "_ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(reader, "_BRIDGED_TOKENS", bridged)
     draw = np.random.default_rng(0)
     files = [draw.integers(0, 60, 30).tolist(), [], [5] * 40, [0, 0, 200, 0, 3, 1]]
     source = source_of(make_tokens(tmp_path, files), windows, split)
@@ -90,9 +91,9 @@ def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Wind
     num_seeds, num_drawn = 1500, 3
     counts: Counter[int] = Counter()
     everything = Splits(0, 1.0, 0.0)
-    survey = drawing.survey(tokens, everything, {"test": windows})["any"]
+    survey = reader.survey(tokens, everything, {"test": windows})["any"]
     for seed in range(num_seeds):
-        source = drawing.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, survey)
+        source = reader.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, survey)
         counts.update(read(source, source.draw(0, num_drawn))[:, 0].tolist())
     num_windows = survey.available("test")
     assert len(counts) == num_windows > 10

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from cepe_data import duplicates, mds
+from cepe_data.storage import mds
+from cepe_data.tokens import duplicates
 from demo import models
 from tests import reference
 from tests.conftest import PROJECT, Run, folder_of_run, make_texts, write_jsonl

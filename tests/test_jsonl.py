@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from cepe_data import jsonl
+from cepe_data.corpus import readers
 from cepe_data.errors import DamagedFileError
 
 LINES = [json.dumps({"text": "line " * random.Random(n).randrange(400), "n": n}).encode() for n in range(500)]
@@ -21,7 +21,7 @@ CONTENT = b"\n".join(LINES) + b"\n"
 
 
 def blocks(path: Path, block_bytes: int) -> list[tuple[int, bytes]]:
-    return list(jsonl.LineBlocks(path, block_bytes))
+    return list(readers.LineBlocks(path, block_bytes))
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -47,7 +47,7 @@ def test_blocks_hold_whole_lines_with_their_numbers_however_the_file_is_packed(
 def test_a_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n')
     [(number, block)] = blocks(tmp_path / "x.jsonl", 1 << 20)
-    parsed = jsonl.parse_documents(number, block, "text")
+    parsed = readers.parse_documents(number, block, "text")
     assert parsed.texts == ["a"] and parsed.skipped.counts == {"not JSON": 1} and parsed.num_lines == 2
 
 
@@ -118,7 +118,7 @@ def test_an_archive_that_grows_ten_thousandfold_comes_in_blocks(tmp_path: Path) 
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.ZstdCompressor(level=19).compress((b"x" * 999 + b"\n") * 300_000))
     assert path.stat().st_size < 100_000
-    blocks = [len(block) for _, block in jsonl.LineBlocks(path)]
+    blocks = [len(block) for _, block in readers.LineBlocks(path)]
     assert sum(blocks) == 300_000_000 and max(blocks) < 150_000_000
 
 
@@ -141,7 +141,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
             b'{"text": "the file ends he',
         ]
     )
-    parsed = jsonl.parse_documents(11, block, "text")
+    parsed = readers.parse_documents(11, block, "text")
     assert parsed.texts == ["good", "lone \ufffd here", "pair 😀", "", "nul \0"]
     assert parsed.skipped.lines == {
         "no JSON object": [14],
@@ -155,9 +155,9 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
 
 
 def test_reports_keep_the_first_lines_and_all_counts() -> None:
-    whole = jsonl.LineReport()
+    whole = readers.LineReport()
     for start in (0, 15, 30):
-        part = jsonl.LineReport()
+        part = readers.LineReport()
         for line in range(1, 16):
             part.add("bad", line)
         whole.merge(part, start)
@@ -171,12 +171,12 @@ def test_ranges_of_lines_are_whole_lines_and_all_of_the_file(
 ) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + CONTENT + ending)
-    ranges = list(jsonl.line_ranges(path, range_bytes))
-    found = [jsonl.read_range(path, start, stop) for start, stop in ranges]
+    ranges = list(readers.line_ranges(path, range_bytes))
+    found = [readers.read_range(path, start, stop) for start, stop in ranges]
     assert b"".join(found) == CONTENT + ending
     assert all(block.endswith(b"\n") for block in found[:-1])
     assert all(stop - start >= range_bytes for start, stop in ranges[:-1])
     (tmp_path / "empty.jsonl").touch()
-    assert list(jsonl.line_ranges(tmp_path / "empty.jsonl", range_bytes)) == []
+    assert list(readers.line_ranges(tmp_path / "empty.jsonl", range_bytes)) == []
     with pytest.raises(DamagedFileError, match="truncated while"):
-        jsonl.read_range(path, 0, path.stat().st_size + 1)
+        readers.read_range(path, 0, path.stat().st_size + 1)

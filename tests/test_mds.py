@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepe_data import atomic, mds, records
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data.storage import mds, outputs, provenance
 from tests import reference
 
 COLUMNS = {"ids": "ndarray:int16:4", "name": "str", "lists": "json"}
@@ -29,7 +29,7 @@ def write_parts(folder: Path, borders: list[tuple[int, int]]) -> None:
 
 
 def join(folder: Path, borders: list[tuple[int, int]]) -> None:
-    with atomic.Draft(folder, {}, is_folder=True) as draft:
+    with outputs.Draft(folder, {}, is_folder=True) as draft:
         mds.join_parts(draft, mds.pool_path(folder), borders)
         draft.publish()
 
@@ -46,8 +46,8 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
     assert mds.read_columns(tmp_path / "set") == dict(sorted(COLUMNS.items()))
     for number in range(3):
         assert (tmp_path / f"set/shard.{number:05d}.mds").stat().st_nlink == 2
-    meta = records.read_meta(tmp_path / "set")
-    assert meta is not None and records.is_intact(tmp_path / "set", meta)
+    meta = provenance.read_meta(tmp_path / "set")
+    assert meta is not None and provenance.is_intact(tmp_path / "set", meta)
 
 
 def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:

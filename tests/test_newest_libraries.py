@@ -69,7 +69,7 @@ def test_token_files_are_the_same_with_the_newest_libraries(
 def test_transformers_4_and_5_read_the_saved_tokenizer_alike_and_what_5_saves_is_read_here(
     tmp_path: Path, newest: dict[str, str], name: str
 ) -> None:
-    from cepe_data import tokenizers
+    from cepe_data.tokens import tokenizers
 
     kind = kinds.make_kind(tmp_path / "source", name)
     loaded = tokenizers.load(str(kind.path))

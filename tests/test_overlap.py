@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepe_data import atomic, mds, records
+from cepe_data.storage import mds, outputs, provenance
 from tests.conftest import Run, World
 
 SPAN, TOTAL = 50, 300
@@ -163,10 +163,10 @@ def test_what_cannot_be_compared_is_an_error_and_what_is_not_there_is_said(
     with (tmp_path / "OUT/retrieval/0/book.jsonl").open("a") as file:
         file.write('{"id":"book_0_99"}\n')
     assert "is no passage" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=1).stderr
-    atomic.remove(tmp_path / "OUT/retrieval")
+    outputs.remove(tmp_path / "OUT/retrieval")
     assert "pass --train or --corpus" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr
     write_set(tmp_path / "OUT/train/book", np.zeros((3, TOTAL), int), tokenizer="other")
     for name in ("train", "test"):
         path = tmp_path / f"OUT/{name}/book/meta.json"
-        path.write_text(json.dumps(records.signed({**json.loads(path.read_text()), "tokenizer": name})))
+        path.write_text(json.dumps(provenance.signed({**json.loads(path.read_text()), "tokenizer": name})))
     assert "different tokenizers" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cepe_data import mds, records
+from cepe_data.storage import mds, provenance
 from tests import reference
 from tests.conftest import Run
 
@@ -35,7 +35,7 @@ def lay_out_tokens(folder: Path, lengths: dict[str, list[int]]) -> None:
         np.save(path, np.concatenate([[len(of_file)], of_file, np.ones(sum(of_file))]).astype(np.int32))
         listed.append({"path": name.replace(".npy", ".jsonl"), "domain": names.get(domain, domain), "bytes": 1})
     (folder / "all_jsonl.txt").write_text("".join(f"{file['path']}\n" for file in listed))
-    (folder / "all_jsonl.json").write_text(json.dumps(records.signed({"files": listed})))
+    (folder / "all_jsonl.json").write_text(json.dumps(provenance.signed({"files": listed})))
 
 
 def refuse_empty_picture(path: Path, width: int = 1350) -> None:

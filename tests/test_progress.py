@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from cepe_data import corpus, mds, records, shards
+from cepe_data import shards
+from cepe_data.corpus import listing
+from cepe_data.storage import mds, provenance
 from tests.conftest import PROJECT, Run, World
 from tests.test_retrieval import make_encoder
 
@@ -213,7 +215,7 @@ def test_a_token_file_is_gone(run: Run, pipeline: Path, world: World) -> None:
     """Only its shard is in the line, and what was made from it before is done."""
     files = [(file["path"], file["bytes"]) for file in world.listed()]
     gone = "wikipedia/wiki.jsonl"
-    (pipeline / "tokenized" / corpus.token_path(gone)).unlink()
+    (pipeline / "tokenized" / listing.token_path(gone)).unlink()
     [shard] = [number for number, paths in enumerate(shards.assign_files(files, 3)) if gone in paths]
     said = ask(run, pipeline)
     tokenize = said["by_job"]["tokenize"]
@@ -250,7 +252,7 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that was not joined is not done, though all its parts are there; their rows are counted."""
     folder = pipeline / "ab/train/book"
-    rows, meta = mds.Rows(folder), records.read_meta(folder)
+    rows, meta = mds.Rows(folder), provenance.read_meta(folder)
     assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
     part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}

@@ -19,12 +19,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cepe_data import atomic, mds, records, workers
-from cepe_data.embeddings import NO_KEY, Embeddings
-from cepe_data.spans import shares_span
+from cepe_data import workers
+from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.retrieval.topk import TopK
+from cepe_data.samples.spans import shares_span
+from cepe_data.storage import mds, outputs, provenance
 from demo.models import find_encoder
-from retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from retrieval.topk import TopK
 from tests import reference
 from tests.conftest import PROJECT, Run, World, make_texts
 
@@ -92,7 +93,7 @@ def corpus(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     manifest = folder / "OUT/retrieval/1/manifest.json"
     content = json.loads(manifest.read_text())
     content["sets"]["wiki"]["written"] = 0
-    atomic.write_json(manifest, records.signed(content))
+    outputs.write_json(manifest, provenance.signed(content))
     for name in ("wiki.jsonl", "wiki.meta.json"):
         (folder / "OUT/retrieval/1" / name).unlink()
     (folder / "tokenized").symlink_to(world.tokenized)
@@ -390,7 +391,7 @@ def test_damage_in_the_corpus_and_missing_parts_are_named(run: Run, corpus: Path
     shutil.copytree(corpus / "OUT", tmp_path / "OUT")
     path = tmp_path / "OUT/retrieval/2/cc.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records.meta_path(path).unlink()
+    provenance.meta_path(path).unlink()
     for damage, message in (
         ({"id": "cc_2_x"}, "is no passage"),
         ({"id": "cc_1_3"}, "its id is cc_1_3, not cc_2_…"),

@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from cepe_data import corpus, drawing, mds, passages, records, tokenizers
-from cepe_data.splits import Splits
-from cepe_data.windows import DocumentWindows
+from cepe_data.corpus import listing
+from cepe_data.samples import passages, reader
+from cepe_data.samples.splits import Splits
+from cepe_data.samples.windows import DocumentWindows
+from cepe_data.storage import mds, provenance
+from cepe_data.tokens import tokenizers
 from demo import models
 from tests import reference
 from tests.conftest import PROJECT, Run, World, make_texts, write_jsonl
@@ -176,13 +179,13 @@ def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(co
 
 def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_drawing_order(world: World) -> None:
     splits, chunks = Splits(42, 0.2, 0.4), DocumentWindows(8, 8)
-    files = [file for file in corpus.read_file_list(world.folder / "all_jsonl.txt") if file.domain == "cc"]
+    files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt") if file.domain == "cc"]
     identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
     assert identity is not None
-    tokens = drawing.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
-    survey = drawing.survey(tokens, splits, {"retrieval": chunks})
+    tokens = reader.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
+    survey = reader.survey(tokens, splits, {"retrieval": chunks})
     available = survey["cc"].available("retrieval")
-    source = drawing.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, survey["cc"])
+    source = reader.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, survey["cc"])
     drawn = np.empty((available, chunks.total_length), np.int32)
     source.read(source.draw(0, available), [drawn])
     for requested, num_written in ((available // 100, available // 100 * 100), (available // 90, available)):
@@ -532,7 +535,7 @@ def test_the_rest_of_an_unfinished_run_with_other_arguments_is_named(run: Run, w
         meta = json.loads((book / "meta.json").read_text())
         meta["made_with"].update(first_row=10 * part, stop_row=10 * part + 10, rows_per_part=10)
         del meta["made_with"]["rows"]
-        (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(records.signed(meta)))
+        (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(provenance.signed(meta)))
     shutil.rmtree(book)
     error = run(*AB, 0, 30, *flags, "--rows_per_part", 20, cwd=tmp_path, status=2).stderr
     assert "OUT/train/book.parts is what a run that did not come to its end has left" in error
@@ -587,7 +590,7 @@ def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     path = tmp_path / "tokenized/book/book.meta.json"
     changed = path.read_text().replace('"fingerprint": "', '"fingerprint": "other')
-    path.write_text(json.dumps(records.signed(json.loads(changed))))
+    path.write_text(json.dumps(provenance.signed(json.loads(changed))))
     error = run(*AB, 1, 1, "--file_list", world.folder / "all_jsonl.txt", cwd=tmp_path, status=1).stderr
     assert "several tokenizers" in error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cepe_data import records
+from cepe_data.storage import provenance
 from demo import models
 from tests import reference
 from tests.conftest import PROJECT, Run, World, make_texts
@@ -27,7 +27,7 @@ def lay_out(folder: Path, world: World) -> Path:
 
 def write_meta(path: Path, meta: dict) -> None:
     """A meta file as a faulty writer would write it, with the right hash of its own."""
-    path.write_text(json.dumps(records.signed(meta)))
+    path.write_text(json.dumps(provenance.signed(meta)))
 
 
 def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = True) -> None:
@@ -36,9 +36,9 @@ def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = T
     change(array)
     np.save(path, array)
     if fix_meta:
-        meta_path = records.meta_path(path)
+        meta_path = provenance.meta_path(path)
         meta = json.loads(meta_path.read_text())
-        meta["files"][path.name] = records.file_facts(path)
+        meta["files"][path.name] = provenance.file_facts(path)
         write_meta(meta_path, meta)
 
 
@@ -139,7 +139,7 @@ def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp
     lay_out(tmp_path, world)
     content = json.loads((tmp_path / "all_jsonl.json").read_text())
     content["files"] = [{**file, "bytes": file["bytes"] + (file["domain"] == "book")} for file in content["files"]]
-    (tmp_path / "all_jsonl.json").write_text(json.dumps(records.signed(content)))
+    (tmp_path / "all_jsonl.json").write_text(json.dumps(provenance.signed(content)))
     assert "book.npy: was made from" in run("sanity_check.py", cwd=tmp_path, status=1).stdout
     assert "another size" in run("sample_mds_ab.py", "OUT", 128, 64, 1, 1, cwd=tmp_path, status=1).stderr
 
@@ -147,7 +147,7 @@ def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp
 def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, tmp_path: Path) -> None:
     flags = (*world.source_flags, "--test_fraction", 0.2)
     run("sample_mds_ab.py", "OUT", 128, 64, 4, 0, "--domains", "book=1", *flags, cwd=tmp_path)
-    from cepe_data import mds
+    from cepe_data.storage import mds
 
     row = mds.Rows(tmp_path / "OUT/test/book")[2]
     tokens = np.concatenate([row["prev_token_ids"], row["token_ids"]])

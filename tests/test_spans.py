@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cepe_data.errors import DamagedFileError
-from cepe_data.passage_lines import lines_of, read_ids
-from cepe_data.spans import SpanIndex, SpanSampler
+from cepe_data.samples.passage_lines import lines_of, read_ids
+from cepe_data.samples.spans import SpanIndex, SpanSampler
 
 
 @settings(deadline=None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cepe_data.errors import ArgumentError
-from cepe_data.splits import SPLITS, Splits
+from cepe_data.samples.splits import SPLITS, Splits
 from tests import reference
 
 

@@ -12,8 +12,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepe_data import token_file
 from cepe_data.errors import DamagedFileError
+from cepe_data.tokens import token_file
 from tests import reference
 
 DOCUMENTS = [[1, 5, 6, 2], [1, 2], [1, 9, 9, 9, 9, 2]]

@@ -19,7 +19,9 @@ import xxhash
 import zstandard
 from sentencepiece import SentencePieceProcessor
 
-from cepe_data import corpus, encoding, jsonl, records, tokenizers
+from cepe_data.corpus import listing, readers
+from cepe_data.storage import provenance
+from cepe_data.tokens import encoding, tokenizers
 from demo import models
 from tests import reference
 from tests.conftest import HARD_TEXTS, PROJECT, Run, World, make_texts, write_jsonl
@@ -31,7 +33,9 @@ def lay_out(folder: Path, world: World) -> Path:
     for name in ("all_jsonl.txt", "tokenizer.model"):
         shutil.copy(world.folder / name, folder / name)
     content = json.loads((world.folder / "all_jsonl.json").read_text())
-    (folder / "all_jsonl.json").write_text(json.dumps(records.signed({**content, "root": str(folder / "redpajama")})))
+    (folder / "all_jsonl.json").write_text(
+        json.dumps(provenance.signed({**content, "root": str(folder / "redpajama")}))
+    )
     return folder
 
 
@@ -259,7 +263,7 @@ def test_a_wrong_text_key_is_said_once_and_stops_the_run(run: Run, world: World,
 def test_a_source_that_changes_while_it_is_read_fails(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, read_range = tmp_path / "arxiv_0.jsonl", jsonl.read_range
+    source, read_range = tmp_path / "arxiv_0.jsonl", readers.read_range
 
     def read_and_replace(path: Path, start: int, stop: int) -> bytes:
         block = read_range(path, start, stop)
@@ -272,9 +276,9 @@ def test_a_source_that_changes_while_it_is_read_fails(
     identity = tokenizers.saved_identity(tmp_path / "tokenized/tokenizer")
     assert identity is not None
     job = encoding.Job(tmp_path, tmp_path / "tokenized", "text", False, 0.001, identity)
-    file = corpus.ListedFile(source.name, "arxiv", source.stat().st_size)
+    file = listing.ListedFile(source.name, "arxiv", source.stat().st_size)
     for patched, num_failures in ((read_range, 0), (read_and_replace, 1)):
-        monkeypatch.setattr(jsonl, "read_range", patched)
+        monkeypatch.setattr(readers, "read_range", patched)
         (tmp_path / "tokenized/arxiv_0.npy").unlink(missing_ok=True)
         totals = encoding.Totals()
         job.tokenize([file], "tokenizers", 1, "", totals)

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from cepe_data import backends, tokenizers
 from cepe_data.errors import ArgumentError
-from cepe_data.tokenizers import TokenizerFiles
+from cepe_data.tokens import backends, tokenizers
+from cepe_data.tokens.tokenizers import TokenizerFiles
 from tests import tokenizer_kinds as kinds
 from tests.conftest import HARD_TEXTS, PROJECT, Run, World, write_jsonl
 
@@ -260,7 +260,7 @@ def test_a_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
 def test_token_files_of_an_earlier_version_that_asked_transformers_are_found(run: Run, tmp_path: Path) -> None:
     from transformers import LlamaTokenizerFast
 
-    from cepe_data import atomic
+    from cepe_data.storage import outputs
 
     kind = kinds.make_kind(tmp_path / "source", "llama with other names of BOS and EOS")
     write_jsonl(tmp_path / "data/arxiv/a.jsonl", kinds.generated_texts(50))
@@ -273,7 +273,7 @@ def test_token_files_of_an_earlier_version_that_asked_transformers_are_found(run
     (tmp_path / "converted/tokenizer.model").rename(tmp_path / "tokenizer.model")
     old = tokenizers.load(str(tmp_path / "converted")).identity
     assert (old.bos_id, old.eos_id, old.vocab_size) == (600, 601, 602), "transformers adds BOS and EOS"
-    with atomic.Draft(tmp_path / "tokenized/tokenizer", {"tokenizer": old.as_json()}, is_folder=True) as draft:
+    with outputs.Draft(tmp_path / "tokenized/tokenizer", {"tokenizer": old.as_json()}, is_folder=True) as draft:
         fast.save_pretrained(draft.path)
         draft.publish()
     for script in ("tokenize_jsonl.py", "sanity_check.py"):

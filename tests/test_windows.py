@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepe_data.windows import ConcatWindows, DocumentWindows, KeyedPermutation
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows, KeyedPermutation
 from tests import reference
 
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=20)

@@ -1,0 +1,1 @@
+"""The corpus: which files there are, and the documents in them."""

@@ -1,0 +1,270 @@
+"""Reading jsonl files: plain, gzip or zstandard; in blocks of whole lines; lines that are no documents are counted.
+
+A byte-order mark at the start of a file is dropped. A blank line is neither a document nor an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from cepe_data.corpus import sniff
+from cepe_data.errors import DamagedFileError
+
+MAX_LISTED_LINES = 20
+CUT_OFF = "cut off at the end of the file"
+_COMPRESSED_READ_BYTES = 4 << 10  # of zstandard, which makes up to 30,000 times as much of them at once
+_MIN_READ_BYTES = 64 << 10
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class LineReport:
+    """Counts and first line numbers, by reason, of lines that were skipped or mended."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, reason: str, line: int) -> None:
+        """Count one line, numbered from 1."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        first_lines = self.lines.setdefault(reason, [])
+        if len(first_lines) < MAX_LISTED_LINES:
+            first_lines.append(line)
+
+    def merge(self, later: LineReport, lines_before: int) -> None:
+        """Add the counts of later lines of the same file, whose numbers start after `lines_before` lines."""
+        for reason, number in later.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + number
+            numbers = [line + lines_before for line in later.lines[reason]]
+            self.lines[reason] = (self.lines.get(reason, []) + numbers)[:MAX_LISTED_LINES]
+
+    @property
+    def total(self) -> int:
+        """All lines counted."""
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{self.counts[reason]:,} {reason}, first in lines {', '.join(map(str, self.lines[reason]))}"
+            for reason in self.counts
+        )
+
+    def as_json(self) -> dict[str, dict[str, object]]:
+        """`{reason: {"count": int, "first_lines": [int, …]}}`."""
+        return {reason: {"count": self.counts[reason], "first_lines": self.lines[reason]} for reason in self.counts}
+
+
+def no_key(text_key: str) -> str:
+    """The reason for which a record without this key is skipped."""
+    return f"no key {text_key!r}"
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the lines of a file cannot be read from its middle."""
+    return path.suffix in {".gz", ".zst"}
+
+
+def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges [start, stop) of whole lines of a plain file, each of at least `range_bytes` but for the last. Only the
+    surroundings of their borders are read."""
+    size, start = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while start < size:
+            stop = min(start + range_bytes, size)
+            file.seek(stop - 1)
+            while stop < size and (piece := file.read(_MIN_READ_BYTES)):
+                stop = file.tell()
+                if (end := piece.find(b"\n")) >= 0:
+                    stop += end + 1 - len(piece)
+                    break
+            yield start, min(stop, size)
+            start = stop
+
+
+def read_range(path: Path, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a plain file, without the byte-order mark that it may start with.
+
+    Raises:
+        DamagedFileError: if it ends before.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        block = file.read(stop - start)
+    if len(block) < stop - start:
+        raise DamagedFileError(f"{path} was truncated while it was being read: once it is whole, list it again")
+    return block if start else block.removeprefix(_BYTE_ORDER_MARK)
+
+
+class LineBlocks:
+    """Blocks of whole lines of a jsonl file, plain, gzip or zstandard (several members or frames are one stream).
+
+    Iterating gives `(number of the first line, bytes)`; each block ends at a line end, or is the end of the file, and
+    has at least `block_bytes` bytes unless it is the last. `bytes_read` counts bytes of the file on disk.
+
+    Raises (while iterating):
+        DamagedFileError: if a compressed file is truncated, damaged, or has something else behind it.
+    """
+
+    def __init__(self, path: Path, block_bytes: int = 4 << 20) -> None:
+        self.path, self.block_bytes, self.bytes_read = path, block_bytes, 0
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        pending: list[bytes] = []
+        pending_bytes, next_line, is_start = 0, 1, True
+        for decompressed in self._decompressed():
+            piece = decompressed.removeprefix(_BYTE_ORDER_MARK) if is_start else decompressed
+            is_start = False
+            pending.append(piece)
+            pending_bytes += len(piece)
+            end = piece.rfind(b"\n") + 1
+            if pending_bytes >= self.block_bytes and end:
+                block = b"".join([*pending[:-1], piece[:end]])
+                yield next_line, block
+                next_line += block.count(b"\n")
+                pending, pending_bytes = [piece[end:]], len(piece) - end
+        if pending_bytes:
+            yield next_line, b"".join(pending)
+
+    def _decompressed(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            if is_compressed(self.path):
+                _check_is_archive(self.path, file.read(sniff.HEAD_BYTES))
+                file.seek(0)
+            try:
+                if self.path.name.endswith(".gz"):
+                    yield from self._gzip(file)
+                elif self.path.name.endswith(".zst"):
+                    yield from self._zstandard(file)
+                else:
+                    while piece := file.read(max(self.block_bytes, _MIN_READ_BYTES)):
+                        self.bytes_read = file.tell()
+                        yield piece
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DamagedFileError(f"{self.path} is a damaged gzip file ({error}): download it again") from None
+
+    def _gzip(self, file: IO[bytes]) -> Iterator[bytes]:
+        with gzip.GzipFile(fileobj=file) as archive:
+            while piece := archive.read(max(self.block_bytes, _MIN_READ_BYTES)):
+                self.bytes_read = file.tell()
+                yield piece
+
+    def _zstandard(self, file: IO[bytes]) -> Iterator[bytes]:
+        import zstandard
+
+        # The stream reader of this library takes a truncated file for the end; frame by frame the end is certain.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+        frame, frame_bytes = decompressor.decompressobj(), 0
+        try:
+            while compressed := file.read(_COMPRESSED_READ_BYTES):
+                self.bytes_read = file.tell()
+                while compressed:
+                    frame_bytes += len(compressed)
+                    if piece := frame.decompress(compressed):
+                        yield piece
+                    compressed = b""
+                    if frame.eof:
+                        compressed = frame.unused_data
+                        frame, frame_bytes = decompressor.decompressobj(), 0
+        except zstandard.ZstdError as error:
+            raise DamagedFileError(f"{self.path} is a damaged zstandard file ({error}): download it again") from None
+        if frame_bytes:
+            raise DamagedFileError(f"{self.path} is truncated in the middle of a zstandard frame: download it again")
+
+
+def _check_is_archive(path: Path, head: bytes) -> None:
+    """Raise DamagedFileError unless a file that begins with `head` is the archive that its name says."""
+    if not head:
+        raise DamagedFileError(f"{path} is empty, which no archive is: download it again")
+    expected = "gzip" if path.name.endswith(".gz") else "zstandard"
+    found = sniff.binary_format(head)
+    if found != expected:
+        what = sniff.describe_not_json_lines(head) or f"it is plain text: remove {path.suffix} from its name"
+        raise DamagedFileError(f"{path} is not a {expected} file: {what}. Then list the files again")
+    if found == "zstandard":
+        import zstandard
+
+        # A frame in the middle of a file that is cut in its header is found when it is read.
+        with contextlib.suppress(zstandard.ZstdError):
+            if dictionary := zstandard.get_frame_parameters(head).dict_id:
+                raise DamagedFileError(
+                    f"{path} was compressed with the zstandard dictionary {dictionary}, which is not in it: decompress "
+                    f"it with `zstd -d -D DICTIONARY`, and list the files again"
+                )
+
+
+def read_beginning(path: Path) -> bytes:
+    """The first lines of a file, decompressed."""
+    return next((block for _, block in LineBlocks(path, 1)), b"")
+
+
+def first_record_keys(path: Path) -> list[str]:
+    """The keys of the first JSON object of a file, nothing if its first lines hold none."""
+    import orjson
+
+    for line in read_beginning(path).splitlines():
+        with contextlib.suppress(orjson.JSONDecodeError):
+            if isinstance(record := orjson.loads(line), dict):
+                return list(record)
+    return []
+
+
+@dataclass(frozen=True)
+class ParsedLines:
+    """The texts of a block of json lines, in order; the number of line ends; lines skipped, and lines mended."""
+
+    texts: list[str]
+    num_lines: int
+    skipped: LineReport
+    mended: LineReport
+
+
+def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines:
+    """Parse a block of json lines.
+
+    Skipped: a line that is no JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
+    becomes U+FFFD. A blank line is neither.
+
+    A line without its end can only be the last of a file; if it is not JSON, it is counted as `CUT_OFF`.
+    """
+    import orjson
+
+    texts: list[str] = []
+    skipped, mended = LineReport(), LineReport()
+    lines = block.split(b"\n")
+    last = first_line + len(lines) - 1
+    for number, line in enumerate(lines, first_line):
+        may_have_surrogates = False
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if not line.strip():
+                continue
+            try:  # the standard library reads lone surrogate escapes and NaN, which orjson refuses
+                record, may_have_surrogates = json.loads(line.decode("utf-8")), True
+            except UnicodeDecodeError:
+                skipped.add(CUT_OFF if number == last else "not UTF-8", number)
+                continue
+            except (ValueError, RecursionError):
+                skipped.add(CUT_OFF if number == last else "not JSON", number)
+                continue
+        if not isinstance(record, dict):
+            skipped.add("no JSON object", number)
+        elif text_key not in record:
+            skipped.add(no_key(text_key), number)
+        elif not isinstance(text := record[text_key], str):
+            skipped.add(f"{text_key!r} is no string", number)
+        else:
+            if may_have_surrogates and _SURROGATE.search(text):
+                text = _SURROGATE.sub("\ufffd", text)
+                mended.add("lone surrogate", number)
+            texts.append(text)
+    return ParsedLines(texts, len(lines) - 1, skipped, mended)

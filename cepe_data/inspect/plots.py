@@ -1,0 +1,381 @@
+"""The pictures of `sanity_check.py --plot`: one page each, a row per domain, in greys that print.
+
+Everything is placed in inches from the upper left corner, so that no text meets another whatever the number of domains.
+The same numbers give the same bytes: matplotlib's own style, whatever the user's is, and no dates in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cepe_data import cli
+from cepe_data.errors import ArgumentError
+from cepe_data.storage import outputs
+from cepe_data.storage.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from cepe_data.teacher.check import Positions
+    from cepe_data.tokens.check_file import DomainCounts
+
+# The formats, and what leaves the date out of each.
+DATELESS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+# Billions of tokens, the table of https://github.com/togethercomputer/RedPajama-Data/tree/rp_v1
+REDPAJAMA_TOKENS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
+DPI = 150
+PAGE_WIDTH, MARGIN, NAME_WIDTH = 9.0, 0.2, 1.5  # inches, as everywhere below
+TITLE_CHARACTERS, NAME_CHARACTERS = 92, 15
+LINE_HEIGHT = 0.21
+FILLED: dict[str, Any] = {"facecolor": "0.25", "edgecolor": "0.25", "linewidth": 0.6}
+HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.25", "linewidth": 0.6, "hatch": "/////"}
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+STYLE: dict[str, Any] = {
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 9,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "cepe_data",
+    "text.parse_math": False,  # a domain may be called $x$
+}
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """Where the picture goes."""
+    endings = ", ".join(DATELESS)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a picture; a name that ends in {endings}")
+
+
+def refuse_bad_path(path: Path | None) -> None:
+    """Raise ArgumentError if no picture can be written there; and load what draws it, before the long check."""
+    if path is None:
+        return
+    if path.suffix.lower() not in DATELESS:
+        raise ArgumentError(f"--plot {path}: a name that ends in {', '.join(DATELESS)} is wanted")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"--plot {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ArgumentError(f"--plot {path}: no file can be written there")
+    import matplotlib.figure  # noqa: F401
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import style
+
+    with style.context(["default", STYLE]):
+        yield
+
+
+@_style()
+def draw_tokens(
+    report: Report,
+    path: Path,
+    counts: Mapping[str, DomainCounts],
+    num_listed: int,
+    thresholds: Sequence[int],
+    step: int,
+) -> None:
+    """Draw lengths, windows and tokens by domain, of which `num_listed` files should be there."""
+    counts = {domain: one for domain, one in sorted(counts.items()) if one.files}
+    if not counts:
+        cli.warn(f"no token file could be read: {path} is not written")
+        return
+    num_files, num_documents, num_tokens = (
+        sum(getattr(one, name) for one in counts.values()) for name in ("files", "documents", "tokens")
+    )
+    titles = [windows_title(counts, thresholds), proportions_title(counts)]
+    heights = [LINE_HEIGHT * (title.count("\n") + 1) for title in titles]
+    top_lengths = MARGIN + heights[0] + 0.85
+    top_shares = top_lengths + 0.62 * len(counts) + 1.15 + heights[1]
+    page = _Page(top_shares + 0.5 * len(counts) + 0.65)
+    page.title(MARGIN, titles[0])
+    files = (
+        f"{num_files:,} of {num_listed:,} token files" if num_files < num_listed else _count(num_files, "token file")
+    )
+    what = f"{_count(num_documents, 'document')} of {files}, all splits together"
+    page.text(MARGIN, MARGIN + heights[0] + 0.04, what, color="0.3")
+    draw_lengths(page, top_lengths, counts, thresholds, step)
+    page.title(top_shares - 0.52 - heights[1], titles[1])
+    what = f"{_count(num_tokens, 'token')} of {files}"
+    page.text(MARGIN, top_shares - 0.48, what, color="0.3")
+    draw_shares(page, top_shares, counts)
+    page.publish(report, path)
+
+
+def windows_title(counts: Mapping[str, DomainCounts], thresholds: Sequence[int]) -> str:
+    """Which domain has the most windows of each length."""
+    leaders: dict[str, list[str]] = {}
+    for index, threshold in enumerate(thresholds):
+        total = sum(one.windows[index] for one in counts.values())
+        if total:
+            leader = max(counts, key=lambda domain: counts[domain].windows[index])
+            share = counts[leader].windows[index] / total
+            leaders.setdefault(leader, []).append(f"{_short(threshold)} ({_percent(share)})")
+    if not leaders:
+        return f"No document is long enough for a window of {_short(thresholds[0])} tokens"
+    first, *others = [f"of {_enumerate(what)}" for what in leaders.values()]
+    names = [_name(leader) for leader in leaders]
+    parts = [f"{name} {what}" for name, what in zip(names[1:], others, strict=True)]
+    return _wrap(", ".join([f"{names[0]} holds the most windows {first}", *parts]))
+
+
+def proportions_title(counts: Mapping[str, DomainCounts]) -> str:
+    """Which domains have another share of the tokens than in RedPajama."""
+    shares = shares_of_tokens(counts)
+    if len(shares) < 2:
+        return "There are no two domains of RedPajama whose proportions could be compared"
+    ratios = {domain: ours / theirs for domain, (ours, theirs) in shares.items()}
+    extremes = (max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__))
+    other = [domain for domain in extremes if not 1 / 1.1 < ratios[domain] < 1.1]
+    if not other:
+        return "Tokens by domain are as in RedPajama, each share within a tenth of it"
+    first, *others = [f"{_factor(ratios[domain])} times" for domain in other]
+    parts = [f"that of {_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
+    whole = ", ".join([f"the share of {_name(other[0])} is {first} as large", *parts])
+    return _wrap(f"Against RedPajama, {whole}")
+
+
+def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[float, float]]:
+    """Shares of the tokens, here and in RedPajama, of the domains that are in both; both add up to 1."""
+    known = [domain for domain in counts if domain in REDPAJAMA_TOKENS]
+    ours = max(1, sum(counts[domain].tokens for domain in known))
+    theirs = sum(REDPAJAMA_TOKENS[domain] for domain in known)
+    return {domain: (counts[domain].tokens / ours, REDPAJAMA_TOKENS[domain] / theirs) for domain in known}
+
+
+def draw_lengths(
+    page: _Page, top: float, counts: Mapping[str, DomainCounts], thresholds: Sequence[int], step: int
+) -> None:
+    """A histogram per domain over one axis of lengths, and beside it how many windows the domain holds."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    column_width, pitch, height = 0.9, 0.62, 0.5
+    left, width = NAME_WIDTH, PAGE_WIDTH - NAME_WIDTH - 0.15 - column_width * len(thresholds) - MARGIN
+    columns = [left + width + 0.1 + column_width * (index + 1) for index in range(len(thresholds))]
+    histograms = np.array([one.lengths for one in counts.values()])
+    edges = 2.0 ** (np.arange(histograms.shape[1] + 1) / 2)
+    used = edges[:-1][histograms.any(axis=0)]
+    lowest, highest = min([*used / 1.2, 64.0]), max([*used * 2, thresholds[-1] * 2.0])
+    borders = [0.0, *thresholds, np.inf]
+    highest_power = max(1, int(np.ceil(np.log10(max(2, histograms.max())))))
+    for row, (domain, one) in enumerate(counts.items()):
+        axes = page.axes(left, top + row * pitch, width, height)
+        for place, (border, next_border) in enumerate(pairwise(borders)):
+            inside = np.flatnonzero((edges[:-1] >= border) & (edges[:-1] < next_border))
+            heights = np.maximum(one.lengths[inside], 0.5)  # a logarithmic axis has no 0
+            grey = str(0.78 - 0.26 * place)
+            axes.stairs(heights, edges[[*inside, inside[-1] + 1]], baseline=0.5, fill=True, color=grey)
+        for threshold in thresholds:
+            axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
+        axes.set(xscale="log", yscale="log", xlim=(lowest, highest), ylim=(0.5, 10.0**highest_power))
+        axes.yaxis.set(major_locator=FixedLocator([1, 10.0**highest_power]), minor_locator=NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _axis_amount(value)))
+        axes.xaxis.set(major_locator=LogLocator(numticks=20), minor_formatter=NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.tick_params(axis="y", labelsize=7, length=2)
+        axes.tick_params(axis="x", which="both", labelbottom=row == len(counts) - 1)
+        middle = top + row * pitch + height / 2
+        page.text(MARGIN, middle, _name(domain), va="center")
+        for column, number in zip(columns, one.windows, strict=True):
+            page.text(column, middle, f"{number:,}" if number < 1e7 else _amount(number), va="center", ha="right")
+        if row == 0:
+            for threshold, column in zip(thresholds, columns, strict=True):
+                axes.text(
+                    threshold, 1.04, _short(threshold), ha="center", va="bottom", transform=axes.get_xaxis_transform()
+                )
+                page.text(column, top - 0.05, _short(threshold), va="bottom", ha="right")
+    header = {"va": "bottom", "color": "0.3"}
+    page.text(left, top - 0.28, "number of documents by length", **header)
+    page.text(columns[-1], top - 0.28, f"windows in them (step {step:,}) of", ha="right", **header)
+    bottom = top + len(counts) * pitch + 0.16
+    page.text(
+        left + width / 2,
+        bottom,
+        "tokens of a document, in bars of half an octave (× √2); both axes logarithmic",
+        ha="center",
+    )
+
+
+def draw_shares(page: _Page, top: float, counts: Mapping[str, DomainCounts]) -> None:
+    """Two bars per domain: its share of the tokens here, and in RedPajama."""
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    shares = shares_of_tokens(counts)
+    height = 0.5 * len(counts)
+    axes = page.axes(NAME_WIDTH, top, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
+    for row, (domain, one) in enumerate(counts.items()):
+        page.text(MARGIN, top + height * (row + 0.5) / len(counts), _name(domain), va="center")
+        if domain not in shares:
+            what = f" not one of RedPajama's: {_count(one.tokens, 'token')}"
+            axes.text(0, row, what, va="center", fontsize=8)
+            continue
+        ours, theirs = shares[domain]
+        axes.barh(row - 0.19, ours, 0.36, **FILLED)
+        axes.barh(row + 0.19, theirs, 0.36, **HATCHED)
+        what = f" {_percent(ours)}, {_count(one.tokens, 'token')}"
+        axes.text(ours, row - 0.19, what, va="center", fontsize=8)
+        axes.text(theirs, row + 0.19, f" {_percent(theirs)}", va="center", fontsize=8)
+    largest = max((max(pair) for pair in shares.values()), default=0) or 1.0
+    axes.set(xlim=(0, largest * 1.32), ylim=(len(counts) - 0.5, -0.5), yticks=[], xlabel="share of the tokens")
+    axes.set_xticks([tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, largest) if tick <= 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    theirs_label = "RedPajama" + ", as far as its domains are here" * (len(shares) < len(REDPAJAMA_TOKENS))
+    patches = [Patch(**FILLED, label="here"), Patch(**HATCHED, label=theirs_label)]
+    axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
+
+
+@_style()
+def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions]) -> None:
+    """Draw top-k mass and entropy over the positions of every set."""
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    if not positions:
+        cli.warn(f"no row could be read: {path} is not written")
+        return
+    title = teacher_title(positions)
+    pitch, height, gap = 1.3, 1.05, 0.75
+    title_height = LINE_HEIGHT * (title.count("\n") + 1)
+    top = MARGIN + title_height + 0.85
+    page = _Page(top + pitch * len(positions) + 0.4)
+    page.title(MARGIN, title)
+    widths = _enumerate(sorted({f"{one.width:,}" for one in positions.values()}))
+    what = f"line: mean, grey: from the 10 % to the 90 % quantile, of {widths} neighbouring positions in the rows seen"
+    page.text(MARGIN, MARGIN + title_height + 0.04, what, color="0.3")
+    width = (PAGE_WIDTH - NAME_WIDTH - MARGIN - 0.4 - gap) / 2
+    lefts = (NAME_WIDTH + 0.4, NAME_WIDTH + 0.4 + width + gap)
+    entropies = [one.entropy for one in positions.values()]
+    masses = [one.topk_mass for one in positions.values()]
+    lowest_mass = min(min(one.mean().min(), one.quantile(0.1).min()) for one in masses)
+    highest_entropy = max(max(one.mean().max(), one.quantile(0.9).max()) for one in entropies)
+    limits = (
+        (lowest_mass - 0.06 * (1 - lowest_mass), 1 + 0.04 * (1 - lowest_mass)),
+        (0.0, highest_entropy * 1.06 or 1.0),
+    )
+    for row, (domain, one) in enumerate(positions.items()):
+        page.text(MARGIN, top + row * pitch + height / 2, f"{_name(domain)}\n{one.num_rows:,} rows", va="center")
+        for left, spread, limit in zip(lefts, (one.topk_mass, one.entropy), limits, strict=True):
+            axes = page.axes(left, top + row * pitch, width, height)
+            _draw_spread(axes, one, spread)
+            axes.set(xlim=(0, max(other.num_positions for other in positions.values())), ylim=limit)
+            axes.tick_params(axis="x", labelbottom=row == len(positions) - 1)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            if spread is one.topk_mass:
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            if row == len(positions) - 1:
+                axes.set_xlabel("annotated position of a row")
+    page.text(lefts[0], top - 0.1, f"probability of the top {_topks(positions)}", va="bottom")
+    what = "entropy in nats, a lower bound:\nwhat is beyond the top counts as one outcome"
+    page.text(lefts[1], top - 0.1, what, va="bottom")
+    page.publish(report, path)
+
+
+def _draw_spread(axes: Axes, positions: Positions, spread: Any) -> None:
+    edges = np.append(positions.first_positions, positions.num_positions)
+    axes.stairs(spread.quantile(0.9), edges, baseline=spread.quantile(0.1), fill=True, color="0.8")
+    axes.stairs(spread.mean(), edges, baseline=None, color="black", linewidth=1.2)
+
+
+def teacher_title(positions: Mapping[str, Positions]) -> str:
+    """The mean mass of the top-k, and the mean entropy in the first and in the last positions of all rows."""
+    rows = [one.num_rows for one in positions.values()]
+    mass = np.average([one.topk_mass.total_mean() for one in positions.values()], weights=rows)
+    first, last = (
+        np.average([one.entropy.mean()[group] for one in positions.values()], weights=rows) for group in (0, -1)
+    )
+    change = f"{'falls' if last < first else 'rises'} from {first:.2f} to {last:.2f} nats"
+    change = f"stays near {first:.2f} nats" if abs(last - first) < 0.05 else change
+    what = f"The top {_topks(positions)} hold {100 * mass:.1f} % of the probability"
+    return _wrap(f"{what}; entropy {change} along a row")
+
+
+def _topks(positions: Mapping[str, Positions]) -> str:
+    return _enumerate(sorted({str(one.topk) for one in positions.values()}, key=int))
+
+
+class _Page:
+    """A figure of PAGE_WIDTH × `height` inches; places are inches from its upper left corner."""
+
+    def __init__(self, height: float) -> None:
+        from matplotlib.figure import Figure
+
+        self._height = height
+        self._figure = Figure(figsize=(PAGE_WIDTH, height), dpi=DPI)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes whose upper left corner is there."""
+        whole = self._height
+        return self._figure.add_axes(
+            (left / PAGE_WIDTH, 1 - (top + height) / whole, width / PAGE_WIDTH, height / whole)
+        )
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text whose upper left corner is there, if its alignment is not said."""
+        self._figure.text(left / PAGE_WIDTH, 1 - top / self._height, text, **{"va": "top", **style})
+
+    def title(self, top: float, text: str) -> None:
+        """The message of what is below."""
+        self.text(MARGIN, top, text, fontsize=11, fontweight="bold", linespacing=1.15)
+
+    def publish(self, report: Report, path: Path) -> None:
+        """Write or replace the file."""
+        image, ending = io.BytesIO(), path.suffix.lower()
+        self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending])
+        outputs.remove_stale_temporaries(path.parent)
+        outputs.write_bytes(path, image.getvalue())
+        report.facts["plot"] = str(path)
+        report.say(f"picture → {path}")
+
+
+def _wrap(title: str) -> str:
+    return textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
+
+
+def _name(domain: str) -> str:
+    return domain if len(domain) <= NAME_CHARACTERS else f"{domain[: NAME_CHARACTERS - 1]}…"
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{_amount(number)} {noun}{'s' * (number != 1)}"
+
+
+def _short(num_tokens: int) -> str:
+    return f"{num_tokens >> 10}k"
+
+
+def _amount(number: int) -> str:
+    for unit, name in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}" if number < 1000 * unit else f"{number / unit:,.0f} {name}"
+    return f"{number:,}"
+
+
+def _axis_amount(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e4 else "10" + f"{np.log10(value):.0f}".translate(SUPERSCRIPTS)
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    if 0 < percent < 0.01:
+        return "< 0.01 %"
+    return f"{percent:.{0 if percent >= 10 or not percent else 1 if percent >= 1 else 2}f} %"
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 9.95 else f"{ratio:.2g}"

@@ -1,0 +1,327 @@
+"""What there is of every task of a step: which units (files, sets, parts) are done, and how many rows or bytes that is.
+
+Read are meta files, manifests and headers, and a unit's files are looked up by their size. That is cheap, and does not
+see a changed byte in a file that kept its size, nor another teacher or encoder of the same name (their weights would
+have to be read), nor another tokenizer than the saved one. Windows are not counted: a set that is not there yet has the
+rows that are asked for. Where an input is gone that a unit was made from (token files after sampling, say), the unit is
+compared with the arguments alone. What a process has in flight has a temporary name, and counts as missing.
+
+The scripts are imported here, and only here, because a line means what its own script takes it for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import calculate_logits
+import sample_mds_ab
+import sample_mds_concat
+import tokenize_jsonl
+from cepe_data import shards
+from cepe_data.corpus import listing
+from cepe_data.errors import DamagedFileError, PipelineError
+from cepe_data.inspect.units import (
+    DAMAGED,
+    DONE,
+    MISSING,
+    Found,
+    Step,
+    Task,
+    Unit,
+    joined_unit,
+    look,
+    look_at_manifest,
+    part_paths,
+    part_unit,
+    set_unit,
+)
+from cepe_data.retrieval import embeddings
+from cepe_data.samples import options, reader
+from cepe_data.samples.passages import PassageShard
+from cepe_data.samples.writer import WindowSampler
+from cepe_data.storage import mds, provenance
+from cepe_data.tokens import tokenizers
+from cepe_data.tokens.encoding import Job
+from retrieval import embed_passages, search, write_mds
+
+
+def tokenize(args: argparse.Namespace) -> Step:
+    """Token files; the first task has the saved tokenizer, too. Raises PipelineError for a list that is not right."""
+    num_shards, folder = args.num_shards or 1, args.output_dir
+    files = listing.read_file_list(args.file_list) if args.file_list.exists() else []
+    if not files:
+        return Step.unknown(folder, num_shards)
+    saved, job = look(folder / "tokenizer", {}), None
+    try:
+        if identity := tokenizers.saved_identity(folder / "tokenizer"):
+            job = Job(Path(), folder, args.text_key, False, 0.0, identity)
+    except DamagedFileError as error:
+        saved = Found(DAMAGED, str(error))
+    of_path = {}
+    for file in files:
+        found = look(folder / file.token_file, job.made_with(file) if job else {})
+        done = file.num_bytes if found.state == DONE else 0
+        of_path[file.path] = Unit(folder / file.token_file, found.state, file.num_bytes, done, found.what)
+    assigned = shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)
+    units = [[of_path[path] for path in paths] for paths in assigned]
+    units[0].append(Unit(folder / "tokenizer", saved.state, 0, what=saved.what, is_counted=False))
+    return Step(folder, "files", "bytes", [Task(of_task) for of_task in units])
+
+
+def sample_ab(args: argparse.Namespace) -> Step:
+    """Test and train sets."""
+    return Step(args.output, "sets", "rows", [Task(window_units(sample_mds_ab, args, open_tokens(args)))])
+
+
+def sample_concat(args: argparse.Namespace) -> Step:
+    """Passages of every shard, and in the first the test and train sets."""
+    tokens, weights = open_tokens(args), listing.parse_weights(args.domains)
+    units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
+    units[0] += window_units(sample_mds_concat, args, tokens)
+    if args.retrieval_shards and args.retrieval_samples:
+        requests = listing.largest_remainder(weights, args.retrieval_samples)
+        decoding = find_decoding(args, tokens)
+        for shard in range(args.retrieval_shards):
+            units[shard] += passage_units(args, tokens, requests, decoding, shard)
+    return Step(args.output, "sets and files", "rows", [Task(of_shard) for of_shard in units])
+
+
+@dataclass(frozen=True)
+class OpenTokens:
+    """The token files of a sampler with the fingerprints of its domains; `surveys` is empty if some are missing."""
+
+    tokens: reader.Tokens
+    surveys: dict[str, reader.Survey]
+
+
+def open_tokens(args: argparse.Namespace) -> OpenTokens:
+    """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
+    fingerprints would be hashes of all their bytes."""
+    with contextlib.suppress(PipelineError):
+        tokens, _ = options.open_tokens(args)
+        paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
+        if all(provenance.meta_path(path).exists() for path in paths):
+            return OpenTokens(tokens, reader.survey(tokens, options.make_splits(args), {}))
+    return OpenTokens(reader.Tokens({}, args.tokenized_dir, None, None), {})
+
+
+def window_units(script: types.ModuleType, args: argparse.Namespace, tokens: OpenTokens) -> list[Unit]:
+    """The test and train sets of a sampler, and its manifest, which comes last."""
+    splits, windows = options.make_splits(args), script.make_windows(args)
+    sampler = WindowSampler.of_run(script.KIND, args, tokens.tokens, splits, windows, tokens.surveys)
+    of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
+    is_of_these = manifest["arguments"] == options.described_arguments(args)
+    units = []
+    for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
+        for domain, requested in listing.largest_remainder(listing.parse_weights(args.domains), number).items():
+            if requested:
+                listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
+                unit = set_unit(args.output / split / domain, known_of_windows(sampler, split, domain), requested)
+                units.append(none_wanted(unit, listed))
+    return [*units, of_manifest]
+
+
+def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Meta:
+    """What is known of the record of a set without counting windows."""
+    if sampler.surveys:
+        return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}
+    return {"split": split, "domain": domain, **sampler.window_rule(split)}
+
+
+def none_wanted(unit: Unit, listed: dict[str, Any]) -> Unit:
+    """A unit that is missing because nothing is available, as the manifest of the same run says, is done."""
+    is_empty = unit.state == MISSING and listed.get("written") == 0
+    return Unit(unit.path, DONE, 0, is_counted=False) if is_empty else unit
+
+
+def find_decoding(args: argparse.Namespace, tokens: OpenTokens) -> str | None:
+    """The hash of how texts are decoded; None if it is not to be known without loading a tokenizer."""
+    if args.tokenizer is None and tokens.surveys:
+        with contextlib.suppress(PipelineError):
+            return tokenizers.find(None, args.tokenized_dir, tokens.tokens.fingerprint).decoding_fingerprint
+    return None
+
+
+def passage_units(
+    args: argparse.Namespace, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
+) -> list[Unit]:
+    """The files of passages of a shard, and its manifest, which comes last."""
+    splits, passages = options.make_splits(args), sample_mds_concat.cut_passages(args)
+    of_shard = PassageShard(tokens.tokens, splits, passages, tokens.surveys, args.output, shard, args.retrieval_shards)
+    of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
+    is_of_these = manifest["arguments"] == options.described_arguments(args)
+    units = []
+    for domain, requested in requests.items():
+        if requested:
+            known = {**of_shard.own_made_with(domain), **of_shard.request_made_with(requested)}
+            if decoding:
+                known |= of_shard.shared_made_with(domain, requested, decoding)
+            found = look(of_shard.path(domain), known)
+            rows = int(found.meta["rows"]) if found.meta and found.state == DONE else 0
+            unit = Unit(of_shard.path(domain), found.state, rows or requested, rows, found.what)
+            units.append(none_wanted(unit, manifest["sets"].get(domain, {}) if is_of_these else {}))
+    return [*units, of_manifest]
+
+
+def annotate(args: argparse.Namespace) -> Step:
+    """Parts of an annotated set; with --merge, the set."""
+    args.domain = args.domain.strip("/")
+    folder, num_shards = calculate_logits.output_folder(args), args.num_shards or 1
+    known: provenance.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
+    with contextlib.suppress(PipelineError):
+        known |= {**calculate_logits.record_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
+    joined = look(folder, known)
+    first = joined if joined.meta else first_part(folder)
+    num_rows, rows_per_part = (known.get(name) or first.made_with(name) for name in ("rows", "rows_per_part"))
+    if args.merge:
+        return Step(folder, "sets", "rows", [Task([joined_unit(folder, joined, num_rows or 0)])])
+    if not num_rows or not rows_per_part:  # no part is there, and how large they will be is for the model to say
+        return Step.unknown(folder, num_shards, joined.state, joined.what)
+    borders, pool = mds.part_borders(num_rows, rows_per_part), mds.pool_path(folder)
+    tasks = []
+    for shard in range(num_shards):
+        start, stop = shards.row_range(shard, num_shards, len(borders))
+        units = []
+        for part, (start_row, stop_row) in enumerate(borders[start:stop], start):
+            of_part = {**known, "rows_per_part": rows_per_part, "first_row": start_row, "stop_row": stop_row}
+            units.append(part_unit(mds.part_path(pool, part), of_part, stop_row - start_row, folder, joined))
+        tasks.append(Task(units))
+    return Step(folder, "parts", "rows", tasks)
+
+
+def first_part(folder: Path) -> Found:
+    """The first part of a set that can be read, whatever made it."""
+    found = (look(path, {}) for path in part_paths(folder))
+    return next((part for part in found if part.meta), Found(MISSING))
+
+
+def embed(args: argparse.Namespace) -> Step:
+    """Parts of the embedded corpus; the first task has their list, too. Of a corpus that is gone, which no later step
+    reads, or of files of it, that list says what there is to be, in parts whose bytes are not known."""
+    num_shards, output = args.num_shards or 1, args.output
+    there: list[embeddings.CorpusFile] = []
+    with contextlib.suppress(PipelineError):
+        there = embed_passages.list_corpus(args.corpus, args.part_bytes)
+    listed = listed_corpus(output)
+    files = listed if set(there) <= set(listed) else there
+    if not files:
+        return Step.unknown(output, num_shards)
+    units = [unit for file in files for unit in embedded_units(args, file, file in there)]
+    ranges = [shards.row_range(shard, num_shards, len(units)) for shard in range(num_shards)]
+    of_tasks = [units[first:stop] for first, stop in ranges]
+    state = DONE if listed == files else MISSING
+    of_tasks[0].append(Unit(output / embeddings.MANIFEST, state, 0, is_counted=False))
+    return Step(output, "parts", "bytes", [Task(of_task) for of_task in of_tasks], True)
+
+
+def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
+    """What the list of an embedded corpus says; nothing if it cannot be read: every task writes it anew."""
+    with contextlib.suppress(PipelineError):
+        return embeddings.read_manifest(output)
+    return []
+
+
+def embedded_units(args: argparse.Namespace, file: embeddings.CorpusFile, is_there: bool) -> list[Unit]:
+    """The parts of a file of the corpus, which may be gone."""
+    source = embed_passages.source_path(args.corpus, file)
+    of_source = embed_passages.record_of_source(source, provenance.read_meta(source)) if is_there else {}
+    units = []
+    for part in range(file.num_parts):
+        path = embeddings.part_path(args.output, file, part)
+        start, stop = embed_passages.part_range(source, part, args.part_bytes) if is_there else (0, 0)
+        found = look(path, {**of_source, **embed_passages.record_of_request(args, part)})
+        done = stop - start if found.state == DONE else 0
+        units.append(Unit(path, found.state, stop - start, done, found.what))
+    return units
+
+
+@functools.cache
+def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
+    """The embedded corpus; None if it is not complete."""
+    with contextlib.suppress(PipelineError):
+        return embeddings.Embeddings(folder)
+    return None
+
+
+def query_domains(args: argparse.Namespace) -> list[str]:
+    """The domains of the queries; none where there are no queries."""
+    with contextlib.suppress(PipelineError):
+        return search.query_domains(args.queries, args.domain)
+    return []
+
+
+def search_passages(args: argparse.Namespace) -> Step:
+    """What is found in shards of the corpus, a part a domain and shard; with --merge, the hits of every domain."""
+    num_shards, domains = args.num_shards or 1, query_domains(args)
+    searches = [plan for domain in domains if (plan := plan_search(args, domain))]
+    joined = {domain: look(args.output / domain, known_of_hits(args, domain)) for domain in domains}
+    if args.merge:
+        units = [joined_unit(args.output / domain, found, count_rows(args, domain)) for domain, found in joined.items()]
+        return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)
+    corpus_there = open_embeddings(args.embeddings)
+    if corpus_there is None or len(searches) < len(domains) or not domains:
+        is_done = bool(domains) and all(found.state == DONE for found in joined.values())
+        return Step.unknown(args.output, num_shards, DONE if is_done else MISSING)
+    tasks = []
+    for shard in range(num_shards):
+        first, stop = shards.row_range(shard, num_shards, len(corpus_there.shards))
+        units = []
+        for corpus_shard in corpus_there.shards[first:stop]:
+            for one in searches:
+                path, known = mds.part_path(one.pool, corpus_shard), one.part_made_with(corpus_there, corpus_shard)
+                units.append(part_unit(path, known, one.num_rows, one.folder, joined[one.domain]))
+        tasks.append(Task(units))
+    return Step(args.output, "parts", "rows", tasks, True)
+
+
+def plan_search(args: argparse.Namespace, domain: str) -> search.Search | None:
+    """The search for a domain; None where an input is missing."""
+    corpus_there = open_embeddings(args.embeddings)
+    with contextlib.suppress(PipelineError):
+        return search.plan_search(args, corpus_there, domain) if corpus_there else None
+    return None
+
+
+def known_of_hits(args: argparse.Namespace, domain: str) -> provenance.Meta:
+    """What is known of the record of hits."""
+    plan = plan_search(args, domain)
+    of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
+    return plan.made_with if plan else {"domain": domain, **of_arguments}
+
+
+def count_rows(args: argparse.Namespace, domain: str) -> int:
+    """Rows of the queries."""
+    return mds.num_rows(args.queries / domain)
+
+
+def write_retrieved(args: argparse.Namespace) -> Step:
+    """The sets of retrieved passages."""
+    units = []
+    for domain in query_domains(args):
+        known: provenance.Meta = {"domain": domain}
+        with contextlib.suppress(PipelineError):
+            if meta := provenance.read_meta(args.hits / domain):
+                known |= write_mds.record_of_hits(domain, meta, args.topk)
+                known["input"] = mds.fingerprint(args.queries / domain)
+        units.append(set_unit(args.output / domain, known, count_rows(args, domain)))
+    return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)
+
+
+Parse = Callable[[Sequence[str]], argparse.Namespace]
+Look = Callable[[argparse.Namespace], Step]
+STEPS: dict[str, tuple[Parse, Look]] = {  # by batch file
+    "tokenize.sh": (tokenize_jsonl.parse_args, tokenize),
+    "sample_ab.sh": (sample_mds_ab.parse_args, sample_ab),
+    "sample_concat.sh": (sample_mds_concat.parse_args, sample_concat),
+    "annotate.sh": (calculate_logits.parse_args, annotate),
+    "embed.sh": (embed_passages.parse_args, embed),
+    "search.sh": (search.parse_args, search_passages),
+    "write_mds.sh": (write_mds.parse_args, write_retrieved),
+}

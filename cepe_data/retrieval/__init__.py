@@ -1,0 +1,1 @@
+"""Retrieval: embedded passages, exact search, and their check."""

@@ -1,0 +1,310 @@
+"""Check retrieved passages: rows that belong to the queries', passages that are those of their keys, scores.
+
+Quick by default: files, sizes, indexes, columns, the queries they were found for, and a seeded sample of rows. `--deep`
+looks at every row, and compares the hashes of all files. With `--corpus` the best passages of a row are looked up in
+the retrieval corpus; with `--embeddings` all of them in the embedded one, whose parts are checked, too. With `--hits`
+keys and scores are compared with what was found; with both, the scores are computed once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import cli
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data.retrieval import check_hits
+from cepe_data.retrieval.embeddings import Embeddings, passage_ids
+from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage.npy import NpyRows
+from cepe_data.storage.report import Report
+
+HELP = "check retrieved passages"
+SCORE_TOLERANCE = 1e-5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RET", help="such as RET/test, or one domain in it")
+    parser.add_argument("--queries", type=Path, default=None, help="the rows they were found for: OUT/test")
+    parser.add_argument("--corpus", type=Path, default=None, help="the retrieval corpus: OUT/retrieval")
+    parser.add_argument("--embeddings", type=Path, default=None, help="what embed_passages wrote")
+    parser.add_argument("--hits", type=Path, default=None, help="what search wrote")
+    parser.add_argument("--passages", type=cli.count, default=2, help="with --corpus: looked up for a row, the best")
+    verify.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every set of RET."""
+    report = Report.of("retrieval", args)
+    for flag, folder in (("--queries", args.queries), ("--corpus", args.corpus)):
+        if folder is not None and not folder.is_dir():
+            raise ArgumentError(f"{flag} {folder} is not there, or no folder")
+    folders = verify.find_sets(args.folder)
+    find_missing_sets(report, args, folders)
+    warn_of_what_is_not_checked(args)
+    embedded, found_hits = usable_inputs(report, args)
+    checker = RetrievalChecker(args.queries, args.corpus, embedded, found_hits, args.passages)
+    num_compared = verify.check_sets(report, args, folders, checker)
+    num_rows = verify.count_rows(folders)
+    report.facts |= {"sets": len(folders), "rows": num_rows, "passages_compared": num_compared}
+    return report.finish(
+        f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} passages compared: {len(report.findings)} findings",
+        args.folder,
+    )
+
+
+def find_missing_sets(report: Report, args: argparse.Namespace, folders: Sequence[Path]) -> None:
+    """Queries of domains that have no passages are findings, unless RET is a single domain."""
+    if args.queries is None or verify.has_set(args.folder):
+        return
+    there = {folder.name for folder in folders}
+    for queries in sorted(args.queries.glob("*")):
+        if verify.is_domain_folder(queries) and verify.has_set(queries) and queries.name not in there:
+            if args.hits is not None and args.hits.is_dir() and not (args.hits / queries.name).exists():
+                cli.warn(f"nothing was searched for {queries}: there are neither hits nor passages")
+                continue
+            report.found(args.folder / queries.name, f"is missing: {queries} has rows, and no passages were written")
+
+
+def warn_of_what_is_not_checked(args: argparse.Namespace) -> None:
+    """Say what the flags leave out."""
+    if args.queries is None:
+        cli.warn("that the rows are those of the queries is not checked without --queries")
+    if args.corpus is None and args.embeddings is None:
+        cli.warn("the texts of passages is not checked without --corpus")
+    if args.hits is not None and args.embeddings is None:
+        cli.warn("scores are compared with those in --hits, and not computed once more without --embeddings")
+
+
+def usable_inputs(report: Report, args: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """--embeddings and --hits, where rows can be compared with them; what is wrong with them is found. What a run of
+    all checks has looked at before is not looked at again.
+
+    Raises:
+        ArgumentError: if there is nothing of the kind.
+    """
+    checked: set[Path] = getattr(args, "units_checked", set())
+    for folder, check in ((args.embeddings, check_hits.check_embedded), (args.hits, check_hits.check_hits)):
+        if folder is not None and folder not in checked:
+            check(report, args, folder)
+            checked.add(folder)
+    embedded = args.embeddings
+    if embedded is not None:
+        try:
+            Embeddings(embedded)
+        except PipelineError as error:
+            cli.warn(f"no passage is compared with {embedded}: {error}")
+            embedded = None
+    return embedded, args.hits
+
+
+def keys_path(folder: Path) -> Path:
+    """`RET/test/wiki` → `RET/test/wiki.keys.npy`."""
+    return folder.with_name(f"{folder.name}.keys.npy")
+
+
+@dataclass(frozen=True)
+class RetrievalChecker:
+    """Looks at sets of retrieved passages."""
+
+    queries: Path | None
+    corpus: Path | None
+    embeddings: Path | None
+    hits: Path | None
+    num_passages: int
+
+    @cached_property
+    def embedded(self) -> Embeddings | None:
+        """The embedded corpus, opened once in each process."""
+        return Embeddings(self.embeddings) if self.embeddings else None
+
+    def check_set(self, report: Report, folder: Path) -> bool:
+        """Columns, keys, queries, corpus."""
+        before = len(report.findings)
+        columns = mds.read_columns(folder)
+        made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+        try:
+            _, (topk, _) = mds.column_array(columns["retrieved_token_ids"])
+            if mds.column_array(columns["retrieval_scores"])[1] != (topk,):
+                raise ValueError
+            if columns["retrieved_neighbor_token_ids"] != "json":
+                raise ValueError
+        except (KeyError, ValueError):
+            report.found(folder, f"has not the columns of retrieved passages, but {columns}")
+            return False
+        self._check_keys(report, folder, topk)
+        if self.queries is not None:
+            if verify.has_set(queries := self.queries / folder.name):
+                verify.compare_with_source(report, folder, queries, "found for")
+            else:
+                report.found(folder, f"has no queries: {queries} is not there")
+        if self.embedded and made_with.get("embeddings") != self.embedded.fingerprint(self.embedded.parts):
+            report.found(folder, f"was found in other passages than those that are in {self.embeddings} now")
+        if self.hits is not None:
+            self._check_hits(report, folder, made_with)
+        return len(report.findings) == before
+
+    def _check_keys(self, report: Report, folder: Path, topk: int) -> None:
+        try:
+            with NpyRows(keys_path(folder), num_axes=2) as keys:
+                if (keys.size, *keys.row_shape) != (mds.num_rows(folder), topk):
+                    what = f"has the shape {[keys.size, *keys.row_shape]}, not {topk} keys for every row"
+                    report.found(keys_path(folder), what)
+        except (DamagedFileError, FileNotFoundError) as error:
+            report.found(keys_path(folder), verify.describe(error))
+
+    def _check_hits(self, report: Report, folder: Path, made_with: provenance.Meta) -> None:
+        """That a set was written from the hits that are there."""
+        found = self.hits_of(folder)
+        if not check_hits.is_hit_folder(found):
+            report.found(folder, f"has no hits: {found} is not there")
+        elif not self.has_whole_hits(folder):
+            return  # what is wrong with them was found before
+        elif made_with.get("hits") != provenance.fingerprint((provenance.read_meta(found) or {"files": {}})["files"]):
+            report.found(folder, f"was written from other hits than those that are in {found} now")
+        elif not query_vectors_path(found).exists():
+            cli.warn(f"{query_vectors_path(found)} is not there: the scores of {folder} are not computed once more")
+
+    def hits_of(self, folder: Path) -> Path:
+        """The hits of a set."""
+        assert self.hits is not None
+        return self.hits / folder.name
+
+    def has_whole_hits(self, folder: Path) -> bool:
+        """Whether the rows of a set can be compared with hits."""
+        return self.hits is not None and verify.is_whole(self.hits_of(folder))
+
+    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows as they come."""
+        yield from np.array_split(rows, max(1, len(rows) // 256))
+
+    def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
+        """Scores that descend, passages that differ and are what their keys say."""
+        meta, result = provenance.read_meta(folder), verify.Result()
+        assert meta is not None
+        vocab_size = meta.get("vocab_size") or 1 << 31
+        found = self.hits_of(folder) if self.has_whole_hits(folder) else None
+        vectors = query_vectors_path(found) if found and verify.is_whole(query_vectors_path(found).parent) else None
+        with NpyRows(keys_path(folder), num_axes=2) as all_keys:
+            for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
+                keys = all_keys.read(number, number + 1)[0]
+                try:
+                    names = passage_ids(meta["corpus_files"], keys)
+                except DamagedFileError as error:
+                    result.findings.append((number, f"has in {keys_path(folder)} what is no key: {error}"))
+                    continue
+                what = describe_wrong(row, keys, vocab_size)
+                if not what and self.embedded is not None:
+                    what = self._compare_with_embedded(row, keys, names)
+                    result.num_compared += len(keys)
+                if not what and self.corpus is not None:
+                    what = self._compare_with_corpus(row, names[: self.num_passages])
+                    result.num_compared += len(names[: self.num_passages])
+                if not what and found is not None:
+                    what = compare_with_hits(found, number, row, keys)
+                if not what and self.embedded is not None and vectors is not None:
+                    what = self._compare_scores(vectors, number, row, keys)
+                if what:
+                    result.findings.append((number, what))
+        return result
+
+    def _compare_with_embedded(self, row: dict[str, Any], keys: np.ndarray, names: list[str]) -> str:
+        assert self.embedded is not None
+        passages, neighbors = self.embedded.passages(keys)
+        for place, name in enumerate(names):
+            is_same = np.array_equal(passages[place], row["retrieved_token_ids"][place])
+            if not is_same or neighbors[place].tolist() != row["retrieved_neighbor_token_ids"][place]:
+                return f"has at place {place} not the passage {name} of {self.embeddings}, whose key is there"
+        return ""
+
+    def _compare_with_corpus(self, row: dict[str, Any], names: list[str]) -> str:
+        assert self.corpus is not None
+        for place, name in enumerate(names):
+            domain, shard, number = name.rsplit("_", 2)
+            path = self.corpus / shard / f"{domain}.jsonl"
+            record = find_passage(path, int(number)) if path.exists() else None
+            if record is None or record["id"] != name:
+                return f"has at place {place} the passage {name}, which is not in {path}"
+            if (
+                record.get("contents_token_ids") != row["retrieved_token_ids"][place].tolist()
+                or record.get("neighbor_token_ids") != row["retrieved_neighbor_token_ids"][place]
+            ):
+                return f"has at place {place} not the passage {name} of {path}, whose key is there"
+        return ""
+
+    def _compare_scores(self, vectors: Path, number: int, row: dict[str, Any], keys: np.ndarray) -> str:
+        assert self.embedded is not None
+        with NpyRows(vectors, "f", 2) as queries:
+            query = queries.read(number, number + 1)[0].astype(np.float64)
+        expected = self.embedded.vectors(keys).astype(np.float64) @ query
+        wrong = np.abs(expected - row["retrieval_scores"]) > SCORE_TOLERANCE * np.maximum(1, np.abs(expected))
+        if not wrong.any():
+            return ""
+        place = int(np.argmax(wrong))
+        stored = row["retrieval_scores"][place]
+        return f"has at place {place} the score {stored:.6g}; query and passage give {expected[place]:.6g}"
+
+
+def query_vectors_path(found: Path) -> Path:
+    """The embedded queries of hits: `HITS/wiki` → `HITS/wiki.queries/embeddings.npy`."""
+    return found.with_name(f"{found.name}.queries") / "embeddings.npy"
+
+
+def compare_with_hits(found: Path, number: int, row: dict[str, Any], keys: np.ndarray) -> str:
+    """Where a row has other keys, or scores, than the best of its hits; empty if nowhere."""
+    for name, kind, values in (("keys", "iu", keys), ("scores", "f", row["retrieval_scores"])):
+        with NpyRows(found / f"{name}.npy", kind, 2) as rows:
+            if number >= rows.size or rows.row_shape[0] < len(values):
+                return f"has {len(values)} {name}, {rows.path} has the shape {[rows.size, *rows.row_shape]}"
+            is_other = rows.read(number, number + 1)[0][: len(values)] != values
+        if is_other.any():
+            return f"has at place {int(np.argmax(is_other))} not what {found / name}.npy has there"
+    return ""
+
+
+def describe_wrong(row: dict[str, Any], keys: np.ndarray, vocab_size: int) -> str:
+    """What cannot be right about a row; empty if nothing."""
+    scores, ids, neighbors = row["retrieval_scores"], row["retrieved_token_ids"], row["retrieved_neighbor_token_ids"]
+    if not np.isfinite(scores).all():
+        return "has scores that are no numbers"
+    if (scores[1:] > scores[:-1]).any():
+        return f"has scores that do not descend, at place {1 + int(np.argmax(scores[1:] > scores[:-1]))}"
+    if len(np.unique(keys)) < len(keys):
+        return "has the same passage twice"
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        return f"has ids outside of 0 … {vocab_size - 1}"
+    if len(neighbors) != len(keys):
+        return f"has {len(neighbors)} neighbors for {len(keys)} passages"
+    return ""
+
+
+def find_passage(path: Path, number: int) -> dict[str, Any] | None:
+    """The passage with this number in a file of the retrieval corpus, in which they stand in order; None if it is not
+    there. By bisection over the bytes of the file."""
+    with path.open("rb") as file:
+        low, high = 0, path.stat().st_size
+        while low < high:  # the line begins in [low, high)
+            middle = (low + high) // 2
+            file.seek(max(0, middle - 1))
+            if middle:
+                file.readline()
+            start, line = file.tell(), file.readline()
+            try:
+                record = json.loads(line) if start < high and line else None
+                found = int(record["id"].rpartition("_")[2]) if record else number + 1
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return None
+            if found == number:
+                return record
+            if found < number:
+                low = start + len(line)
+            else:
+                high = middle
+    return None

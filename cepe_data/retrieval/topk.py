@@ -1,0 +1,190 @@
+"""Exact search: a running top-k of inner products over blocks of passages.
+
+Every pair is ranked by a fast matrix product whose error is bounded, and only pairs that may belong to the top-k are
+scored exactly: float32(Σ q_i p_i), summed in float64. So hits do not depend on blocks, shards, threads or device; ties
+go to the smallest key.
+
+The bound: with u the unit roundoff of what is rounded (queries and scores in float16, 2⁻¹¹; nothing where the product
+is in float32) and float32 sums over d numbers, |fl(q·p) − q·p| ≤ (2u + d 2⁻²³) |q| |p| (Higham, Accuracy and Stability
+of Numerical Algorithms, section 3.1, with room to spare).
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cepe_data import workers
+from cepe_data.retrieval.embeddings import NO_KEY
+from cepe_data.teacher import devices
+
+if TYPE_CHECKING:
+    import torch
+
+QUERIES_AT_ONCE = 8192
+SCORE_BYTES = 2 << 20  # of the scores that are there at a time: what the cache of a core holds
+SCORE_BYTES_CUDA = 512 << 20
+LONGEST_IN_HALF = 2.0**14  # a query of length 2 and such a passage have a score that float16 holds
+EXACT_AT_ONCE = 256
+EXACT_AT_ONCE_CUDA = 1 << 17
+
+
+class TopK:
+    """The best passages of every query, of those that were added so far. On a CPU, each core has its
+    share of the queries.
+
+    Args:
+        queries: float32 [queries, dimension].
+        topk: how many are kept.
+        in_half: rank in float16; what a GPU does.
+
+    Raises:
+        PipelineError: if the memory of the device is not enough.
+    """
+
+    def __init__(self, queries: np.ndarray, topk: int, device: str, in_half: bool | None = None) -> None:
+        import torch
+
+        self._device = device
+        in_half = device.startswith("cuda") if in_half is None else in_half
+        if in_half:  # else partial sums would be rounded to float16
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        num_shares = 1
+        if device == "cpu":
+            torch.set_num_threads(1)
+            num_shares = max(1, min(workers.default_num_workers(), len(queries) // 16))
+        with devices.memory_errors(device):
+            self._shares = [_Share(share, topk, device, in_half) for share in np.array_split(queries, num_shares)]
+        self._pool = ThreadPoolExecutor(num_shares)
+
+    def add(self, embeddings: np.ndarray, first_key: int) -> None:
+        """Add passages, float16 [passages, dimension], with consecutive keys. Keys must not come twice."""
+        import torch
+
+        with devices.memory_errors(self._device):
+            block = torch.from_numpy(embeddings).to(self._device)
+            for added in [self._pool.submit(share.add, block, first_key) for share in self._shares]:
+                added.result()
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [queries, topk] keys and float32 [queries, topk] scores, the best first; −1 and −inf where there are
+        fewer."""
+        with devices.memory_errors(self._device):
+            keys, scores = zip(*(share.best() for share in self._shares), strict=True)
+        return np.concatenate(keys), np.concatenate(scores)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class _Share:
+    """The top-k of some of the queries."""
+
+    def __init__(self, queries: np.ndarray, topk: int, device: str, in_half: bool) -> None:
+        import torch
+
+        self._topk, self._on_gpu, self._in_half = topk, device.startswith("cuda"), in_half
+        self._queries = torch.from_numpy(queries).to(device)
+        # Ranked by queries of length 1 to 2, so that float16 holds their scores: scaled by a power of two, exactly.
+        _, exponent = torch.frexp(self._queries.norm(dim=1))
+        self._scale = torch.ldexp(torch.ones(len(queries), device=device), 1 - exponent)
+        self._scaled = self._queries * self._scale[:, None]
+        self._ranking = self._scaled.half() if in_half else self._scaled
+        roundoff = 2.0**-11 if in_half else 0.0
+        # A number of a query is off by half of float16's least step, 2⁻²⁴, as well.
+        relative = 2 * roundoff + queries.shape[1] * 2.0**-23
+        self._error = relative * self._scaled.norm(dim=1) + roundoff * queries.shape[1] ** 0.5 * 2.0**-13
+        self._scores = torch.full((len(queries), topk), -torch.inf, device=device)
+        self._keys = torch.full((len(queries), topk), NO_KEY, dtype=torch.int64, device=device)
+        self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._num_pending = 0
+
+    @devices.inference_mode
+    def add(self, block: torch.Tensor, first_key: int) -> None:
+        score_bytes = SCORE_BYTES_CUDA if self._on_gpu else SCORE_BYTES
+        rows_at_once = max(self._topk, score_bytes // (4 * min(len(self._queries), QUERIES_AT_ONCE)))
+        for number, rows in enumerate(block.split(rows_at_once)):
+            self._add_rows(rows, first_key + number * rows_at_once)
+
+    def _add_rows(self, rows: torch.Tensor, first_key: int) -> None:
+        import torch
+
+        exact_rows = rows.float()
+        longest = exact_rows.norm(dim=1).max()
+        in_half = self._in_half and bool(longest < LONGEST_IN_HALF)
+        ranking, queries = (rows.T, self._ranking) if in_half else (exact_rows.T, self._scaled)
+        for first in range(0, len(self._queries), QUERIES_AT_ONCE):
+            of_chunk = slice(first, first + QUERIES_AT_ONCE)
+            scores = queries[of_chunk] @ ranking
+            error = self._error[of_chunk] * longest
+            threshold = self._scores[of_chunk, -1] * self._scale[of_chunk] - error
+            if len(rows) >= self._topk and bool(torch.isinf(threshold).any()):
+                # As long as fewer than top-k are known: at least so many of these rows are exactly as good as this.
+                least = scores.topk(self._topk).values[:, -1].float() - 2 * error
+                threshold = torch.maximum(threshold, least)
+            if in_half:  # so that rounding to float16 loses nothing
+                threshold = (threshold - threshold.abs() * 2.0**-10 - 2.0**-24).half()
+            # Most queries have no candidate among these rows, which their best score tells.
+            active = (scores.amax(1) >= threshold).nonzero()[:, 0]
+            query, row = (scores[active] >= threshold[active, None]).nonzero(as_tuple=True)
+            if len(query):
+                self._score_exactly(active[query] + first, row, exact_rows, first_key)
+        if 2 * self._num_pending >= self._scores.numel():
+            self._merge()
+
+    def _score_exactly(self, query: torch.Tensor, row: torch.Tensor, rows: torch.Tensor, first_key: int) -> None:
+        import torch
+
+        at_once = EXACT_AT_ONCE_CUDA if self._on_gpu else EXACT_AT_ONCE
+        exact = [
+            self._queries.index_select(0, some).double().mul_(rows.index_select(0, others)).sum(-1)
+            for some, others in zip(query.split(at_once), row.split(at_once), strict=True)
+        ]
+        self._pending.append((query, torch.cat(exact).float(), row + first_key))
+        self._num_pending += len(query)
+
+    def _merge(self) -> None:
+        """Put what is pending among the best."""
+        import torch
+
+        if not self._pending:
+            return
+        columns = (torch.cat(column) for column in zip(*self._pending, strict=True))
+        self._pending, self._num_pending = [], 0
+        query, score, key = columns
+        order = query.argsort()
+        query, score, key = query[order], score[order], key[order]
+        # Some queries at a time: sorting takes several times the memory of what is sorted.
+        borders = torch.arange(0, len(self._queries) + QUERIES_AT_ONCE, QUERIES_AT_ONCE, device=query.device)
+        places = torch.searchsorted(query, borders).tolist()
+        for number, (start, stop) in enumerate(itertools.pairwise(places)):
+            if start < stop:
+                of_range = slice(start, stop)
+                self._merge_range(number * QUERIES_AT_ONCE, query[of_range], score[of_range], key[of_range])
+
+    def _merge_range(self, first: int, query: torch.Tensor, score: torch.Tensor, key: torch.Tensor) -> None:
+        import torch
+
+        scores, keys = (best[first : first + QUERIES_AT_ONCE] for best in (self._scores, self._keys))
+        known_query, known_place = (keys != NO_KEY).nonzero(as_tuple=True)
+        query = torch.cat([known_query, query - first])
+        score = torch.cat([scores[known_query, known_place], score])
+        key = torch.cat([keys[known_query, known_place], key])
+        order = key.argsort(stable=True)
+        order = order[score[order].argsort(descending=True, stable=True)]
+        order = order[query[order].argsort(stable=True)]
+        query, score, key = query[order], score[order], key[order]
+        num_of_query = torch.bincount(query, minlength=len(scores))
+        place = torch.arange(len(query), device=query.device) - (num_of_query.cumsum(0) - num_of_query)[query]
+        kept = place < self._topk
+        scores[query[kept], place[kept]] = score[kept]
+        keys[query[kept], place[kept]] = key[kept]
+
+    @devices.inference_mode
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        self._merge()
+        return self._keys.cpu().numpy(), self._scores.cpu().numpy()

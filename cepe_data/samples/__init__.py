@@ -1,0 +1,1 @@
+"""Training and test sets and the retrieval corpus: splits, windows, sampling, and their check."""

@@ -1,0 +1,220 @@
+"""Check what a sampler wrote: test and train sets, where their rows come from, and the retrieval corpus.
+
+Quick by default: files, sizes, indexes, columns, and a seeded sample of rows and passages, each found again at its
+place in the token files, in documents that the hash gives to the split. `--deep` does so with every row, and compares
+the hashes of all files.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import shards
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.inspect import overlap
+from cepe_data.samples.check_passages import check_passages
+from cepe_data.samples.check_sources import SourceDocuments
+from cepe_data.samples.passages import FACTS as PASSAGE_FACTS
+from cepe_data.samples.writer import FACTS, rows_path
+from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage.npy import NpyRows
+from cepe_data.storage.report import Report
+
+HELP = "check what a sampler wrote: rows against the token files, splits, the retrieval corpus"
+OF_ALL = ("seed", "test_fraction", "document_hash", "drop_duplicates")
+OF_ALL_WINDOWS = ("kind", "total_length", "decoder_length")
+OF_ALL_SHARDS = ("requested", "retrieval_shards", "chunk_size", "token_files", "duplicates")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="OUT", help="what the sampler was given")
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+    verify.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every set of OUT, and its retrieval corpus."""
+    report = Report.of("samples", args)
+    folders = [one for split in ("test", "train") for one in sorted(args.output.glob(f"{split}/*"))]
+    folders = [one for one in folders if verify.is_domain_folder(one) and verify.has_set(one)]
+    passages = sorted(args.output.glob("retrieval/*/*.jsonl"))
+    check_manifests(report, args.output, folders, passages)
+    if not folders and not passages and not report.findings:
+        raise ArgumentError(f"{args.output} holds no sets: pass the OUT of a sampler")
+    check_agreement(report, [*folders, *passages])
+    check_shards(report, args.output, passages)
+    overlap.check_clean_lists(report, args.output)
+    num_compared = verify.check_sets(report, args, folders, WindowChecker(args.tokenized_dir))
+    num_passages = check_passages(report, args, passages)
+    report.facts |= {"sets": len(folders), "rows_compared": num_compared}
+    report.facts |= {"passage_files": len(passages), "passages_compared": num_passages}
+    return report.finish(
+        f"{len(folders)} sets, {num_compared:,} rows compared with the token files; {len(passages)} files of passages, "
+        f"{num_passages:,} compared: {len(report.findings)} findings",
+        args.output,
+    )
+
+
+def find_manifests(output: Path) -> list[Path]:
+    """The manifests of what a sampler wrote: of its sets, and of each shard of the retrieval corpus."""
+    paths = [output / "manifest.json", *sorted(output.glob("retrieval/*/manifest.json"))]
+    return [path for path in paths if path.exists()]
+
+
+def check_manifests(report: Report, output: Path, folders: Sequence[Path], passages: Sequence[Path]) -> None:
+    """That everything is there of which a manifest says that it was written, and is what it says; and that there is a
+    manifest of everything."""
+    wanted = {one.parent for one in passages} | ({output} if folders else set())
+    for folder in sorted(wanted):
+        if not (folder / "manifest.json").exists():
+            report.found(folder / "manifest.json", "is missing: run the sampler again")
+    for path in find_manifests(output):
+        try:
+            listed = provenance.read_signed(path, "run the sampler again")["sets"]
+        except DamagedFileError as error:
+            report.found(path, str(error))
+            continue
+        if path.parent != output:
+            for domain, facts in listed.items():
+                _compare_with_manifest(report, path, path.with_name(f"{domain}.jsonl"), facts, PASSAGE_FACTS)
+            continue
+        for split, of_split in listed.items():
+            for domain, facts in of_split.items():
+                _compare_with_manifest(report, path, output / split / domain, facts, FACTS)
+
+
+def check_agreement(report: Report, units: Sequence[Path]) -> None:
+    """That sets and passages of one output were made by one rule: else a text could be in two splits."""
+    known: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    for unit in units:
+        try:
+            meta = provenance.read_meta(unit)
+        except DamagedFileError:  # the check of the unit says so
+            continue
+        made_with = (meta or {"made_with": {}})["made_with"]
+        is_passages = made_with.get("kind") == "passages"
+        scopes: dict[str, tuple[str, ...]] = dict.fromkeys(OF_ALL, ())
+        scopes |= {"train_fraction": ()} if "train_fraction" in made_with else {}
+        scopes |= dict.fromkeys(OF_ALL_SHARDS, (unit.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
+        for name, scope in scopes.items() if made_with else ():
+            value = made_with.get(name)
+            first, wanted = known.setdefault((name, *scope), (unit, value))
+            if value != wanted:
+                report.found(unit, f"was made with {name} {value}, but {first} with {wanted}")
+
+
+def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None:
+    """That passages are in the shard that they were made for, and that all shards are there."""
+    num_shards = 0
+    for path in passages:
+        try:
+            made_with = (provenance.read_meta(path) or {"made_with": {}})["made_with"]
+        except DamagedFileError:
+            continue
+        num_shards = max(num_shards, made_with.get("retrieval_shards") or 0)
+        place = {"shard_id": int(path.parent.name) if path.parent.name.isdecimal() else -1, "domain": path.stem}
+        if made_with and (wrong := verify.compare_records(made_with, place)):
+            report.found(path, f"is not where it was written: {wrong}")
+    missing = [one for one in range(num_shards) if not (output / f"retrieval/{one}/manifest.json").exists()]
+    if missing:
+        ids = shards.array_ids(missing)
+        report.found(output / "retrieval", f"has not all of its {num_shards} shards: run the sampler for {ids}")
+
+
+def _compare_with_manifest(
+    report: Report, manifest: Path, unit: Path, facts: Mapping[str, Any], names: Iterable[str]
+) -> None:
+    """That a unit is there if it has rows, and that its meta file says the same of it."""
+    if not unit.exists():
+        if facts["written"]:
+            report.found(unit, f"is missing, and {manifest} says that it has {facts['written']:,} rows")
+        return
+    try:
+        meta = provenance.read_meta(unit)
+    except DamagedFileError:  # the check of the unit says so
+        return
+    if meta is not None:
+        num_rows = meta.get("rows", meta["made_with"].get("rows"))
+        wanted = {"written": num_rows, **{name: meta.get(name) for name in names}}
+        if differences := verify.compare_records(facts, wanted):
+            report.found(manifest, f"says of {unit} otherwise than its meta file: {differences}")
+
+
+@dataclass(frozen=True)
+class WindowChecker:
+    """Looks at sets of windows."""
+
+    tokenized_dir: Path
+
+    def check_set(self, report: Report, folder: Path) -> bool:
+        """Columns, names, and the numbers in `{domain}.rows.npy`."""
+        before = len(report.findings)
+        meta = provenance.read_meta(folder) or {"made_with": {}}
+        made_with = meta["made_with"]
+        if wrong := verify.compare_records(made_with, {"domain": folder.name, "split": folder.parent.name}):
+            report.found(folder, f"is not where it was written: {wrong}")
+        columns = mds.read_columns(folder)
+        total, decoder, dtype = (made_with.get(name) for name in ("total_length", "decoder_length", "token_dtype"))
+        if total and columns != {
+            "domain": "str",
+            "prev_token_ids": f"ndarray:{dtype}:{total - decoder}",
+            "token_ids": f"ndarray:{dtype}:{decoder}",
+        }:
+            report.found(folder, f"has other columns than its meta file says: {columns}")
+        try:
+            with NpyRows(rows_path(folder), num_axes=2) as sources:
+                numbers = sources.read(0, sources.size)
+            if numbers.shape != (mds.num_rows(folder), 2):
+                report.found(rows_path(folder), f"has the shape {list(numbers.shape)}, not two numbers for every row")
+            elif len(numbers) and not 0 <= numbers[:, 0].min() <= numbers[:, 0].max() < len(meta["source_files"]):
+                report.found(rows_path(folder), f"names files beyond the {len(meta['source_files'])} of the meta file")
+            elif len(same := _same_as_before(numbers)):
+                report.found(folder, "comes from the same place as another row", int(same[0]))
+        except (DamagedFileError, FileNotFoundError) as error:
+            report.found(rows_path(folder), str(error))
+        return len(report.findings) == before
+
+    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Rows of the same token file, in the order of their positions."""
+        with NpyRows(rows_path(folder), num_axes=2) as sources:
+            numbers = sources.read(0, sources.size)[rows]
+        order = np.lexsort((numbers[:, 1], numbers[:, 0]))
+        for group in np.split(order, np.flatnonzero(np.diff(numbers[order, 0])) + 1) if len(order) else ():
+            yield from verify.groups_in_order(rows[group])
+
+    def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
+        """Look at rows of one token file, in the order of their positions."""
+        meta, result = provenance.read_meta(folder), verify.Result()
+        assert meta is not None
+        with NpyRows(rows_path(folder), num_axes=2) as sources:
+            file_number = int(sources.read(int(rows[0]), int(rows[0]) + 1)[0, 0])
+            positions = np.array([sources.read(row, row + 1)[0, 1] for row in rows.tolist()])
+        source = SourceDocuments.open(self.tokenized_dir, meta, meta["source_files"][file_number], result)
+        if source is None:
+            return result
+        is_inside = meta["made_with"]["kind"] == "inside documents"
+        windows = verify.open_rows(folder)
+        with source:
+            places = dict(zip(rows.tolist(), source.find(positions), strict=True))
+            for number, row in verify.read_ids(windows, rows.tolist(), result):
+                place, ids = places[number], np.concatenate([row["prev_token_ids"], row["token_ids"]])
+                if row["domain"] != folder.name:
+                    result.findings.append((number, f"says that its domain is {row['domain']!r}"))
+                what = source.describe_difference(place, ids, is_inside)
+                if what:
+                    result.findings.append((number, what))
+                result.num_compared += 1
+        return result
+
+
+def _same_as_before(numbers: np.ndarray) -> np.ndarray:
+    """The rows, int64 [n], whose file number and position, int64 [rows, 2], a row before them has too."""
+    order = np.lexsort((numbers[:, 1], numbers[:, 0]))
+    is_same = (numbers[order][1:] == numbers[order][:-1]).all(axis=1)
+    return np.sort(order[1:][is_same])

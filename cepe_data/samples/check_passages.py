@@ -1,0 +1,196 @@
+"""The check of the retrieval corpus: ids, texts, and that passages stand in the token files where they say.
+
+Of a file, 40 bytes a passage are kept until all were read; then each token file is gone through once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import xxhash
+
+from cepe_data import cli, hashing, workers
+from cepe_data.errors import DamagedFileError
+from cepe_data.samples.check_sources import SourceDocuments
+from cepe_data.storage import provenance, verify
+from cepe_data.storage.report import Report
+from cepe_data.tokens import backends, tokenizers
+from cepe_data.tokens.check_file import sample_lines
+
+LINES_BYTES = 16 << 20
+
+
+def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) -> int:
+    """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
+    num_compared, collected = 0, verify.Collected(report)
+    arguments = (args.tokenized_dir, args.deep, args.rows, args.seed)
+    with (
+        cli.progress_bar(len(paths), "file", "checking passages") as bar,
+        workers.Workers(min(args.num_workers, len(paths) or 1), PassageChecker.prepare, *arguments) as pool,
+    ):
+        for path, result in pool.map_in_order(PassageChecker.check, paths, lambda _: 1, 2 * pool.num_workers):
+            num_compared += result.num_compared
+            collected.add(path, result)
+            bar.update()
+    collected.finish()
+    return num_compared
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Passages that can be right, by what is to be compared with the token files: where each stands, a number of lines
+    or bytes; file number and position, int64 [n] each; hashes of its ids, and of what follows it, uint64 [n] each."""
+
+    where: np.ndarray
+    file: np.ndarray
+    position: np.ndarray
+    hash: np.ndarray
+    neighbor_hash: np.ndarray
+
+
+class PassageChecker:
+    """Checks one file of the retrieval corpus after the other, in any process."""
+
+    current: ClassVar[PassageChecker]
+
+    def __init__(self, tokenized_dir: Path, is_deep: bool, num_rows: int, seed: int) -> None:
+        self._tokenized_dir, self._is_deep, self._num_rows, self._seed = tokenized_dir, is_deep, num_rows, seed
+        saved = tokenized_dir / "tokenizer"
+        try:
+            self._identity = tokenizers.saved_identity(saved)
+        except DamagedFileError:  # the check of the token files says so
+            self._identity = None
+        self._decode = backends.make_decoder(tokenizers.read_saved(saved)) if self._identity else None
+
+    @classmethod
+    def prepare(cls, *arguments: Any) -> None:
+        """Make the checker of this process."""
+        cls.current = cls(*arguments)
+
+    @staticmethod
+    def check(path: Path) -> verify.Result:
+        """Check a file with the checker of this process."""
+        result = verify.Result()
+        try:
+            PassageChecker.current._check(path, result)
+        except verify.FAILURES as error:
+            result.findings.append((None, verify.describe(error)))
+        return result
+
+    def _check(self, path: Path, result: verify.Result) -> None:
+        result.findings += [(None, what) for _, what in verify.unit_findings(path)]
+        if result.findings:
+            return
+        if self._is_deep:
+            result.findings += [(None, what) for _, what in verify.unit_findings(path, is_deep=True)]
+        meta = provenance.read_meta(path) or {}
+        blocks, num_lines = [], 0
+        for first, lines in self._lines(path, meta["rows"]):
+            blocks.append(self._check_lines(path, first, lines, meta, result))
+            num_lines += len(lines)
+        if self._is_deep and num_lines != meta["rows"]:
+            result.findings.append((None, f"has {num_lines:,} lines, its meta file says {meta['rows']:,}"))
+        if blocks:
+            columns = [[getattr(block, one.name) for block in blocks] for one in fields(Passages)]
+            self._compare(Passages(*map(np.concatenate, columns)), meta, result)
+
+    def _lines(self, path: Path, num_rows: int) -> Iterator[tuple[int | None, list[tuple[int, bytes]]]]:
+        """All lines by number, and the number of the first of them; or a sample, by the byte at which they begin."""
+        if not self._is_deep:
+            draw = np.random.default_rng([self._seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
+            if number := min(self._num_rows, num_rows):
+                sample = dict(sample_lines(path, number, draw))
+                yield None, [(start, line) for start, line in sample.items() if line]
+            return
+        with path.open("rb") as file:
+            number = 0
+            while lines := file.readlines(LINES_BYTES):
+                yield number, list(enumerate(lines, number + 1))
+                number += len(lines)
+
+    def _describe_place(self, where: int) -> str:
+        return f"the passage {'in line' if self._is_deep else 'at byte'} {where}"
+
+    def _check_lines(
+        self,
+        path: Path,
+        first: int | None,
+        lines: list[tuple[int, bytes]],
+        meta: provenance.Meta,
+        result: verify.Result,
+    ) -> Passages:
+        """Ids, shapes and texts of passages; returns those that can be right."""
+        import orjson
+
+        prefix, right = f"{path.stem}_{meta['made_with']['shard_id']}_", []
+        for row, (where, line) in enumerate(lines):
+            try:
+                record = orjson.loads(line)
+                number = int(record["id"].removeprefix(prefix))
+                if not record["id"].startswith(prefix) or not 0 <= number < meta["rows"]:
+                    raise ValueError(f"has the id {record['id']}")
+                if first is not None and number != first + row:
+                    raise ValueError(f"has the id {record['id']}, not {prefix}{first + row}")
+                right.append((where, *self._check_record(record, meta)))
+            except (TypeError, KeyError, AttributeError, orjson.JSONDecodeError) as error:
+                result.findings.append((None, f"{self._describe_place(where)} is no record of a passage ({error!r})"))
+            except ValueError as error:
+                result.findings.append((None, f"{self._describe_place(where)} {error}"))
+        columns = zip(*right, strict=True) if right else ((),) * len(fields(Passages))
+        dtypes = (np.int64, np.int64, np.int64, np.uint64, np.uint64)
+        return Passages(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+
+    def _check_record(self, record: Mapping[str, Any], meta: provenance.Meta) -> tuple[int, int, int, int]:
+        """File number, position and hashes of a passage.
+
+        Raises:
+            ValueError: if its ids cannot be right, its texts are not theirs, or it is of no file.
+        """
+        ids = [np.array(record[f"{name}_token_ids"], np.int64) for name in ("contents", "neighbor")]
+        chunk_size, vocab_size = meta["made_with"]["chunk_size"], meta.get("vocab_size") or 1 << 31
+        if len(ids[0]) != chunk_size or len(ids[1]) > chunk_size:
+            raise ValueError(f"has {len(ids[0])} ids and {len(ids[1])} behind them, not {chunk_size} and at most that")
+        together = np.concatenate(ids)
+        if together.min() < 0 or together.max() >= vocab_size:
+            raise ValueError(f"has ids outside of 0 … {vocab_size - 1}")
+        if self._decode and self._identity and self._identity.fingerprint == meta["made_with"].get("tokenizer"):
+            texts = self._decode(together.astype(np.int32), np.array(list(map(len, ids))))
+            for name, text in zip(("contents", "neighbor"), texts, strict=True):
+                if record[name] != text:
+                    raise ValueError(f"has a {name!r} that is not the text of its ids")
+        file, position = int(record["file"]), int(record["position"])
+        if not 0 <= file < len(meta["source_files"]) or not 0 <= position < 1 << 62:
+            raise ValueError(f"comes from file {file} of {len(meta['source_files'])}, position {position}")
+        return file, position, hash_ids(ids[0]), hash_ids(ids[1])
+
+    def _compare(self, passages: Passages, meta: provenance.Meta, result: verify.Result) -> None:
+        """Find passages in the token files, each of which is read once, in the order of its positions."""
+        described = {**meta, "tokenizer": meta["made_with"].get("tokenizer")}
+        chunk_size, order = meta["made_with"]["chunk_size"], np.lexsort((passages.position, passages.file))
+        for group in np.split(order, np.flatnonzero(np.diff(passages.file[order])) + 1) if len(order) else ():
+            name = meta["source_files"][int(passages.file[group[0]])]
+            source = SourceDocuments.open(self._tokenized_dir, described, name, result)
+            if source is None:
+                continue
+            with source:
+                for row, place in zip(group.tolist(), source.find(passages.position[group]), strict=True):
+                    what = source.describe_wrong_place(place)
+                    ids = source.inside(place, 2 * chunk_size) if not what else np.empty(0)
+                    if not what and hash_ids(ids[:chunk_size]) != passages.hash[row]:
+                        what = f"is not what stands at position {place.position:,} of {name}"
+                    if not what and hash_ids(ids[chunk_size:]) != passages.neighbor_hash[row]:
+                        what = "has a neighbor that does not follow it in its document"
+                    if what:
+                        where = self._describe_place(int(passages.where[row]))
+                        result.findings.append((None, f"{where} {what}"))
+            result.num_compared += len(group)
+
+
+def hash_ids(ids: np.ndarray) -> int:
+    """xxh3_64 of ids, int [n], as int32."""
+    return xxhash.xxh3_64_intdigest(ids.astype(np.int32).data)

@@ -1,0 +1,200 @@
+"""What both samplers do: read their arguments, find the token files, share out the rows, say what made an output."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cepe_data import cli, workers
+from cepe_data.corpus import listing
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.samples.reader import Tokens
+from cepe_data.samples.splits import Splits
+from cepe_data.storage import provenance
+from cepe_data.tokens import duplicates
+from cepe_data.tokens.token_file import read_tokenizer
+
+
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """The first positional argument of both samplers."""
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write")
+
+
+def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float]) -> None:
+    """The arguments that both samplers have behind the lengths."""
+    parser.add_argument("eval_samples", type=cli.count, metavar="EVAL_SAMPLES", help="windows for test")
+    parser.add_argument("train_samples", type=cli.count, metavar="TRAIN_SAMPLES", help="windows for train")
+    source = parser.add_argument_group("source")
+    source.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
+    source.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+    draw = parser.add_argument_group("draw")
+    draw.add_argument(
+        "--domains",
+        default=listing.format_weights(weights),
+        metavar="DOMAIN=WEIGHT,…",
+        help="the domains to sample and their weights, which add up to 1",
+    )
+    draw.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and another draw")
+    draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
+    draw.add_argument(
+        "--train_fraction", type=cli.fraction, default=0.49, help="share for train; the rest is retrieval"
+    )
+    draw.add_argument(
+        "--drop_duplicates",
+        action="store_true",
+        help="leave out copies of an earlier text of their domain, as sanity_check.py duplicates has marked them",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--token_dtype",
+        choices=("int16", "int32", "int64"),
+        default=None,
+        help="of the token columns (default: the smallest that holds the vocabulary)",
+    )
+    output.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help="rows of a part; a killed run repeats at most one a worker (default: what fills an MDS shard of 64 MiB)",
+    )
+    output.add_argument("--allow_shortage", action="store_true", help="fewer windows than requested is no failure")
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+    output.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
+    output.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that write"
+    )
+
+
+def make_splits(args: argparse.Namespace) -> Splits:
+    """The rule that gives documents to splits. Raises as `Splits`."""
+    return Splits(args.seed, args.test_fraction, args.train_fraction)
+
+
+def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
+    """The token files of the domains that `args` asks for, and the weights of these.
+
+    Raises:
+        ArgumentError: if a domain has no files (with the `--domains` line without it), or token files are missing.
+        DamagedFileError: if they were made by two tokenizers.
+    """
+    weights = listing.parse_weights(args.domains)
+    files: dict[str, list[listing.ListedFile]] = {domain: [] for domain in weights}
+    listed = listing.read_file_list(args.file_list)
+    for file in listed:
+        if file.domain in files:
+            files[file.domain].append(file)
+    if absent := [domain for domain in weights if not files[domain]]:
+        rest = {domain: weight for domain, weight in weights.items() if files[domain]}
+        known = f"it has {', '.join(sorted({file.domain for file in listed}))}"
+        remedy = f"without them:\n  --domains {listing.format_weights(rest)}" if rest else known
+        raise ArgumentError(f"{args.file_list} lists no files of {', '.join(absent)}; {remedy}")
+    return find_tokens(files, args.tokenized_dir, mark_command(files, args) if args.drop_duplicates else None), weights
+
+
+def mark_command(files: Mapping[str, list[listing.ListedFile]], args: argparse.Namespace) -> str:
+    """The command that marks copies in the domains of `files`."""
+    command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
+    command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
+    command += ["--domains", ",".join(files)]
+    paths = (args.tokenized_dir / file.token_file for domain_files in files.values() for file in domain_files)
+    overwrite = ["--overwrite"] if any(duplicates.bits_path(path).exists() for path in paths) else []
+    return shlex.join([*command, *overwrite])
+
+
+def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mark_command: str | None = None) -> Tokens:
+    """The token files of these domains; with `mark_command` copies of documents are dropped, see `Tokens`.
+
+    Raises:
+        ArgumentError: if some are missing.
+        DamagedFileError: if one is damaged, or they were made by two tokenizers.
+    """
+    all_files = [file for domain_files in files.values() for file in domain_files]
+    if missing := [file.path for file in all_files if not (folder / file.token_file).exists()]:
+        raise ArgumentError(
+            f"{len(missing)} of {len(all_files)} token files are missing in {folder}, such as that of "
+            f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
+        )
+    identities: dict[str, tuple[str, int]] = {}
+    for file in all_files:
+        path = folder / file.token_file
+        if meta := provenance.read_meta(path):
+            if lost := provenance.lost_files(path, meta):
+                raise DamagedFileError(
+                    f"{path} is damaged: {lost[0]} is gone or has not the size it was written with. tokenize_jsonl.py "
+                    f"--overwrite makes it again"
+                )
+            tokenizer = read_tokenizer(path, meta)
+            identities.setdefault(tokenizer.fingerprint, (file.path, tokenizer.vocab_size))
+            if meta["made_with"].get("source_bytes") != file.num_bytes:
+                raise DamagedFileError(
+                    f"{path} was made when {file.path} had another size than the list says: run tokenize_jsonl.py "
+                    f"--overwrite"
+                )
+    if len(identities) > 1:
+        examples = ", ".join(f"{path} by {fingerprint}" for fingerprint, (path, _) in identities.items())
+        raise DamagedFileError(
+            f"{folder} has token files of several tokenizers: {examples}. Make them anew "
+            f"with one (tokenize_jsonl.py --overwrite)"
+        )
+    fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
+    return Tokens(files, folder, vocab_size, fingerprint, mark_command)
+
+
+def window_requests(weights: Mapping[str, float], args: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Rows per split and domain, test and train, by largest remainder."""
+    return {
+        "test": domain_counts("test", weights, args.eval_samples),
+        "train": domain_counts("train", weights, args.train_samples),
+    }
+
+
+def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict[str, int]:
+    """Rows per domain by largest remainder; says so where a domain gets none."""
+    counts = listing.largest_remainder(weights, number)
+    if number and (empty := [domain for domain, count in counts.items() if not count]):
+        cli.warn(f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one")
+    return counts
+
+
+def refuse_differences(unit: Path, rule: provenance.Meta, overwrite: bool) -> None:
+    """Raise ArgumentError, or with `overwrite` warn, if a neighbouring set that is there was made by another rule."""
+    try:
+        meta = provenance.read_meta(unit)
+    except DamagedFileError as error:
+        if not overwrite:
+            raise
+        cli.warn(str(error))
+        return
+    names = {*rule, "drop_duplicates"}  # which only a record has that says so
+    old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
+    if differences := provenance.describe_differences(old, rule):
+        message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
+        if not overwrite:
+            raise ArgumentError(
+                f"{message}. Use the same, or another OUT; --overwrite goes on and replaces sets it makes"
+            )
+        cli.warn(f"{message}. Make it again too, or remove it")
+
+
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
+    return {
+        "script": Path(sys.argv[0]).name,
+        "arguments": described_arguments(args),
+        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+    }
+
+
+def described_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a manifest has."""
+    where = {"output", "file_list", "tokenized_dir", "tokenizer"}
+    how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
+    how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
+    return {name: value for name, value in vars(args).items() if name not in where | how}

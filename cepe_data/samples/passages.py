@@ -1,0 +1,299 @@
+"""The retrieval corpus: passages as json lines, `OUT/retrieval/{shard}/{domain}.jsonl`, in drawing order.
+
+One UTF-8 JSON object a line (docs/formats.md): `id`, `contents` and `neighbor` (the text of the passage and of what
+follows it in its document), their token ids, and where they are from. A passage is a full chunk of a document of the
+retrieval split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import cli, shards, workers
+from cepe_data.samples import options
+from cepe_data.samples.reader import Plan, Survey, Tokens, WindowSource
+from cepe_data.samples.splits import Splits
+from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
+from cepe_data.samples.windows import DocumentWindows
+from cepe_data.storage import outputs, provenance
+from cepe_data.tokens import backends
+from cepe_data.tokens.tokenizers import TokenizerFiles
+
+PASSAGES_AT_ONCE = 4096
+FACTS = ("documents", "passages_available", "vocab_size", "source_files")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some passages of a file on their way to a worker; the first one has this number in the file."""
+
+    domain: str
+    first_number: int
+    plan: Plan
+
+
+class PassageWriter:
+    """Makes the lines of blocks of passages in a worker."""
+
+    current: PassageWriter
+
+    def __init__(self, shard: PassageShard, tokenizer: TokenizerFiles) -> None:
+        self._shard, self._vocab_size = shard, tokenizer.identity.vocab_size
+        self._decode = backends.make_decoder(tokenizer)
+
+    @classmethod
+    def prepare(cls, shard: PassageShard, tokenizer: TokenizerFiles) -> None:
+        """Make the writer of this process."""
+        cls.current = cls(shard, tokenizer)
+
+    @staticmethod
+    def write(block: Block) -> bytes:
+        """The json lines of a block, with the writer of this process."""
+        return PassageWriter.current.lines(block)
+
+    def lines(self, block: Block) -> bytes:
+        """The json lines of a block."""
+        import orjson
+
+        plan = block.plan
+        ids, lengths = self._token_ids(self._shard.source(block.domain), plan)
+        texts = self._decode(ids, lengths)
+        stops = np.cumsum(lengths).tolist()
+        options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+        lines, start = [], 0
+        for row, (file, position) in enumerate(zip(plan.file.tolist(), plan.position.tolist(), strict=True)):
+            middle, stop = stops[2 * row], stops[2 * row + 1]
+            record = {
+                "id": f"{block.domain}_{self._shard.shard_id}_{block.first_number + row}",
+                "contents": texts[2 * row],
+                "neighbor": texts[2 * row + 1],
+                "contents_token_ids": ids[start:middle],
+                "neighbor_token_ids": ids[middle:stop],
+                "file": file,
+                "position": position,
+            }
+            lines.append(orjson.dumps(record, option=options))
+            start = stop
+        return b"".join(lines)
+
+    def _token_ids(self, source: WindowSource, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the passages of a plan in its order, each with what follows it in its document, int32 [total]; and
+        their lengths, int64 [2 · passages]."""
+        chunk_size = source.windows.total_length
+        ids: list[np.ndarray] = [np.empty(0)] * len(plan)
+        for token_file, rows in source.by_file(plan):
+            start = plan.position[rows]
+            token_file.will_need_tokens(start, start + 2 * chunk_size)
+            document_stop = start - plan.offset[rows] + token_file.lengths_of(plan.document[rows])
+            stop = np.minimum(start + 2 * chunk_size, document_stop)
+            for row, first, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
+                ids[row] = token_file.tokens(first, end)
+            source.check(token_file, np.concatenate([ids[row] for row in rows]), self._vocab_size - 1)
+        lengths = np.full((len(plan), 2), chunk_size)
+        lengths[:, 1] = np.fromiter(map(len, ids), np.int64, len(plan)) - chunk_size
+        return np.concatenate(ids).astype(np.int32, copy=False), lengths.ravel()
+
+
+@dataclass(frozen=True)
+class PassageFile:
+    """A file that is to be made: its passages are rows [start, stop) of the domain's drawing order."""
+
+    path: Path
+    domain: str
+    start: int
+    stop: int
+    made_with: provenance.Meta
+
+
+@dataclass(frozen=True)
+class PassageShard:
+    """Writes one shard of the retrieval corpus."""
+
+    tokens: Tokens
+    splits: Splits
+    passages: DocumentWindows
+    surveys: Mapping[str, Survey]
+    output: Path
+    shard_id: int
+    num_shards: int
+
+    def rows(self, domain: str, requested: int) -> tuple[int, int]:
+        """First row and the one after the last, of this shard, in the drawing order of the domain."""
+        available = self.surveys[domain].available("retrieval")
+        if requested * self.num_shards <= available:
+            return self.shard_id * requested, (self.shard_id + 1) * requested
+        return shards.row_range(self.shard_id, self.num_shards, available)
+
+    def set_name(self, domain: str) -> str:
+        return f"retrieval/{self.shard_id}/{domain}"
+
+    def outcome_line(self, domain: str, requested: int) -> SetOutcome:
+        start, stop = self.rows(domain, requested)
+        one = self.surveys[domain]
+        available = min(requested, stop - start)
+        return SetOutcome(self.set_name(domain), one.documents["retrieval"], requested, available, available)
+
+    def dry_run(
+        self,
+        requests: Mapping[str, int],
+        todo: Sequence[PassageFile],
+        tokenizer: TokenizerFiles | None,
+        outcome: Outcome,
+    ) -> None:
+        """Account for every file that is asked for, from a measured block of each, and write nothing."""
+        if tokenizer is None:
+            return
+        writer = PassageWriter(self, tokenizer)
+        to_write, num_rows, num_bytes = {file.domain for file in todo}, 0, 0
+        for domain, requested in requests.items():
+            if requested:
+                line = self.outcome_line(domain, requested)
+                estimate = self._estimate(writer, domain, line.written)
+                num_rows, num_bytes = num_rows + line.written, num_bytes + estimate.num_bytes
+                outcome.sets.append(line)
+                outcome.estimates.append(estimate if domain in to_write else Estimate(0, 0, 0.0))
+        cli.say(
+            f"the {self.num_shards} retrieval shards together: about {num_rows * self.num_shards:,} passages, "
+            f"{num_bytes * self.num_shards:,} bytes"
+        )
+
+    def _estimate(self, writer: PassageWriter, domain: str, num_rows: int) -> Estimate:
+        num_measured = min(num_rows, PASSAGES_AT_ONCE)
+        if not num_measured:
+            return Estimate(0, 0, 0.0)
+        plan = self.source(domain).draw(0, num_measured)
+        start_time = time.perf_counter()
+        num_bytes = len(writer.lines(Block(domain, 0, plan)))
+        seconds = time.perf_counter() - start_time
+        return Estimate(1, num_bytes * num_rows // num_measured, seconds * num_rows / num_measured)
+
+    def source(self, domain: str) -> WindowSource:
+        """All passages of the domain."""
+        return WindowSource.of(self.tokens, domain, "retrieval", self.splits, self.passages, self.surveys[domain])
+
+    def path(self, domain: str) -> Path:
+        return self.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
+
+    def shared_made_with(self, domain: str, requested: int, decoding: str) -> provenance.Meta:
+        """What the files of a domain have in common over all shards; else they would overlap."""
+        return {
+            **self.request_made_with(requested),
+            "tokenizer": self.tokens.fingerprint,
+            "decoding": decoding,
+            **self.surveys[domain].inputs,
+            **self.surveys[domain].rule,
+        }
+
+    def request_made_with(self, requested: int) -> provenance.Meta:
+        """What of that the arguments say, whatever the token files are."""
+        return {
+            "requested": requested,
+            "retrieval_shards": self.num_shards,
+            "chunk_size": self.passages.total_length,
+            **self.splits.made_with("retrieval"),
+        }
+
+    def own_made_with(self, domain: str) -> provenance.Meta:
+        """What only the file of a domain in this shard has."""
+        return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
+
+    def missing(
+        self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None, overwrite: bool
+    ) -> list[PassageFile]:
+        """The files that are still to be made, or with `overwrite`, of which nothing is left to be there.
+
+        Raises:
+            ArgumentError: if one is there that other arguments made, or another shard of its domain is.
+        """
+        todo: list[PassageFile] = []
+        if tokenizer is None:
+            return todo
+        for domain, requested in requests.items():
+            start, stop = self.rows(domain, requested)
+            path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
+            for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
+                if other != path:
+                    options.refuse_differences(other, shared, overwrite)
+            made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
+            file = PassageFile(path, domain, start, stop, made_with)
+            if provenance.is_made(path, file.made_with, overwrite):
+                cli.say(f"{path}: skipped, made before with the same arguments")
+            elif path.exists() or start < stop:
+                todo.append(file)
+        return todo
+
+    def account(self, requests: Mapping[str, int], args: argparse.Namespace, outcome: Outcome) -> None:
+        """Add what came of every request to the outcome, and write it into the manifest."""
+        sets = {}
+        for domain, requested in requests.items():
+            if not requested:
+                continue
+            line, available = self.outcome_line(domain, requested), self.surveys[domain].available("retrieval")
+            outcome.sets.append(line)
+            if line.available < requested:
+                cli.warn(
+                    f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
+                    f"{available:,} that there are; the shards share these, this one has {line.written:,}"
+                )
+            sets[domain] = {"requested": requested, "written": line.written, **self.facts(domain)}
+        for path in sorted(self.path("").parent.glob("*.jsonl")):
+            if path.stem not in sets and (meta := provenance.read_meta(path)):  # of an earlier run, for other domains
+                facts = {name: meta.get(name) for name in FACTS}
+                sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **facts}
+        manifest = self.path("").with_name("manifest.json")
+        outputs.remove_stale_temporaries(manifest.parent)
+        content = {**options.describe_run(args), "shard_id": self.shard_id, "sets": sets}
+        outputs.write_json(manifest, provenance.signed(content))
+
+    def facts(self, domain: str) -> dict[str, Any]:
+        """What the meta file and the manifest say of the content of a file."""
+        one = self.surveys[domain]
+        return {
+            "documents": one.documents["retrieval"],
+            "passages_available": one.available("retrieval"),
+            "vocab_size": self.tokens.vocab_size,
+            "source_files": [file.path for file in self.tokens.files[domain]],
+        }
+
+    def write_all(
+        self,
+        files: Sequence[PassageFile],
+        tokenizer: TokenizerFiles,
+        args: argparse.Namespace,
+        check: Callable[[], None],
+    ) -> None:
+        """Write the files. `check` is called before each is published."""
+        with workers.Workers(args.num_workers, PassageWriter.prepare, self, tokenizer) as pool:
+            for file in files:
+                if file.start < file.stop:
+                    self._write(pool, file, args.overwrite, check)
+                else:
+                    outputs.remove(file.path)
+                    outputs.remove(provenance.meta_path(file.path))
+
+    def _write(self, pool: workers.Workers, file: PassageFile, overwrite: bool, check: Callable[[], None]) -> None:
+        start_time = time.monotonic()
+        outputs.remove_stale_temporaries(file.path.parent)
+        plan = self.source(file.domain).draw(file.start, file.stop)
+        blocks = (
+            Block(file.domain, first, plan.rows(first, first + PASSAGES_AT_ONCE))
+            for first in range(0, len(plan), PASSAGES_AT_ONCE)
+        )
+        with (
+            outputs.Draft(file.path, file.made_with, overwrite=overwrite) as draft,
+            cli.progress_bar(len(plan), "passage", self.set_name(file.domain)) as bar,
+        ):
+            with draft.path.open("wb") as output:
+                for block, lines in pool.map_in_order(PassageWriter.write, blocks, lambda _: 1, pool.num_workers + 2):
+                    output.write(lines)
+                    bar.update(len(block.plan))
+            check()
+            draft.publish({"rows": len(plan), **self.facts(file.domain)})
+        cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")

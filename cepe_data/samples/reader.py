@@ -1,0 +1,391 @@
+"""From token files to drawn windows: survey what there is, draw rows, read them.
+
+The survey reads headers, lengths and hashes only. Row n of (domain, split) is window π(n), π a keyed permutation of the
+windows available, so a smaller request is a prefix of a larger one. Windows are read in file order. Only what a plan
+says of its rows is kept: 24 bytes a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cepe_data import cli
+from cepe_data.corpus import listing
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.samples.splits import SPLITS, Splits
+from cepe_data.samples.windows import KeyedPermutation, Windows
+from cepe_data.tokens import duplicates
+from cepe_data.tokens.token_file import TokenFile
+
+_ROWS_AT_ONCE = 1 << 18
+_DOCUMENTS_AT_ONCE = 1 << 18
+_BRIDGED_TOKENS = 1 << 14
+
+
+class SampledFile(TokenFile):
+    """A token file whose copies of earlier documents no split is to have, if `mark_command` is given, the command that
+    marks them. Raises as `TokenFile` and `duplicates.DuplicateBits`."""
+
+    def __init__(self, path: Path, mark_command: str | None) -> None:
+        super().__init__(path)
+        self._bits = duplicates.DuplicateBits(path, self.num_documents, mark_command) if mark_command else None
+
+    def __enter__(self) -> SampledFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self._bits is not None:
+            self._bits.close()
+
+    @property
+    def version(self) -> object:
+        return super().version, self._bits and self._bits.version
+
+    def dropped(self, starts: Iterable[int], stops: Iterable[int]) -> np.ndarray | None:
+        """bool [documents]: which of documents [start, stop), one range after the other, no split is to have; None if
+        copies are not dropped."""
+        if self._bits is None:
+            return None
+        return np.concatenate([self._bits.read(start, stop) for start, stop in zip(starts, stops, strict=True)])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token files of a run: per domain, in sorted order of their jsonl path; what their tokenizer was (None if they
+    were made elsewhere); and where copies of documents are to be dropped, the command that marks them."""
+
+    files: Mapping[str, list[listing.ListedFile]]
+    folder: Path
+    vocab_size: int | None
+    fingerprint: str | None
+    mark_command: str | None = None
+    _versions: dict[str, object] = field(default_factory=dict)
+
+    def open(self, file: listing.ListedFile) -> SampledFile:
+        """Open a token file.
+
+        Raises:
+            DamagedFileError: as `SampledFile`, and if it is not the file that this run opened before.
+            ArgumentError: if copies are to be dropped, and are not marked.
+        """
+        token_file = SampledFile(self.folder / file.token_file, self.mark_command)
+        if self._versions.setdefault(file.path, token_file.version) != token_file.version:
+            raise DamagedFileError(f"{token_file.path} was replaced while this run read it: run the same command again")
+        return token_file
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is of a domain: per split the number of documents, and per file the number of windows (int64 [files]).
+    The fingerprint changes with any byte of any token file, and with their paths. Splits go by the hash of a document's
+    `text`, or of its `tokens` where the token files were made elsewhere. `duplicates` stands for what marks the copies
+    that were left out; None if none were."""
+
+    fingerprint: str
+    document_hash: str
+    documents: Mapping[str, int]
+    windows: Mapping[str, np.ndarray]
+    duplicates: str | None = None
+
+    def available(self, split: str) -> int:
+        """Windows of the split."""
+        return int(self.windows[split].sum())
+
+    @property
+    def rule(self) -> dict[str, object]:
+        """For a record: how documents come to their splits, but for the arguments of `Splits`."""
+        return {"document_hash": self.document_hash, **({"drop_duplicates": True} if self.duplicates else {})}
+
+    @property
+    def inputs(self) -> dict[str, object]:
+        """For a record: the fingerprints of what is read."""
+        return {"token_files": self.fingerprint, **({"duplicates": self.duplicates} if self.duplicates else {})}
+
+
+def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> dict[str, Survey]:
+    """Count documents and windows of every domain, for each split that `windows` has a way of cutting for.
+
+    Raises:
+        DamagedFileError: if a token file is damaged.
+        ArgumentError: if only some of them have hashes of texts: copies of a text could be in two splits; or if copies
+            are to be dropped, and are not marked, or were marked when the domain had other token files.
+    """
+    without_hashes: list[Path] = []
+    with cli.progress_bar(sum(map(len, tokens.files.values())), "file", "survey") as bar:
+        surveys = {}
+        for domain, files in tokens.files.items():
+            digest = xxhash.xxh3_64()
+            documents = dict.fromkeys(windows, 0)
+            counts = {split: np.zeros(len(files), np.int64) for split in windows}
+            for number, file in enumerate(files):
+                with tokens.open(file) as token_file:
+                    if not token_file.has_text_hashes:
+                        without_hashes.append(token_file.path)
+                    fingerprint, of_file = _survey_file(token_file, splits, windows)
+                digest.update(json.dumps([file.path, fingerprint], sort_keys=True).encode())
+                for split, (num_documents, num_windows) in of_file.items():
+                    documents[split] += num_documents
+                    counts[split][number] = num_windows
+                bar.update()
+            document_hash = "tokens" if without_hashes else "text"
+            surveys[domain] = Survey(digest.hexdigest(), document_hash, documents, counts)
+    if without_hashes:
+        number = sum(map(len, tokens.files.values()))
+        what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
+        if len(without_hashes) < number:
+            raise ArgumentError(
+                f"{what} {without_hashes[0]}: two copies of a text could be in test and in train. Make these with "
+                f"tokenize_jsonl.py"
+            )
+        cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
+    if not tokens.mark_command:
+        return surveys
+    return {domain: _with_duplicates(one, tokens, domain, tokens.mark_command) for domain, one in surveys.items()}
+
+
+def _with_duplicates(one: Survey, tokens: Tokens, domain: str, mark_command: str) -> Survey:
+    """The survey of a domain whose copies were left out, once it is known that they were marked among these files."""
+    paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
+    record = duplicates.made_with(one.fingerprint, one.document_hash)
+    return replace(one, duplicates=duplicates.fingerprint(paths, record, mark_command))
+
+
+def _survey_file(
+    token_file: SampledFile, splits: Splits, windows: Mapping[str, Windows]
+) -> tuple[object, dict[str, tuple[int, int]]]:
+    """What identifies the content of a token file; per split its documents and windows."""
+    content = xxhash.xxh3_64()
+    documents, units = dict.fromkeys(windows, 0), dict.fromkeys(windows, 0)
+    blocks = token_file.document_blocks() if windows or token_file.meta is None else ()
+    for first_document, _, lengths, hashes in blocks:
+        if token_file.meta is None:
+            content.update(lengths.data)
+            content.update(hashes.data)
+        assigned = splits.assign(hashes, token_file.dropped([first_document], [first_document + len(hashes)]))
+        for split, way in windows.items():
+            of_split = lengths[assigned == SPLITS.index(split)]
+            documents[split] += len(of_split)
+            units[split] += int(way.units(of_split).sum())
+    fingerprint = token_file.meta["files"] if token_file.meta else content.hexdigest()
+    return fingerprint, {split: (documents[split], way.available(units[split])) for split, way in windows.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where drawn windows are, row by row.
+
+    file:           int32 [rows], number of the file in the domain
+    document:       int32 [rows], number of the document in which the window starts
+    last_document:  int32 [rows], number of the document in which it ends
+    offset:         int32 [rows], tokens from the start of its first document
+    position:       int64 [rows], of the first token in the file's array
+    """
+
+    file: np.ndarray
+    document: np.ndarray
+    last_document: np.ndarray
+    offset: np.ndarray
+    position: np.ndarray
+
+    @classmethod
+    def empty(cls, num_rows: int) -> Plan:
+        """A plan to be filled."""
+        dtypes = {"position": np.int64}
+        return cls(**{column.name: np.empty(num_rows, dtypes.get(column.name, np.int32)) for column in fields(cls)})
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def rows(self, start: int, stop: int) -> Plan:
+        """The plan of rows [start, stop)."""
+        return Plan(*(getattr(self, column.name)[start:stop] for column in fields(self)))
+
+
+@dataclass(frozen=True)
+class WindowSource:
+    """The windows of one (domain, split); `counts` int64 [files] are those of each file."""
+
+    tokens: Tokens
+    files: Sequence[listing.ListedFile]
+    name: str
+    split: str
+    splits: Splits
+    windows: Windows
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, tokens: Tokens, domain: str, split: str, splits: Splits, windows: Windows, one: Survey) -> WindowSource:
+        """The source of (domain, split), from the survey of the domain."""
+        name = f"{splits.seed}/{domain}/{split}"
+        return cls(tokens, tokens.files[domain], name, split, splits, windows, one.windows[split])
+
+    def draw(self, start: int, stop: int) -> Plan:
+        """The plan of rows [start, stop) in drawing order."""
+        plan = Plan.empty(stop - start)
+        permutation = KeyedPermutation(self.name, int(self.counts.sum()))
+        windows = np.empty(len(plan), np.int64)
+        for first in range(0, len(plan), _ROWS_AT_ONCE):
+            rows = np.arange(start + first, min(start + first + _ROWS_AT_ONCE, stop))
+            windows[first : first + len(rows)] = permutation(rows)
+        order = np.argsort(windows)  # windows are numbered file by file
+        windows = windows[order]
+        first = 0
+        for number, end in enumerate(np.cumsum(self.counts)):
+            until = int(np.searchsorted(windows, end))
+            if until > first:
+                rows = order[first:until]
+                plan.file[rows] = number
+                with self.tokens.open(self.files[number]) as token_file:
+                    self._locate(token_file, windows[first:until] - (end - self.counts[number]), rows, plan)
+            first = until
+        return plan
+
+    def _locate(self, token_file: SampledFile, windows: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
+        """Write into these rows of the plan where the windows of a file are; `windows`, int64 [rows], are sorted."""
+        first_units, last_units = self.windows.first_unit(windows), self.windows.last_unit(windows)
+        units_before = starts_found = ends_found = 0
+        for first_document, first_position, lengths, hashes in token_file.document_blocks():
+            dropped = token_file.dropped([first_document], [first_document + len(hashes)])
+            units = self.windows.units(lengths) * self.splits.contains(self.split, hashes, dropped)
+            ends = np.cumsum(units)
+            ends += units_before
+            until = int(np.searchsorted(first_units, ends[-1]))
+            if until > starts_found:
+                mine = slice(starts_found, until)
+                index = np.searchsorted(ends, first_units[mine], "right")
+                offset = self.windows.offset(first_units[mine] - (ends[index] - units[index]))
+                plan.document[rows[mine]] = first_document + index
+                plan.offset[rows[mine]] = offset
+                plan.position[rows[mine]] = first_position + (np.cumsum(lengths)[index] - lengths[index]) + offset
+                starts_found = until
+            until = int(np.searchsorted(last_units, ends[-1]))
+            if until > ends_found:
+                mine = slice(ends_found, until)
+                plan.last_document[rows[mine]] = first_document + np.searchsorted(ends, last_units[mine], "right")
+                ends_found = until
+            if ends_found == len(rows):
+                return
+            units_before = int(ends[-1])
+        raise _changed(token_file)
+
+    def by_file(self, plan: Plan) -> Iterator[tuple[SampledFile, np.ndarray]]:
+        """Each file that the plan needs, opened, with the plan's rows in it by position."""
+        order = np.lexsort((plan.position, plan.file))
+        for rows in np.split(order, np.flatnonzero(np.diff(plan.file[order])) + 1):
+            if len(rows):
+                with self.tokens.open(self.files[plan.file[rows[0]]]) as token_file:
+                    yield token_file, rows
+
+    def read(self, plan: Plan, columns: Sequence[np.ndarray]) -> None:
+        """Write the windows of a plan, in its order, into `columns`, integers [rows, tokens] each: the first has the
+        first tokens of each window, the next those that follow.
+
+        Raises:
+            DamagedFileError: if an id is outside of the vocabulary, or does not fit the columns.
+        """
+        highest = min(int(np.iinfo(column.dtype).max) for column in columns)
+        borders = np.cumsum([0, *(column.shape[1] for column in columns)]).tolist()
+        pieces = [(column, slice(*border)) for column, border in zip(columns, pairwise(borders), strict=True)]
+        for token_file, rows in self.by_file(plan):
+            is_split = plan.document[rows] != plan.last_document[rows]
+            whole = self._whole(token_file, plan, rows[~is_split])
+            for row, ids in chain(whole, self._joined(token_file, plan, rows[is_split])):
+                self.check(token_file, ids, highest)
+                for column, piece in pieces:
+                    column[row] = ids[piece]
+
+    def _whole(self, token_file: TokenFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows with their ids, for windows inside one document."""
+        starts, length = plan.position[rows], self.windows.total_length
+        token_file.will_need_tokens(starts, starts + length)
+        for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
+            yield row, token_file.tokens(start, start + length)
+
+    def check(self, token_file: TokenFile, ids: np.ndarray, highest: int) -> None:
+        """Check ids that were read from a file.
+
+        Raises:
+            DamagedFileError: if one is outside of the vocabulary (where that is known), or above `highest`.
+        """
+        if self.tokens.vocab_size is not None:
+            highest = min(highest, self.tokens.vocab_size - 1)
+        # As unsigned numbers, so that negative ones are high: one pass instead of two.
+        if (ids.view(ids.dtype.str.replace("i", "u")) if ids.dtype.kind == "i" else ids).max() > highest:
+            wrong = int(ids[(ids < 0) | (ids > highest)][0])
+            raise DamagedFileError(
+                f"{token_file.path} has the id {wrong}, outside of 0 … {highest}: see sanity_check.py, or choose a "
+                f"larger --token_dtype"
+            )
+
+    def _joined(self, token_file: SampledFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows, sorted by position, with their ids, for windows over several documents. The array is used again."""
+        if not len(rows):
+            return
+        window = np.empty(self.windows.total_length, token_file.dtype)
+        num_documents = plan.last_document[rows].astype(np.int64) - plan.document[rows] + 1
+        batch = np.cumsum(num_documents) // _DOCUMENTS_AT_ONCE
+        for group in np.split(rows, np.flatnonzero(np.diff(batch)) + 1):
+            row, start, length, target = self._pieces(token_file, plan, group)
+            is_new_window = np.diff(row, prepend=-1) != 0
+            is_new_read = is_new_window | (np.diff(start, prepend=0) - np.roll(length, 1) > _BRIDGED_TOKENS)
+            # Documents of other splits are read along where they are short: one call of the system costs more.
+            first_of_read = np.flatnonzero(is_new_read)
+            last_of_read = np.append(first_of_read[1:], len(row)) - 1
+            read_starts, read_stops = start[first_of_read], (start + length)[last_of_read]
+            token_file.will_need_tokens(read_starts, read_stops)
+            reads = zip(read_starts.tolist(), read_stops.tolist(), strict=True)
+            pieces = zip(row.tolist(), start.tolist(), length.tolist(), target.tolist(), is_new_read, strict=True)
+            for in_window, piece_start, piece_length, piece_target, is_first in pieces:
+                if is_first:
+                    read_start, read_stop = next(reads)
+                    ids = token_file.tokens(read_start, read_stop)
+                position = piece_start - read_start
+                window[piece_target : piece_target + piece_length] = ids[position : position + piece_length]
+                if piece_target + piece_length == len(window):
+                    yield in_window, window
+
+    def _pieces(
+        self, token_file: SampledFile, plan: Plan, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What makes up windows over several documents: row, position, length, and place in the window of each piece,
+        int64 [pieces], in the order of `rows` and in the windows' order."""
+        lengths_of, hashes_of = [], []
+        first_documents, stop_documents = plan.document[rows], plan.last_document[rows] + 1
+        token_file.will_need_documents(first_documents, stop_documents)
+        for row, first, end in zip(rows.tolist(), first_documents.tolist(), stop_documents.tolist(), strict=True):
+            lengths = token_file.lengths(first, end)
+            hashes_of.append(token_file.hashes(first, int(plan.position[row]) - int(plan.offset[row]), lengths))
+            lengths_of.append(lengths)
+        num_documents = np.fromiter(map(len, lengths_of), np.int64, len(rows))
+        lengths, window = np.concatenate(lengths_of), np.repeat(np.arange(len(rows)), num_documents)
+        first_of_window = np.cumsum(num_documents) - num_documents
+        offset = plan.offset[rows].astype(np.int64)
+
+        def before(numbers: np.ndarray) -> np.ndarray:
+            """Of each document: the sum over the documents before it in its window."""
+            sums = np.cumsum(numbers) - numbers
+            return sums - sums[first_of_window][window]
+
+        position = (plan.position[rows] - offset)[window] + before(lengths)
+        dropped = token_file.dropped(first_documents.tolist(), stop_documents.tolist())
+        kept = lengths * self.splits.contains(self.split, np.concatenate(hashes_of), dropped)
+        kept_before = before(kept) - offset[window]  # so that 0 is the first token of the window
+        start = np.maximum(kept_before, 0)
+        stop = np.minimum(kept_before + kept, self.windows.total_length)
+        is_piece = stop > start
+        length = (stop - start)[is_piece]
+        if (np.bincount(window[is_piece], length, len(rows)) != self.windows.total_length).any():
+            raise _changed(token_file)
+        return rows[window[is_piece]], (position + start - kept_before)[is_piece], length, start[is_piece]
+
+
+def _changed(token_file: TokenFile) -> DamagedFileError:
+    return DamagedFileError(f"{token_file.path} changed while it was being sampled: run the same command again")

@@ -1,0 +1,345 @@
+"""Test and train sets: drawn windows of documents, written as MDS in parts by many processes, and joined."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cepe_data import cli, workers
+from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.samples import options
+from cepe_data.samples.reader import Plan, Survey, Tokens, WindowSource
+from cepe_data.samples.splits import Splits
+from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
+from cepe_data.samples.windows import Windows
+from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage.npy import write_npy
+
+SHARD_BYTES = 64 << 20
+MEASURED_BYTES = 16 << 20
+FACTS = ("documents", "windows_available", "vocab_size", "tokenizer", "source_files")
+PASSAGE_METAS = "retrieval/*/*.meta.json"
+
+Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
+
+
+@dataclass(frozen=True)
+class PlannedSet:
+    """A set of which rows are requested; `is_made` if nothing is left to do."""
+
+    split: str
+    domain: str
+    folder: Path
+    made_with: provenance.Meta
+    outcome: SetOutcome
+    is_made: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a set on its way to a worker."""
+
+    path: Path
+    split: str
+    domain: str
+    plan: Plan
+    made_with: provenance.Meta
+
+
+@dataclass(frozen=True)
+class WindowSampler:
+    """Writes the test and train sets of one run."""
+
+    tokens: Tokens
+    splits: Splits
+    windows: Windows
+    kind: str
+    decoder_length: int
+    dtype: np.dtype
+    surveys: Mapping[str, Survey]
+    output: Path
+    rows_per_part: int | None
+    overwrite: bool
+    current: ClassVar[WindowSampler]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {
+            "token_ids": mds.array_column(self.dtype, self.decoder_length),
+            "prev_token_ids": mds.array_column(self.dtype, self.windows.total_length - self.decoder_length),
+            "domain": "str",
+        }
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part, but for the last."""
+        return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
+
+    def split_rule(self, split: str) -> provenance.Meta:
+        """What all sets of an output share: else a text could be in two splits. Without a survey, what is known of it
+        from the arguments."""
+        rule = next((one.rule for one in self.surveys.values()), {})  # a run has one for all domains
+        return {**rule, **self.splits.made_with(split)}
+
+    def window_rule(self, split: str) -> provenance.Meta:
+        """What all sets of windows of an output share."""
+        return {
+            "kind": self.kind,
+            "total_length": self.windows.total_length,
+            "decoder_length": self.decoder_length,
+            **self.split_rule(split),
+        }
+
+    def made_with(self, split: str, domain: str) -> provenance.Meta:
+        """What determines the bytes of a set, but for the numbers of its rows."""
+        return {
+            "domain": domain,
+            "split": split,
+            "token_dtype": self.dtype.name,
+            **self.surveys[domain].inputs,
+            **self.window_rule(split),
+        }
+
+    @classmethod
+    def of_run(
+        cls,
+        kind: str,
+        args: argparse.Namespace,
+        tokens: Tokens,
+        splits: Splits,
+        windows: Windows,
+        surveys: Mapping[str, Survey],
+    ) -> WindowSampler:
+        """The sampler that `args` ask for.
+
+        Raises:
+            ArgumentError: if ids or parts do not fit what they are to be stored in.
+        """
+        sampler = cls(
+            tokens,
+            splits,
+            windows,
+            kind,
+            args.decoder_length,
+            choose_token_dtype(args.token_dtype, tokens),
+            surveys,
+            args.output,
+            args.rows_per_part,
+            args.overwrite,
+        )
+        mds.refuse_large_parts(sampler.columns, sampler.part_rows)
+        return sampler
+
+    def plan(self, requests: Requests) -> list[PlannedSet]:
+        """Every set of which any row is requested.
+
+        Raises:
+            ArgumentError: if one is there that was made with something else.
+            DamagedFileError: if one is there and damaged.
+        """
+        if self.output.exists() and not self.output.is_dir():
+            raise ArgumentError(f"{self.output} is no folder: choose another OUT")
+        return [
+            self._plan_set(split, domain, requested)
+            for split, by_domain in requests.items()
+            for domain, requested in by_domain.items()
+            if requested
+        ]
+
+    def _plan_set(self, split: str, domain: str, requested: int) -> PlannedSet:
+        survey = self.surveys[domain]
+        available = survey.available(split)
+        num_rows = min(requested, available)
+        outcome = SetOutcome(f"{split}/{domain}", survey.documents[split], requested, available, num_rows)
+        folder = self.output / split / domain
+        made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
+        is_made = provenance.is_made(folder, made_with, self.overwrite)
+        return PlannedSet(split, domain, folder, made_with, outcome, is_made)
+
+    def refuse_other_sets(self, replaced: Collection[Path]) -> None:
+        """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
+
+        Raises:
+            ArgumentError: naming such a set; with `overwrite` this is a warning, unless it is among those `replaced`.
+        """
+        for path in sorted(self.output.glob("*/[!.]*/meta.json")):
+            split, unit = path.parent.parent.name, path.parent
+            if split in {"test", "train"} and unit not in replaced:
+                options.refuse_differences(unit, self.window_rule(split), self.overwrite)
+        for path in sorted(self.output.glob(PASSAGE_METAS)):
+            unit = path.with_name(path.name.replace(".meta.json", ".jsonl"))
+            if unit.exists() and unit not in replaced:
+                options.refuse_differences(unit, self.split_rule("retrieval"), self.overwrite)
+
+    def dry_run(self, planned: Sequence[PlannedSet], outcome: Outcome) -> None:
+        """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
+        for one in planned:
+            outcome.sets.append(one.outcome)
+            outcome.estimates.append(self._estimate(one))
+
+    def _estimate(self, planned: PlannedSet) -> Estimate:
+        split, domain, num_rows = planned.split, planned.domain, planned.outcome.written
+        if planned.is_made or not num_rows:
+            return Estimate(0, 0, 0.0)
+        row_bytes = self.windows.total_length * self.dtype.itemsize
+        num_measured = min(num_rows, -(-MEASURED_BYTES // row_bytes))
+        plan = self._source(split, domain).draw(0, num_measured)
+        with tempfile.TemporaryDirectory() as scratch:
+            start_time = time.perf_counter()
+            self._write_part(Part(Path(scratch) / "part", split, domain, plan, {}))
+            seconds = (time.perf_counter() - start_time) * num_rows / num_measured
+        return Estimate(len(self._borders(num_rows)), num_rows * row_bytes, seconds)
+
+    def start_workers(self, num_workers: int) -> workers.Workers:
+        """A pool of processes that write parts of this sampler's sets."""
+        return workers.Workers(num_workers, WindowSampler.prepare, self)
+
+    def write_all(
+        self,
+        pool: workers.Workers,
+        planned: Sequence[PlannedSet],
+        args: argparse.Namespace,
+        outcome: Outcome,
+        check: Callable[[], None],
+    ) -> None:
+        """Write every set that is asked for, or find it written, and the manifest. `check` is called before a set is
+        published: another process may be at work in the same output."""
+        outputs.remove_stale_temporaries(self.output)
+        for one in planned:
+            outcome.sets.append(one.outcome)
+            outputs.remove_stale_temporaries(one.folder.parent)
+            if one.is_made:
+                cli.say(f"{one.folder}: skipped, made before with the same arguments")
+            elif one.outcome.written:
+                self._write_or_find(pool, one, check)
+            else:  # --overwrite: what is there was made with something else, of which there is nothing now
+                outputs.retract(one.folder)
+                outputs.remove(rows_path(one.folder))
+            outputs.remove(mds.pool_path(one.folder))
+        self._write_manifest(planned, args)
+
+    def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
+        try:
+            self._write_set(pool, planned, check)
+        except (PipelineError, FileNotFoundError):
+            # Another process made the same set and removed the parts under our hands: then all is well.
+            if not provenance.is_made(planned.folder, planned.made_with):
+                raise
+
+    def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
+        start_time = time.monotonic()
+        split, domain, num_rows, folder = planned.split, planned.domain, planned.outcome.written, planned.folder
+        parts = mds.pool_path(folder)
+        outputs.remove_stale_temporaries(parts)
+        plan = self._source(split, domain).draw(0, num_rows)
+        borders = self._borders(num_rows)
+        with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
+            missing = []
+            for number, (start, stop) in enumerate(borders):
+                numbers = {"first_row": start, "stop_row": stop, "rows_per_part": self.part_rows}
+                made_with = {**self.made_with(split, domain), **numbers}
+                part = Part(mds.part_path(parts, number), split, domain, plan.rows(start, stop), made_with)
+                if self._is_part_made(part):
+                    bar.update(len(part.plan))
+                else:
+                    missing.append(part)
+            for part, _ in pool.map_in_order(WindowSampler.write_part, missing, lambda _: 1, 2 * pool.num_workers):
+                bar.update(len(part.plan))
+        with outputs.Draft(folder, planned.made_with, is_folder=True, overwrite=self.overwrite) as draft:
+            mds.join_parts(draft, parts, borders)
+            write_npy(draft.companion(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
+            check()
+            outputs.remove(clean_list_path(folder))  # it is of the set that is replaced
+            draft.publish(self.facts(split, domain))
+        cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
+
+    def _is_part_made(self, part: Part) -> bool:
+        try:
+            return provenance.is_made(part.path, part.made_with, self.overwrite)
+        except ArgumentError as error:
+            raise ArgumentError(
+                f"{part.path.parent} is what a run that did not come to its end has left: finish that run, or remove "
+                f"the folder. {error}"
+            ) from None
+
+    def _source(self, split: str, domain: str) -> WindowSource:
+        return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
+
+    def _borders(self, num_rows: int) -> list[tuple[int, int]]:
+        return mds.part_borders(num_rows, self.part_rows)
+
+    @classmethod
+    def prepare(cls, sampler: WindowSampler) -> None:
+        """Make `sampler` that of this process."""
+        cls.current = sampler
+
+    @staticmethod
+    def write_part(part: Part) -> None:
+        """Write a part with the sampler of this process."""
+        WindowSampler.current._write_part(part)
+
+    def _write_part(self, part: Part) -> None:
+        rows = mds.window_rows(self.columns, {"domain": part.domain}, len(part.plan))
+        self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
+        mds.write_part(part.path, self.columns, len(rows), rows, part.made_with, self.overwrite)
+
+    def _write_manifest(self, planned: Sequence[PlannedSet], args: argparse.Namespace) -> None:
+        """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
+        sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
+        for one in planned:
+            facts = self.facts(one.split, one.domain)
+            sets[one.split][one.domain] = {"requested": one.outcome.requested, "written": 0, **facts}
+        for split, of_split in sets.items():
+            for folder in sorted(self.output.glob(f"{split}/[!.]*")):
+                meta = provenance.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
+                if meta is not None:
+                    of_set = of_split.setdefault(folder.name, {"requested": 0})
+                    of_set.update({name: meta.get(name) for name in FACTS})
+                    of_set["written"] = meta["made_with"]["rows"]
+                    if not of_set["requested"]:
+                        cli.say(f"{folder}: not asked for, and left as it is")
+        outputs.write_json(
+            self.output / "manifest.json", provenance.signed({**options.describe_run(args), "sets": sets})
+        )
+
+    def facts(self, split: str, domain: str) -> dict[str, Any]:
+        """What the meta file and the manifest say of the content of a set."""
+        one = self.surveys[domain]
+        return {
+            "documents": one.documents[split],
+            "windows_available": one.available(split),
+            "vocab_size": self.tokens.vocab_size,
+            "tokenizer": self.tokens.fingerprint,
+            "source_files": [file.path for file in self.tokens.files[domain]],
+        }
+
+
+def choose_token_dtype(requested: str | None, tokens: Tokens) -> np.dtype:
+    """The dtype of the token columns.
+
+    Raises:
+        ArgumentError: if the requested one cannot hold the vocabulary.
+    """
+    if tokens.vocab_size is None:
+        return np.dtype(requested or np.int32)
+    smallest = mds.token_dtype(tokens.vocab_size)
+    if requested and np.dtype(requested).itemsize < smallest.itemsize:
+        raise ArgumentError(f"--token_dtype {requested} cannot hold ids up to {tokens.vocab_size - 1}: use {smallest}")
+    return np.dtype(requested) if requested else smallest
+
+
+def rows_path(folder: Path) -> Path:
+    """Where the provenance of a set is, int64 [rows, 2] of file number and position: `arxiv` → `arxiv.rows.npy`."""
+    return folder.with_name(f"{folder.name}.rows.npy")
+
+
+def clean_list_path(folder: Path) -> Path:
+    """Where the rows of a test set are that share nothing with others: `arxiv` → `arxiv.clean.npy`."""
+    return folder.with_name(f"{folder.name}.clean.npy")

@@ -1,0 +1,352 @@
+"""Complete or absent: how outputs get their final names.
+
+A *unit* of output is one file or one folder, together with the files beside it that belong to it (companions). It is
+written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
+never replaces; companions come first, so that whoever sees the unit sees all of it. Each has a record of what made it:
+see `cepe_data.storage.provenance`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from cepe_data.errors import PipelineError
+from cepe_data.storage import provenance
+
+TEMPORARY_PREFIX = ".tmp-"
+STALE_SECONDS = 7 * 24 * 3600
+_INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
+
+
+def _host_name() -> str:
+    """The name of this host, without `-` (else node1 would take gpu-node1's temporaries for its own); in a container,
+    where process numbers begin anew, also that of its process namespace."""
+    name, processes = socket.gethostname().replace("-", "_"), Path("/proc/self/ns/pid").stat().st_ino
+    return name if processes == _INITIAL_PROCESSES else f"{name}_{processes}"
+
+
+_HOST = _host_name()
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+
+
+def temporary_path(final: Path) -> Path:
+    """The name under which this process writes what will be called `final`."""
+    return final.with_name(f"{TEMPORARY_PREFIX}{final.name}-{_HOST}-{os.getpid()}")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove temporaries in `folder` of dead processes of this host, of an earlier process with our own number, and
+    those of any host that are older than a week. Call it before this process makes its first one there."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
+    for name in names:
+        if _is_stale(folder / name):
+            remove(folder / name)
+
+
+def _is_stale(temporary: Path) -> bool:
+    rest, _, process = temporary.name.rpartition("-")
+    if rest.endswith(f"-{_HOST}") and process.isdigit():
+        return int(process) == os.getpid() or not _is_running(process)
+    try:
+        return time.time() - temporary.lstat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _is_running(process: str) -> bool:
+    """Whether there is such a process that is not a dead one which its parent has not noticed: in a container whose
+    first process is no init, workers of a killed run stay like that."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; being gone already is fine, also where nothing may be written."""
+    if not os.path.lexists(path):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def retract(unit: Path) -> None:
+    """Take away a published folder, all at once; being gone already is fine."""
+    aside = temporary_path(unit.with_name(f"{unit.name}.old"))
+    if unit.exists():
+        remove(aside)
+        unit.rename(aside)
+        remove(aside)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write or replace a small JSON file, atomically. Keys are sorted: the same content gives the same bytes."""
+    write_bytes(path, _json_bytes(content))
+
+
+def _json_bytes(content: object) -> bytes:
+    import orjson
+
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a small text file, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write or replace a small file, atomically; one that has this content already is left alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes() == content:
+        return
+    temporary = temporary_path(path)
+    with naming(path):
+        try:
+            temporary.write_bytes(content)
+            flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        flush(path.parent)
+
+
+class Draft:
+    """A unit on its way to its final name.
+
+        with Draft(final, made_with) as draft:
+            ... write draft.path, and draft.companion(other) for files beside it ...
+            draft.publish(facts)
+
+    Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
+    """
+
+    def __init__(
+        self, final: Path, made_with: provenance.Meta, *, is_folder: bool = False, overwrite: bool = False
+    ) -> None:
+        self.final, self.made_with, self.is_folder, self.overwrite = final, made_with, is_folder, overwrite
+        self.path = temporary_path(final)
+        self._aside = temporary_path(final.with_name(f"{final.name}.old"))
+        self._companions: dict[Path, Path] = {}  # final and temporary paths
+        self._known_facts: dict[str, dict[str, object]] = {}
+
+    def __enter__(self) -> Draft:
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        remove(self.path)
+        if self.is_folder:
+            self.path.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Where a replacement failed halfway, what it was to replace goes too: companions may be of either.
+        for temporary in [self.path, *self._companions.values(), self._aside]:
+            remove(temporary)
+        if isinstance(error, OSError):
+            _name(error, self.final)
+
+    def companion(self, final: Path) -> Path:
+        """The temporary path of a file beside the unit that belongs to it."""
+        self._companions[final] = temporary_path(final)
+        return self._companions[final]
+
+    def link(self, name: str, source: Path, facts: dict[str, object]) -> bool:
+        """Give the file `source`, whose facts are known, a second name in the folder; copy it where links are refused.
+
+        Returns whether it was linked.
+        """
+        self._known_facts[name] = facts
+        try:
+            os.link(source, self.path / name)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS | {errno.EXDEV}:
+                raise
+            shutil.copyfile(source, self.path / name)
+            flush(self.path / name)  # a link needs none: its file was flushed when it was published
+            return False
+        return True
+
+    def publish(self, facts: provenance.Meta | None = None) -> bool:
+        """Write the meta file, flush everything, and give all of it its final name, the unit itself last.
+
+        Returns False if another process, with the same arguments, was faster; then ours is dropped.
+
+        Raises:
+            ArgumentError: if another process has made it with other arguments meanwhile.
+        """
+        self.seal(facts)
+        return publish_together([self])[0]
+
+    def seal(self, facts: provenance.Meta | None = None) -> None:
+        """Write the meta file: from now on nothing of the unit changes but its name."""
+        meta = provenance.signed({**(facts or {}), "made_with": self.made_with, "files": self._own_files()})
+        meta_file = (
+            provenance.meta_path(self.path, True)
+            if self.is_folder
+            else self.companion(provenance.meta_path(self.final))
+        )
+        meta_file.write_bytes(_json_bytes(meta))
+
+    def _flush(self) -> None:
+        """Flush all of it. A linked file was flushed when it was published."""
+        inside = [self.path / name for name in os.listdir(self.path)] if self.is_folder else []
+        new = [path for path in inside if path.name not in self._known_facts]
+        for path in [*new, self.path, *self._companions.values()]:
+            flush(path)
+
+    def _give_names(self) -> bool:
+        """Rename everything, the unit itself last. False if it is there by now."""
+        with _locked(self.final.parent):
+            if self.overwrite and self.final.exists():
+                remove(self._aside)
+                self.final.rename(self._aside)
+            if self.final.exists():
+                return False
+            for companion, temporary in self._companions.items():
+                temporary.replace(companion)
+            return _rename_folder(self.path, self.final) if self.is_folder else _rename_file(self.path, self.final)
+
+    def _settle(self, published: bool) -> None:
+        """What is left to do when the name is on the disk."""
+        remove(self._aside)
+        if not published:
+            provenance.is_made(self.final, self.made_with)
+
+    def _own_files(self) -> dict[str, dict[str, object]]:
+        """Facts of every file of the unit, under the names that they will have."""
+        if self.is_folder:
+            names = sorted(os.listdir(self.path))
+            files = {name: self._known_facts.get(name) or provenance.file_facts(self.path / name) for name in names}
+        else:
+            files = {self.final.name: provenance.file_facts(self.path)}
+        beside = "../" if self.is_folder else ""
+        return files | {
+            f"{beside}{path.name}": provenance.file_facts(temporary) for path, temporary in self._companions.items()
+        }
+
+
+def publish_together(drafts: Sequence[Draft]) -> list[bool]:
+    """Publish sealed units, as `Draft.publish` does each; the disk is waited for once, not for every file of theirs.
+
+    Returns what that does, of each. What it raises for one, comes when all others that can be published are.
+    """
+    if len(drafts) > 1:
+        _start_flushing(drafts[0].final.parent)
+    published: dict[Draft, bool] = {}
+    errors: list[Exception] = []
+    flushed = _each(drafts, Draft._flush, errors)
+    named = _each(flushed, lambda draft: published.update({draft: draft._give_names()}), errors)
+    for folder in {draft.final.parent for draft in named}:
+        flush(folder)
+    _each(named, lambda draft: draft._settle(published[draft]), errors)
+    if errors:
+        raise errors[0]
+    return [published[draft] for draft in drafts]
+
+
+def _each(drafts: Sequence[Draft], function: Callable[[Draft], None], errors: list[Exception]) -> list[Draft]:
+    """Call a function for each draft. Returns those with which it went well; errors, naming the unit, are added."""
+    done = []
+    for draft in drafts:
+        try:
+            with naming(draft.final):
+                function(draft)
+            done.append(draft)
+        except (OSError, PipelineError) as error:
+            errors.append(error)
+    return done
+
+
+def _start_flushing(folder: Path) -> None:
+    """Write what waits to be written on the file system of a folder, all at once: to flush a file after that is quick.
+    Whether it went well is left to that, since Linux before 5.8 does not say it here."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        ctypes.CDLL(None).syncfs(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error such as a full disk, which does not name one itself."""
+    try:
+        yield
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: OSError, path: Path) -> None:
+    is_of_ours = isinstance(error.filename, str) and TEMPORARY_PREFIX in error.filename
+    if error.errno and (error.filename is None or is_of_ours):
+        error.filename = str(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Exclude other publishers in a folder, for the moment of the renames: companions of two must not be mixed. Where
+    the file system has no locks on folders, what is left is the rename that never replaces."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _rename_file(temporary: Path, final: Path) -> bool:
+    """Rename without replacing: False if `final` is there. A link refuses to replace; a plain rename does not."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if final.exists():
+            return False
+        temporary.rename(final)
+        return True
+    temporary.unlink()
+    return True
+
+
+def _rename_folder(temporary: Path, final: Path) -> bool:
+    """Rename without replacing: False if `final` is there (the system refuses to replace a folder with content)."""
+    try:
+        temporary.rename(final)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            return False
+        raise
+    return True

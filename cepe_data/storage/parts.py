@@ -1,0 +1,142 @@
+"""A set that many processes make together: numbered parts with fixed borders in one pool, joined when all are there.
+
+Shard i of N makes a contiguous range of the parts, whatever N is: a run that was stopped may go on with another number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cepe_data import cli, shards
+from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.storage import mds, outputs, provenance
+
+
+@dataclass(frozen=True)
+class PartedSet:
+    """An MDS set `folder` of `num_rows` rows, made in parts of `part_rows`.
+
+    `made_with` is the record of the set but for the numbers of rows: those are added here.
+    """
+
+    folder: Path
+    columns: mds.Columns
+    num_rows: int
+    part_rows: int
+    made_with: provenance.Meta
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        mds.refuse_large_parts(self.columns, self.part_rows)
+
+    @property
+    def pool(self) -> Path:
+        return mds.pool_path(self.folder)
+
+    @cached_property
+    def borders(self) -> list[tuple[int, int]]:
+        return mds.part_borders(self.num_rows, self.part_rows)
+
+    @property
+    def set_made_with(self) -> provenance.Meta:
+        return {**self.made_with, "rows": self.num_rows, "rows_per_part": self.part_rows}
+
+    def part_made_with(self, part: int) -> provenance.Meta:
+        """The record of a part."""
+        start, stop = self.borders[part]
+        return {**self.set_made_with, "first_row": start, "stop_row": stop}
+
+    def is_part_made(self, part: int) -> bool:
+        """Raises as `provenance.is_made`."""
+        return provenance.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
+
+    def is_joined(self) -> bool:
+        """Raises as `provenance.is_made`."""
+        return provenance.is_made(self.folder, self.set_made_with, self.overwrite)
+
+    def todo(self, shard_id: int, num_shards: int) -> list[int]:
+        """The parts of a shard that are still to be made; says how many are not."""
+        self._refuse_other_pool()
+        first, stop = shards.row_range(shard_id, num_shards, len(self.borders))
+        todo = [part for part in range(first, stop) if not self.is_part_made(part)]
+        if skipped := stop - first - len(todo):
+            cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
+        return todo
+
+    def _refuse_other_pool(self) -> None:
+        """Raise ArgumentError if the first part in the pool, whose ever it is, was made with other arguments."""
+        there = next(iter(sorted(self.pool.glob("part-*"))), None)
+        meta = provenance.read_meta(there) if there and not self.overwrite else None
+        made_with = meta["made_with"] if meta else self.set_made_with
+        of_part = {name: value for name, value in made_with.items() if name not in {"first_row", "stop_row"}}
+        if differences := provenance.describe_differences(of_part, self.set_made_with):
+            raise ArgumentError(
+                f"{there} was made with other arguments or inputs: {differences}. All parts of {self.folder} are made "
+                f"with the same: use those, remove {self.pool}, or replace what is in it with --overwrite"
+            )
+
+    def count_rows(self, parts: Iterable[int]) -> int:
+        """Rows of these parts."""
+        return sum(stop - start for start, stop in (self.borders[part] for part in parts))
+
+    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one part and publish it. Raises as `mds.write_part`."""
+        start, stop = self.borders[part]
+        path = mds.part_path(self.pool, part)
+        mds.write_part(path, self.columns, stop - start, rows, self.part_made_with(part), self.overwrite)
+
+    def remove_stale_temporaries(self) -> None:
+        """What dead processes left, beside the set and in its pool."""
+        for folder in (self.folder.parent, self.pool):
+            outputs.remove_stale_temporaries(folder)
+
+    def join(
+        self,
+        num_shards: int,
+        delete_parts: bool,
+        facts: provenance.Meta,
+        start_time: float,
+        write_companions: Callable[[outputs.Draft], None] | None = None,
+    ) -> None:
+        """Join all parts into the final folder, or find it joined; then the parts may go.
+
+        Raises:
+            PipelineError: if parts are missing, with the shards to run again.
+        """
+        self.remove_stale_temporaries()
+        if self.is_joined():
+            cli.say(f"{self.folder}: skipped, made before with the same arguments")
+        else:
+            missing = [part for part in range(len(self.borders)) if not self.is_part_made(part)]
+            refuse_missing(missing, len(self.borders), num_shards, self.pool, self.overwrite)
+            with outputs.Draft(self.folder, self.set_made_with, is_folder=True, overwrite=self.overwrite) as draft:
+                mds.join_parts(draft, self.pool, self.borders)
+                if write_companions is not None:
+                    write_companions(draft)
+                draft.publish(facts)
+            taken = cli.seconds_since(start_time)
+            cli.say(f"{self.num_rows:,} rows of {len(self.borders)} parts joined, {taken} → {self.folder}")
+        if delete_parts and self.pool.exists():
+            outputs.remove(self.pool)
+            cli.say(f"{self.pool}: removed")
+
+
+def refuse_missing(missing: list[int], num_parts: int, num_shards: int, pool: Path, overwrite: bool) -> None:
+    """Raise PipelineError if parts are missing, with the shards to run again."""
+    if not missing:
+        return
+    ranges = [shards.row_range(shard, num_shards, num_parts) for shard in range(num_shards)]
+    ids = shards.array_ids(
+        shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
+    )
+    what, flag = (
+        ("missing", "without --merge") if not overwrite else ("missing or not right", "--overwrite, no --merge")
+    )
+    raise PipelineError(
+        f"{len(missing)} of {num_parts} parts are {what} in {pool}: run shard ids {ids} of --num_shards {num_shards} "
+        f"({flag}; sbatch --array={ids})"
+    )

@@ -1,0 +1,1 @@
+"""The teacher: a language model whose top-k probabilities annotate training rows."""

@@ -1,0 +1,309 @@
+"""Check what a teacher wrote: rows that belong to the input's, probabilities and ids that can be right.
+
+Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
+looks at every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
+transformers' own forward pass of the whole sequence. `--plot` draws, over the positions, how much of the probability
+the top-k hold and the entropy, of the rows that are looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data import cli
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.inspect import plots
+from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage.report import Report
+
+HELP = "check what a teacher wrote"
+SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
+LOG_TOLERANCE = {"float32": 0.01}  # median difference of log probabilities
+HALF_LOG_TOLERANCE = 0.25
+MAX_GROUPS = 64  # of positions: a line of 2,048 positions would be noise
+NUM_BINS = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="such as 8k_ab/train-logits-…, or one domain in it")
+    parser.add_argument("--input_dir", type=Path, default=None, help="what was annotated (default: beside DIR)")
+    parser.add_argument("--model_dir", default=None, help="the teacher, to compute some rows once more")
+    parser.add_argument("--retrieval_input_dir", type=Path, default=None, help="with --model_dir, as it was given then")
+    parser.add_argument("--recomputed_rows", type=cli.count, default=2, help="with --model_dir, of every set")
+    plots.add_argument(parser)
+    verify.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every set of DIR."""
+    plots.refuse_bad_path(args.plot)
+    report = Report.of("teacher", args)
+    folders = verify.find_sets(args.folder)
+    positions: dict[str, Positions] = {}
+
+    def collect(folder: Path, result: verify.Result) -> None:
+        if isinstance(result, TeacherResult) and result.positions is not None:
+            positions.setdefault(folder.name, result.positions.empty()).add(result.positions)
+
+    verify.check_sets(report, args, folders, TeacherChecker(args.input_dir, args.plot is not None), collect)
+    num_rows = verify.count_rows(folders)
+    num_recomputed = recompute_all(report, args, folders) if args.model_dir else 0
+    if args.plot:
+        report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
+        plots.draw_teacher(report, args.plot, positions)
+    report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
+    return report.finish(
+        f"{len(folders)} sets, {num_rows:,} rows, {num_recomputed} computed once more: {len(report.findings)} findings",
+        args.folder,
+    )
+
+
+def input_folder(folder: Path, input_dir: Path | None) -> Path:
+    """The set that was annotated: in `input_dir`, or else where it was beside the annotated one."""
+    name = (provenance.read_meta(folder) or {}).get("input_name") or ""
+    return (input_dir or verify.with_parents(folder, 2).parent.parent / name) / folder.name
+
+
+@dataclass
+class Positions:
+    """What a teacher expects over the positions of rows, in groups of `width` neighbouring positions, at most
+    MAX_GROUPS: sums, and histograms, so that any number of rows takes the same memory.
+
+    `topk_mass`: 1 − the mass of the rest. `entropy`: −Σ p ln p in nats, with the rest as one outcome; that is a lower
+    bound of the entropy of the whole distribution, by what is not known of the rest.
+    """
+
+    num_positions: int
+    topk: int
+    num_rows: int = 0
+    topk_mass: Spread = field(init=False)
+    entropy: Spread = field(init=False)
+
+    def __post_init__(self) -> None:
+        num_groups = -(-self.num_positions // self.width)
+        self.topk_mass, self.entropy = Spread(num_groups, 1.0), Spread(num_groups, math.log(self.topk + 1))
+
+    @property
+    def width(self) -> int:
+        """Positions of a group; the last may have fewer."""
+        return -(-self.num_positions // MAX_GROUPS)
+
+    @property
+    def first_positions(self) -> np.ndarray:
+        """int64 [groups]: the first position of each group, from 0."""
+        return np.arange(0, self.num_positions, self.width)
+
+    def empty(self) -> Positions:
+        """The same of no rows."""
+        return Positions(self.num_positions, self.topk)
+
+    def add_row(self, prob: np.ndarray) -> None:
+        """Count a row, float [positions, topk + 1]."""
+        exact = prob.astype(np.float64)
+        logs = np.log(exact, where=exact > 0, out=np.zeros_like(exact))
+        groups = np.arange(self.num_positions) // self.width
+        self.topk_mass.add_values(groups, 1.0 - exact[:, -1])
+        self.entropy.add_values(groups, -(exact * logs).sum(axis=1))
+        self.num_rows += 1
+
+    def add(self, other: Positions) -> None:
+        """Count the rows of `other`, too."""
+        self.topk_mass.add(other.topk_mass)
+        self.entropy.add(other.entropy)
+        self.num_rows += other.num_rows
+
+    def facts(self) -> dict[str, object]:
+        """Lists over the groups, as `--json` prints them."""
+        facts: dict[str, object] = {"rows": self.num_rows, "first_positions": self.first_positions.tolist()}
+        for name, spread in (("topk_mass", self.topk_mass), ("entropy_nats", self.entropy)):
+            lines = {"mean": spread.mean(), "quantile_10": spread.quantile(0.1), "quantile_90": spread.quantile(0.9)}
+            facts[name] = {line: values.round(6).tolist() for line, values in lines.items()}
+        return facts
+
+
+class Spread:
+    """Mean and quantiles of numbers from 0 to `limit`, in groups; quantiles to the width of a bin, limit / NUM_BINS."""
+
+    def __init__(self, num_groups: int, limit: float) -> None:
+        self.limit = limit
+        self._sums = np.zeros(num_groups)
+        self._counts = np.zeros((num_groups, NUM_BINS), np.int64)
+
+    def add_values(self, groups: np.ndarray, values: np.ndarray) -> None:
+        """Count values, float64 [n], of groups, int64 [n]."""
+        num_groups = len(self._sums)
+        # Rounding may put a value outside.
+        bins = np.clip((values * (NUM_BINS / self.limit)).astype(np.int64), 0, NUM_BINS - 1)
+        counts = np.bincount(groups * NUM_BINS + bins, minlength=self._counts.size)
+        self._counts += counts.reshape(num_groups, NUM_BINS)
+        self._sums += np.bincount(groups, values, minlength=num_groups)
+
+    def add(self, other: Spread) -> None:
+        """Count the numbers of `other`, too."""
+        self._counts += other._counts
+        self._sums += other._sums
+
+    def mean(self) -> np.ndarray:
+        """float64 [groups]. No group may be empty, here and below."""
+        return self._sums / self._counts.sum(axis=1)
+
+    def quantile(self, share: float) -> np.ndarray:
+        """float64 [groups]: the number that `share` of a group do not exceed, interpolated inside its bin."""
+        below = self._counts.cumsum(axis=1)
+        wanted = share * below[:, -1:]
+        places = (below >= wanted).argmax(axis=1)[:, None]
+        in_bin = np.take_along_axis(self._counts, places, axis=1)
+        before = np.take_along_axis(below, places, axis=1) - in_bin
+        return ((places + (wanted - before) / in_bin) * (self.limit / NUM_BINS))[:, 0]
+
+    def total_mean(self) -> float:
+        """The mean over all groups."""
+        return float(self._sums.sum() / self._counts.sum())
+
+
+@dataclass
+class TeacherResult(verify.Result):
+    """With what the rows tell of their positions, if that is asked for."""
+
+    positions: Positions | None = None
+
+
+@dataclass(frozen=True)
+class TeacherChecker:
+    """Looks at annotated sets."""
+
+    input_dir: Path | None
+    with_positions: bool
+
+    def check_set(self, report: Report, folder: Path) -> bool:
+        """Columns, and the input."""
+        columns = mds.read_columns(folder)
+        try:
+            prob_dtype, prob_shape = mds.column_array(columns["target_prob"])
+            index_dtype, index_shape = mds.column_array(columns["target_index"])
+            is_right = prob_dtype == np.float16 and index_dtype.kind == "i"
+            is_right &= prob_shape[:1] == index_shape[:1] and prob_shape[1] == index_shape[1] + 1
+        except (KeyError, ValueError, IndexError):
+            is_right = False
+        if not is_right:
+            report.found(folder, f"has not the columns of a teacher, but {columns}")
+            return False
+        source = input_folder(folder, self.input_dir)
+        if verify.has_set(source):
+            verify.compare_with_source(report, folder, source, "made from")
+        else:
+            cli.warn(f"{source} is not there: that the rows of {folder} are its rows is not checked (--input_dir)")
+        return True
+
+    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """A row is half a megabyte."""
+        yield from np.array_split(rows, max(1, len(rows) // 256))
+
+    def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
+        """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
+        vocab_size = (provenance.read_meta(folder) or {}).get("vocab_size") or 1 << 31
+        result = TeacherResult()
+        for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
+            if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
+                result.findings.append((number, what))
+            elif self.with_positions:
+                num_positions, topk = row["target_index"].shape
+                result.positions = result.positions or Positions(num_positions, topk)
+                result.positions.add_row(row["target_prob"])
+        return result
+
+
+def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
+    """What cannot be right about a row, float32 [positions, topk + 1] and int [positions, topk]; empty if nothing."""
+    ordered = np.sort(index, axis=1)
+    top = prob[:, :-1]
+    wrongs = {
+        "has probabilities that are no numbers from 0 to 1": ~((prob >= 0) & (prob <= 1)).all(axis=1),
+        "has probabilities that do not descend": (top[:, 1:] > top[:, :-1]).any(axis=1),
+        "has probabilities that do not add up to 1": ~(np.abs(prob.sum(axis=1) - 1) <= SUM_TOLERANCE),
+        f"has ids outside of 0 … {vocab_size - 1}": ((index < 0) | (index >= vocab_size)).any(axis=1),
+        "has the same id twice": (ordered[:, 1:] == ordered[:, :-1]).any(axis=1),
+    }
+    for what, is_wrong in wrongs.items():
+        if is_wrong.any():
+            return f"{what}, at position {int(np.argmax(is_wrong))}"
+    return ""
+
+
+def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Path]) -> int:
+    """Compute some rows of every set without a finding once more; returns how many.
+
+    Raises:
+        ArgumentError: if the input of a set is not there.
+    """
+    damaged = [Path(finding["path"]) for finding in report.findings]
+    whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
+    for folder in whole:
+        refuse_missing_input(args, folder)
+    num_recomputed = 0
+    for folder in whole:
+        if input_folder(folder, args.input_dir) in damaged:
+            continue
+        try:
+            num_recomputed += recompute(report, args, folder)
+        except DamagedFileError as error:
+            report.found(folder, f"cannot be computed once more: {error}")
+    return num_recomputed
+
+
+def refuse_missing_input(args: argparse.Namespace, folder: Path) -> None:
+    """Raise ArgumentError unless there is what a set was made from."""
+    made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+    is_retrieved = "retrieval_k" in made_with
+    if not verify.has_set(input_folder(folder, args.input_dir)) or (is_retrieved and args.retrieval_input_dir is None):
+        raise ArgumentError(
+            f"the rows of {folder} cannot be computed without their input: pass --input_dir"
+            + (" and --retrieval_input_dir" if is_retrieved else "")
+        )
+
+
+def recompute(report: Report, args: argparse.Namespace, folder: Path) -> int:
+    """Compute some rows of a set once more; returns how many."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cepe_data.teacher import model as teacher_model
+
+    made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+    source = input_folder(folder, args.input_dir)
+    retrieved = args.retrieval_input_dir / folder.name if args.retrieval_input_dir else None
+    model_folder = teacher_model.find_model(args.model_dir).folder
+    if made_with.get("model") != teacher_model.fingerprint(model_folder):
+        report.found(folder, f"was made with another model than {args.model_dir}")
+        return 0
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    windows, passages = mds.Rows(source), mds.Rows(retrieved) if retrieved else None
+    rows, num_decoder = mds.Rows(folder), made_with["num_decoder_tokens"]
+    tolerance = LOG_TOLERANCE.get(made_with.get("dtype"), HALF_LOG_TOLERANCE)
+    numbers = np.random.default_rng(args.seed).permutation(len(rows))[: args.recomputed_rows]
+    for number in sorted(numbers.tolist()):
+        window, row = windows[number], rows[number]
+        if passages is not None:
+            context = passages[number]["retrieved_token_ids"][: made_with["retrieval_k"]].reshape(-1)
+        else:
+            context = window["prev_token_ids"][-made_with["num_encoder_tokens"] :]
+        ids = np.concatenate([context, window["token_ids"][:num_decoder]]).astype(np.int64)
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:].float()
+            expected = logits.log_softmax(-1).gather(1, torch.from_numpy(row["target_index"].astype(np.int64)))
+        stored = row["target_prob"][:, :-1].astype(np.float32)
+        # Below this, steps of float16 are coarser than the tolerance.
+        is_exact = stored > 1e-4 if (stored > 1e-4).any() else stored > 0
+        difference = float(np.median(np.abs(np.log(stored[is_exact]) - expected.numpy()[is_exact])))
+        if not difference <= tolerance:
+            factor = np.exp(difference)
+            report.found(
+                folder, f"is not what the model gives: probabilities differ by a factor of {factor:.3g}", number
+            )
+    return len(numbers)

@@ -1,0 +1,364 @@
+"""A teacher: a causal language model that gives top-k next-token probabilities. Torch is imported when it is needed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cepe_data import cli, hub, workers
+from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.storage import mds, provenance
+from cepe_data.teacher import devices
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+HEAD_BYTES = 32 << 20  # of the logits that are there at a time
+HEAD_BYTES_CUDA = 512 << 20
+MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
+# What a configuration may say that changes logits, but for what `_head` does.
+_CHANGES_LOGITS = re.compile(
+    "(?!attn)(?!output_)(?!num_)(?!(logits_scaling|logit_scale|final_logit_softcapping)$).*(logit|lm_head_)"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk; `max_positions` is None where its configuration names no limit."""
+
+    folder: Path
+    vocab_size: int
+    max_positions: int | None
+
+
+def find_model(model_dir: str) -> Model:
+    """The model called `model_dir`, a folder or a hub name.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    folder = hub.find_folder(model_dir, "model")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text_config = config if "vocab_size" in config else config.get("text_config", config)
+        if "vocab_size" not in text_config:  # what is usual for its kind
+            from transformers import AutoConfig
+
+            text_config = AutoConfig.from_pretrained(str(folder)).get_text_config().to_dict()
+        limits = [text_config.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+        return Model(folder, int(text_config["vocab_size"]), next(filter(None, limits), None))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"no model {model_dir!r}: its config.json is not that of one ({error})") from None
+
+
+def fingerprint(folder: Path, names: Sequence[str] = ()) -> str:
+    """A hash of the configuration and of all weights, and of files with these names where they are. (Reading them takes
+    no longer than loading them will.)
+
+    Raises:
+        ArgumentError: if there are no weights.
+    """
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    if not weights:
+        raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
+    others = [folder / name for name in names if (folder / name).exists()]
+    files = [folder / "config.json", *weights, *others]
+    return provenance.fingerprint({path.name: provenance.file_facts(path) for path in files})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a teacher is asked for, and how it runs."""
+
+    num_tokens: int  # of a sequence
+    num_positions: int  # the last ones, which are annotated
+    topk: int
+    dtype: str
+    device: str
+    run_length: int  # sequences come in runs of this many, which batches do not cross
+    batch_size: int | None = None  # None: what the memory holds
+    attn_implementation: str | None = None
+    compile: bool = False
+
+
+class Teacher:
+    """A causal language model that gives top-k probabilities of the last positions of sequences.
+
+    On a GPU, sequences run in batches of one shape (the last is filled up), on a CPU one to a core.
+
+    Raises:
+        ArgumentError: if the model cannot be loaded, or lacks weights.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        import torch
+
+        self.settings = settings
+        if settings.device.startswith("cuda"):
+            torch.cuda.set_device(settings.device)
+        with devices.memory_errors(settings.device):
+            self._prepare(folder)
+
+    def _prepare(self, folder: Path) -> None:
+        import torch
+
+        settings = self.settings
+        self._model = _load(folder, settings)
+        self._config = self._model.config.get_text_config()
+        self._index_dtype = getattr(torch, mds.token_dtype(int(self._config.vocab_size)).name)
+        head = self._model.get_output_embeddings()
+        self._bias = None if getattr(head, "bias", None) is None else head.bias.float()
+        # float32 sums of half-precision operands in one product; where torch cannot, the operands are made float32.
+        self._sums_float32 = (
+            head.weight.is_cuda and head.weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
+        )
+        self._weight = head.weight if self._sums_float32 else head.weight.float()
+        logit_bytes = HEAD_BYTES_CUDA if head.weight.is_cuda else HEAD_BYTES
+        self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
+        self._refuse_foresight(folder)
+        self._stack = self._find_stack()
+        if settings.compile:
+            _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
+        self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
+
+    def annotate(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+        """Probabilities after each of the last positions of sequences, given all tokens up to and with that position.
+
+        Args:
+            batches: at most `batch_size` sequences each, int64 [num_tokens].
+
+        Yields, for every sequence in order:
+            target_prob: float16 [positions, topk + 1], the top-k probabilities, descending, then the mass of the rest.
+            target_index: int16 or int32 [positions, topk], their ids.
+
+        Raises:
+            PipelineError: if probabilities are no numbers, or the memory of the device is not enough.
+        """
+        on_gpu = self.settings.device.startswith("cuda")
+        lengths: deque[int] = deque()
+
+        def stacked() -> Iterator[devices.Arrays]:
+            for batch in batches:
+                if on_gpu:
+                    lengths.append(len(batch))
+                    yield (np.stack([*batch, *[batch[-1]] * (self.batch_size - len(batch))]),)
+                else:
+                    lengths.extend([1] * len(batch))
+                    yield from ((sequence[None],) for sequence in batch)
+
+        num_threads = min(self.batch_size, workers.default_num_workers())
+        for _, (prob, index) in devices.run_batches(self.settings.device, self.compute, stacked(), num_threads):
+            num_rows = lengths.popleft()
+            if not np.isfinite(prob).all():
+                raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
+            for row in range(num_rows):
+                yield {"target_prob": prob[row], "target_index": index[row]}
+
+    def num_flops(self) -> int:
+        """Floating point operations of one sequence, as `count_flops` has them."""
+        return count_flops(self._model, self.settings.num_tokens, self.settings.num_positions)
+
+    @devices.inference_mode
+    def compute(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float16 [batch, positions, topk + 1] and integer [batch, positions, topk] from int64 [batch, tokens], all on
+        the device."""
+        import torch
+
+        num_rows, topk = len(ids) * self.settings.num_positions, self.settings.topk
+        prob = torch.empty(num_rows, topk + 1, dtype=torch.float16, device=ids.device)
+        index = torch.empty(num_rows, topk, dtype=self._index_dtype, device=ids.device)
+        start = 0
+        for logits in self._logits(ids):
+            stop = start + len(logits)
+            prob[start:stop], index[start:stop] = top_probabilities(logits, topk)
+            start = stop
+        return prob.view(len(ids), -1, topk + 1), index.view(len(ids), -1, topk)
+
+    def _logits(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The logits of the last positions, float32, some rows [rows, vocabulary] at a time."""
+        num_positions = self.settings.num_positions
+        if self._stack is not None:
+            hidden = self._stack(input_ids=ids, use_cache=False)[0][:, -num_positions:]
+            for rows in hidden.reshape(-1, hidden.shape[-1]).split(self._head_rows):
+                yield self._head(rows)
+            return
+        takes_number = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        fewer = {"logits_to_keep": num_positions} if takes_number else {}
+        for sequence in ids.split(1):
+            logits = self._model(input_ids=sequence, use_cache=False, **fewer).logits[0, -num_positions:]
+            for rows in logits.split(self._head_rows):
+                yield rows.float()
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head with float32 sums (bfloat16 logits tie at the border of the top-k, and are off by up to 0.4 %), then
+        what Granite, Cohere and Gemma do to their logits."""
+        import torch
+
+        if self._sums_float32:
+            logits = torch.mm(hidden.to(self._weight.dtype), self._weight.t(), out_dtype=torch.float32)
+        else:
+            logits = torch.mm(hidden.float(), self._weight.t())
+        if self._bias is not None:
+            logits += self._bias
+        if divisor := getattr(self._config, "logits_scaling", None):
+            logits /= divisor
+        if factor := getattr(self._config, "logit_scale", None):
+            logits *= factor
+        if cap := getattr(self._config, "final_logit_softcapping", None):
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        return logits
+
+    def _probe(self) -> torch.Tensor:
+        import torch
+
+        num_ids = min(16, self.settings.num_tokens)
+        ids = torch.linspace(0, self._weight.shape[0] - 1, num_ids, device=self._weight.device)
+        return ids.long()[None]
+
+    @devices.inference_mode
+    def _refuse_foresight(self, folder: Path) -> None:
+        """Raise ArgumentError if the last token changes what the model expects after the ones before it."""
+
+        ids = self._probe()
+        other = ids.clone()
+        other[0, -1] = 0
+        pair = (self._model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other))
+        one, another = pair
+        if one.numel() and bool((one - another).abs().max() > self._tolerance * one.abs().max()):
+            raise ArgumentError(f"the model in {folder} is not causal: what it expects depends on later tokens")
+
+    @property
+    def _tolerance(self) -> float:
+        """How far two ways to the same logits may differ, of the largest: the model rounds them to its dtype."""
+        import torch
+
+        return 1e-4 if self._model.dtype == torch.float32 else 2.0**-7
+
+    def _find_stack(self) -> Any:
+        """The part of the model whose hidden states `_head` turns into its logits; None where there is none, and the
+        model is asked for the logits that it makes itself."""
+        changes = {name: value for name, value in self._config.to_dict().items() if _CHANGES_LOGITS.match(name)}
+        if any(value not in (None, False, 1) for value in changes.values()):
+            return None
+        candidates = [self._model.base_model, self._model.get_decoder()]
+        return next((stack for stack in candidates if stack not in (None, self._model) and self._fits(stack)), None)
+
+    @devices.inference_mode
+    def _fits(self, stack: Any) -> bool:
+        import torch
+
+        ids = self._probe()
+        own = self._model(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = stack(input_ids=ids, use_cache=False)[0]
+        if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self._weight.shape[1]:
+            return False
+        ours = self._head(hidden[0])
+        return own.shape == ours.shape and bool((own - ours).abs().max() <= self._tolerance * own.abs().max())
+
+    def _choose_batch_size(self) -> int:
+        """As many sequences as the free memory holds, and the device can use."""
+        num_tokens = self.settings.num_tokens
+        if not self.settings.device.startswith("cuda"):
+            # A core has about 16 activations as wide as the hidden state at a time, and some chunks of logits.
+            of_sequence = 16 * num_tokens * self._weight.shape[1] * self._weight.itemsize + 3 * HEAD_BYTES
+            return max(1, min(workers.default_num_workers(), devices.free_bytes("cpu") // of_sequence))
+        of_memory = devices.free_bytes(self.settings.device) // self._measure_sequence_bytes()
+        return least_filled_batch(min(of_memory, MAX_BATCH_TOKENS // num_tokens), self.settings.run_length)
+
+    def _measure_sequence_bytes(self) -> int:
+        import torch
+
+        ids = torch.zeros(1, self.settings.num_tokens, dtype=torch.int64, device=self.settings.device)
+        torch.cuda.reset_peak_memory_stats(ids.device)
+        before = torch.cuda.memory_allocated(ids.device)
+        self.compute(ids)
+        return torch.cuda.max_memory_allocated(ids.device) - before
+
+
+def _load(folder: Path, settings: Settings) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chosen = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=getattr(torch, settings.dtype), output_loading_info=True, **chosen
+        )
+        model, loading = loaded
+    except Exception as error:  # every library on the way to the weights has exceptions of its own
+        raise ArgumentError(f"the model in {folder} cannot be loaded: {error}") from None
+    if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
+        raise ArgumentError(f"the model in {folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess")
+    if getattr(model.config, "attn_logit_softcapping", None) and not settings.attn_implementation:
+        cli.warn(
+            f"the model in {folder} caps its attention, which only --attn_implementation eager does in every version"
+        )
+    return model.eval().requires_grad_(False).to(settings.device)
+
+
+def _compile_layers(stack: Any, num_layers: int) -> None:
+    """Compile the layers one by one: once for all of them, and what comes before stays as it is. (Under the compiler,
+    transformers writes out the causal mask, and attention without a mask is faster.)"""
+    import torch
+
+    for module in stack.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
+            for layer in module:
+                layer.compile()
+            return
+    stack.compile()
+
+
+def least_filled_batch(max_batch: int, run_length: int) -> int:
+    """The batch size, `max_batch` or down to half of it, that leaves the least to fill up in the last batch of a run.
+
+    >>> least_filled_batch(16, 324), least_filled_batch(16, 5)
+    (12, 5)
+    """
+    most = max(1, min(max_batch, run_length))
+    return min(range(most, most // 2, -1), key=lambda size: -(-run_length // size) * size)
+
+
+def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Top-k probabilities with the mass of the rest, and their ids.
+
+    p_i = exp(l_i − m) / Σ exp(l_j − m) with m the largest logit; the rest is a sum of its own over the others, not
+    1 − Σ p, which is 0 where the truth is 1e-7.
+
+    Args:
+        logits: float32 [positions, vocabulary]; overwritten.
+
+    Returns:
+        float32 [positions, topk + 1] and int64 [positions, topk].
+    """
+    import torch
+
+    top, index = logits.topk(topk, dim=-1)
+    largest = top[:, :1].clone()
+    rest = logits.sub_(largest).exp_().scatter_(-1, index, 0).sum(-1, keepdim=True)
+    top = top.sub_(largest).exp_()
+    return torch.cat([top, rest], dim=-1) / (top.sum(-1, keepdim=True) + rest), index
+
+
+def count_flops(model: PreTrainedModel, num_tokens: int, num_positions: int = 0) -> int:
+    """Floating point operations of one sequence of `num_tokens` tokens in a model of transformers: 2 a token and weight
+    in the layers, attention to half of all pairs of tokens (4 a pair and hidden unit), the head, if there is one, at
+    `num_positions` of them."""
+    import torch
+
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    embeddings = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    outside = {id(weight) for weight in ([head.weight] if head is not None else []) + embeddings}
+    in_layers = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside)
+    attention = 2 * num_tokens * num_tokens * config.hidden_size * config.num_hidden_layers
+    in_head = 2 * num_positions * head.weight.numel() if head is not None else 0
+    return 2 * num_tokens * in_layers + attention + in_head

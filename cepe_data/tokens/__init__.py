@@ -1,0 +1,1 @@
+"""Token files: tokenizers, the format, the encoding of a corpus, and its check."""

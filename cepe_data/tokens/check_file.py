@@ -1,0 +1,322 @@
+"""Check one token file: its records, lengths and ids, and some of its texts, tokenized once more."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from cepe_data import hashing
+from cepe_data.corpus import listing, readers
+from cepe_data.errors import DamagedFileError
+from cepe_data.samples.windows import DocumentWindows
+from cepe_data.storage import provenance, verify
+from cepe_data.tokens import backends, duplicates, tokenizers
+from cepe_data.tokens.encoding import hash_text
+from cepe_data.tokens.token_file import TOKEN_DTYPE, TokenFile, add_bos_eos, hash_path, read_tokenizer
+
+CHUNK_TOKENS = 4096
+LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
+WINDOW_STEP = 4096  # the DECODER_LENGTH of the README's sample_mds_ab.py
+NUM_LENGTH_BINS = 64
+READ_TOKENS = 1 << 18  # what is read stays in a core's cache while it is hashed and looked at
+MARK_AGAIN = "sanity_check.py duplicates --overwrite marks copies again"
+MAX_TEXT_CHARACTERS = 1 << 20  # the slowest reference takes a second for it
+
+
+@dataclass
+class DomainCounts:
+    """What the table and the picture have of a domain. `windows`: those of so many tokens inside one document, each
+    WINDOW_STEP after the last, whatever its split. `lengths`: int64 [NUM_LENGTH_BINS], documents by `length_bins`."""
+
+    files: int = 0
+    documents: int = 0
+    tokens: int = 0
+    chunks: int = 0
+    long_documents: list[int] = field(default_factory=lambda: [0] * len(LONG_DOCUMENT_TOKENS))
+    windows: list[int] = field(default_factory=lambda: [0] * len(LONG_DOCUMENT_TOKENS))
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(NUM_LENGTH_BINS, np.int64))
+
+    def add(self, other: DomainCounts) -> None:
+        """Count what `other` has, too."""
+        self.files += other.files
+        self.documents += other.documents
+        self.tokens += other.tokens
+        self.chunks += other.chunks
+        self.long_documents = [sum(pair) for pair in zip(self.long_documents, other.long_documents, strict=True)]
+        self.windows = [sum(pair) for pair in zip(self.windows, other.windows, strict=True)]
+        self.lengths = self.lengths + other.lengths
+
+    def add_lengths(self, lengths: np.ndarray) -> None:
+        """Count documents of these lengths, int64 [n], but not their tokens."""
+        self.lengths = self.lengths + np.bincount(length_bins(lengths), minlength=NUM_LENGTH_BINS)
+        for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
+            lengths = lengths[lengths >= threshold]
+            self.long_documents[index] += len(lengths)
+            self.windows[index] += int(DocumentWindows(threshold, WINDOW_STEP).units(lengths).sum())
+
+
+def length_bins(lengths: np.ndarray) -> np.ndarray:
+    """int [n]: the half octave of each length, int64 [n]: bin i begins at 2^(i / 2) tokens, so that every power of two
+    begins one. An empty document counts as one of 1 token, and the last bin has all that is longer, too."""
+    # ⌊2 log₂ length⌋ is the exponent of length², in the bits from 52 on: exact, where a logarithm need not be.
+    squares = np.square(np.maximum(lengths, 1).astype(np.float64))
+    return np.minimum((squares.view(np.int64) >> 52) - 1023, NUM_LENGTH_BINS - 1)
+
+
+def lowest_length(length_bin: int) -> int:
+    """The smallest number of tokens in a bin: ⌈2^(i / 2)⌉."""
+    return math.isqrt((1 << length_bin) - 1) + 1
+
+
+@dataclass
+class FileResult:
+    """What came of the check of one token file; a finding is a path and what is wrong with it. Those of its bits, which
+    mark copies, stand apart: they are not made again with it. `tokenizer` is the fingerprint, where it is known."""
+
+    counts: DomainCounts = field(default_factory=DomainCounts)
+    findings: list[tuple[Path, str]] = field(default_factory=list)
+    of_bits: list[tuple[Path, str]] = field(default_factory=list)
+    tokenizer: str = ""
+    warnings: list[str] = field(default_factory=list)
+    num_texts: int = 0
+
+
+@dataclass(frozen=True)
+class FileChecker:
+    """Checks one token file after the other, in any process."""
+
+    folder: Path
+    root: Path | None
+    saved: tokenizers.TokenizerIdentity | None
+    is_deep: bool
+    num_documents: int
+    num_texts: int
+    seed: int
+    current: ClassVar[FileChecker]
+
+    @classmethod
+    def prepare(cls, checker: FileChecker) -> None:
+        """Make `checker` that of this process."""
+        cls.current = checker
+
+    @staticmethod
+    def check(file: listing.ListedFile) -> FileResult:
+        """Check a token file with the checker of this process."""
+        return FileChecker.current._check(file)
+
+    def _check(self, file: listing.ListedFile) -> FileResult:
+        path, result = self.folder / file.token_file, FileResult()
+        try:
+            with TokenFile(path) as tokens:
+                if tokens.meta is not None:
+                    self._check_meta(tokens, tokens.meta, file, result)
+                elif hash_path(path).exists():
+                    result.findings.append(
+                        (path, f"has no {provenance.meta_path(path).name}: remove it and make it again")
+                    )
+                else:
+                    result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
+                self._check_duplicates(tokens.path, result)
+                self._check_documents(tokens, result)
+                if not result.findings:
+                    self._compare_texts(tokens, file, result)
+        except DamagedFileError as error:
+            result.findings.append((path, str(error).removeprefix(f"{path} ")))
+        except FileNotFoundError as error:
+            result.findings.append((Path(error.filename), "is missing"))
+        return result
+
+    def _check_meta(
+        self, tokens: TokenFile, meta: provenance.Meta, file: listing.ListedFile, result: FileResult
+    ) -> None:
+        """What the meta file says otherwise than sizes, headers, list and saved tokenizer."""
+        found = [
+            (path, "has not the size that it was written with") for path in provenance.lost_files(tokens.path, meta)
+        ]
+        for name, value in (("documents", tokens.num_documents), ("tokens", tokens.num_tokens)):
+            if meta.get(name) != value:
+                found.append((tokens.path, f"has {value:,} {name}, its meta file says {meta.get(name)}"))
+        if tokens.dtype != TOKEN_DTYPE:
+            found.append((tokens.path, f"has dtype {tokens.dtype}, not {TOKEN_DTYPE}"))
+        source = (meta["made_with"].get("source"), meta["made_with"].get("source_bytes"))
+        if source != (file.path, file.num_bytes):
+            what = f"was made from {source[0]} with {source[1]} bytes, the list says {file.path} with {file.num_bytes}"
+            found.append((tokens.path, what))
+        identity = read_tokenizer(tokens.path, meta)
+        for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
+            if number is not None and not 0 <= number < identity.vocab_size:
+                found.append((tokens.path, f"has the {name} {number} of a vocabulary of {identity.vocab_size:,}"))
+        made_by = result.tokenizer = identity.fingerprint
+        if self.saved is not None and made_by != self.saved.fingerprint:
+            what = f"was made with another tokenizer ({made_by}) than the saved one ({self.saved.fingerprint})"
+            found.append((tokens.path, what))
+        result.findings += found
+
+    def _check_duplicates(self, path: Path, result: FileResult) -> None:
+        """The bits that mark copies, where there are any."""
+        bits = duplicates.bits_path(path)
+        try:
+            if bits.exists() or provenance.meta_path(bits).exists():
+                meta = provenance.read_meta(bits) or {"files": {bits.name: {"bytes": -1}}}
+                damaged = (provenance.damaged_files if self.is_deep else provenance.lost_files)(bits, meta)
+                result.of_bits += [(one, f"is not what was written: {MARK_AGAIN}") for one in damaged]
+        except DamagedFileError as error:
+            result.of_bits.append((bits, f"{error} ({MARK_AGAIN})"))
+
+    def _check_documents(self, tokens: TokenFile, result: FileResult) -> None:
+        """Lengths; BOS and EOS at the borders of documents, and their ids: of all of them, or of a sample."""
+        identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
+        ids = DocumentIds(tokens, identity, self.is_deep)
+        sample = verify.sample(tokens.num_documents, self.num_documents, self.seed, tokens.path.name)
+        counts = DomainCounts(1, tokens.num_documents, tokens.num_tokens)
+        counts.chunks = tokens.num_tokens // CHUNK_TOKENS
+        for first, position, lengths, _ in tokens.document_blocks():
+            ends = position + np.cumsum(lengths)
+            chosen = (
+                slice(None) if self.is_deep else sample[(sample >= first) & (sample < first + len(lengths))] - first
+            )
+            ids.check(np.arange(first, first + len(lengths))[chosen], (ends - lengths)[chosen], ends[chosen])
+            counts.add_lengths(lengths)
+        result.findings += [(tokens.path, f"document {document} {what}") for what, document in ids.first_wrong.items()]
+        if self.is_deep and tokens.meta is not None:
+            hashes = hash_path(tokens.path)
+            for path, digest in ((tokens.path, ids.digest), (hashes, provenance.file_facts(hashes)["xxh3_64"])):
+                if digest != tokens.meta["files"].get(path.name, {}).get("xxh3_64"):
+                    result.findings.append((path, "is not what was written: its hash differs from the meta file"))
+        result.counts = counts
+
+    def _compare_texts(self, tokens: TokenFile, file: listing.ListedFile, result: FileResult) -> None:
+        """Tokenize some documents of the jsonl file once more."""
+        source = self.root / file.path if self.root else None
+        if source is None or not source.exists() or tokens.meta is None or self.saved is None or not self.num_texts:
+            return
+        if source.stat().st_size != file.num_bytes:
+            result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
+            return
+        draw = np.random.default_rng([self.seed, int(hashing.key(file.path))])
+        encode = _load_encoder(self.folder / "tokenizer")
+        texts: dict[int, tuple[int, str]] = {}
+        for start, line in sample_lines(source, self.num_texts, draw):
+            for text in readers.parse_documents(1, line, tokens.meta["made_with"]["text_key"]).texts:
+                if len(text) <= MAX_TEXT_CHARACTERS:
+                    texts[hash_text(text)] = start, text
+        for found in find_documents(tokens, np.array(sorted(texts), np.uint64)):
+            start, text = texts.pop(found.hash)
+            ids = add_bos_eos(*encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
+            result.num_texts += 1
+            if not np.array_equal(tokens.tokens(found.start, found.stop), ids):
+                what = f"document {found.number} has not the ids of its text, at byte {start} of {source}"
+                result.findings.append((tokens.path, what))
+        for start, _ in texts.values():
+            result.findings.append((tokens.path, f"the text at byte {start} of {source} is not in it"))
+
+
+class DocumentIds:
+    """Looks at the ids of documents; `first_wrong` has the first document of each kind of finding. Of a file made
+    elsewhere, nothing is known but that ids are not negative."""
+
+    def __init__(self, tokens: TokenFile, identity: tokenizers.TokenizerIdentity | None, with_digest: bool) -> None:
+        self._tokens, self._identity = tokens, identity
+        self._highest = identity.vocab_size - 1 if identity else int(np.iinfo(np.int32).max)
+        self._digest = tokens.digest_to(tokens.tokens_start) if with_digest else None
+        self._position = tokens.tokens_start
+        self.first_wrong: dict[str, int] = {}
+
+    @property
+    def digest(self) -> str | None:
+        """The hash of the file, once all documents were looked at."""
+        return self._digest and self._digest.hexdigest()
+
+    def check(self, documents: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        """Look at documents, by number, that stand at positions [starts, ends): int64 [documents] each, ascending."""
+        bos = self._identity.bos_id if self._identity else None
+        shortest = 0 if self._identity is None else 1 if bos is None else 2
+        self._note(f"is shorter than {shortest} tokens", documents, ends - starts < shortest)
+        first = 0
+        while first < len(documents):
+            # Neighbours are read together, a long document in pieces.
+            last = first + int(np.searchsorted(ends[first:], starts[first] + READ_TOKENS, "right"))
+            last = max(first + 1, first + _run_length(starts[first:last], ends[first:last]))
+            self._check_run(documents[first:last], starts[first:last], ends[first:last], bos)
+            first = last
+
+    def _check_run(self, documents: np.ndarray, starts: np.ndarray, ends: np.ndarray, bos: int | None) -> None:
+        """Look at documents that follow each other without a gap."""
+        for start in range(int(starts[0]), int(ends[-1]), READ_TOKENS):
+            stop = min(start + READ_TOKENS, int(ends[-1]))
+            ids = self._tokens.tokens(start, stop)
+            if self._digest and start == self._position:
+                self._digest.update(ids.data)
+                self._position = stop
+            if ids.min() < 0 or ids.max() > self._highest:
+                wrong = start + int(np.argmax((ids < 0) | (ids > self._highest)))
+                which = np.searchsorted(ends, [wrong], "right")
+                self._note(f"has ids outside of 0 … {self._highest}", documents[which], np.ones(1, bool))
+            if self._identity is not None:
+                is_begun = (starts >= start) & (starts < np.minimum(stop, ends))
+                is_ended = (ends > np.maximum(start, starts)) & (ends <= stop)
+                if bos is not None:
+                    is_wrong = ids[starts[is_begun] - start] != bos
+                    self._note(f"does not begin with BOS ({bos})", documents[is_begun], is_wrong)
+                is_wrong = ids[ends[is_ended] - 1 - start] != self._identity.eos_id
+                self._note(f"does not end with EOS ({self._identity.eos_id})", documents[is_ended], is_wrong)
+
+    def _note(self, what: str, documents: np.ndarray, is_wrong: np.ndarray) -> None:
+        if is_wrong.any():
+            self.first_wrong.setdefault(what, int(documents[np.argmax(is_wrong)]))
+
+
+def _run_length(starts: np.ndarray, ends: np.ndarray) -> int:
+    """How many of these documents follow each other without a gap."""
+    gaps = np.flatnonzero(starts[1:] != ends[:-1])
+    return int(gaps[0]) + 1 if len(gaps) else len(starts)
+
+
+@cache
+def _load_encoder(folder: Path) -> backends.Encoder:
+    tokenizer = tokenizers.read_saved(folder)
+    return backends.make_encoder(backends.reference_backend(tokenizer), tokenizer)
+
+
+def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tuple[int, bytes]]:
+    """Lines of a jsonl file with the byte each starts at: of a plain one the first, and some that follow random bytes;
+    of a compressed one, whose bytes are counted decompressed, from its beginning."""
+    if readers.is_compressed(path):
+        block = next(iter(readers.LineBlocks(path)), (1, b""))[1]
+        lines = block.splitlines(keepends=True)
+        starts = np.cumsum([0, *map(len, lines)]).tolist()
+        return [(starts[index], lines[index]) for index in draw.permutation(len(lines))[:number].tolist()]
+    sample = []
+    with path.open("rb") as file:
+        for offset in [0, *draw.integers(1, max(2, path.stat().st_size), number - 1).tolist()]:
+            file.seek(max(0, offset - 1))
+            if offset:
+                file.readline()
+            sample.append((file.tell(), file.readline().removeprefix(b"\xef\xbb\xbf")))
+    return sample
+
+
+@dataclass(frozen=True)
+class FoundDocument:
+    """A document at positions [start, stop)."""
+
+    hash: int
+    number: int
+    start: int
+    stop: int
+
+
+def find_documents(tokens: TokenFile, hashes: np.ndarray) -> list[FoundDocument]:
+    """The first document with each of these hashes (uint64 [n], sorted), where there is one."""
+    found: dict[int, FoundDocument] = {}
+    for first, position, lengths, of_block in tokens.document_blocks():
+        for index in np.flatnonzero(np.isin(of_block, hashes)).tolist():
+            start = position + int(lengths[:index].sum())
+            one = FoundDocument(int(of_block[index]), first + index, start, start + int(lengths[index]))
+            found.setdefault(one.hash, one)
+    return list(found.values())

@@ -1,0 +1,377 @@
+"""From jsonl files to token files: a reader, worker processes that parse and encode, a writer in order.
+
+A batch is a list of segments, whole lines of one file each. Small files share batches, because a backend may cache
+words and starts each batch with an empty cache.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cepe_data import cli, workers
+from cepe_data.corpus import listing, readers, sniff
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.storage import outputs, provenance
+from cepe_data.tokens import backends, token_file, tokenizers
+from cepe_data.tokens.backends import Encoder
+from cepe_data.tokens.tokenizers import TokenizerIdentity
+
+BATCH_BYTES = 16 << 20  # gigatoken's cache of words is empty when a batch begins: books take 7 % longer in 8 MB
+MIN_BAD_LINES = 10
+MAX_FILES_WITHOUT_KEY = 10
+_SMALL_TOKENS = 1 << 20
+_SMALL_FILES_TOGETHER = 64
+_MAX_UNPUBLISHED_FILES = 64
+_NUM_PUBLISHERS = 8
+_MAX_BATCH_SEGMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some lines of a file on their way to a worker; the last one of a file is empty and may say why it ends there.
+
+    Bytes [start, stop) of the source on disk. Of a plain file, `lines` is None and the worker reads them; what is
+    decompressed comes along, and the range tells progress only. The last one has the `version` of the source when its
+    reading began.
+    """
+
+    file: listing.ListedFile
+    source: Path
+    start: int
+    stop: int
+    lines: bytes | None = None
+    is_last: bool = False
+    failure: str = ""
+    version: tuple[int, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of json lines."""
+        return self.stop - self.start if self.lines is None else len(self.lines)
+
+    def read(self) -> bytes:
+        """The json lines."""
+        return readers.read_range(self.source, self.start, self.stop) if self.lines is None else self.lines
+
+
+@dataclass(frozen=True)
+class EncodedSegment:
+    """What a worker makes of a segment: ids with BOS and EOS (uint16 where they fit, to travel light, else int32),
+    lengths int64, hashes uint64; the number of lines, and the reports, whose lines count from 1 in the segment."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    hashes: np.ndarray
+    num_lines: int
+    skipped: readers.LineReport
+    mended: readers.LineReport
+    failure: str = ""
+
+
+class SegmentEncoder:
+    """Encodes batches of segments in a worker. Small files share a batch: a backend's cache of words starts empty."""
+
+    current: SegmentEncoder
+
+    def __init__(self, encode: Encoder, identity: TokenizerIdentity, text_key: str) -> None:
+        self._encode_texts, self._identity, self._text_key = encode, identity, text_key
+
+    @classmethod
+    def prepare(cls, backend: str, folder: Path, identity: TokenizerIdentity, text_key: str) -> None:
+        """Make the encoder of this process."""
+        cls.current = cls(backends.make_encoder(backend, tokenizers.read_saved(folder)), identity, text_key)
+
+    @staticmethod
+    def encode(segments: Sequence[Segment]) -> list[EncodedSegment]:
+        """Encode with the encoder of this process, one result a segment."""
+        return SegmentEncoder.current._encode(segments)
+
+    def _encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
+        blocks, failures = [], []
+        for segment in segments:
+            try:
+                blocks.append(segment.read())
+                failures.append("")
+            except (OSError, DamagedFileError) as error:
+                blocks.append(b"")
+                failures.append(_describe(segment.source, error))
+        parsed = [readers.parse_documents(1, block, self._text_key) for block in blocks]
+        texts = [text for lines in parsed for text in lines.texts]
+        hashes = np.fromiter(map(hash_text, texts), np.uint64, len(texts))
+        ids, lengths = self._encode_texts(texts)
+        ids, lengths = token_file.add_bos_eos(ids, lengths, self._identity.bos_id, self._identity.eos_id)
+        if self._identity.vocab_size <= 1 << 16:
+            ids = ids.astype(np.uint16)
+        encoded, document, position = [], 0, 0
+        for lines, failure in zip(parsed, failures, strict=True):
+            stop = document + len(lines.texts)
+            end = position + int(lengths[document:stop].sum())
+            arrays = ids[position:end], lengths[document:stop], hashes[document:stop]
+            encoded.append(EncodedSegment(*arrays, lines.num_lines, lines.skipped, lines.mended, failure))
+            document, position = stop, end
+        return encoded
+
+
+def describe_missing_key(source: Path, text_key: str) -> str:
+    """What to say of a file no record of which has the key of the text."""
+    keys = readers.first_record_keys(source)
+    return (
+        f"no record of {source} has the key {text_key!r}: its first one has {', '.join(map(repr, keys)) or 'no key'}. "
+        f"Pass the one that holds the text with --text_key"
+    )
+
+
+def hash_text(text: str) -> int:
+    """xxh3_64 of the UTF-8 text."""
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def _describe(source: Path, error: OSError | DamagedFileError) -> str:
+    return str(error) if isinstance(error, DamagedFileError) else f"{source}: {error.strerror}"
+
+
+def _version(source: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced."""
+    status = source.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def batch_segments(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
+    """Groups of consecutive segments of at least BATCH_BYTES, but for the last."""
+    batch: list[Segment] = []
+    num_bytes = 0
+    for segment in segments:
+        batch.append(segment)
+        num_bytes += segment.num_bytes
+        if num_bytes >= BATCH_BYTES or len(batch) >= _MAX_BATCH_SEGMENTS:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def count_bytes(segments: Sequence[Segment]) -> int:
+    """Bytes of json lines."""
+    return sum(segment.num_bytes for segment in segments)
+
+
+@dataclass
+class Totals:
+    """What came of the files of a run; every failure names its file."""
+
+    files: int = 0
+    documents: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    mended: int = 0
+    failures: list[str] = field(default_factory=list)
+    without_key: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all files of a run share."""
+
+    root: Path
+    output_dir: Path
+    text_key: str
+    overwrite: bool
+    max_bad_lines: float
+    identity: TokenizerIdentity
+
+    def made_with(self, file: listing.ListedFile) -> provenance.Meta:
+        """What determines the bytes of a token file."""
+        return {
+            "source": file.path,
+            "source_bytes": file.num_bytes,
+            "text_key": self.text_key,
+            "tokenizer": self.identity.as_json(),
+        }
+
+    def is_done(self, file: listing.ListedFile, totals: Totals) -> bool:
+        """Whether there is nothing to do for a file: it is made, and its source is gone or as it was listed; or one of
+        them is damaged, which goes into the totals."""
+        try:
+            is_made = provenance.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+            if is_made and (self.root / file.path).exists():
+                self._refuse_other_size(file)
+            return is_made
+        except DamagedFileError as error:
+            totals.failures.append(str(error))
+            return True
+
+    def tokenize(
+        self, files: Sequence[listing.ListedFile], backend: str, num_workers: int, name: str, totals: Totals
+    ) -> None:
+        """Make the token files. A file that fails is named in `totals`; the others go on."""
+        prepare = (backend, self.output_dir / "tokenizer", self.identity, self.text_key)
+        with (
+            workers.Workers(num_workers, SegmentEncoder.prepare, *prepare) as pool,
+            _Publisher(self, totals) as publisher,
+            cli.progress_bar(sum(file.num_bytes for file in files), "B", name, unit_scale=True) as bar,
+        ):
+            batches = batch_segments(segment for file in files for segment in self.read(file))
+            max_bytes = (num_workers + 2) * BATCH_BYTES
+            for segments, encoded in pool.map_in_order(SegmentEncoder.encode, batches, count_bytes, max_bytes):
+                for segment, result in zip(segments, encoded, strict=True):
+                    publisher.take(segment, result)
+                    bar.update(segment.stop - segment.start)
+                    if (number := len(totals.without_key)) >= MAX_FILES_WITHOUT_KEY:
+                        message = describe_missing_key(totals.without_key[0], self.text_key)
+                        raise ArgumentError(f"{number} files failed alike: {message}")
+
+    def _refuse_other_size(self, file: listing.ListedFile) -> None:
+        source = self.root / file.path
+        if (size := source.stat().st_size) != file.num_bytes:
+            raise DamagedFileError(
+                f"{source} has {size:,} bytes, but had {file.num_bytes:,} when it was listed: once it is whole, run "
+                f"get_all_jsonl.py again"
+            )
+
+    def read(self, file: listing.ListedFile) -> Iterator[Segment]:
+        """The lines of a file in segments; the last one says if it could not be read to its end."""
+        source = self.root / file.path
+        position, failure = 0, ""
+        version: tuple[int, ...] = ()
+        try:
+            version = _version(source)
+            self._refuse_other_size(file)
+            if readers.is_compressed(source):
+                blocks = readers.LineBlocks(source, BATCH_BYTES)
+                for _, block in blocks:
+                    yield Segment(file, source, position, blocks.bytes_read, block)
+                    position = blocks.bytes_read
+            else:
+                for start, stop in readers.line_ranges(source, BATCH_BYTES):
+                    yield Segment(file, source, start, stop)
+                    position = stop
+        except (DamagedFileError, OSError) as error:
+            failure = _describe(source, error)
+        yield Segment(file, source, position, file.num_bytes, b"", is_last=True, failure=failure, version=version)
+
+
+class _Publisher:
+    """Takes encoded segments in order, writes the token files, and publishes them: a large one in a thread, while the
+    next is taken; small ones many at a time, because threads that do little but call the system wait for each other."""
+
+    def __init__(self, job: Job, totals: Totals) -> None:
+        self._job, self._totals = job, totals
+        self._writer: token_file.TokenFileWriter | None = None
+        self._skipped, self._mended = readers.LineReport(), readers.LineReport()
+        self._num_lines, self._failure = 0, ""
+        self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
+        self._publishing: deque[Future[None]] = deque()
+        self._sealed: list[token_file.TokenFileWriter] = []
+
+    def __enter__(self) -> _Publisher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None or not issubclass(kind, KeyboardInterrupt):
+                self._publish_sealed()  # these are whole, whatever became of others
+            if kind is None:
+                while self._publishing:
+                    self._publishing.popleft().result()
+        except OSError:
+            if kind is None:
+                raise
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            for writer in [*self._sealed, *filter(None, [self._writer])]:
+                writer.close()
+
+    def take(self, segment: Segment, encoded: EncodedSegment) -> None:
+        """Append a segment to its token file; the last one sends the file off."""
+        if self._writer is None:
+            target = self._job.output_dir / segment.file.token_file
+            self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
+            self._skipped, self._mended = readers.LineReport(), readers.LineReport()
+            self._num_lines, self._failure = 0, ""
+        self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
+        self._skipped.merge(encoded.skipped, self._num_lines)
+        self._mended.merge(encoded.mended, self._num_lines)
+        self._num_lines += encoded.num_lines
+        self._failure = self._failure or segment.failure or encoded.failure
+        if segment.is_last:
+            failure = self._failure or self._changed(segment) or self._describe_bad_content(segment.source)
+            self._finish(segment.file, self._writer, failure)
+            self._writer = None
+
+    @staticmethod
+    def _changed(segment: Segment) -> str:
+        """All of the file is read by now: whether it is still what it was when its reading began."""
+        try:
+            changed = _version(segment.source) != segment.version
+        except OSError:
+            changed = True
+        return f"{segment.source} changed while it was being read: run get_all_jsonl.py again" if changed else ""
+
+    def _describe_bad_content(self, source: Path) -> str:
+        """Why a file fails for its lines: it was cut off, or it has more bad lines than are allowed."""
+        num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
+        share = self._job.max_bad_lines
+        is_cut = readers.CUT_OFF in self._skipped.counts
+        if not is_cut and num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
+            return ""
+        what = f"{source} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped})"
+        if described := sniff.describe_not_json_lines(readers.read_beginning(source)[: sniff.HEAD_BYTES]):
+            return f"{what}: {described}. Then list the files again"
+        if is_cut:
+            line = self._skipped.lines[readers.CUT_OFF][0]
+            return (
+                f"{source} ends inside a record, in line {line:,}: it was cut off. Download it again, or remove that "
+                f"line; then list the files again"
+            )
+        if readers.no_key(self._job.text_key) in self._skipped.counts and not num_good:
+            self._totals.without_key.append(source)
+            if len(self._totals.without_key) > 1:
+                return f"no record of {source} has the key {self._job.text_key!r} either"
+            return describe_missing_key(source, self._job.text_key)
+        return f"{what}: is it the right file? --max_bad_lines allows more"
+
+    def _finish(self, file: listing.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:
+        if failure:
+            writer.close()
+            self._totals.failures.append(failure)
+            cli.warn(failure)
+            return
+        for what, report in (("skipped", self._skipped), ("mended", self._mended)):
+            if report.total:
+                cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
+        self._totals.files += 1
+        self._totals.documents += writer.num_documents
+        self._totals.tokens += writer.num_tokens
+        self._totals.skipped += self._skipped.total
+        self._totals.mended += self._mended.total
+        facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._mended.as_json()}
+        if writer.num_tokens < _SMALL_TOKENS:
+            writer.seal(facts)
+            self._sealed.append(writer)
+            if len(self._sealed) >= _SMALL_FILES_TOGETHER:
+                self._publish_sealed()
+        else:
+            while len(self._publishing) >= _MAX_UNPUBLISHED_FILES:
+                self._publishing.popleft().result()
+            self._publishing.append(self._threads.submit(_publish, writer, facts))
+
+    def _publish_sealed(self) -> None:
+        outputs.publish_together([writer.draft for writer in self._sealed])
+        for writer in self._sealed:
+            writer.close()
+        self._sealed = []
+
+
+def _publish(writer: token_file.TokenFileWriter, facts: provenance.Meta) -> None:
+    """Publish a token file, in a thread."""
+    try:
+        writer.publish(facts)
+    finally:
+        writer.close()

@@ -1,0 +1,312 @@
+"""Token files: the documents of one jsonl file as token ids.
+
+`X.npy`       one-dimensional little-endian int32 .npy: [n] [len(d1) … len(dn)] [d1] … [dn]; a document is BOS (if the
+              tokenizer has one), its tokens, EOS, and its length counts all of them
+`X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
+`X.meta.json` see `cepe_data.storage.provenance`; `made_with` names source, source bytes, text key and tokenizer; further
+              documents, tokens, skipped and mended lines
+
+The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a
+document is then xxh3_64 of its tokens as little-endian int32.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import xxhash
+
+from cepe_data.errors import DamagedFileError
+from cepe_data.storage import outputs, provenance
+from cepe_data.storage.npy import NpyRows, write_header
+from cepe_data.tokens.tokenizers import TokenizerIdentity
+
+DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cache
+TOKEN_DTYPE = np.dtype("<i4")
+HASH_DTYPE = np.dtype("<u8")
+_BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
+_COPY_BYTES = 1 << 30
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+_READ_BYTES = 8 << 20
+_SPOOL_MEMORY_BYTES = 1 << 20
+
+
+def hash_path(path: Path) -> Path:
+    """`X.npy` → `X.hash.npy`."""
+    return path.with_name(f"{path.stem}.hash.npy")
+
+
+def add_bos_eos(ids: np.ndarray, lengths: np.ndarray, bos_id: int | None, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Put BOS (if there is one) before and EOS behind each document.
+
+    Args:
+        ids: int32 [total], the documents one after the other.
+        lengths: int64 [documents].
+
+    Returns:
+        The same two arrays, with the added ids counted.
+    """
+    num_added = 1 if bos_id is None else 2
+    new_lengths = lengths + num_added
+    ends = np.cumsum(new_lengths)
+    out = np.empty(int(ends[-1]) if len(ends) else 0, TOKEN_DTYPE)
+    is_text = np.ones(len(out), bool)
+    out[ends - 1] = eos_id
+    is_text[ends - 1] = False
+    if bos_id is not None:
+        starts = ends - new_lengths
+        out[starts] = bos_id
+        is_text[starts] = False
+    out[is_text] = ids
+    return out, new_lengths
+
+
+class TokenFileWriter:
+    """Writes one token file as a stream; memory does not grow with the file, and nothing has its final name before
+    `publish`. Call `close` in the end, whatever happened. An OSError such as a full disk names the file.
+
+    The header and the lengths stand before the tokens but are known last, so all three arrays are spooled.
+    """
+
+    def __init__(self, path: Path, made_with: provenance.Meta, overwrite: bool = False) -> None:
+        self.draft = outputs.Draft(path, made_with, overwrite=overwrite).__enter__()
+        self._lengths, self._tokens, self._hashes = (_Spool(path.parent) for _ in range(3))
+        self.path = path
+        self.num_documents = self.num_tokens = 0
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> None:
+        """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]."""
+        with outputs.naming(self.path):
+            self._lengths.write(lengths.astype(TOKEN_DTYPE))
+            self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False))
+            self._hashes.write(hashes.astype(HASH_DTYPE, copy=False))
+        self.num_documents += len(lengths)
+        self.num_tokens += len(ids)
+
+    def publish(self, facts: provenance.Meta) -> bool:
+        """Assemble the files and give them their names; see `outputs.Draft.publish`."""
+        self.seal(facts)
+        return outputs.publish_together([self.draft])[0]
+
+    def seal(self, facts: provenance.Meta) -> None:
+        """Assemble the files; see `outputs.Draft.seal`."""
+        with outputs.naming(self.path):
+            self._assemble(facts)
+
+    def _assemble(self, facts: provenance.Meta) -> None:
+        with self.draft.path.open("wb") as file:
+            write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
+            file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
+            self._lengths.copy_to(file)
+            self._tokens.copy_to(file)
+        with self.draft.companion(hash_path(self.path)).open("wb") as file:
+            write_header(file, HASH_DTYPE, self.num_documents)
+            self._hashes.copy_to(file)
+        self._close_spools()
+        self.draft.seal({"documents": self.num_documents, "tokens": self.num_tokens, **facts})
+
+    def close(self) -> None:
+        """Remove everything that was not published."""
+        self._close_spools()
+        self.draft.__exit__(None, None, None)
+
+    def _close_spools(self) -> None:
+        for spool in (self._lengths, self._tokens, self._hashes):
+            spool.close()
+
+
+class _Spool:
+    """Bytes on their way into a file: in memory at first, then in a nameless file, which no kill can leave behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._buffer: bytearray | None = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def write(self, array: np.ndarray) -> None:
+        if self._file is None and self._buffer is not None:
+            self._buffer += array.data.cast("B") if array.size else b""
+            if len(self._buffer) > _SPOOL_MEMORY_BYTES:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                _write_all(self._file, memoryview(self._buffer))
+                self._buffer = None
+        elif self._file is not None and array.size:
+            _write_all(self._file, array.data.cast("B"))
+
+    def copy_to(self, target: IO[bytes]) -> None:
+        """Append everything to a file, inside the kernel where it can do that."""
+        target.flush()
+        if self._file is None:
+            target.write(self._buffer or b"")
+            return
+        position, size = 0, os.fstat(self._file.fileno()).st_size
+        try:
+            while position < size:
+                num_copied = os.copy_file_range(
+                    self._file.fileno(), target.fileno(), min(_COPY_BYTES, size - position), position
+                )
+                if not num_copied:
+                    break
+                position += num_copied
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+        if position < size:
+            self._file.seek(position)
+            shutil.copyfileobj(self._file, target, _READ_BYTES)
+
+    def close(self) -> None:
+        self._buffer = None
+        if self._file is not None:
+            self._file.close()
+
+
+def _write_all(file: IO[bytes], view: memoryview) -> None:
+    while view:
+        view = view[file.write(view) :]
+
+
+def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:
+    """What the meta file of the token file `path` says of its tokenizer.
+
+    Raises:
+        DamagedFileError: if it does not.
+    """
+    try:
+        return TokenizerIdentity(**meta["made_with"]["tokenizer"])
+    except (KeyError, TypeError) as error:
+        raise DamagedFileError(
+            f"{provenance.meta_path(path)} is damaged, it names no tokenizer ({error}): remove {path} and make it again"
+        ) from None
+
+
+class TokenFile:
+    """Reads a token file; use as a context manager. Positions count from the start of the array, so that
+    `np.load(path)[position]` is the token, and the first token of the first document is at position 1 + documents.
+
+    Raises:
+        DamagedFileError: if the arrays are damaged, or do not fit each other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.meta = provenance.read_meta(path)
+        self._array = NpyRows(path)
+        self._hashes: NpyRows | None = None
+        self.dtype = self._array.dtype
+        self.num_documents = int(self._array.read(0, 1)[0]) if self._array.size else -1
+        if not 0 <= self.num_documents < self._array.size:
+            raise DamagedFileError(
+                f"{path} is damaged: {self.num_documents:,} documents in {self._array.size:,} numbers. Make it again"
+            )
+        self.num_tokens = self._array.size - 1 - self.num_documents
+        if self.meta is None and hash_path(path).exists():
+            raise DamagedFileError(f"{provenance.meta_path(path)} is missing, the meta file of {path}: make it again")
+        if self.meta is not None:
+            self._hashes = NpyRows(hash_path(path))
+            if self._hashes.size != self.num_documents or self._hashes.dtype != HASH_DTYPE:
+                raise DamagedFileError(
+                    f"{self._hashes.path} has {self._hashes.size:,} hashes of {self._hashes.dtype} for "
+                    f"{self.num_documents:,} documents: remove {path} and make it again"
+                )
+
+    def __enter__(self) -> TokenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._array.close()
+        if self._hashes is not None:
+            self._hashes.close()
+
+    @property
+    def version(self) -> object:
+        """Something else once the file, or that of its hashes, was replaced or changed."""
+        return self._array.version, self._hashes and self._hashes.version
+
+    @property
+    def has_text_hashes(self) -> bool:
+        """Whether the hashes are of the texts; else (a file from elsewhere) they are of the tokens."""
+        return self._hashes is not None
+
+    @property
+    def tokens_start(self) -> int:
+        """The position of the first token of the first document."""
+        return 1 + self.num_documents
+
+    def lengths(self, start: int, stop: int) -> np.ndarray:
+        """int64 [stop - start]: the lengths of these documents, in tokens.
+
+        Raises:
+            DamagedFileError: if one is negative.
+        """
+        lengths = self._array.read(1 + start, 1 + stop).astype(np.int64)
+        if len(lengths) and lengths.min() < 0:
+            raise DamagedFileError(f"{self.path} is damaged: a document has a negative length. Make it again")
+        return lengths
+
+    def will_need_tokens(self, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Ask the system to fetch the ids at positions [start, stop), int64 [n] each."""
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            self._array.will_need(start, stop)
+
+    def will_need_documents(self, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Ask the system to fetch lengths and hashes of documents [start, stop), int [n] each."""
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            self._array.will_need(1 + start, 1 + stop)
+            if self._hashes is not None:
+                self._hashes.will_need(start, stop)
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """int64 [n]: the lengths of these documents, int [n] in ascending order. Raises as `lengths`."""
+        borders = np.flatnonzero(np.diff(documents) > _BRIDGED_DOCUMENTS) + 1
+        lengths = [np.empty(0, np.int64)]
+        for group in np.split(documents, borders) if len(documents) else ():
+            first = int(group[0])
+            lengths.append(self.lengths(first, int(group[-1]) + 1)[group - first])
+        return np.concatenate(lengths)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """The ids at positions [start, stop), in the file's dtype."""
+        return self._array.read(start, stop)
+
+    def digest_to(self, position: int) -> xxhash.xxh3_64:
+        """The hash of the file's bytes before a position, to be continued with the ids from there on."""
+        return self._array.digest_to(position)
+
+    def document_blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """Blocks of documents in order: (first document, position of its first token, lengths int64, hashes uint64).
+
+        Raises:
+            DamagedFileError: if the lengths do not add up to the number of tokens.
+        """
+        position = self.tokens_start
+        for start in range(0, self.num_documents, DOCUMENTS_PER_BLOCK):
+            lengths = self.lengths(start, min(start + DOCUMENTS_PER_BLOCK, self.num_documents))
+            num_tokens = int(lengths.sum())
+            if position + num_tokens > self._array.size:
+                break
+            yield start, position, lengths, self.hashes(start, position, lengths)
+            position += num_tokens
+        if position != self._array.size:
+            raise DamagedFileError(
+                f"{self.path} is damaged: the lengths of its documents do not add up to {self.num_tokens:,} tokens. "
+                f"Remove it and make it again"
+            )
+
+    def hashes(self, first_document: int, position: int, lengths: np.ndarray) -> np.ndarray:
+        """uint64 [documents]: the hashes of consecutive documents, of which the first starts at `position`."""
+        if self._hashes is not None:
+            return self._hashes.read(first_document, first_document + len(lengths))
+        out = np.empty(len(lengths), HASH_DTYPE)
+        for index, length in enumerate(lengths):
+            tokens = self.tokens(position, position + int(length)).astype(TOKEN_DTYPE)
+            out[index] = xxhash.xxh3_64_intdigest(tokens.data)
+            position += int(length)
+        return out

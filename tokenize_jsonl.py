@@ -218,7 +218,8 @@ class Rates:
 
 def measure_domains(job: Job, backend: str, folder: Path, files: list[listing.ListedFile]) -> dict[str, Rates]:
     """Encode the beginning of every domain's largest file. For a child process."""
-    SegmentEncoder.prepare(backend, folder, job.identity, job.text_key)
+    encode = SegmentEncoder(backend, folder, job.identity, job.text_key)
+    encode([])  # loads the backend, which is not to be measured
     rates = {}
     for domain in {file.domain for file in files}:
         largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes)
@@ -226,7 +227,7 @@ def measure_domains(job: Job, backend: str, folder: Path, files: list[listing.Li
         segment = next(job.read(largest))
         if segment.failure:
             raise DamagedFileError(segment.failure)
-        [encoded] = SegmentEncoder.encode([segment])
+        [encoded] = encode([segment])
         num_bytes, seconds = max(1, segment.stop - segment.start), time.perf_counter() - start
         rates[domain] = Rates(len(encoded.ids) / num_bytes, len(encoded.lengths) / num_bytes, seconds / num_bytes)
     return rates

@@ -86,10 +86,10 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
     todo = [embed_passages.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
     core = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, args.dtype, device, False)
-    embed_passages.PassageReader.prepare(core)
+    read_chunk = embed_passages.PassageReader(core)
     batches = []
     for part in todo:
-        read = [embed_passages.PassageReader.read(chunk) for chunk in part.chunks()]
+        read = [read_chunk(chunk) for chunk in part.chunks()]
         ids, lengths = (np.concatenate([getattr(one, name) for one in read]) for name in ("word_pieces", "lengths"))
         batches += [
             [torch.from_numpy(array).to(device) for array in batch]

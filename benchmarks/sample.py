@@ -16,6 +16,7 @@ import sys
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -30,11 +31,12 @@ import numpy as np
 
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
 from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
+from cepe_data import workers
 from cepe_data.samples import passages, reader
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.summary import Outcome
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
-from cepe_data.samples.writer import SHARD_BYTES, WindowSampler
+from cepe_data.samples.writer import SHARD_BYTES, Part, WindowSampler
 from cepe_data.storage import mds
 from cepe_data.tokens import tokenizers
 
@@ -73,9 +75,12 @@ def new_output(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else folder))
 
 
-def start_up(item: int) -> None:
-    """Leave the next item to the next worker."""
-    time.sleep(item)
+def write_or_wait(sampler: WindowSampler, part: Part | None) -> None:
+    """Write a part; without one, leave the next item to the next worker, so that all of them start."""
+    if part is None:
+        time.sleep(1)
+    else:
+        sampler.write_part(part)
 
 
 def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_workers: int) -> float:
@@ -88,8 +93,8 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     sampler = WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, None, False)
     outcome = Outcome()
     seconds = time.perf_counter() - start
-    with sampler.start_workers(num_workers) as pool:
-        list(pool.map_in_order(start_up, [1] * num_workers, lambda _: 1, num_workers))
+    with workers.Workers(num_workers, functools.partial(write_or_wait, sampler)) as pool:
+        list(pool.map_in_order([None] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
         planned = sampler.plan({"train": {name: num_rows}})
         sampler.write_all(

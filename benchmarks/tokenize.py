@@ -145,13 +145,13 @@ def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> lis
 def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
     """Seconds until each of a pool of workers has encoded a first text, for which gigatoken makes tables; the best of
     three."""
-    prepare = ("gigatoken", tokenizer_folder, saved_identity(tokenizer_folder), "text")
+    encoder = encoding.SegmentEncoder("gigatoken", tokenizer_folder, saved_identity(tokenizer_folder), "text")
     file = listing.ListedFile("a.jsonl", "any", 0)
     segment = encoding.Segment(file, Path("a.jsonl"), 0, 0, b'{"text": "a"}\n')
 
     def start_workers() -> None:
-        with workers.Workers(num_workers, encoding.SegmentEncoder.prepare, *prepare) as pool:
-            for _ in pool.map_in_order(encoding.SegmentEncoder.encode, [[segment]] * num_workers, len, num_workers):
+        with workers.Workers(num_workers, encoder) as pool:
+            for _ in pool.map_in_order([[segment]] * num_workers, len, num_workers):
                 pass
 
     return best_seconds(start_workers)

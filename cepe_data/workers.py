@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, ClassVar, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from cepe_data import cli
 from cepe_data.errors import PipelineError
@@ -37,27 +37,25 @@ def default_num_workers() -> int:
     return max(1, int(of_task)) if of_task.isdecimal() else len(os.sched_getaffinity(0))
 
 
-class Workers:
-    """A pool of processes, as a context manager.
+class Workers(Generic[Item, Result]):
+    """A pool of processes for one task, as a context manager.
 
     Args:
-        num_workers: with 1, functions run in this process.
-        prepare: called once in every worker with `arguments`, before anything else.
+        num_workers: with 1, the task runs in this process.
+        task: what is called with each item. Every worker gets a pickled copy of it once, before the first item, so what
+            is large or cannot be pickled is a `cached_property` of it, made where it is needed first.
     """
 
-    def __init__(self, num_workers: int, prepare: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, num_workers: int, task: Callable[[Item], Result]) -> None:
         self.num_workers = num_workers
-        self._prepare, self._arguments = prepare, arguments
+        self._task = task
         self._executor: ProcessPoolExecutor | None = None
         self._packed: IO[bytes] | None = None
 
-    def __enter__(self) -> Workers:
-        if self.num_workers == 1:
-            self._prepare(*self._arguments)
-        else:
-            self._packed = _pack(self._prepare, self._arguments)
-            packed = os.getpid(), self._packed.fileno()
-            self._executor = _open_executor(self.num_workers, _prepare_packed, packed)
+    def __enter__(self) -> Workers[Item, Result]:
+        if self.num_workers > 1:
+            self._packed = _pack(self._task)
+            self._executor = _open_executor(self.num_workers, _read_task, (os.getpid(), self._packed.fileno()))
         return self
 
     def __exit__(
@@ -68,11 +66,7 @@ class Workers:
             self._packed.close()
 
     def map_in_order(
-        self,
-        function: Callable[[Item], Result],
-        items: Iterable[Item],
-        num_bytes: Callable[[Item], int],
-        max_bytes: int,
+        self, items: Iterable[Item], num_bytes: Callable[[Item], int], max_bytes: int
     ) -> Iterator[tuple[Item, Result]]:
         """Each item with its result, in order. Items in flight have at most `max_bytes` bytes, or are one.
 
@@ -86,20 +80,20 @@ class Workers:
                 done = pending.popleft()
                 bytes_in_flight -= num_bytes(done[0])
                 yield done[0], self._result_of(done[1])
-            pending.append((item, self._submit(function, item)))
+            pending.append((item, self._submit(item)))
             bytes_in_flight += num_bytes(item)
         while pending:
             item, future = pending.popleft()
             yield item, self._result_of(future)
 
-    def _submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    def _submit(self, item: Item) -> Future[Result]:
         if self._executor is not None:
             try:
-                return _submit(self._executor, function, item)
+                return _submit(self._executor, _run_task, item)
             except BrokenProcessPool:
                 raise _worker_died() from None
         future: Future[Result] = Future()
-        future.set_result(function(item))
+        future.set_result(self._task(item))
         return future
 
     @staticmethod
@@ -116,7 +110,7 @@ def run_in_child(function: Callable[..., Result], *arguments: Any) -> Result:
     Raises:
         PipelineError: if the process died; otherwise what the function raises.
     """
-    executor = _open_executor(1, prepare_nothing, ())
+    executor = _open_executor(1)
     try:
         return _submit(executor, function, *arguments).result()
     except BrokenProcessPool:
@@ -142,7 +136,7 @@ def run_shares(
         return
     with _naming_shared_memory():
         done_by_all = _spawning().Value("q", 0)
-    executor = _open_executor(len(shares), _Progress.prepare, (done_by_all,))
+    executor = _open_executor(len(shares), _share_progress, (done_by_all,))
     num_done = 0
     try:
         running = [_submit(executor, _run_share, function, share) for share in shares]
@@ -162,27 +156,31 @@ def run_shares(
         _close_executor(executor, sys.exc_info()[0])
 
 
-class _Progress:
-    """What the shares of all processes have done, as one of them adds to it."""
+# What a worker process keeps from its start to its end: its task, or the counter that all shares add to.
+_own: dict[str, Any] = {}
 
-    total: ClassVar[Any]
 
-    @classmethod
-    def prepare(cls, total: Any) -> None:
-        cls.total = total
+def _read_task(parent: int, descriptor: int) -> None:
+    with Path(f"/proc/{parent}/fd/{descriptor}").open("rb") as file:
+        _own["task"] = pickle.load(file)
 
-    @classmethod
-    def add(cls, number: int) -> None:
-        with cls.total.get_lock():
-            cls.total.value += number
+
+def _run_task(item: Any) -> Any:
+    return _own["task"](item)
+
+
+def _share_progress(done_by_all: Any) -> None:
+    _own["done by all"] = done_by_all
 
 
 def _run_share(function: Callable[..., None], share: tuple[Any, ...]) -> None:
-    function(*share, _Progress.add)
+    done_by_all = _own["done by all"]
 
+    def add(number: int) -> None:
+        with done_by_all.get_lock():
+            done_by_all.value += number
 
-def prepare_nothing() -> None:
-    """A child for one function needs no preparation."""
+    function(*share, add)
 
 
 def _spawning() -> SpawnContext:
@@ -193,7 +191,9 @@ def _spawning() -> SpawnContext:
     return multiprocessing.get_context("spawn")
 
 
-def _open_executor(num_workers: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
+def _open_executor(
+    num_workers: int, prepare: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+) -> ProcessPoolExecutor:
     with _naming_shared_memory():
         return ProcessPoolExecutor(num_workers, _spawning(), _start_worker, (os.getpid(), prepare, arguments))
 
@@ -212,19 +212,13 @@ def _naming_shared_memory() -> Iterator[None]:
         ) from error
 
 
-def _pack(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> IO[bytes]:
-    """A nameless file from which processes take what they are prepared with. The pipe through which multiprocessing
+def _pack(task: Callable[..., Any]) -> IO[bytes]:
+    """A nameless file from which processes take their task. The pipe through which multiprocessing
     would send it can be too small, and waits forever for a process that is killed before it has read all of it."""
-    file = os.fdopen(os.memfd_create("arguments"), "wb")
-    pickle.dump((prepare, arguments), file)
+    file = os.fdopen(os.memfd_create("task"), "wb")
+    pickle.dump(task, file)
     file.flush()
     return file
-
-
-def _prepare_packed(parent: int, descriptor: int) -> None:
-    with Path(f"/proc/{parent}/fd/{descriptor}").open("rb") as file:
-        prepare, arguments = pickle.load(file)
-    prepare(*arguments)
 
 
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -258,12 +252,13 @@ def _kill(executor: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _start_worker(parent: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _start_worker(parent: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ctrl-C is for the parent alone
-    prepare(*arguments)
+    if prepare is not None:
+        prepare(*arguments)
 
 
 def _worker_died() -> PipelineError:

@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -221,23 +222,21 @@ class Passages:
     lengths: np.ndarray
 
 
+@dataclass(frozen=True)
 class PassageReader:
-    """Parses and tokenizes lines in a worker."""
+    """The task that parses and tokenizes the lines of a chunk.
 
-    current: WordPieces
+    Raises (when called):
+        DamagedFileError: naming the file and the line, for one that is no passage.
+    """
 
-    @classmethod
-    def prepare(cls, tokenizer_json: str) -> None:
-        """Make the tokenizer of this process."""
-        cls.current = WordPieces(tokenizer_json)
+    tokenizer_json: str
 
-    @staticmethod
-    def read(chunk: Chunk) -> Passages:
-        """The passages of a chunk.
+    @cached_property
+    def _word_pieces(self) -> WordPieces:
+        return WordPieces(self.tokenizer_json)
 
-        Raises:
-            DamagedFileError: naming the file and the line, for one that is no passage.
-        """
+    def __call__(self, chunk: Chunk) -> Passages:
         import orjson
 
         part, name = chunk.part, f"{chunk.part.file.name}_"
@@ -260,7 +259,7 @@ class PassageReader:
                 ) from None
             numbers.append(number)
             contents.append(record["contents"])
-        word_pieces, lengths = PassageReader.current.encode(contents)
+        word_pieces, lengths = self._word_pieces.encode(contents)
         empty = np.empty(0, part.token_dtype)
         return Passages(
             np.array(numbers, np.int64),
@@ -286,12 +285,10 @@ def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: argpar
     chunks = (chunk for part in todo for chunk in part.chunks())
     num_bytes = sum(part.stop - part.start for part in todo)
     with (
-        workers.Workers(args.num_workers, PassageReader.prepare, core) as pool,
+        workers.Workers(args.num_workers, PassageReader(core)) as pool,
         cli.progress_bar(num_bytes, "B", "embed", unit_scale=True) as bar,
     ):
-        read = pool.map_in_order(
-            PassageReader.read, chunks, lambda chunk: chunk.stop - chunk.start, args.part_bytes + CHUNK_BYTES
-        )
+        read = pool.map_in_order(chunks, lambda chunk: chunk.stop - chunk.start, args.part_bytes + CHUNK_BYTES)
         collected: list[Passages] = []
         for chunk, passages in read:
             collected.append(passages)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -283,13 +284,12 @@ def embed_queries(
         ranges = [
             (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
         ]
-        prepare = (one.queries, tokenizer, word_pieces, args.query_tokens)
+        read = QueryReader(one.queries, tokenizer, word_pieces, args.query_tokens)
         with (
-            workers.Workers(min(args.num_workers, len(ranges)), QueryReader.prepare, *prepare) as pool,
+            workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
         ):
-            read = pool.map_in_order(QueryReader.read, ranges, lambda _: 1, 2 * args.num_workers)
-            for (start, stop), (ids, lengths) in read:
+            for (start, stop), (ids, lengths) in pool.map_in_order(ranges, lambda _: 1, 2 * args.num_workers):
                 vectors[start:stop] = encoder.embed(ids, lengths)
                 bar.update(stop - start)
         with outputs.Draft(one.query_folder, one.query_made_with, is_folder=True, overwrite=args.overwrite) as draft:
@@ -303,27 +303,30 @@ def read_queries(one: Search) -> np.ndarray:
         return vectors.read(0, vectors.size)
 
 
+@dataclass(frozen=True)
 class QueryReader:
-    """Reads queries and tokenizes them for the encoder in a worker."""
+    """The task that reads queries and tokenizes them for the encoder: rows [start, stop) → word pieces, int32 [total]
+    ids and int64 [rows] lengths."""
 
-    current: QueryReader
+    queries: Path
+    tokenizer: TokenizerFiles
+    word_pieces: str
+    query_tokens: int
 
-    def __init__(self, queries: Path, tokenizer: TokenizerFiles, word_pieces: str, query_tokens: int) -> None:
-        self._rows, self._query_tokens = mds.Rows(queries), query_tokens
-        self._decode, self._word_pieces = backends.make_decoder(tokenizer), WordPieces(word_pieces)
+    @cached_property
+    def _rows(self) -> mds.Rows:
+        return mds.Rows(self.queries)
 
-    @classmethod
-    def prepare(cls, *arguments: Any) -> None:
-        """Make the reader of this process."""
-        cls.current = cls(*arguments)
+    @cached_property
+    def _decode(self) -> backends.Decoder:
+        return backends.make_decoder(self.tokenizer)
 
-    @staticmethod
-    def read(rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Word pieces of rows [start, stop): int32 [total] ids and int64 [rows] lengths."""
-        return QueryReader.current._read(*rows)
+    @cached_property
+    def _word_pieces(self) -> WordPieces:
+        return WordPieces(self.word_pieces)
 
-    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = [self._rows[row]["token_ids"][: self._query_tokens].astype(np.int32) for row in range(start, stop)]
+    def __call__(self, rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        ids = [self._rows[row]["token_ids"][: self.query_tokens].astype(np.int32) for row in range(*rows)]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         return self._word_pieces.encode(self._decode(np.concatenate(ids), lengths))
 

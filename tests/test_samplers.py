@@ -195,7 +195,7 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
             tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
             [file] = shard.missing({"cc": requested}, tokenizer, False)
             block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
-            rows += [json.loads(line) for line in passages.PassageWriter(shard, tokenizer).lines(block).splitlines()]
+            rows += [json.loads(line) for line in passages.PassageFormatter(shard, tokenizer)(block).splitlines()]
         assert [row["contents_token_ids"] for row in rows] == drawn[:num_written].tolist()
         assert len({(row["file"], row["position"]) for row in rows}) == num_written > 1000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -16,18 +17,11 @@ from cepe_data import workers
 from cepe_data.errors import ArgumentError, PipelineError
 from tests.conftest import PROJECT
 
-_offset = 0
 
-
-def set_offset(offset: int) -> None:
-    global _offset  # noqa: PLW0603
-    _offset = offset
-
-
-def add_offset(number: int) -> tuple[int, int]:
+def add_offset(offset: int, number: int) -> tuple[int, int]:
     if number == 13:
         os.kill(os.getpid(), signal.SIGKILL)
-    return number + _offset, os.getpid()
+    return number + offset, os.getpid()
 
 
 def refuse(name: str) -> None:
@@ -44,10 +38,10 @@ def test_results_come_in_order_and_what_is_in_flight_is_bounded(num_workers: int
             num_taken += 1
             yield number
 
-    with workers.Workers(num_workers, set_offset, 1000) as pool:
+    with workers.Workers(num_workers, functools.partial(add_offset, 1000)) as pool:
         processes = set()
         for number, (item, (result, process)) in enumerate(
-            pool.map_in_order(add_offset, items(), num_bytes=lambda _: 10, max_bytes=50)
+            pool.map_in_order(items(), num_bytes=lambda _: 10, max_bytes=50)
         ):
             assert item == 100 + number and result == item + 1000
             assert num_taken <= number + 6
@@ -57,10 +51,10 @@ def test_results_come_in_order_and_what_is_in_flight_is_bounded(num_workers: int
 
 def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> None:
     with (
-        workers.Workers(2, set_offset, 0) as pool,
+        workers.Workers(2, functools.partial(add_offset, 0)) as pool,
         pytest.raises(PipelineError, match=r"a worker process died.*--num_workers"),
     ):
-        list(pool.map_in_order(add_offset, range(20), num_bytes=lambda _: 1, max_bytes=100))
+        list(pool.map_in_order(range(20), num_bytes=lambda _: 1, max_bytes=100))
     with pytest.raises(ArgumentError, match="no luck"):
         workers.run_in_child(refuse, "luck")
 
@@ -68,7 +62,7 @@ def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> 
 def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error_too(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, signal\n"
+        "import functools, os, signal\n"
         "from multiprocessing import util\n"
         "from cepe_data import cli, workers\n"
         "def kill_at_once(*arguments):\n"
@@ -76,8 +70,8 @@ def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error
         "    os.kill(process, signal.SIGKILL)\n"
         "    return process\n"
         "def main():\n"
-        "    with workers.Workers(2, print, bytes(10_000_000)) as pool:\n"
-        "        list(pool.map_in_order(abs, range(9), lambda _: 1, 4))\n"
+        "    with workers.Workers(2, functools.partial(print, bytes(10_000_000))) as pool:\n"
+        "        list(pool.map_in_order(range(9), lambda _: 1, 4))\n"
         "if __name__ == '__main__':\n"
         "    spawn = util.spawnv_passfds\n"
         "    workers.run_in_child(abs, 1)  # starts the tracker of multiprocessing, too\n"
@@ -107,8 +101,8 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "    open(f'pid{os.getpid()}', 'w').close()\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(2, print) as pool:\n"
-        "        list(pool.map_in_order(work, range(4), lambda item: 1, 100))\n"
+        "    with Workers(2, work) as pool:\n"
+        "        list(pool.map_in_order(range(4), lambda item: 1, 100))\n"
     )
     parent = subprocess.Popen([sys.executable, script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)})
     deadline = time.monotonic() + 30

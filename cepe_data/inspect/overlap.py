@@ -11,13 +11,14 @@ no damage: the exit status is 0.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -93,35 +94,18 @@ class Sampled:
     rows: np.ndarray | None
 
 
-class Scanner:
-    """Samples the spans of pieces, in any process."""
-
-    current: ClassVar[Scanner]
-
-    def __init__(self, span: int, sampling: int) -> None:
-        self._sampler = SpanSampler(span, sampling)
-
-    @classmethod
-    def prepare(cls, span: int, sampling: int) -> None:
-        """Make the scanner of this process."""
-        cls.current = cls(span, sampling)
-
-    @staticmethod
-    def scan(piece: Piece) -> Sampled:
-        """Sample a piece with the scanner of this process."""
-        return Scanner.current._scan(piece)
-
-    def _scan(self, piece: Piece) -> Sampled:
-        hashes, rows, num_tokens, first = [], [], 0, piece.start
-        for ids, ends in piece.texts():
-            of_texts, texts = self._sampler.sample(ids, ends)
-            hashes.append(of_texts)
-            rows.append(texts + first)
-            num_tokens, first = num_tokens + len(ids), first + len(ends)
-        together = np.concatenate([np.empty(0, np.uint64), *hashes])
-        if not piece.with_rows:
-            return Sampled(num_tokens, together, None)
-        return Sampled(num_tokens, together, np.concatenate([np.empty(0, np.int64), *rows]))
+def sample_piece(sampler: SpanSampler, piece: Piece) -> Sampled:
+    """Sample the spans of a piece."""
+    hashes, rows, num_tokens, first = [], [], 0, piece.start
+    for ids, ends in piece.texts():
+        of_texts, texts = sampler.sample(ids, ends)
+        hashes.append(of_texts)
+        rows.append(texts + first)
+        num_tokens, first = num_tokens + len(ids), first + len(ends)
+    together = np.concatenate([np.empty(0, np.uint64), *hashes])
+    if not piece.with_rows:
+        return Sampled(num_tokens, together, None)
+    return Sampled(num_tokens, together, np.concatenate([np.empty(0, np.int64), *rows]))
 
 
 @dataclass
@@ -173,13 +157,14 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"--span_tokens {args.span_tokens}: the longest test windows have {longest} tokens")
     outputs.remove_stale_temporaries(args.output / "test")
     num_bytes = sum(piece.num_bytes for piece in [*test_pieces, *test_pieces, *all_pieces(sides)])
+    sample = functools.partial(sample_piece, SpanSampler(args.span_tokens, sampling))
     with (
-        workers.Workers(args.num_workers, Scanner.prepare, args.span_tokens, sampling) as pool,
+        workers.Workers(args.num_workers, sample) as pool,
         cli.progress_bar(num_bytes, "B", "overlap", unit_scale=True) as bar,
     ):
 
         def scan(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Sampled]]:
-            for piece, sampled in pool.map_in_order(Scanner.scan, pieces, lambda _: 1, pool.num_workers + 2):
+            for piece, sampled in pool.map_in_order(pieces, lambda _: 1, pool.num_workers + 2):
                 yield piece, sampled
                 bar.update(piece.num_bytes)
 

@@ -89,9 +89,9 @@ def check_units(report: Report, args: argparse.Namespace, units: Sequence[Path])
     look = functools.partial(verify.unit_findings, is_deep=args.deep)
     with (
         cli.progress_bar(len(units), "unit", "looking at units") as bar,
-        workers.Workers(min(args.num_workers, len(units) or 1) if args.deep else 1, workers.prepare_nothing) as pool,
+        workers.Workers(min(args.num_workers, len(units) or 1) if args.deep else 1, look) as pool,
     ):
-        for _, findings in pool.map_in_order(look, units, lambda _: 1, 2 * pool.num_workers):
+        for _, findings in pool.map_in_order(units, lambda _: 1, 2 * pool.num_workers):
             for path, what in findings:
                 report.found(path, what)
             bar.update()

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -28,12 +29,12 @@ LINES_BYTES = 16 << 20
 def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) -> int:
     """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
     num_compared, collected = 0, verify.Collected(report)
-    arguments = (args.tokenized_dir, args.deep, args.rows, args.seed)
+    checker = PassageChecker(args.tokenized_dir, args.deep, args.rows, args.seed)
     with (
         cli.progress_bar(len(paths), "file", "checking passages") as bar,
-        workers.Workers(min(args.num_workers, len(paths) or 1), PassageChecker.prepare, *arguments) as pool,
+        workers.Workers(min(args.num_workers, len(paths) or 1), checker) as pool,
     ):
-        for path, result in pool.map_in_order(PassageChecker.check, paths, lambda _: 1, 2 * pool.num_workers):
+        for path, result in pool.map_in_order(paths, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared
             collected.add(path, result)
             bar.update()
@@ -53,31 +54,31 @@ class Passages:
     neighbor_hash: np.ndarray
 
 
+@dataclass(frozen=True)
 class PassageChecker:
-    """Checks one file of the retrieval corpus after the other, in any process."""
+    """The task that checks a file of the retrieval corpus."""
 
-    current: ClassVar[PassageChecker]
+    tokenized_dir: Path
+    is_deep: bool
+    num_rows: int
+    seed: int
 
-    def __init__(self, tokenized_dir: Path, is_deep: bool, num_rows: int, seed: int) -> None:
-        self._tokenized_dir, self._is_deep, self._num_rows, self._seed = tokenized_dir, is_deep, num_rows, seed
-        saved = tokenized_dir / "tokenizer"
+    @cached_property
+    def _identity(self) -> tokenizers.TokenizerIdentity | None:
         try:
-            self._identity = tokenizers.saved_identity(saved)
+            return tokenizers.saved_identity(self.tokenized_dir / "tokenizer")
         except DamagedFileError:  # the check of the token files says so
-            self._identity = None
-        self._decode = backends.make_decoder(tokenizers.read_saved(saved)) if self._identity else None
+            return None
 
-    @classmethod
-    def prepare(cls, *arguments: Any) -> None:
-        """Make the checker of this process."""
-        cls.current = cls(*arguments)
+    @cached_property
+    def _decode(self) -> backends.Decoder | None:
+        saved = self.tokenized_dir / "tokenizer"
+        return backends.make_decoder(tokenizers.read_saved(saved)) if self._identity else None
 
-    @staticmethod
-    def check(path: Path) -> verify.Result:
-        """Check a file with the checker of this process."""
+    def __call__(self, path: Path) -> verify.Result:
         result = verify.Result()
         try:
-            PassageChecker.current._check(path, result)
+            self._check(path, result)
         except verify.FAILURES as error:
             result.findings.append((None, verify.describe(error)))
         return result
@@ -86,14 +87,14 @@ class PassageChecker:
         result.findings += [(None, what) for _, what in verify.unit_findings(path)]
         if result.findings:
             return
-        if self._is_deep:
+        if self.is_deep:
             result.findings += [(None, what) for _, what in verify.unit_findings(path, is_deep=True)]
         meta = provenance.read_meta(path) or {}
         blocks, num_lines = [], 0
         for first, lines in self._lines(path, meta["rows"]):
             blocks.append(self._check_lines(path, first, lines, meta, result))
             num_lines += len(lines)
-        if self._is_deep and num_lines != meta["rows"]:
+        if self.is_deep and num_lines != meta["rows"]:
             result.findings.append((None, f"has {num_lines:,} lines, its meta file says {meta['rows']:,}"))
         if blocks:
             columns = [[getattr(block, one.name) for block in blocks] for one in fields(Passages)]
@@ -101,9 +102,9 @@ class PassageChecker:
 
     def _lines(self, path: Path, num_rows: int) -> Iterator[tuple[int | None, list[tuple[int, bytes]]]]:
         """All lines by number, and the number of the first of them; or a sample, by the byte at which they begin."""
-        if not self._is_deep:
-            draw = np.random.default_rng([self._seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
-            if number := min(self._num_rows, num_rows):
+        if not self.is_deep:
+            draw = np.random.default_rng([self.seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
+            if number := min(self.num_rows, num_rows):
                 sample = dict(sample_lines(path, number, draw))
                 yield None, [(start, line) for start, line in sample.items() if line]
             return
@@ -114,7 +115,7 @@ class PassageChecker:
                 number += len(lines)
 
     def _describe_place(self, where: int) -> str:
-        return f"the passage {'in line' if self._is_deep else 'at byte'} {where}"
+        return f"the passage {'in line' if self.is_deep else 'at byte'} {where}"
 
     def _check_lines(
         self,
@@ -174,7 +175,7 @@ class PassageChecker:
         chunk_size, order = meta["made_with"]["chunk_size"], np.lexsort((passages.position, passages.file))
         for group in np.split(order, np.flatnonzero(np.diff(passages.file[order])) + 1) if len(order) else ():
             name = meta["source_files"][int(passages.file[group[0]])]
-            source = SourceDocuments.open(self._tokenized_dir, described, name, result)
+            source = SourceDocuments.open(self.tokenized_dir, described, name, result)
             if source is None:
                 continue
             with source:

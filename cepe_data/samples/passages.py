@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +40,22 @@ class Block:
     plan: Plan
 
 
-class PassageWriter:
-    """Makes the lines of blocks of passages in a worker."""
+@dataclass(frozen=True)
+class PassageFormatter:
+    """The task that makes the json lines of a block of passages."""
 
-    current: PassageWriter
+    shard: PassageShard
+    tokenizer: TokenizerFiles
 
-    def __init__(self, shard: PassageShard, tokenizer: TokenizerFiles) -> None:
-        self._shard, self._vocab_size = shard, tokenizer.identity.vocab_size
-        self._decode = backends.make_decoder(tokenizer)
+    @cached_property
+    def _decode(self) -> backends.Decoder:
+        return backends.make_decoder(self.tokenizer)
 
-    @classmethod
-    def prepare(cls, shard: PassageShard, tokenizer: TokenizerFiles) -> None:
-        """Make the writer of this process."""
-        cls.current = cls(shard, tokenizer)
-
-    @staticmethod
-    def write(block: Block) -> bytes:
-        """The json lines of a block, with the writer of this process."""
-        return PassageWriter.current.lines(block)
-
-    def lines(self, block: Block) -> bytes:
-        """The json lines of a block."""
+    def __call__(self, block: Block) -> bytes:
         import orjson
 
         plan = block.plan
-        ids, lengths = self._token_ids(self._shard.source(block.domain), plan)
+        ids, lengths = self._token_ids(self.shard.source(block.domain), plan)
         texts = self._decode(ids, lengths)
         stops = np.cumsum(lengths).tolist()
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
@@ -71,7 +63,7 @@ class PassageWriter:
         for row, (file, position) in enumerate(zip(plan.file.tolist(), plan.position.tolist(), strict=True)):
             middle, stop = stops[2 * row], stops[2 * row + 1]
             record = {
-                "id": f"{block.domain}_{self._shard.shard_id}_{block.first_number + row}",
+                "id": f"{block.domain}_{self.shard.shard_id}_{block.first_number + row}",
                 "contents": texts[2 * row],
                 "neighbor": texts[2 * row + 1],
                 "contents_token_ids": ids[start:middle],
@@ -95,7 +87,7 @@ class PassageWriter:
             stop = np.minimum(start + 2 * chunk_size, document_stop)
             for row, first, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
                 ids[row] = token_file.tokens(first, end)
-            source.check(token_file, np.concatenate([ids[row] for row in rows]), self._vocab_size - 1)
+            source.check(token_file, np.concatenate([ids[row] for row in rows]), self.tokenizer.identity.vocab_size - 1)
         lengths = np.full((len(plan), 2), chunk_size)
         lengths[:, 1] = np.fromiter(map(len, ids), np.int64, len(plan)) - chunk_size
         return np.concatenate(ids).astype(np.int32, copy=False), lengths.ravel()
@@ -150,12 +142,12 @@ class PassageShard:
         """Account for every file that is asked for, from a measured block of each, and write nothing."""
         if tokenizer is None:
             return
-        writer = PassageWriter(self, tokenizer)
+        format_block = PassageFormatter(self, tokenizer)
         to_write, num_rows, num_bytes = {file.domain for file in todo}, 0, 0
         for domain, requested in requests.items():
             if requested:
                 line = self.outcome_line(domain, requested)
-                estimate = self._estimate(writer, domain, line.written)
+                estimate = self._estimate(format_block, domain, line.written)
                 num_rows, num_bytes = num_rows + line.written, num_bytes + estimate.num_bytes
                 outcome.sets.append(line)
                 outcome.estimates.append(estimate if domain in to_write else Estimate(0, 0, 0.0))
@@ -164,13 +156,13 @@ class PassageShard:
             f"{num_bytes * self.num_shards:,} bytes"
         )
 
-    def _estimate(self, writer: PassageWriter, domain: str, num_rows: int) -> Estimate:
+    def _estimate(self, format_block: PassageFormatter, domain: str, num_rows: int) -> Estimate:
         num_measured = min(num_rows, PASSAGES_AT_ONCE)
         if not num_measured:
             return Estimate(0, 0, 0.0)
         plan = self.source(domain).draw(0, num_measured)
         start_time = time.perf_counter()
-        num_bytes = len(writer.lines(Block(domain, 0, plan)))
+        num_bytes = len(format_block(Block(domain, 0, plan)))
         seconds = time.perf_counter() - start_time
         return Estimate(1, num_bytes * num_rows // num_measured, seconds * num_rows / num_measured)
 
@@ -270,7 +262,7 @@ class PassageShard:
         check: Callable[[], None],
     ) -> None:
         """Write the files. `check` is called before each is published."""
-        with workers.Workers(args.num_workers, PassageWriter.prepare, self, tokenizer) as pool:
+        with workers.Workers(args.num_workers, PassageFormatter(self, tokenizer)) as pool:
             for file in files:
                 if file.start < file.stop:
                     self._write(pool, file, args.overwrite, check)
@@ -291,7 +283,7 @@ class PassageShard:
             cli.progress_bar(len(plan), "passage", self.set_name(file.domain)) as bar,
         ):
             with draft.path.open("wb") as output:
-                for block, lines in pool.map_in_order(PassageWriter.write, blocks, lambda _: 1, pool.num_workers + 2):
+                for block, lines in pool.map_in_order(blocks, lambda _: 1, pool.num_workers + 2):
                     output.write(lines)
                     bar.update(len(block.plan))
             check()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +67,6 @@ class WindowSampler:
     output: Path
     rows_per_part: int | None
     overwrite: bool
-    current: ClassVar[WindowSampler]
 
     @property
     def columns(self) -> dict[str, str]:
@@ -193,13 +192,13 @@ class WindowSampler:
         plan = self._source(split, domain).draw(0, num_measured)
         with tempfile.TemporaryDirectory() as scratch:
             start_time = time.perf_counter()
-            self._write_part(Part(Path(scratch) / "part", split, domain, plan, {}))
+            self.write_part(Part(Path(scratch) / "part", split, domain, plan, {}))
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
         return Estimate(len(self._borders(num_rows)), num_rows * row_bytes, seconds)
 
     def start_workers(self, num_workers: int) -> workers.Workers:
         """A pool of processes that write parts of this sampler's sets."""
-        return workers.Workers(num_workers, WindowSampler.prepare, self)
+        return workers.Workers(num_workers, self.write_part)
 
     def write_all(
         self,
@@ -250,7 +249,7 @@ class WindowSampler:
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
-            for part, _ in pool.map_in_order(WindowSampler.write_part, missing, lambda _: 1, 2 * pool.num_workers):
+            for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
                 bar.update(len(part.plan))
         with outputs.Draft(folder, planned.made_with, is_folder=True, overwrite=self.overwrite) as draft:
             mds.join_parts(draft, parts, borders)
@@ -275,17 +274,8 @@ class WindowSampler:
     def _borders(self, num_rows: int) -> list[tuple[int, int]]:
         return mds.part_borders(num_rows, self.part_rows)
 
-    @classmethod
-    def prepare(cls, sampler: WindowSampler) -> None:
-        """Make `sampler` that of this process."""
-        cls.current = sampler
-
-    @staticmethod
-    def write_part(part: Part) -> None:
-        """Write a part with the sampler of this process."""
-        WindowSampler.current._write_part(part)
-
-    def _write_part(self, part: Part) -> None:
+    def write_part(self, part: Part) -> None:
+        """Write and publish a part: the task of the workers."""
         rows = mds.window_rows(self.columns, {"domain": part.domain}, len(part.plan))
         self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
         mds.write_part(part.path, self.columns, len(rows), rows, part.made_with, self.overwrite)

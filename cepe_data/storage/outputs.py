@@ -3,7 +3,7 @@
 A *unit* of output is one file or one folder, together with the files beside it that belong to it (companions). It is
 written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
 never replaces; companions come first, so that whoever sees the unit sees all of it. Each has a record of what made it:
-see `cepe_data.storage.provenance`.
+see storage/provenance.py.
 """
 
 from __future__ import annotations

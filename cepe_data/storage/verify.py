@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -139,9 +139,9 @@ def check_sets(
     num_compared, collected = 0, Collected(report)
     with (
         cli.progress_bar(sum(len(job.rows) for job in jobs), "row", f"checking {report.check}") as bar,
-        workers.Workers(min(args.num_workers, len(jobs) or 1), _Job.prepare, checker) as pool,
+        workers.Workers(min(args.num_workers, len(jobs) or 1), functools.partial(_run_job, checker)) as pool,
     ):
-        for job, result in pool.map_in_order(_Job.run, jobs, lambda _: 1, 2 * pool.num_workers):
+        for job, result in pool.map_in_order(jobs, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared
             collect(job.folder, result)
             collected.add(job.folder, result)
@@ -277,6 +277,14 @@ def read_ids(rows: mds.Rows, numbers: Iterable[int], result: Result) -> Iterator
         yield number, row
 
 
+def _run_job(checker: Checker, job: _Job) -> Result:
+    """The task of the workers."""
+    try:
+        return job.look(checker)
+    except FAILURES as error:
+        return Result([(None, describe(error))])
+
+
 @dataclass(frozen=True)
 class _Job:
     """Rows of a set to look at, or the name of a file of it to hash."""
@@ -284,22 +292,11 @@ class _Job:
     folder: Path
     rows: np.ndarray
     file: str | None = None
-    checker: ClassVar[Checker]
 
-    @classmethod
-    def prepare(cls, checker: Checker) -> None:
-        cls.checker = checker
-
-    @staticmethod
-    def run(job: _Job) -> Result:
-        try:
-            return job._look()
-        except FAILURES as error:
-            return Result([(None, describe(error))])
-
-    def _look(self) -> Result:
+    def look(self, checker: Checker) -> Result:
+        """Do it. Raises one of FAILURES if the set cannot be read."""
         if self.file is None:
-            return _Job.checker.check_rows(self.folder, self.rows)
+            return checker.check_rows(self.folder, self.rows)
         meta, path = provenance.read_meta(self.folder), self.folder / self.file
         if meta is None or provenance.file_facts(path) == meta["files"][self.file]:
             return Result()

@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
     num_texts, made_by = 0, dict[str, Path]()
     with (
         cli.progress_bar(sum(file.num_bytes for file in present), "B", "checking", unit_scale=True) as bar,
-        workers.Workers(min(args.num_workers, len(present) or 1), FileChecker.prepare, checker) as pool,
+        workers.Workers(min(args.num_workers, len(present) or 1), checker) as pool,
     ):
-        for file, result in pool.map_in_order(FileChecker.check, present, lambda _: 1, 2 * pool.num_workers):
+        for file, result in pool.map_in_order(present, lambda _: 1, 2 * pool.num_workers):
             counts[file.domain].add(result.counts)
             num_texts += result.num_texts
             for path, what in (*result.findings, *result.of_bits):

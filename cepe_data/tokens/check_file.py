@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
 from cepe_data.errors import DamagedFileError
-from cepe_data.samples.windows import DocumentWindows
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, duplicates, tokenizers
 from cepe_data.tokens.encoding import hash_text
@@ -57,7 +55,7 @@ class DomainCounts:
         for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
             lengths = lengths[lengths >= threshold]
             self.long_documents[index] += len(lengths)
-            self.windows[index] += int(DocumentWindows(threshold, WINDOW_STEP).units(lengths).sum())
+            self.windows[index] += int(((lengths - threshold) // WINDOW_STEP + 1).sum())
 
 
 def length_bins(lengths: np.ndarray) -> np.ndarray:
@@ -88,7 +86,7 @@ class FileResult:
 
 @dataclass(frozen=True)
 class FileChecker:
-    """Checks one token file after the other, in any process."""
+    """The task that checks a token file."""
 
     folder: Path
     root: Path | None
@@ -97,19 +95,14 @@ class FileChecker:
     num_documents: int
     num_texts: int
     seed: int
-    current: ClassVar[FileChecker]
 
-    @classmethod
-    def prepare(cls, checker: FileChecker) -> None:
-        """Make `checker` that of this process."""
-        cls.current = checker
+    @cached_property
+    def _encode(self) -> backends.Encoder:
+        """The reference, which defines the ids."""
+        tokenizer = tokenizers.read_saved(self.folder / "tokenizer")
+        return backends.make_encoder(backends.reference_backend(tokenizer), tokenizer)
 
-    @staticmethod
-    def check(file: listing.ListedFile) -> FileResult:
-        """Check a token file with the checker of this process."""
-        return FileChecker.current._check(file)
-
-    def _check(self, file: listing.ListedFile) -> FileResult:
+    def __call__(self, file: listing.ListedFile) -> FileResult:
         path, result = self.folder / file.token_file, FileResult()
         try:
             with TokenFile(path) as tokens:
@@ -199,7 +192,6 @@ class FileChecker:
             result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
             return
         draw = np.random.default_rng([self.seed, int(hashing.key(file.path))])
-        encode = _load_encoder(self.folder / "tokenizer")
         texts: dict[int, tuple[int, str]] = {}
         for start, line in sample_lines(source, self.num_texts, draw):
             for text in readers.parse_documents(1, line, tokens.meta["made_with"]["text_key"]).texts:
@@ -207,7 +199,7 @@ class FileChecker:
                     texts[hash_text(text)] = start, text
         for found in find_documents(tokens, np.array(sorted(texts), np.uint64)):
             start, text = texts.pop(found.hash)
-            ids = add_bos_eos(*encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
+            ids = add_bos_eos(*self._encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
             result.num_texts += 1
             if not np.array_equal(tokens.tokens(found.start, found.stop), ids):
                 what = f"document {found.number} has not the ids of its text, at byte {start} of {source}"
@@ -275,12 +267,6 @@ def _run_length(starts: np.ndarray, ends: np.ndarray) -> int:
     """How many of these documents follow each other without a gap."""
     gaps = np.flatnonzero(starts[1:] != ends[:-1])
     return int(gaps[0]) + 1 if len(gaps) else len(starts)
-
-
-@cache
-def _load_encoder(folder: Path) -> backends.Encoder:
-    tokenizer = tokenizers.read_saved(folder)
-    return backends.make_encoder(backends.reference_backend(tokenizer), tokenizer)
 
 
 def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tuple[int, bytes]]:

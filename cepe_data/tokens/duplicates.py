@@ -3,10 +3,10 @@
 `X.duplicates.npy`       uint8 [⌈documents / 8⌉]: bit d mod 8 (the lowest is 0) of byte ⌊d / 8⌋ belongs to document d of
                          `X.npy`. It is 1 if a document before it, in an earlier file of the domain or earlier in this
                          one, has the same hash; files stand in sorted order of their jsonl path. Unused bits are 0
-`X.duplicates.meta.json` see `cepe_data.storage.provenance`; `made_with` names all token files of the domain (by a fingerprint), on
-                         which the bits depend, and the `document_hash`; further documents and copies
+`X.duplicates.meta.json` see storage/provenance.py; `made_with` names all token files of the domain (by a fingerprint),
+                         on which the bits depend, and the `document_hash`; further documents and copies
 
-Hashes are those of `cepe_data.tokens.token_file`, 64 bits: among a billion different texts, one is taken for a copy of another
+Hashes are those of tokens/token_file.py, 64 bits: among a billion different texts, one is taken for a copy of another
 in three runs of a hundred.
 """
 

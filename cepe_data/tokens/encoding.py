@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,25 +76,21 @@ class EncodedSegment:
     failure: str = ""
 
 
+@dataclass(frozen=True)
 class SegmentEncoder:
-    """Encodes batches of segments in a worker. Small files share a batch: a backend's cache of words starts empty."""
+    """The task that encodes a batch of segments with the tokenizer that is saved in `folder`, one result a segment.
+    Small files share a batch: a backend's cache of words starts empty."""
 
-    current: SegmentEncoder
+    backend: str
+    folder: Path
+    identity: TokenizerIdentity
+    text_key: str
 
-    def __init__(self, encode: Encoder, identity: TokenizerIdentity, text_key: str) -> None:
-        self._encode_texts, self._identity, self._text_key = encode, identity, text_key
+    @cached_property
+    def _encode_texts(self) -> Encoder:
+        return backends.make_encoder(self.backend, tokenizers.read_saved(self.folder))
 
-    @classmethod
-    def prepare(cls, backend: str, folder: Path, identity: TokenizerIdentity, text_key: str) -> None:
-        """Make the encoder of this process."""
-        cls.current = cls(backends.make_encoder(backend, tokenizers.read_saved(folder)), identity, text_key)
-
-    @staticmethod
-    def encode(segments: Sequence[Segment]) -> list[EncodedSegment]:
-        """Encode with the encoder of this process, one result a segment."""
-        return SegmentEncoder.current._encode(segments)
-
-    def _encode(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
+    def __call__(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
         blocks, failures = [], []
         for segment in segments:
             try:
@@ -102,12 +99,12 @@ class SegmentEncoder:
             except (OSError, DamagedFileError) as error:
                 blocks.append(b"")
                 failures.append(_describe(segment.source, error))
-        parsed = [readers.parse_documents(1, block, self._text_key) for block in blocks]
+        parsed = [readers.parse_documents(1, block, self.text_key) for block in blocks]
         texts = [text for lines in parsed for text in lines.texts]
         hashes = np.fromiter(map(hash_text, texts), np.uint64, len(texts))
         ids, lengths = self._encode_texts(texts)
-        ids, lengths = token_file.add_bos_eos(ids, lengths, self._identity.bos_id, self._identity.eos_id)
-        if self._identity.vocab_size <= 1 << 16:
+        ids, lengths = token_file.add_bos_eos(ids, lengths, self.identity.bos_id, self.identity.eos_id)
+        if self.identity.vocab_size <= 1 << 16:
             ids = ids.astype(np.uint16)
         encoded, document, position = [], 0, 0
         for lines, failure in zip(parsed, failures, strict=True):
@@ -211,15 +208,15 @@ class Job:
         self, files: Sequence[listing.ListedFile], backend: str, num_workers: int, name: str, totals: Totals
     ) -> None:
         """Make the token files. A file that fails is named in `totals`; the others go on."""
-        prepare = (backend, self.output_dir / "tokenizer", self.identity, self.text_key)
+        encoder = SegmentEncoder(backend, self.output_dir / "tokenizer", self.identity, self.text_key)
         with (
-            workers.Workers(num_workers, SegmentEncoder.prepare, *prepare) as pool,
+            workers.Workers(num_workers, encoder) as pool,
             _Publisher(self, totals) as publisher,
             cli.progress_bar(sum(file.num_bytes for file in files), "B", name, unit_scale=True) as bar,
         ):
             batches = batch_segments(segment for file in files for segment in self.read(file))
             max_bytes = (num_workers + 2) * BATCH_BYTES
-            for segments, encoded in pool.map_in_order(SegmentEncoder.encode, batches, count_bytes, max_bytes):
+            for segments, encoded in pool.map_in_order(batches, count_bytes, max_bytes):
                 for segment, result in zip(segments, encoded, strict=True):
                     publisher.take(segment, result)
                     bar.update(segment.stop - segment.start)

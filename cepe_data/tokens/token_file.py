@@ -3,7 +3,7 @@
 `X.npy`       one-dimensional little-endian int32 .npy: [n] [len(d1) … len(dn)] [d1] … [dn]; a document is BOS (if the
               tokenizer has one), its tokens, EOS, and its length counts all of them
 `X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
-`X.meta.json` see `cepe_data.storage.provenance`; `made_with` names source, source bytes, text key and tokenizer; further
+`X.meta.json` see storage/provenance.py; `made_with` names source, source bytes, text key and tokenizer; further
               documents, tokens, skipped and mended lines
 
 The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a

@@ -15,16 +15,9 @@ import sys
 from cepe_data import cli
 from cepe_data.inspect import check_all, overlap, progress, show
 from cepe_data.inspect import duplicates as inspect_duplicates
-from cepe_data.retrieval import check as retrieval_check
-from cepe_data.samples import check as samples_check
-from cepe_data.teacher import check as teacher_check
-from cepe_data.tokens import check as tokens_check
 
 COMMANDS = {
-    "tokens": tokens_check,
-    "samples": samples_check,
-    "teacher": teacher_check,
-    "retrieval": retrieval_check,
+    **check_all.CHECKS,
     "all": check_all,
     "progress": progress,
     "duplicates": inspect_duplicates,
@@ -49,6 +42,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    if args.command in check_all.CHECKS:
+        return check_all.run_check(args.command, args)
     return COMMANDS[args.command].run(args)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data.inspect import overlap, plots
 from cepe_data.retrieval import check as retrieval_check
 from cepe_data.retrieval import check_hits, embeddings
 from cepe_data.samples import check as samples_check
@@ -31,6 +31,7 @@ KINDS_BY_COLUMN = {"token_ids": WINDOWS, "target_prob": ANNOTATED, "retrieved_to
 KINDS_BY_RECORD = {"part_bytes": PART, "first_row": PART, "split": WINDOWS, "num_decoder_tokens": ANNOTATED,
                    "hits": RETRIEVED}  # fmt: skip
 KINDS_BY_NAME = {"-logits-": ANNOTATED, "-ret_k": ANNOTATED}
+CHECKS = {"tokens": tokens_check, "samples": samples_check, "teacher": teacher_check, "retrieval": retrieval_check}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_source_arguments(parser)
     verify.add_arguments(parser)
+
+
+def run_check(name: str, args: argparse.Namespace) -> int:
+    """Run the check of a stage, with what other modules of this folder add to it."""
+    if name == "samples":
+        return samples_check.run(args, overlap.check_clean_lists)
+    if name in {"tokens", "teacher"}:
+        draw = {"tokens": plots.draw_tokens, "teacher": plots.draw_teacher}[name]
+        return CHECKS[name].run(args, draw)
+    return CHECKS[name].run(args)
 
 
 @dataclass
@@ -72,17 +83,16 @@ def run(args: argparse.Namespace) -> int:
     """Run every check that there is something for; the exit status is the worst of theirs."""
     args.folders = args.folders or [Path()]
     found, outcome, units_checked = find(args.folders), Outcome(), set[Path]()
-    for module, arguments in checks_of(args, found):
+    for name, arguments in checks_of(args, found):
         parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
+        CHECKS[name].add_arguments(parser)
         of_module = parser.parse_args([*arguments, *shared_flags(args)])
         of_module.collected = outcome.reports if args.json else None
         of_module.units_checked = units_checked
-        name = module.__name__.rpartition(".")[2]
         if not args.json:
             cli.say(f"== {name} {' '.join(arguments)}")
         try:
-            outcome.statuses.append(module.run(of_module))
+            outcome.statuses.append(run_check(name, of_module))
         except PipelineError as error:
             outcome.reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{name} {' '.join(arguments)}: {error}")
@@ -121,17 +131,17 @@ def shared_flags(args: argparse.Namespace) -> list[str]:
     return flags + ["--deep"] * args.deep + ["--json"] * args.json
 
 
-def checks_of(args: argparse.Namespace, found: Found) -> Iterator[tuple[types.ModuleType, list[str]]]:
-    """Every check with its own arguments."""
+def checks_of(args: argparse.Namespace, found: Found) -> Iterator[tuple[str, list[str]]]:
+    """Every check by its name, with its own arguments."""
     rows, tokenized = ["--rows", str(args.rows)], ["--tokenized_dir", str(args.tokenized_dir)]
     if args.file_list.exists():
-        yield tokens_check, ["--file_list", str(args.file_list), *tokenized]
+        yield "tokens", ["--file_list", str(args.file_list), *tokenized]
     for output in found.outputs:
-        yield samples_check, [str(output), *tokenized, *rows]
+        yield "samples", [str(output), *tokenized, *rows]
     for folder in found.teachers:
-        yield teacher_check, [str(folder), *rows, *teacher_flags(folder, found)]
+        yield "teacher", [str(folder), *rows, *teacher_flags(folder, found)]
     for folder in found.retrieved:
-        yield retrieval_check, [str(folder), *rows, *retrieval_flags(folder, found)]
+        yield "retrieval", [str(folder), *rows, *retrieval_flags(folder, found)]
 
 
 def find(folders: list[Path]) -> Found:

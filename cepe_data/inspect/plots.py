@@ -6,10 +6,8 @@ The same numbers give the same bytes: matplotlib's own style, whatever the user'
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -19,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cepe_data import cli
-from cepe_data.errors import ArgumentError
 from cepe_data.storage import outputs
 from cepe_data.storage.report import Report
 
@@ -49,25 +46,6 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "cepe_data",
     "text.parse_math": False,  # a domain may be called $x$
 }
-
-
-def add_argument(parser: argparse.ArgumentParser) -> None:
-    """Where the picture goes."""
-    endings = ", ".join(DATELESS)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a picture; a name that ends in {endings}")
-
-
-def refuse_bad_path(path: Path | None) -> None:
-    """Raise ArgumentError if no picture can be written there; and load what draws it, before the long check."""
-    if path is None:
-        return
-    if path.suffix.lower() not in DATELESS:
-        raise ArgumentError(f"--plot {path}: a name that ends in {', '.join(DATELESS)} is wanted")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"--plot {path}: there is no folder {path.parent}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ArgumentError(f"--plot {path}: no file can be written there")
-    import matplotlib.figure  # noqa: F401
 
 
 @contextlib.contextmanager

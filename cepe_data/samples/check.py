@@ -8,7 +8,7 @@ the hashes of all files.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 
 from cepe_data import shards
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.inspect import overlap
 from cepe_data.samples.check_passages import check_passages
 from cepe_data.samples.check_sources import SourceDocuments
 from cepe_data.samples.passages import FACTS as PASSAGE_FACTS
@@ -38,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check every set of OUT, and its retrieval corpus."""
+def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | None = None) -> int:
+    """Check every set of OUT, and its retrieval corpus; with `check_more`, what else stands in OUT."""
     report = Report.of("samples", args)
     folders = [one for split in ("test", "train") for one in sorted(args.output.glob(f"{split}/*"))]
     folders = [one for one in folders if verify.is_domain_folder(one) and verify.has_set(one)]
@@ -49,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.output} holds no sets: pass the OUT of a sampler")
     check_agreement(report, [*folders, *passages])
     check_shards(report, args.output, passages)
-    overlap.check_clean_lists(report, args.output)
+    if check_more:
+        check_more(report, args.output)
     num_compared = verify.check_sets(report, args, folders, WindowChecker(args.tokenized_dir))
     num_passages = check_passages(report, args, passages)
     report.facts |= {"sets": len(folders), "rows_compared": num_compared}

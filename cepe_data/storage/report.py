@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cepe_data import cli
+from cepe_data.errors import ArgumentError
+
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +25,25 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """How the report is printed."""
     parser.add_argument("--json", action="store_true", help="print one JSON object: check, ok, findings, and numbers")
+
+
+def add_plot_argument(parser: argparse.ArgumentParser) -> None:
+    """Where the picture goes."""
+    endings = ", ".join(PLOT_SUFFIXES)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a picture; a name that ends in {endings}")
+
+
+def check_plot_path(path: Path | None) -> None:
+    """Raise ArgumentError if no picture can be written there; and load what draws it, before the long check."""
+    if path is None:
+        return
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise ArgumentError(f"--plot {path}: a name that ends in {', '.join(PLOT_SUFFIXES)} is wanted")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"--plot {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ArgumentError(f"--plot {path}: no file can be written there")
+    import matplotlib.figure  # noqa: F401
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +18,8 @@ import numpy as np
 
 from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.inspect import plots
 from cepe_data.storage import mds, provenance, verify
-from cepe_data.storage.report import Report
+from cepe_data.storage.report import Report, add_plot_argument, check_plot_path
 
 HELP = "check what a teacher wrote"
 SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
@@ -36,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_dir", default=None, help="the teacher, to compute some rows once more")
     parser.add_argument("--retrieval_input_dir", type=Path, default=None, help="with --model_dir, as it was given then")
     parser.add_argument("--recomputed_rows", type=cli.count, default=2, help="with --model_dir, of every set")
-    plots.add_argument(parser)
+    add_plot_argument(parser)
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check every set of DIR."""
-    plots.refuse_bad_path(args.plot)
+def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
+    """Check every set of DIR. `draw` makes the file of `--plot`."""
+    check_plot_path(args.plot)
     report = Report.of("teacher", args)
     folders = verify.find_sets(args.folder)
     positions: dict[str, Positions] = {}
@@ -54,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     verify.check_sets(report, args, folders, TeacherChecker(args.input_dir, args.plot is not None), collect)
     num_rows = verify.count_rows(folders)
     num_recomputed = recompute_all(report, args, folders) if args.model_dir else 0
-    if args.plot:
+    if args.plot and draw:
         report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
-        plots.draw_teacher(report, args.plot, positions)
+        draw(report, args.plot, positions)
     report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_recomputed} computed once more: {len(report.findings)} findings",

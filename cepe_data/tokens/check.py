@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,14 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.corpus import listing
 from cepe_data.errors import DamagedFileError
-from cepe_data.inspect import plots
 from cepe_data.storage import provenance
-from cepe_data.storage.report import Report, add_report_arguments, add_source_arguments
+from cepe_data.storage.report import (
+    Report,
+    add_plot_argument,
+    add_report_arguments,
+    add_source_arguments,
+    check_plot_path,
+)
 from cepe_data.tokens import tokenizers
 from cepe_data.tokens.check_file import (
     CHUNK_TOKENS,
@@ -52,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that read"
     )
-    plots.add_argument(parser)
+    add_plot_argument(parser)
     add_report_arguments(parser)
 
 
@@ -72,9 +77,10 @@ def check_tokenizer(report: Report, folder: Path) -> tokenizers.TokenizerIdentit
     return None
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check every token file of the list; print what is wrong, what to run again, and a table per domain."""
-    plots.refuse_bad_path(args.plot)
+def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
+    """Check every token file of the list; print what is wrong, what to run again, and a table per domain. `draw` makes
+    the file of `--plot`."""
+    check_plot_path(args.plot)
     report = Report.of("tokens", args)
     files = listing.read_file_list(args.file_list)
     saved = check_tokenizer(report, args.tokenized_dir / "tokenizer")
@@ -110,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
     print_domain_table(report, counts)
     if missing or damaged:
         print_remedy(report, args, files, {*missing, *damaged}, bool(damaged))
-    if args.plot:
-        plots.draw_tokens(report, args.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
+    if args.plot and draw:
+        draw(report, args.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
     report.facts |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
     return report.finish(
         f"{len(files)} token files: {len(missing)} missing, {len(damaged)} damaged, {num_texts} texts tokenized again",

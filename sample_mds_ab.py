@@ -14,14 +14,11 @@ import time
 from collections.abc import Sequence
 
 from cepe_data import cli
-from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
 from cepe_data.samples.summary import Outcome
-from cepe_data.samples.windows import DocumentWindows
 from cepe_data.samples.writer import WindowSampler
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
-KIND = "inside documents"
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,10 +35,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    windows, splits = make_windows(args), options.make_splits(args)
+    windows, splits = options.inside_documents(args.total_length, args.decoder_length), options.make_splits(args)
     tokens, weights = options.open_tokens(args)
     surveys = reader.survey(tokens, splits, {"test": windows, "train": windows})
-    sampler = WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
+    sampler = WindowSampler.of_run(options.INSIDE_DOCUMENTS, args, tokens, splits, windows, surveys)
     requests = options.window_requests(weights, args)
     planned = sampler.plan(requests)
     check = functools.partial(sampler.refuse_other_sets, [one.folder for one in planned])
@@ -54,13 +51,6 @@ def main() -> int:
         with sampler.start_workers(args.num_workers) as pool:
             sampler.write_all(pool, planned, args, outcome, check)
     return outcome.finish(args, start)
-
-
-def make_windows(args: argparse.Namespace) -> DocumentWindows:
-    """How documents are cut. Raises ArgumentError if the lengths leave no context."""
-    if args.total_length <= args.decoder_length:
-        raise ArgumentError(f"TOTAL_LENGTH {args.total_length} must be more than DECODER_LENGTH {args.decoder_length}")
-    return DocumentWindows(args.total_length, args.decoder_length)
 
 
 if __name__ == "__main__":

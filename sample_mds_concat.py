@@ -19,7 +19,7 @@ from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PassageShard
 from cepe_data.samples.summary import Outcome
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows
+from cepe_data.samples.windows import DocumentWindows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.tokens import tokenizers
 
@@ -32,7 +32,6 @@ WEIGHTS = {
     "stackexchange": 0.02,
     "wiki": 0.045,
 }
-KIND = "over concatenation"
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,12 +61,14 @@ def main() -> int:
     args = parse_args()
     start = time.monotonic()
     shard_id = resolve_retrieval_shard(args)
-    windows, passages, splits = make_windows(args), cut_passages(args), options.make_splits(args)
+    windows = options.over_concatenation(args.encoder_length, args.decoder_length)
+    passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
+    splits = options.make_splits(args)
     tokens, weights = options.open_tokens(args)
     wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
     ways = {"test": windows, "train": windows} if shard_id == 0 else {}
     surveys = reader.survey(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
-    sampler = WindowSampler.of_run(KIND, args, tokens, splits, windows, surveys)
+    sampler = WindowSampler.of_run(options.OVER_CONCATENATION, args, tokens, splits, windows, surveys)
     requests = options.window_requests(weights, args) if shard_id == 0 else {}
     passage_requests = options.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
@@ -90,16 +91,6 @@ def main() -> int:
         corpus_shard.write_all(todo, tokenizer, args, check)
         corpus_shard.account(passage_requests, args, outcome)
     return outcome.finish(args, start)
-
-
-def make_windows(args: argparse.Namespace) -> ConcatWindows:
-    """How the concatenation is cut."""
-    return ConcatWindows(args.encoder_length + args.decoder_length, args.decoder_length)
-
-
-def cut_passages(args: argparse.Namespace) -> DocumentWindows:
-    """How documents are cut into passages."""
-    return DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
 
 
 def resolve_retrieval_shard(args: argparse.Namespace) -> int:

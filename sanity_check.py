@@ -44,7 +44,28 @@ def main() -> int:
     args = parse_args()
     if args.command in check_all.CHECKS:
         return check_all.run_check(args.command, args)
+    if args.command == "progress":
+        return progress.run(args, parsers_of_steps())
     return COMMANDS[args.command].run(args)
+
+
+def parsers_of_steps() -> progress.Parsers:
+    """What parses the arguments of each batch file in slurm/: its script."""
+    import calculate_logits
+    import sample_mds_ab
+    import sample_mds_concat
+    import tokenize_jsonl
+    from retrieval import embed_passages, search, write_mds
+
+    return {
+        "tokenize.sh": tokenize_jsonl.parse_args,
+        "sample_ab.sh": sample_mds_ab.parse_args,
+        "sample_concat.sh": sample_mds_concat.parse_args,
+        "annotate.sh": calculate_logits.parse_args,
+        "embed.sh": embed_passages.parse_args,
+        "search.sh": search.parse_args,
+        "write_mds.sh": write_mds.parse_args,
+    }
 
 
 if __name__ == "__main__":

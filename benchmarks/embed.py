@@ -27,6 +27,7 @@ import torch
 from benchmarks.common import Bars, find_corpus
 from cepe_data import workers
 from cepe_data.corpus import readers
+from cepe_data.retrieval import plan_embedding
 from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
 from cepe_data.teacher import devices
 from demo.models import find_encoder
@@ -82,8 +83,8 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
     model = EncoderModel.find(args.model_dir)
-    [file] = embed_passages.list_corpus(args.corpus, args.part_bytes)
-    todo = [embed_passages.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
+    [file] = plan_embedding.list_corpus(args.corpus, args.part_bytes)
+    todo = [plan_embedding.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
     core = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, args.dtype, device, False)
     read_chunk = embed_passages.PassageReader(core)

@@ -28,6 +28,7 @@ from benchmarks.common import Bars, best_seconds
 from cepe_data import workers
 from cepe_data.storage import mds
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher import plan as teacher_plan
 
 TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
@@ -125,15 +126,15 @@ def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
     mds.write_part(folder / "some", columns, num_rows, rows, {})
 
 
-def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> calculate_logits.Annotation:
+def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> teacher_plan.Annotation:
     """What `calculate_logits.py` does with these rows."""
     half = str(num_tokens // 2)
     sys.argv = ["calculate_logits.py", "--input_dir", str(folder), "--model_dir", str(model), "--domain", "some",
                 "--num_encoder_tokens", half, "--num_decoder_tokens", half, "--topk", str(TOPK), *flags]  # fmt: skip
-    return calculate_logits.plan_annotation(calculate_logits.parse_args())
+    return teacher_plan.plan_annotation(calculate_logits.parse_args())
 
 
-def our_seconds(annotation: calculate_logits.Annotation, device: str) -> float:
+def our_seconds(annotation: teacher_plan.Annotation, device: str) -> float:
     """Seconds from the first batch to the last published part, start-up of the model left out."""
     started: list[float] = []
     annotate = teacher_model.Teacher.annotate

@@ -20,10 +20,10 @@ import numpy as np
 from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
+from cepe_data.retrieval.plan_search import query_domains, record_of_hits
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
 from cepe_data.storage.parts import PartedSet
-from retrieval.search import query_domains
 
 SHARD_BYTES = 64 << 20
 
@@ -66,11 +66,6 @@ def main() -> int:
     for one in sets:
         one.of_set.join(num_shards, args.delete_parts, one.facts, start, one.write_keys)
     return cli.EXIT_OK
-
-
-def record_of_hits(domain: str, hits: provenance.Meta, topk: int | None) -> provenance.Meta:
-    """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
-    return {"domain": domain, "hits": provenance.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
 
 
 class RetrievedSet:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import groupby
@@ -33,10 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+Parsers = Mapping[str, Callable[[Sequence[str]], argparse.Namespace]]  # by batch file: what parses its arguments
+
+
+def run(args: argparse.Namespace, parsers: Parsers) -> int:
     """Look at the outputs of every step; print what is there, and the lines for what is not."""
     report = Report.of("progress", args)
-    pipeline = Pipeline.read(args.settings)
+    pipeline = Pipeline.read(args.settings, parsers)
     steps = [(job, job.step) for job in pipeline.jobs.values() if job.step]
     for job, step in steps:
         report_step(report, pipeline, job, step)
@@ -96,7 +99,7 @@ class Pipeline:
     jobs: Mapping[int, Job]
 
     @classmethod
-    def read(cls, settings: Path) -> Pipeline:
+    def read(cls, settings: Path, parsers: Parsers) -> Pipeline:
         """The pipeline as submit_pipeline.sh says it, and what there is of every output.
 
         Raises:
@@ -114,7 +117,7 @@ class Pipeline:
             jobs[int(number)] = Job(int(number), others, shlex.split(words))
         folder = Path(shlex.split(lines[0])[-1])
         for job in jobs.values():
-            job.step = look_at(job, folder)
+            job.step = look_at(job, folder, parsers)
         return cls(folder, [line for line in lines if "\t" not in line], jobs)
 
     def waits_for(self, job: Job) -> list[Job]:
@@ -152,7 +155,7 @@ class Pipeline:
         return path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
 
 
-def look_at(job: Job, folder: Path) -> Step | None:
+def look_at(job: Job, folder: Path, parsers: Parsers) -> Step | None:
     """What there is of the output of a job that runs in `folder`; None if it writes nothing.
 
     Raises:
@@ -164,13 +167,12 @@ def look_at(job: Job, folder: Path) -> Step | None:
     script, arguments = Path(job.words[job.script]).name, job.words[job.script + 1 :]
     if script not in STEPS or "--dry_run" in arguments:
         return None
-    parse, look = STEPS[script]
     try:
-        args = parse(arguments)
+        args = parsers[script](arguments)
     except SystemExit:
         raise ArgumentError(f"{script} does not take what SETTINGS has for it: {shlex.join(arguments)}") from None
     paths = {name: folder / value for name, value in vars(args).items() if isinstance(value, Path)}
-    return look(argparse.Namespace(**{**vars(args), **paths}))
+    return STEPS[script](argparse.Namespace(**{**vars(args), **paths}))
 
 
 def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> None:

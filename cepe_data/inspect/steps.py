@@ -6,7 +6,7 @@ have to be read), nor another tokenizer than the saved one. Windows are not coun
 rows that are asked for. Where an input is gone that a unit was made from (token files after sampling, say), the unit is
 compared with the arguments alone. What a process has in flight has a temporary name, and counts as missing.
 
-The scripts are imported here, and only here, because a line means what its own script takes it for.
+The arguments of a line are parsed by its own script: sanity_check.py, which may import scripts, brings the parsers.
 """
 
 from __future__ import annotations
@@ -14,16 +14,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import calculate_logits
-import sample_mds_ab
-import sample_mds_concat
-import tokenize_jsonl
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.errors import DamagedFileError, PipelineError
@@ -42,14 +37,15 @@ from cepe_data.inspect.units import (
     part_unit,
     set_unit,
 )
-from cepe_data.retrieval import embeddings
+from cepe_data.retrieval import embeddings, plan_embedding, plan_search
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PassageShard
+from cepe_data.samples.windows import DocumentWindows, Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.storage import mds, provenance
+from cepe_data.teacher import plan as teacher_plan
 from cepe_data.tokens import tokenizers
 from cepe_data.tokens.encoding import Job
-from retrieval import embed_passages, search, write_mds
 
 
 def tokenize(args: argparse.Namespace) -> Step:
@@ -77,14 +73,18 @@ def tokenize(args: argparse.Namespace) -> Step:
 
 def sample_ab(args: argparse.Namespace) -> Step:
     """Test and train sets."""
-    return Step(args.output, "sets", "rows", [Task(window_units(sample_mds_ab, args, open_tokens(args)))])
+    windows = options.inside_documents(args.total_length, args.decoder_length)
+    return Step(
+        args.output, "sets", "rows", [Task(window_units(options.INSIDE_DOCUMENTS, windows, args, open_tokens(args)))]
+    )
 
 
 def sample_concat(args: argparse.Namespace) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
     tokens, weights = open_tokens(args), listing.parse_weights(args.domains)
     units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
-    units[0] += window_units(sample_mds_concat, args, tokens)
+    windows = options.over_concatenation(args.encoder_length, args.decoder_length)
+    units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
     if args.retrieval_shards and args.retrieval_samples:
         requests = listing.largest_remainder(weights, args.retrieval_samples)
         decoding = find_decoding(args, tokens)
@@ -112,10 +112,9 @@ def open_tokens(args: argparse.Namespace) -> OpenTokens:
     return OpenTokens(reader.Tokens({}, args.tokenized_dir, None, None), {})
 
 
-def window_units(script: types.ModuleType, args: argparse.Namespace, tokens: OpenTokens) -> list[Unit]:
+def window_units(kind: str, windows: Windows, args: argparse.Namespace, tokens: OpenTokens) -> list[Unit]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
-    splits, windows = options.make_splits(args), script.make_windows(args)
-    sampler = WindowSampler.of_run(script.KIND, args, tokens.tokens, splits, windows, tokens.surveys)
+    sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.surveys)
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
     units = []
@@ -153,7 +152,8 @@ def passage_units(
     args: argparse.Namespace, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
 ) -> list[Unit]:
     """The files of passages of a shard, and its manifest, which comes last."""
-    splits, passages = options.make_splits(args), sample_mds_concat.cut_passages(args)
+    splits = options.make_splits(args)
+    passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
     of_shard = PassageShard(tokens.tokens, splits, passages, tokens.surveys, args.output, shard, args.retrieval_shards)
     of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
@@ -173,10 +173,10 @@ def passage_units(
 def annotate(args: argparse.Namespace) -> Step:
     """Parts of an annotated set; with --merge, the set."""
     args.domain = args.domain.strip("/")
-    folder, num_shards = calculate_logits.output_folder(args), args.num_shards or 1
+    folder, num_shards = teacher_plan.output_folder(args), args.num_shards or 1
     known: provenance.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
     with contextlib.suppress(PipelineError):
-        known |= {**calculate_logits.record_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
+        known |= {**teacher_plan.record_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
     joined = look(folder, known)
     first = joined if joined.meta else first_part(folder)
     num_rows, rows_per_part = (known.get(name) or first.made_with(name) for name in ("rows", "rows_per_part"))
@@ -208,7 +208,7 @@ def embed(args: argparse.Namespace) -> Step:
     num_shards, output = args.num_shards or 1, args.output
     there: list[embeddings.CorpusFile] = []
     with contextlib.suppress(PipelineError):
-        there = embed_passages.list_corpus(args.corpus, args.part_bytes)
+        there = plan_embedding.list_corpus(args.corpus, args.part_bytes)
     listed = listed_corpus(output)
     files = listed if set(there) <= set(listed) else there
     if not files:
@@ -230,13 +230,13 @@ def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
 
 def embedded_units(args: argparse.Namespace, file: embeddings.CorpusFile, is_there: bool) -> list[Unit]:
     """The parts of a file of the corpus, which may be gone."""
-    source = embed_passages.source_path(args.corpus, file)
-    of_source = embed_passages.record_of_source(source, provenance.read_meta(source)) if is_there else {}
+    source = plan_embedding.source_path(args.corpus, file)
+    of_source = plan_embedding.record_of_source(source, provenance.read_meta(source)) if is_there else {}
     units = []
     for part in range(file.num_parts):
         path = embeddings.part_path(args.output, file, part)
-        start, stop = embed_passages.part_range(source, part, args.part_bytes) if is_there else (0, 0)
-        found = look(path, {**of_source, **embed_passages.record_of_request(args, part)})
+        start, stop = plan_embedding.part_range(source, part, args.part_bytes) if is_there else (0, 0)
+        found = look(path, {**of_source, **plan_embedding.record_of_request(args, part)})
         done = stop - start if found.state == DONE else 0
         units.append(Unit(path, found.state, stop - start, done, found.what))
     return units
@@ -253,14 +253,14 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
 def query_domains(args: argparse.Namespace) -> list[str]:
     """The domains of the queries; none where there are no queries."""
     with contextlib.suppress(PipelineError):
-        return search.query_domains(args.queries, args.domain)
+        return plan_search.query_domains(args.queries, args.domain)
     return []
 
 
 def search_passages(args: argparse.Namespace) -> Step:
     """What is found in shards of the corpus, a part a domain and shard; with --merge, the hits of every domain."""
     num_shards, domains = args.num_shards or 1, query_domains(args)
-    searches = [plan for domain in domains if (plan := plan_search(args, domain))]
+    searches = [plan for domain in domains if (plan := plan_of_search(args, domain))]
     joined = {domain: look(args.output / domain, known_of_hits(args, domain)) for domain in domains}
     if args.merge:
         units = [joined_unit(args.output / domain, found, count_rows(args, domain)) for domain, found in joined.items()]
@@ -281,17 +281,17 @@ def search_passages(args: argparse.Namespace) -> Step:
     return Step(args.output, "parts", "rows", tasks, True)
 
 
-def plan_search(args: argparse.Namespace, domain: str) -> search.Search | None:
+def plan_of_search(args: argparse.Namespace, domain: str) -> plan_search.Search | None:
     """The search for a domain; None where an input is missing."""
     corpus_there = open_embeddings(args.embeddings)
     with contextlib.suppress(PipelineError):
-        return search.plan_search(args, corpus_there, domain) if corpus_there else None
+        return plan_search.plan_search(args, corpus_there, domain) if corpus_there else None
     return None
 
 
 def known_of_hits(args: argparse.Namespace, domain: str) -> provenance.Meta:
     """What is known of the record of hits."""
-    plan = plan_search(args, domain)
+    plan = plan_of_search(args, domain)
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
     return plan.made_with if plan else {"domain": domain, **of_arguments}
 
@@ -308,20 +308,19 @@ def write_retrieved(args: argparse.Namespace) -> Step:
         known: provenance.Meta = {"domain": domain}
         with contextlib.suppress(PipelineError):
             if meta := provenance.read_meta(args.hits / domain):
-                known |= write_mds.record_of_hits(domain, meta, args.topk)
+                known |= plan_search.record_of_hits(domain, meta, args.topk)
                 known["input"] = mds.fingerprint(args.queries / domain)
         units.append(set_unit(args.output / domain, known, count_rows(args, domain)))
     return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)
 
 
-Parse = Callable[[Sequence[str]], argparse.Namespace]
 Look = Callable[[argparse.Namespace], Step]
-STEPS: dict[str, tuple[Parse, Look]] = {  # by batch file
-    "tokenize.sh": (tokenize_jsonl.parse_args, tokenize),
-    "sample_ab.sh": (sample_mds_ab.parse_args, sample_ab),
-    "sample_concat.sh": (sample_mds_concat.parse_args, sample_concat),
-    "annotate.sh": (calculate_logits.parse_args, annotate),
-    "embed.sh": (embed_passages.parse_args, embed),
-    "search.sh": (search.parse_args, search_passages),
-    "write_mds.sh": (write_mds.parse_args, write_retrieved),
+STEPS: dict[str, Look] = {  # by batch file
+    "tokenize.sh": tokenize,
+    "sample_ab.sh": sample_ab,
+    "sample_concat.sh": sample_concat,
+    "annotate.sh": annotate,
+    "embed.sh": embed,
+    "search.sh": search_passages,
+    "write_mds.sh": write_retrieved,
 }

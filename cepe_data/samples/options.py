@@ -15,9 +15,12 @@ from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows
 from cepe_data.storage import provenance
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
+
+INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
 
 
 def add_output_argument(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +73,18 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     output.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that write"
     )
+
+
+def inside_documents(total_length: int, decoder_length: int) -> DocumentWindows:
+    """How documents are cut. Raises ArgumentError if the lengths leave no context."""
+    if total_length <= decoder_length:
+        raise ArgumentError(f"TOTAL_LENGTH {total_length} must be more than DECODER_LENGTH {decoder_length}")
+    return DocumentWindows(total_length, decoder_length)
+
+
+def over_concatenation(encoder_length: int, decoder_length: int) -> ConcatWindows:
+    """How the concatenation of documents is cut."""
+    return ConcatWindows(encoder_length + decoder_length, decoder_length)
 
 
 def make_splits(args: argparse.Namespace) -> Splits:

@@ -1,0 +1,128 @@
+"""What is embedded: the files of a retrieval corpus in parts of so many bytes, and where each part goes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data import cli, shards
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.retrieval import embeddings
+from cepe_data.retrieval.embeddings import CorpusFile
+from cepe_data.retrieval.encoder import EncoderModel
+from cepe_data.storage import mds, provenance
+
+CHUNK_BYTES = 4_000_000
+
+
+def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
+    """The jsonl files of a corpus, sorted by domain and shard.
+
+    Raises:
+        ArgumentError: if there is none.
+        DamagedFileError: if one has not the size it was written with, or is gone.
+    """
+    for manifest in sorted(corpus.glob("*/manifest.json")):
+        refuse_lost_files(manifest)
+    files = []
+    num_shards = 1
+    for path in corpus.glob("*/*.jsonl"):
+        if path.parent.name.isdecimal():
+            meta = provenance.read_meta(path)
+            num_shards = max(num_shards, int((meta or {"made_with": {}})["made_with"].get("retrieval_shards", 1)))
+            if meta and (lost := provenance.lost_files(path, meta)):
+                raise DamagedFileError(f"{lost[0]} has not the size it was written with: make it again")
+            num_parts = -(-path.stat().st_size // part_bytes)
+            files.append(CorpusFile(path.stem, int(path.parent.name), num_parts))
+    if not files:
+        raise ArgumentError(f"{corpus} holds no retrieval corpus: no {{shard}}/{{domain}}.jsonl is in it")
+    if absent := set(range(num_shards)).difference(file.shard for file in files):
+        cli.warn(f"{corpus} lacks {len(absent)} of its {num_shards} shards: {shards.array_ids(absent)}")
+    return sorted(files, key=lambda file: (file.domain, file.shard))
+
+
+def source_path(corpus: Path, file: CorpusFile) -> Path:
+    """Where a jsonl file of a corpus is."""
+    return corpus / str(file.shard) / f"{file.domain}.jsonl"
+
+
+def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
+    """The bytes [start, stop) of a jsonl file in which the lines of a part begin."""
+    return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
+
+
+def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
+    """What the record of a part says of its jsonl file, whose meta file has `meta`."""
+    made_with = meta["made_with"] if meta else {}
+    return {
+        "source": meta["files"][source.name] if meta else {"bytes": source.stat().st_size},
+        "tokenizer": made_with.get("tokenizer"),
+        "chunk_size": made_with.get("chunk_size"),
+    }
+
+
+def record_of_request(args: argparse.Namespace, part: int) -> provenance.Meta:
+    """What the record of a part has from the arguments, but for the encoder and its dtype."""
+    return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
+
+
+def refuse_lost_files(manifest: Path) -> None:
+    """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
+    passages."""
+    for domain, facts in provenance.read_signed(manifest, "make the shard again")["sets"].items():
+        path = manifest.with_name(f"{domain}.jsonl")
+        if facts["written"] and not path.exists():
+            raise DamagedFileError(f"{path} is gone, which has {facts['written']:,} passages: make it again")
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """The lines of a corpus file that begin at bytes [start, stop), and where they go."""
+
+    source: Path
+    file: CorpusFile
+    start: int
+    stop: int
+    path: Path
+    made_with: provenance.Meta
+    vocab_size: int | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
+        """Part `part` of a file."""
+        source = source_path(args.corpus, file)
+        meta = provenance.read_meta(source)
+        vocab_size = (meta or {}).get("vocab_size")
+        made_with = {
+            **record_of_source(source, meta),
+            **record_of_request(args, part),
+            "model": model.fingerprint,
+            "dtype": args.dtype,
+            "dimension": model.dimension,
+            "max_word_pieces": model.max_word_pieces,
+        }
+        path = embeddings.part_path(args.output, file, part)
+        start, stop = part_range(source, part, args.part_bytes)
+        return cls(source, file, start, stop, path, made_with, vocab_size)
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        return mds.token_dtype(self.vocab_size) if self.vocab_size else np.dtype(np.int32)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Its lines, some at a time."""
+        for start in range(self.start, self.stop, CHUNK_BYTES):
+            yield Chunk(self, start, min(start + CHUNK_BYTES, self.stop))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some lines of a part on their way to a worker: those that begin at bytes [start, stop) of its source."""
+
+    part: PlannedPart
+    start: int
+    stop: int

@@ -1,0 +1,138 @@
+"""What is searched: the rows of which sets, in which embeddings, and where the hits go."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.retrieval.embeddings import Embeddings
+from cepe_data.retrieval.encoder import EncoderModel
+from cepe_data.storage import mds, parts, provenance
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the rows of one domain; `fetch` passages are found for each, before some are dropped."""
+
+    domain: str
+    queries: Path
+    folder: Path
+    num_rows: int
+    query_made_with: provenance.Meta
+    found_with: provenance.Meta
+    made_with: provenance.Meta
+    fetch: int
+    overwrite: bool
+
+    @property
+    def pool(self) -> Path:
+        return mds.pool_path(self.folder)
+
+    @property
+    def query_folder(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.queries")
+
+    def part_made_with(self, corpus: Embeddings, shard: int) -> provenance.Meta:
+        """The record of what was found in a shard of the corpus."""
+        fingerprint = corpus.fingerprint(corpus.parts_of(shard))
+        return {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
+
+    def is_part_made(self, corpus: Embeddings, shard: int) -> bool:
+        """Raises as `provenance.is_made`."""
+        path, made_with = mds.part_path(self.pool, shard), self.part_made_with(corpus, shard)
+        return provenance.is_made(path, made_with, self.overwrite)
+
+    def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
+        """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
+        missing = [number for number, shard in enumerate(corpus.shards) if not self.is_part_made(corpus, shard)]
+        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.overwrite)
+
+
+def find_encoder(args: argparse.Namespace, corpus: Embeddings) -> EncoderModel:
+    """The encoder of the queries, not loaded yet, once it is known that the arguments fit the corpus.
+
+    Raises:
+        ArgumentError: if it is not that of the corpus, or there are fewer passages than asked for.
+    """
+    if args.topk > corpus.num_passages:
+        raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
+    if not 1 <= args.overfetch < math.inf:
+        raise ArgumentError(f"--overfetch {args.overfetch} is no number from 1 on")
+    chunk_size = corpus.kind["chunk_size"]
+    if args.exclude_overlap and chunk_size and args.exclude_overlap > chunk_size:
+        raise ArgumentError(f"--exclude_overlap {args.exclude_overlap}: passages have only {chunk_size} tokens")
+    model = EncoderModel.find(args.model_dir)
+    if model.fingerprint != corpus.kind["model"]:
+        raise ArgumentError(
+            f"the encoder {args.model_dir} ({model.fingerprint}) is not the one that embedded the passages in "
+            f"{args.embeddings} ({corpus.kind['model']})"
+        )
+    return model
+
+
+def query_domains(queries: Path, domain: str) -> list[str]:
+    """The domains of the sets in a folder, or the one that is named.
+
+    Raises:
+        ArgumentError: if there is none, or the name is none.
+        DamagedFileError: if a set has lost its index.
+    """
+    if domain != "all":
+        name = domain.rstrip("/")
+        if Path(name).name != name or name.startswith("."):
+            raise ArgumentError(f"--domain {domain} is no name of a domain folder in {queries}")
+        return [name]
+    folders = [path for path in sorted(queries.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
+    for folder in folders:
+        if not (folder / mds.INDEX_NAME).exists() and next(folder.glob("*.mds"), None):
+            raise DamagedFileError(f"{folder} has shards and no {mds.INDEX_NAME}: make the set again")
+    if found := [folder.name for folder in folders if (folder / mds.INDEX_NAME).exists()]:
+        return found
+    raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
+
+
+def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Search:
+    """The search for one domain, with the encoder of the corpus; reads meta files only.
+
+    Raises:
+        ArgumentError: if the queries are missing, or their tokenizer is not that of the corpus.
+    """
+    queries = args.queries / domain
+    num_rows = mds.num_rows(queries)
+    tokenizer = (provenance.read_meta(queries) or {}).get("tokenizer")
+    if None not in {tokenizer, corpus.kind["tokenizer"]} and tokenizer != corpus.kind["tokenizer"]:
+        raise ArgumentError(
+            f"the rows of {queries} are tokens of {tokenizer}, the passages in {args.embeddings} of "
+            f"{corpus.kind['tokenizer']}"
+        )
+    query_made_with = {
+        "domain": domain,
+        "input": mds.fingerprint(queries),
+        "query_tokens": args.query_tokens,
+        "model": corpus.kind["model"],
+        "normalize": corpus.kind["normalize"],
+        "dtype": query_dtype(args, corpus),
+    }
+    overfetch = args.overfetch if args.exclude_overlap else 1
+    fetch = min(round(args.topk * overfetch), corpus.num_passages)
+    found_with = {**query_made_with, "topk": args.topk, "overfetch": overfetch}
+    made_with = {
+        **found_with,
+        "embeddings": corpus.fingerprint(corpus.parts),
+        "exclude_overlap": args.exclude_overlap,
+    }
+    folder = args.output / domain
+    return Search(domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, args.overwrite)
+
+
+def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:
+    """That of the encoder when it embedded the passages, unless another is asked for."""
+    return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
+
+
+def record_of_hits(domain: str, hits: provenance.Meta, topk: int | None) -> provenance.Meta:
+    """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
+    return {"domain": domain, "hits": provenance.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}

@@ -1,0 +1,177 @@
+"""What an annotation is: which rows of which input, by which teacher, go where. Nothing here loads a model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.storage import mds, provenance
+from cepe_data.storage.parts import PartedSet
+from cepe_data.teacher import devices
+from cepe_data.teacher import model as teacher_model
+
+SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a run makes of which input."""
+
+    of_set: PartedSet
+    input_folder: Path
+    retrieval_folder: Path | None
+    retrieval_k: int
+    model: teacher_model.Model
+    num_encoder_tokens: int
+    num_decoder_tokens: int
+    num_tokens: int
+    topk: int
+    dtype: str
+    running: dict[str, Any]
+
+    @property
+    def facts(self) -> provenance.Meta:
+        """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
+        beside = not self.retrieval_folder
+        input_name = named(self.input_folder.parent).name if beside else None
+        return {"input_name": input_name, "vocab_size": self.model.vocab_size}
+
+    def settings(self, device: str) -> teacher_model.Settings:
+        """What the teacher is asked for."""
+        return teacher_model.Settings(
+            self.num_tokens,
+            self.num_decoder_tokens,
+            self.topk,
+            self.dtype,
+            device,
+            min(self.of_set.part_rows, self.of_set.num_rows),
+            **self.running,
+        )
+
+
+def plan_annotation(args: argparse.Namespace) -> Annotation:
+    """Check the arguments against the input, before any model is loaded.
+
+    Raises:
+        ArgumentError: if the input is missing, its rows are too short, or top-k is above the vocabulary.
+    """
+    input_folder = args.input_dir / args.domain
+    retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
+    num_rows = mds.num_rows(input_folder)
+    refuse_short_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
+    num_context_tokens = check_context(args, input_folder, retrieval_folder)
+    model = teacher_model.find_model(args.model_dir)
+    if args.topk > model.vocab_size:
+        raise ArgumentError(f"--topk {args.topk} is more than the {model.vocab_size} words of {args.model_dir}")
+    num_tokens = num_context_tokens + args.num_decoder_tokens
+    if model.max_positions is not None and num_tokens > model.max_positions:
+        raise ArgumentError(
+            f"{num_context_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more than the "
+            f"{model.max_positions} positions of {args.model_dir}"
+        )
+    folder = output_folder(args)
+    dtype = choose_dtype(args, folder)
+    columns = {
+        "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
+        "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
+    }
+    made_with = {**record_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
+    part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
+    return Annotation(
+        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args.overwrite),
+        input_folder=input_folder,
+        retrieval_folder=retrieval_folder,
+        retrieval_k=args.retrieval_k,
+        model=model,
+        num_encoder_tokens=args.num_encoder_tokens,
+        num_decoder_tokens=args.num_decoder_tokens,
+        num_tokens=num_tokens,
+        topk=args.topk,
+        dtype=dtype,
+        running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
+    )
+
+
+def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
+    """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
+    the GPU that made them), else what the device is best at."""
+    for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
+        meta = None
+        with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
+            meta = provenance.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
+        if meta is not None and "dtype" in meta["made_with"]:
+            return str(meta["made_with"]["dtype"])
+    return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
+
+
+def record_of_request(args: argparse.Namespace) -> provenance.Meta:
+    """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
+
+    Raises:
+        ArgumentError: if an input is missing.
+        DamagedFileError: if an input is not what its meta file says.
+    """
+    context: provenance.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
+    if args.retrieval_input_dir is not None:
+        retrieved = mds.fingerprint(args.retrieval_input_dir / args.domain)
+        context = {"retrieval_input": retrieved, "retrieval_k": args.retrieval_k}
+    return {
+        "domain": args.domain,
+        "input": mds.fingerprint(args.input_dir / args.domain),
+        **context,
+        "num_decoder_tokens": args.num_decoder_tokens,
+        "topk": args.topk,
+    }
+
+
+def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None) -> int:
+    """The length of the context in tokens.
+
+    Raises:
+        ArgumentError: if it is shorter than asked for, or the retrieved rows are not those of the input.
+    """
+    if retrieval_folder is None:
+        refuse_short_column(input_folder, "prev_token_ids", 1, args.num_encoder_tokens, "--num_encoder_tokens")
+        return int(args.num_encoder_tokens)
+    refuse_short_column(retrieval_folder, "retrieved_token_ids", 2, args.retrieval_k, "--retrieval_k")
+    numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
+    if numbers[0] != numbers[1]:
+        raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
+    found_for = (provenance.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
+    if found_for is not None and found_for != mds.fingerprint(input_folder):
+        raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
+    _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
+    return int(args.retrieval_k * chunk)
+
+
+def refuse_short_column(folder: Path, name: str, num_axes: int, wanted: int, flag: str) -> None:
+    """Raise ArgumentError unless the column is there, integers of so many axes, at least `wanted` along the first."""
+    columns = mds.read_columns(folder)
+    if name not in columns:
+        raise ArgumentError(f"{folder} has no column {name}, only {', '.join(columns)}")
+    dtype, shape = mds.column_array(columns[name]) if columns[name].startswith("ndarray:") else (np.dtype(object), ())
+    if dtype.kind not in "iu" or len(shape) != num_axes:
+        raise ArgumentError(f"the column {name} of {folder} is {columns[name]}, not ids in {num_axes} axes")
+    if shape[0] < wanted:
+        raise ArgumentError(f"{flag} {wanted} is more than the {shape[0]} that {name} has in {folder}")
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Where the annotated rows of a domain go."""
+    model = named(Path(args.model_dir.rstrip("/"))).name
+    if args.retrieval_input_dir:
+        base, context = named(args.retrieval_input_dir), f"ret_k{args.retrieval_k}"
+    else:
+        base, context = named(args.input_dir), f"logits-enc{args.num_encoder_tokens}"
+    return base.with_name(f"{base.name}-{context}-dec{args.num_decoder_tokens}-{model}") / args.domain
+
+
+def named(folder: Path) -> Path:
+    """The same folder, under a path that ends in its name: not in `.` or `..`."""
+    return folder if folder.name not in {"", ".."} else folder.resolve()

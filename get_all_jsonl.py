@@ -20,6 +20,7 @@ from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.storage import outputs, provenance
 
+MAX_NAME_BYTES = 160  # of the 255 of a file system: the token file has longer names while it is written
 PARTIAL_SUFFIXES = {".aria2", ".crdownload", ".download", ".incomplete", ".part", ".partial", ".tmp"}
 
 
@@ -101,12 +102,12 @@ def find_jsonl(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     """
     found: list[str] = []
     ignored: dict[str, list[str]] = defaultdict(list)
-    seen: dict[str, str] = {}
+    seen: dict[tuple[int, int], str] = {}
     problems: list[str] = []
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
         relative = Path(folder).relative_to(root)
         for name in [*subfolders, *names]:
-            if name in subfolders or name.endswith(listing.SUFFIXES):
+            if not name.startswith(".") and (root / relative / name).is_symlink():
                 problems += link_problems(root, relative / name)
         if any(Path(folder).resolve() == parent for parent in Path(folder).parents):
             problems.append(f"{relative} is a link to a folder that it stands in: remove it")
@@ -119,10 +120,14 @@ def find_jsonl(root: Path) -> tuple[list[str], dict[str, list[str]]]:
                 continue
             if "\n" in path or "\r" in path or path != path.strip() or not path.isprintable():
                 problems.append(f"{path!r} cannot stand in a list of one path per line: rename it")
-            real = str((root / path).resolve())
-            if real in seen:
-                problems.append(f"{seen[real]} and {path} are one file: remove the link")
-            seen[real] = path
+            if not (root / path).exists():
+                continue  # a link to nothing, which is among the problems
+            status = (root / path).stat()
+            same = seen.setdefault((status.st_dev, status.st_ino), path)
+            if same != path:
+                problems.append(f"{same} and {path} are one file: remove the link")
+            if len(os.fsencode(name)) > MAX_NAME_BYTES:
+                problems.append(f"{path} has a name of more than {MAX_NAME_BYTES} bytes: rename it")
             found.append(path)
     if problems:
         raise PipelineError("\n  ".join(["these cannot be listed:", *sorted(problems)]))
@@ -145,10 +150,15 @@ def raise_error(error: OSError) -> None:
 
 
 def link_problems(root: Path, relative: Path) -> list[str]:
-    real = (root / relative).resolve()
-    if not real.is_relative_to(root):
+    """What is wrong with a link: it leads nowhere, whatever its name, or leads to data outside of `root`."""
+    path = root / relative
+    real = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
+    if not path.exists():
+        return [f"{relative} is a link to nothing ({real}): mount what it leads to, or remove it"]
+    is_read = path.is_dir() or path.name.endswith(listing.SUFFIXES)
+    if is_read and not real.is_relative_to(root):
         return [f"{relative} leaves the data folder: it is a link to {real}. Move the data in, or bind-mount it there"]
-    return [] if real.exists() else [f"{relative} is a link to nothing ({real}): remove it"]
+    return []
 
 
 def report_left_out(paths: list[str], ignored: dict[str, list[str]], folder_domains: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from cepe_data.tokens.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEn
 from cepe_data.tokens.tokenizers import TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
+MAX_SHARE_WITHOUT_KEY = 0.5  # who allows more bad lines may have files that begin with them
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -157,7 +158,7 @@ def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> l
                     without_key.append(source)
         except (DamagedFileError, OSError):
             continue  # its turn comes, with a message
-    if without_key and not texts:
+    if without_key and not texts and job.max_bad_lines < MAX_SHARE_WITHOUT_KEY:
         raise ArgumentError(describe_missing_key(without_key[0], job.text_key))
     return texts[:number]
 

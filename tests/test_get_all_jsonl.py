@@ -85,6 +85,9 @@ def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: R
         ("arxiv/out.jsonl", "../../outside/x.jsonl", "leaves the data folder"),
         ("arxiv/out", "../../outside", "leaves the data folder"),
         ("arxiv/gone.jsonl", "nothing.jsonl", "link to nothing"),
+        ("arxiv/gone.jsonl", "/nowhere/x.jsonl", "link to nothing"),
+        ("arxiv/self.jsonl", "self.jsonl", "link to nothing"),
+        ("book/disk2", "/nowhere/book", "mount what it leads to"),
         ("arxiv/twice.jsonl", "a.jsonl", "are one file"),
         ("arxiv/again", "../book", "are one file"),
         ("arxiv/loop", "..", "stands in"),
@@ -111,6 +114,13 @@ def test_inputs_that_would_share_a_token_file_are_an_error(run: Run, tmp_path: P
     make(tmp_path / "data", "arxiv/a.jsonl", "arxiv/a.jsonl.gz")
     error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=2).stderr
     assert "arxiv/a.jsonl and arxiv/a.jsonl.gz would both write arxiv/a.npy" in error
+
+
+def test_a_file_with_two_names_or_too_long_a_name_is_an_error(run: Run, tmp_path: Path) -> None:
+    make(tmp_path / "data", "arxiv/a.jsonl", f"book/{'b' * 200}.jsonl")
+    os.link(tmp_path / "data/arxiv/a.jsonl", tmp_path / "data/arxiv/z.jsonl")
+    error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
+    assert "arxiv/a.jsonl and arxiv/z.jsonl are one file" in error and "more than 160 bytes: rename it" in error
 
 
 def test_a_name_that_cannot_stand_in_the_list_is_an_error(run: Run, tmp_path: Path) -> None:

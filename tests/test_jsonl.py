@@ -138,6 +138,8 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
             b'{"text": ""}',
             b'{"text": "nul \\u0000"}\r',
             b"[" * 100_000,
+            b'{"text": ' + b"[" * 2000 + b"]" * 2000 + b"}",
+            b'{"text": "\0' + bytes(100) + b'"}',
             b'{"text": "the file ends he',
         ]
     )
@@ -147,9 +149,10 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
         "no JSON object": [14],
         "no key 'text'": [15],
         "'text' is no string": [16],
-        "not JSON": [17, 23],
+        "not JSON": [17, 23, 24],
         "not UTF-8": [18],
-        "cut off at the end of the file": [24],
+        "a run of NUL bytes": [25],
+        "cut off at the end of the file": [26],
     }
     assert parsed.mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
 

@@ -200,7 +200,13 @@ WRONG_SOURCES = {
     "cut in the middle of a record": ("a.jsonl", cut_off("word"), "ends inside a record, in line 99: it was cut off"),
     "cut in the middle of a character": ("a.jsonl", '{"text": "日本語"}\n{"text": "日本'.encode()[:-1], "in line 2"),
     "cut before it was compressed": ("a.jsonl.gz", gzip.compress(cut_off("word")), "ends inside a record, in line 99"),
-    "zeros at its end": ("a.jsonl", b'{"text": "whole"}\n' + bytes(4096), "ends inside a record, in line 2"),
+    "zeros at its end": ("a.jsonl", b'{"text": "whole"}\n' + bytes(4096), "has a run of NUL bytes, in line 2"),
+    "zeros in its middle": (
+        "a.jsonl",
+        LINES.encode() + bytes(4096) + LINES.encode(),
+        "has a run of NUL bytes, in line",
+    ),
+    "line ends of old Macs": ("a.jsonl", LINES.replace("\n", "\r").encode(), "its lines end in CR alone"),
     "UTF-16": (
         "a.jsonl",
         ('{"text": "word"}\n' * 99).encode("utf-16"),

@@ -52,7 +52,7 @@ def test_ids_bos_eos_and_vocabulary_are_those_of_the_library(tmp_path: Path, nam
     saved = tokenizers.read_saved(tmp_path / "saved")
     texts = kinds.generated_texts(2000, kind.added)
     # A model that is not BPE has its special tokens as pieces, which tokenizers cannot be told not to find.
-    finds_special = name in {"unigram json", "wordlevel"}
+    finds_special = name in {"unigram json", "wordlevel", "ignore_merges"}
     plain = [re.sub("|".join(map(re.escape, kind.special)), " ", text) if finds_special else text for text in texts]
     expected = [kind.encode(text) for text in plain]
     assert len({*itertools.chain(*expected)}) > kind.vocab_size // 3, "most pieces occur"
@@ -162,10 +162,15 @@ def edit(name: str, **values: Any) -> Change:
     return change
 
 
-def edit_model(folder: Path) -> None:
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["dropout"] = 0.1
-    (folder / "tokenizer.json").write_text(json.dumps(content))
+def edit_model(**values: Any) -> Change:
+    """Change the model in a tokenizer.json."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"] |= values
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    return change
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -180,13 +185,24 @@ WRONG_FILES: dict[str, tuple[Change, str]] = {
     ),
     "BOS not in the vocabulary": (edit(CONFIG, bos_token={"content": "<s>"}), "\"bos_token\" is '<s>'"),
     "BOS is empty": (edit(CONFIG, bos_token=""), "\"bos_token\" is ''"),
-    "BOS not named, but put before a text": (edit(CONFIG, bos_token=...), 'set "bos_token" in .* to it, or to null'),
+    "BOS not named, but put before a text": (edit(CONFIG, bos_token=...), "name is None: set .* or to null"),
+    "another BOS than what is put before a text": (edit(CONFIG, bos_token="e"), "names? is 'e': set \"bos_token\""),
+    "no list of added tokens is a list": (edit(CONFIG, added_tokens_decoder=[1]), "not what save_pretrained writes"),
+    "an added token in a file of its own": (
+        edit("added_tokens.json", **{"<tool>": 700}),
+        "names the added token '<tool>'",
+    ),
+    "an id beyond int32": (
+        edit_model(vocab={"<|begin_of_text|>": 0, "<|endoftext|>": 1 << 31}, merges=[]),
+        "the id 2147",
+    ),
+    "an unknown token that is unknown": (edit_model(unk_token="[UNK]"), "\"unk_token\" of its model is '\\[UNK\\]'"),
     "two files disagree": (edit("special_tokens_map.json", eos_token="e"), 'disagree: "eos_token" is'),
     "an added token of the configuration only": (
         edit(CONFIG, added_tokens_decoder={"700": {"content": "<tool>", "special": False}}),
         "added token '<tool>' with the id 700, but in .* it does not exist",
     ),
-    "random merges": (edit_model, '"dropout" of its model makes ids random'),
+    "random merges": (edit_model(dropout=0.1), '"dropout" of its model makes ids random'),
     "a git-lfs pointer": (lambda folder: (folder / "tokenizer.json").write_text(POINTER), "git lfs pull"),
     "half of a tokenizer.json": (
         lambda folder: (folder / "tokenizer.json").write_text('{"model'),
@@ -227,16 +243,67 @@ def test_a_sentencepiece_model_and_the_configuration_beside_it_must_agree(tmp_pa
         tokenizers.load(str(tmp_path))
 
 
+def write_without_normalizer(path: Path, target: Path) -> None:
+    """A SentencePiece model that was cut off between two fields, which protobuf reads without an error."""
+    from sentencepiece import sentencepiece_model_pb2 as protocol
+
+    model = protocol.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString(path.read_bytes())
+    model.ClearField("normalizer_spec")
+    target.write_bytes(model.SerializeToString())
+
+
+def test_pieces_of_equal_score_are_left_to_sentencepiece(tmp_path: Path) -> None:
+    """It merges the leftmost of them; a list of merges has an order of its own."""
+    from sentencepiece import sentencepiece_model_pb2 as protocol
+
+    kind = kinds.make_kind(tmp_path, "llama")
+    model = protocol.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString(kind.path.read_bytes())
+    for piece, score in (("q", -1e4), ("z", -1e4), ("k", -1e4), ("zk", 0.0), ("qz", 0.0)):
+        if piece not in {one.piece for one in model.pieces}:
+            model.pieces.add(piece=piece, score=score, type=1)
+    kind.path.write_bytes(model.SerializeToString())
+    loaded = tokenizers.load(str(kind.path))
+    assert backends.choose_backend(loaded, None, []) == "sentencepiece"
+    expected = SentencePieceProcessor(model_file=str(kind.path)).encode("a qzk")
+    assert split(*backends.make_encoder("sentencepiece", loaded)(["a qzk"])) == [expected]
+
+
+def test_a_tokenizer_whose_pieces_make_eos_is_refused(run: Run, tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path / "tokenizer", "gpt2")
+    edit(CONFIG, eos_token="e")(kind.path)
+    write_jsonl(tmp_path / "data/arxiv/a.jsonl", ["the text"])
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    error = run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path, status=2).stderr
+    assert "the text 'e' in a document gets the id" in error and "eos_token" in error
+
+
+def test_what_is_hidden_from_a_text_counts_in_the_fingerprint(tmp_path: Path) -> None:
+    kind = kinds.make_kind(tmp_path / "one", "unigram json")
+    shutil.copytree(kind.path, tmp_path / "other")
+    content = json.loads((kind.path / "tokenizer.json").read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<unk>"]
+    (tmp_path / "other/tokenizer.json").write_text(json.dumps(content))
+    one, other = (tokenizers.load(str(tmp_path / name)) for name in ("one", "other"))
+    encoded = [backends.make_encoder("tokenizers", loaded)(["a <unk>"])[0].tolist() for loaded in (one, other)]
+    assert encoded[0] != encoded[1] and one.identity.fingerprint != other.identity.fingerprint
+
+
 def test_a_name_that_is_no_tokenizer_gets_its_own_sentence(tmp_path: Path) -> None:
     kind = kinds.make_kind(tmp_path / "json", "gpt2")
     kinds.train_sentencepiece(tmp_path / "no_eos.model", **{**kinds.LLAMA_OPTIONS, "eos_id": -1})
     (tmp_path / "text.model").write_text("no model")
     (tmp_path / "pointer.model").write_text(POINTER)
+    (tmp_path / "empty.model").touch()
+    write_without_normalizer(tmp_path / "no_eos.model", tmp_path / "cut.model")
     (tmp_path / "llama3.model").write_text("IQ== 0\nIg== 1\n")
     for name, message in (
         (kind.path / "tokenizer.json", f"pass its folder, {kind.path}"),
         (tmp_path / "no_eos.model", "no EOS: it was trained with eos_id=-1"),
-        (tmp_path / "text.model", "is not a SentencePiece model$"),
+        (tmp_path / "text.model", "is not a SentencePiece model: download it again"),
+        (tmp_path / "cut.model", "is empty or was cut off: download it again"),
+        (tmp_path / "empty.model", "is empty or was cut off: download it again"),
         (tmp_path / "pointer.model", "git-lfs pointer to one: run `git lfs pull`"),
         (tmp_path / "llama3.model", "a tiktoken vocabulary .* pass the folder of the Hugging Face release"),
         (tmp_path / "gone.model", "does not exist: pass a hub name"),

@@ -168,6 +168,14 @@ JSON_KINDS: dict[str, dict[str, Any]] = {
         "unk": "<unk>",
         "bytes": True,
     },
+    "metaspace bpe, special bytes": {
+        "model": models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
+        "split": pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
+        "unk": "<unk>",
+        "special bytes": True,
+    },
+    "a special character": {"split": byte_level(), "special": ["!", "\n"]},
+    "ignore_merges": {"model": models.BPE(ignore_merges=True), "split": llama3_split()},
     "end-of-word suffix": {
         "model": models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"),
         "split": pre_tokenizers.Whitespace(),
@@ -186,7 +194,8 @@ def make_json(folder: Path, name: str) -> Kind:
         library.normalizer = recipe["normalizer"]
     library.decoder = decoders.ByteLevel()
     special = [token for token in (recipe.get("unk"), recipe.get("bos"), EOS) if token]
-    special += [f"<0x{byte:02X}>" for byte in range(256)] if recipe.get("bytes") else []
+    special += recipe.get("special", [])
+    special += [f"<0x{byte:02X}>" for byte in range(256)] if {"bytes", "special bytes"} & {*recipe} else []
     options: dict[str, Any] = {"vocab_size": 700, "special_tokens": special, "show_progress": False}
     kind = recipe.get("trainer", trainers.BpeTrainer)
     if kind is trainers.BpeTrainer and "unk" not in recipe:

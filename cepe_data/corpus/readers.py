@@ -20,6 +20,8 @@ from cepe_data.errors import DamagedFileError
 
 MAX_LISTED_LINES = 20
 CUT_OFF = "cut off at the end of the file"
+HOLE = "a run of NUL bytes"  # which a download leaves where it set space aside and wrote nothing
+_HOLE_BYTES = b"\0" * 64
 _COMPRESSED_READ_BYTES = 4 << 10  # of zstandard, which makes up to 30,000 times as much of them at once
 _MIN_READ_BYTES = 64 << 10
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -217,6 +219,15 @@ def first_record_keys(path: Path) -> list[str]:
     return []
 
 
+def _reason_to_skip(line: bytes, error: ValueError | RecursionError, is_last: bool) -> str:
+    """Why a line that raised `error` is skipped. JSON that is too deep, or has too large a number, is not cut off."""
+    if _HOLE_BYTES in line:
+        return HOLE
+    if is_last and isinstance(error, (UnicodeDecodeError, json.JSONDecodeError)):
+        return CUT_OFF
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
+
+
 @dataclass(frozen=True)
 class ParsedLines:
     """The texts of a block of json lines, in order; the number of line ends; lines skipped, and lines mended."""
@@ -250,11 +261,8 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines
                 continue
             try:  # the standard library reads lone surrogate escapes and NaN, which orjson refuses
                 record, may_have_surrogates = json.loads(line.decode("utf-8")), True
-            except UnicodeDecodeError:
-                skipped.add(CUT_OFF if number == last else "not UTF-8", number)
-                continue
-            except (ValueError, RecursionError):
-                skipped.add(CUT_OFF if number == last else "not JSON", number)
+            except (ValueError, RecursionError) as error:
+                skipped.add(_reason_to_skip(line, error, number == last), number)
                 continue
         if not isinstance(record, dict):
             skipped.add("no JSON object", number)

@@ -52,6 +52,8 @@ def describe_not_json_lines(head: bytes) -> str:
         return "it is an HTML page, such as the error message of a server: download it again"
     if encoding := _wide_encoding(head):
         return f"it is {encoding} text: convert it with `iconv -f {encoding} -t UTF-8`"
+    if b"\r" in head and b"\n" not in head:
+        return "its lines end in CR alone: convert them with `tr '\\r' '\\n'`"
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:

@@ -24,7 +24,7 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
 from cepe_data.tokens.sentencepiece_models import LLAMA_DECODER, SPACE
-from cepe_data.tokens.tokenizers import TokenizerFiles, is_text_token
+from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, is_text_token, read_content
 
 BACKENDS = ("gigatoken", "tokenizers", "sentencepiece")  # fastest first
 HARD_TEXTS = (
@@ -99,10 +99,26 @@ def choose_backend(tokenizer: TokenizerFiles, requested: str | None, documents: 
                 raise
             reasons.append(str(error))
             continue
+        check_documents_have_no_borders(tokenizer, encode)
         if reasons:
             cli.say(f"the backend is {backend}: {'; '.join(reasons)}")
         return backend
     raise AssertionError("the reference can always be used")
+
+
+def check_documents_have_no_borders(tokenizer: TokenizerFiles, encode: Encoder) -> None:
+    """Raise ArgumentError if the text of BOS or EOS in a document gets its id: the vocabulary of some tokenizers has
+    pieces that make it."""
+    identity = tokenizer.identity
+    for key, text, number in (
+        ("bos_token", tokenizer.bos, identity.bos_id),
+        ("eos_token", tokenizer.eos, identity.eos_id),
+    ):
+        if text is not None and number in encode([text, f" {text} ", f"a{text}a", f"a {text} a"])[0]:
+            raise ArgumentError(
+                f"the text {text!r} in a document gets the id {number} of {key}, so that it cannot be told from the "
+                f"border of a document: name another {key} in tokenizer_config.json"
+            )
 
 
 def _is_installed() -> bool:
@@ -129,7 +145,7 @@ def generated_texts(tokenizer: TokenizerFiles) -> list[str]:
     """Texts that a tokenizer's own pieces and added tokens make, in seeded random order; and, if it splits text by
     classes of characters, every assigned character beside letters, digits and spaces."""
     draw = random.Random(0)
-    content = json.loads(tokenizer.tokenizer_json or "{}")
+    content = read_content(tokenizer.tokenizer_json or "{}")
     pieces = [piece.replace(SPACE, " ") for piece in _pieces(tokenizer)]
     added = [token["content"] for token in content.get("added_tokens", ())]
     texts = []
@@ -179,7 +195,7 @@ def _require_tokenizer_json(backend: str, tokenizer: TokenizerFiles) -> dict[str
         raise ArgumentError(
             f"{backend} cannot take this SentencePiece model, which no tokenizer.json describes exactly"
         )
-    return json.loads(tokenizer.tokenizer_json)
+    return read_content(tokenizer.tokenizer_json)
 
 
 def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
@@ -217,7 +233,7 @@ def _tokenizers_encoder(tokenizer: TokenizerFiles) -> Encoder:
     content = _require_tokenizer_json("tokenizers", tokenizer)
     for token in content["added_tokens"]:
         token["special"] = not is_text_token(token, tokenizer.special_tokens)
-    _hide_special_pieces(content)
+    _hide_special_pieces(content, hidden_pieces(content, tokenizer.special_tokens))
     content.update(post_processor=None, truncation=None, padding=None)
     library = Tokenizer.from_str(json.dumps(content))
     library.encode_special_tokens = True  # as the ordinary text that they are in a document
@@ -229,16 +245,10 @@ def _tokenizers_encoder(tokenizer: TokenizerFiles) -> Encoder:
     return encode
 
 
-def _hide_special_pieces(content: dict[str, Any]) -> None:
-    """Rename special tokens in the vocabulary of a tokenizer.json, so that no text reaches them: a Unigram or WordPiece
-    model would find `</s>` as it finds any other piece. Their ids stay taken."""
-    model = content["model"]
-    special = {token["content"] for token in content["added_tokens"] if token["special"]}
-    for merge in model.get("merges", ()):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        special -= {left, right, left + right}  # these are named by the merges, and made by them only
-    pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
-    hidden = {piece: _UNREACHABLE + piece for piece in special if piece in pieces}
+def _hide_special_pieces(content: dict[str, Any], pieces: set[str]) -> None:
+    """Rename these special tokens in the vocabulary of a tokenizer.json, so that no text reaches them. Their ids stay
+    taken."""
+    model, hidden = content["model"], {piece: _UNREACHABLE + piece for piece in pieces}
     if isinstance(model["vocab"], dict):
         model["vocab"] = {hidden.get(piece, piece): number for piece, number in model["vocab"].items()}
     else:
@@ -287,7 +297,7 @@ def make_decoder(tokenizer: TokenizerFiles, keep_special_tokens: bool = False) -
     sentencepiece's `decode` gives."""
     if tokenizer.tokenizer_json is None:
         return _sentencepiece_decoder(tokenizer, keep_special_tokens)
-    content = json.loads(tokenizer.tokenizer_json)
+    content = read_content(tokenizer.tokenizer_json)
     if content["decoder"] == LLAMA_DECODER and not keep_special_tokens:
         return _PieceTable(content)
     from tokenizers import Tokenizer

@@ -122,6 +122,8 @@ class FileChecker:
             result.findings.append((path, str(error).removeprefix(f"{path} ")))
         except FileNotFoundError as error:
             result.findings.append((Path(error.filename), "is missing"))
+        except OSError as error:
+            result.findings.append((Path(error.filename or path), f"cannot be read: {error.strerror}"))
         return result
 
     def _check_meta(

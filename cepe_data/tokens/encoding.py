@@ -315,17 +315,18 @@ class _Publisher:
         """Why a file fails for its lines: it was cut off, or it has more bad lines than are allowed."""
         num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
         share = self._job.max_bad_lines
-        is_cut = readers.CUT_OFF in self._skipped.counts
-        if not is_cut and num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
+        damage = next((reason for reason in (readers.HOLE, readers.CUT_OFF) if reason in self._skipped.counts), None)
+        if not damage and num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
             return ""
         what = f"{source} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped})"
         if described := sniff.describe_not_json_lines(readers.read_beginning(source)[: sniff.HEAD_BYTES]):
             return f"{what}: {described}. Then list the files again"
-        if is_cut:
-            line = self._skipped.lines[readers.CUT_OFF][0]
+        if damage:
+            is_cut, line = damage == readers.CUT_OFF, self._skipped.lines[damage][0]
+            where = "ends inside a record" if is_cut else f"has {damage}"
             return (
-                f"{source} ends inside a record, in line {line:,}: it was cut off. Download it again, or remove that "
-                f"line; then list the files again"
+                f"{source} {where}, in line {line:,}: it {'was cut off' if is_cut else 'is damaged'}. Download it "
+                f"again, or remove that line; then list the files again"
             )
         if readers.no_key(self._job.text_key) in self._skipped.counts and not num_good:
             self._totals.without_key.append(source)
@@ -343,6 +344,8 @@ class _Publisher:
         for what, report in (("skipped", self._skipped), ("mended", self._mended)):
             if report.total:
                 cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
+        if not writer.num_documents:
+            cli.warn(f"{self._job.root / file.path} has no document")
         self._totals.files += 1
         self._totals.documents += writer.num_documents
         self._totals.tokens += writer.num_tokens

@@ -49,6 +49,9 @@ class SentencePieceModel:
             self._processor = SentencePieceProcessor(model_proto=self.content)
         except (DecodeError, RuntimeError):
             raise ArgumentError(f"{name} is not a SentencePiece model{_what_else(self.content)}") from None
+        # Without them, the file was cut off between two fields, and defaults would stand for what it said.
+        if not (self._proto.HasField("trainer_spec") and self._proto.HasField("normalizer_spec")):
+            raise ArgumentError(f"{name} is empty or was cut off: download it again")
 
     @property
     def vocab_size(self) -> int:
@@ -98,8 +101,14 @@ class SentencePieceModel:
     def converts_exactly(self) -> bool:
         """Whether `tokenizer_json` gives the same ids for every text."""
         normalizer, trainer = self._proto.normalizer_spec, self._proto.trainer_spec
+        merged = [piece for piece in self._proto.pieces if piece.type == _NORMAL and len(piece.piece) > 1]
+        # Of equal scores, SentencePiece merges the leftmost, tokenizers the first of its list. For LLaMA's runs of ▁,
+        # which share a score, these are the same.
+        scores = [piece.score for piece in merged if piece.piece.strip(SPACE)]
         return (
             trainer.model_type == _BPE
+            and self._processor.unk_id() >= 0
+            and len({*scores}) == len(scores)
             and trainer.byte_fallback
             and not trainer.treat_whitespace_as_suffix  # the ▁ stands behind the text then
             and not normalizer.precompiled_charsmap
@@ -196,4 +205,4 @@ def _what_else(content: bytes) -> str:
             ", it is a tiktoken vocabulary (such as Llama 3's original/tokenizer.model), which does not say how text "
             "is split: pass the folder of the Hugging Face release, which has tokenizer.json"
         )
-    return ""
+    return ": download it again, or pass a folder with tokenizer.json"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -29,7 +30,9 @@ from cepe_data.tokens.sentencepiece_models import SentencePieceModel
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-2-7b-hf"
 _JSON_NAME, _CONFIG_NAME, _MODEL_NAME = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
-_CONFIG_NAMES = (_CONFIG_NAME, "special_tokens_map.json")  # both may name BOS and EOS
+_CONFIG_NAMES = (_CONFIG_NAME, "special_tokens_map.json", "added_tokens.json")  # the first two may name BOS and EOS
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_MAX_IDS = 1 << 31
 _ACCEPTED = "a hub name, a folder with tokenizer.json or tokenizer.model, or a SentencePiece .model file"
 
 
@@ -76,7 +79,7 @@ class TokenizerFiles:
     @property
     def decoding_fingerprint(self) -> str:
         """A hash of what determines the text of ids and is not in the fingerprint: decoder and added tokens."""
-        content = json.loads(self.tokenizer_json or '{"decoder": "sentencepiece", "added_tokens": []}')
+        content = read_content(self.tokenizer_json or '{"decoder": "sentencepiece"}')
         return provenance.fingerprint([content["decoder"], content["added_tokens"]])
 
 
@@ -95,10 +98,16 @@ def load(name: str) -> TokenizerFiles:
             raise ArgumentError(f"{path} is one file of a tokenizer: pass its folder, {path.parent}")
         return _from_sentencepiece(path)
     folder = path if path.is_dir() else _download(name)
-    if (folder / _JSON_NAME).is_file():
-        return _from_tokenizer_json(folder / _JSON_NAME)
-    if (folder / _MODEL_NAME).is_file():
-        return _from_sentencepiece(folder / _MODEL_NAME, configs=_read_configs(folder))
+    try:
+        if (folder / _JSON_NAME).is_file():
+            return _from_tokenizer_json(folder / _JSON_NAME)
+        if (folder / _MODEL_NAME).is_file():
+            return _from_sentencepiece(folder / _MODEL_NAME, configs=_read_configs(folder))
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ArgumentError(
+            f"the files of the tokenizer in {folder} are not what save_pretrained writes ({error!r}): download them "
+            f"again"
+        ) from None
     raise ArgumentError(
         f"the tokenizer {name!r} has neither tokenizer.json nor tokenizer.model in {folder}. Pass {_ACCEPTED}; "
         f"AutoTokenizer.from_pretrained(NAME, use_fast=True).save_pretrained(FOLDER) makes a tokenizer.json"
@@ -152,8 +161,7 @@ def _from_tokenizer_json(path: Path) -> TokenizerFiles:
         library = Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ArgumentError(f"{path} cannot be read by the tokenizers library: {error}") from None
-    if content["model"].get("dropout"):
-        raise ArgumentError(f'{path}: "dropout" of its model makes ids random: set it to null')
+    _check_model(read_content(text)["model"], path)
     configs = _read_configs(path.parent)
     for where, token, number in _named_added_tokens({path: content, **configs}):
         if (found := library.token_to_id(token)) != number:
@@ -165,11 +173,13 @@ def _from_tokenizer_json(path: Path) -> TokenizerFiles:
     bos, eos = (_configured_token(key, configs, library.token_to_id, path) for key in ("bos_token", "eos_token"))
     if eos is None:
         raise ArgumentError(f'{path.parent} names no EOS token: set "eos_token" in {path.with_name(_CONFIG_NAME)}')
+    library.no_padding()
     added = library.encode("").tokens
-    if not any("bos_token" in config for config in configs.values()) and added and added[0] != eos:
+    is_without_bos = bos is None and any("bos_token" in config for config in configs.values())
+    if added and added[0] not in {bos, eos} and not is_without_bos:
         raise ArgumentError(
-            f'{path} puts {added[0]!r} before a text, but no configuration file names a BOS token: set "bos_token" in '
-            f"{path.with_name(_CONFIG_NAME)} to it, or to null for documents without BOS"
+            f"{path} puts {added[0]!r} before a text, but the BOS token that the configuration files name is {bos!r}: "
+            f'set "bos_token" in {path.with_name(_CONFIG_NAME)} to what is right, or to null for documents without BOS'
         )
     alone = TokenizerFiles(text, None, bos, eos)
     if path.with_name(_MODEL_NAME).is_file():
@@ -182,15 +192,72 @@ def _from_tokenizer_json(path: Path) -> TokenizerFiles:
     return alone
 
 
+def _check_model(model: Mapping[str, Any], path: Path) -> None:
+    """Raise ArgumentError if the model of a tokenizer.json gives random ids, ids that a token file cannot hold, or no
+    id for some characters."""
+    vocab, unk = model["vocab"], model.get("unk_token")
+    if model.get("dropout"):
+        raise ArgumentError(f'{path}: "dropout" of its model makes ids random: set it to null')
+    if isinstance(vocab, dict) and vocab and max(vocab.values()) >= _MAX_IDS:
+        raise ArgumentError(f"{path} has the id {max(vocab.values())}: token files hold ids below {_MAX_IDS}")
+    if unk is not None and unk not in vocab:
+        raise ArgumentError(
+            f'{path}: "unk_token" of its model is {unk!r}, which its vocabulary does not have: correct it'
+        )
+    if isinstance(vocab, list) and model.get("unk_id") is None and not model.get("byte_fallback"):
+        raise ArgumentError(f'{path}: "unk_id" of its model is null: a text with another character has no ids')
+
+
+def read_content(tokenizer_json: str) -> dict[str, Any]:
+    """The content of a tokenizer.json, with what older ones leave out."""
+    defaults = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"))
+    content = {**defaults, **json.loads(tokenizer_json)}
+    content["added_tokens"] = content.get("added_tokens") or []
+    return content
+
+
+def hidden_pieces(content: Mapping[str, Any], special_tokens: set[str | None]) -> set[str]:
+    """The special tokens that the model of a tokenizer.json would find in a text as pieces of its vocabulary, which an
+    encoder must keep from it: it looks up whole pieces, as Unigram and WordPiece do, and BPE with `ignore_merges`.
+
+    A character by itself stays, and so do the bytes of byte fallback, whatever the file calls them: they are needed.
+    """
+    model = content["model"]
+    if model.get("type", "BPE") == "BPE" and not model.get("ignore_merges"):
+        return set()
+    special = {
+        token["content"]
+        for token in content["added_tokens"]
+        if not is_text_token(token, special_tokens) and len(token["content"]) > 1
+    }
+    if model.get("byte_fallback"):
+        special = {piece for piece in special if not _BYTE_PIECE.fullmatch(piece)}
+    for merge in model.get("merges") or ():  # a merge needs the pieces that it names
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        special -= {left, right, left + right.removeprefix(model.get("continuing_subword_prefix") or "")}
+    pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
+    return special & {*pieces}
+
+
 def _named_added_tokens(contents: Mapping[Path, Mapping[str, Any]]) -> Iterator[tuple[Path, str, int]]:
     """The added tokens that these files name, each with its file and the id there. Of the configuration files, those
     that are ordinary text only: documents are encoded without special tokens, and some configurations name a padding
     token that tokenizer.json lacks."""
+    special = {
+        _text_of(token)
+        for content in contents.values()
+        for key, value in content.items()
+        if key.endswith(("_token", "special_tokens"))
+        for token in (value if isinstance(value, list) else [value])
+    }
     for path, content in contents.items():
+        if path.name == _CONFIG_NAMES[2]:
+            yield from ((path, token, number) for token, number in content.items() if token not in special)
+            continue
         for token in content.get("added_tokens") or ():
             yield path, token["content"], token["id"]
         for number, token in (content.get("added_tokens_decoder") or {}).items():
-            if not token.get("special"):
+            if not token.get("special") and token["content"] not in special:
                 yield path, token["content"], int(number)
 
 
@@ -228,7 +295,9 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
 
     library = Tokenizer.from_str(tokenizer_json)
     content = json.loads(library.to_str())  # with the library's defaults filled in
-    model = {key: value for key, value in content["model"].items() if value not in (None, False, "")}
+    model = {
+        key: value for key, value in content["model"].items() if not (value is None or value is False or value == "")
+    }
     model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
     bos_id, eos_id = None if bos is None else library.token_to_id(bos), library.token_to_id(eos)
     determining = {
@@ -240,6 +309,8 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
     }
     if of_text := [token for token in content["added_tokens"] if is_text_token(token, {bos, eos})]:
         determining["added_tokens"] = of_text
+    if hidden := hidden_pieces(content, {bos, eos}):
+        determining["hidden"] = sorted(hidden)
     vocab_size = max(library.get_vocab(with_added_tokens=True).values()) + 1
     return TokenizerIdentity(_fingerprint(determining), vocab_size, bos_id, eos_id)
 

@@ -49,9 +49,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--retrieval_k", type=cli.positive_count, default=8, help="how many passages are the context")
     parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove the pool of parts once they are joined")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
-    )
+    cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="time a batch, say what the run would take, and write nothing"
     )
@@ -94,7 +92,7 @@ def main() -> int:
         raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
     annotation = plan_annotation(args)
     of_set = annotation.of_set
-    if args.merge or of_set.is_joined():
+    if args.merge or of_set.joined.is_done():
         of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
         return cli.EXIT_OK
     todo = of_set.todo(shard_id, num_shards)

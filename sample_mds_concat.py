@@ -75,7 +75,7 @@ def main() -> int:
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
     planned = sampler.plan(requests)
     todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite)
-    replaced = [*(one.folder for one in planned), *(file.path for file in todo)]
+    replaced = [*(one.folder for one in planned), *(file.output.path for file in todo)]
     check = functools.partial(sampler.refuse_other_sets, replaced)
     check()
     outcome = Outcome()

@@ -171,7 +171,7 @@ def report_dry_run(args: argparse.Namespace, files: list[listing.ListedFile]) ->
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
         identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", False)
         if not args.overwrite:
-            tokenizers.is_saved(identity, saved)
+            tokenizers.output_of(identity, saved).is_done()
         job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
         totals = Totals()
         todo = [file for file in files if not job.is_done(file, totals)]

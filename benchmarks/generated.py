@@ -12,7 +12,7 @@ from benchmarks.common import find_corpus, save_tokenizer, saved_identity
 from cepe_data import workers
 from cepe_data.corpus import listing, readers
 from cepe_data.samples import reader
-from cepe_data.storage import provenance
+from cepe_data.storage import outputs, provenance
 from cepe_data.tokens import backends, encoding, token_file, tokenizers
 
 
@@ -38,7 +38,9 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
     draw = np.random.default_rng(1)
     listed = listing.ListedFile(f"{name}/{name}.jsonl", name, 1)
     (folder / "tokenized" / name).mkdir(parents=True)
-    writer = token_file.TokenFileWriter(folder / "tokenized" / listed.token_file, made_with(folder, listed))
+    writer = token_file.TokenFileWriter(
+        outputs.Output(folder / "tokenized" / listed.token_file, made_with(folder, listed))
+    )
     identity = saved_identity(folder / "tokenized/tokenizer")
     while writer.num_tokens < num_tokens:
         lengths = lognormal(draw, mean_length, 1000)
@@ -103,7 +105,9 @@ def write_repeated(
     for domain, (ids, lengths) in documents.items():
         file = listing.ListedFile(f"{domain}/all.jsonl", domain, 1)
         (folder / "tokenized" / domain).mkdir(parents=True)
-        writer = token_file.TokenFileWriter(folder / "tokenized" / file.token_file, made_with(folder, file))
+        writer = token_file.TokenFileWriter(
+            outputs.Output(folder / "tokenized" / file.token_file, made_with(folder, file))
+        )
         ends = np.cumsum(lengths)
         while (rest := num_tokens[domain] - writer.num_tokens) > 0:
             number = 1 + int(np.searchsorted(ends[:-1], rest))

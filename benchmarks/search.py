@@ -127,7 +127,7 @@ def write_embeddings(folder: Path, num_rows: int) -> None:
     for part in range(num_parts):
         rows = min(100_000, num_rows - part * 100_000)
         path = embeddings.part_path(folder, file, part)
-        with outputs.Draft(path, {**made_with, "part": part}, is_folder=True) as draft:
+        with outputs.Output(path, {**made_with, "part": part}).draft(is_folder=True) as draft:
             vectors = draw.standard_normal((rows, 384), np.float32).astype(np.float16)
             np.save(draft.path / "embeddings.npy", vectors)
             np.save(draft.path / "passages.npy", np.zeros((rows, 8), np.int16))
@@ -146,7 +146,7 @@ def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
     draw = np.random.default_rng(0)
     columns = {"token_ids": "ndarray:int16:64", "prev_token_ids": "ndarray:int16:64"}
     rows = ({name: draw.integers(300, 2000, 64, np.int16) for name in columns} for _ in range(500))
-    mds.write_part(folder / "queries/some", columns, 500, rows, {})
+    mds.write_part(outputs.Output(folder / "queries/some", {}), columns, 500, rows)
     name = str(SHARED / "tokenizer/tokenizer.model") if SHARED.is_dir() else str(folder / "tokenizer.model")
     if not SHARED.is_dir():
         train_tokenizer(snippets(folder), folder / "tokenizer.model")

@@ -26,7 +26,7 @@ import torch
 import calculate_logits
 from benchmarks.common import Bars, best_seconds
 from cepe_data import workers
-from cepe_data.storage import mds
+from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan as teacher_plan
 
@@ -123,7 +123,7 @@ def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
     draw = np.random.default_rng(0)
     columns = {name: mds.array_column(np.dtype(np.int16), num_tokens // 2) for name in ("token_ids", "prev_token_ids")}
     rows = ({name: draw.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
-    mds.write_part(folder / "some", columns, num_rows, rows, {})
+    mds.write_part(outputs.Output(folder / "some", {}), columns, num_rows, rows)
 
 
 def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> teacher_plan.Annotation:

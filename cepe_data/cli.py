@@ -83,6 +83,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
+    """The flag that replaces outputs."""
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+
+
 def run(main: Callable[[], int]) -> None:
     """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message, and
     so is where a signal stopped it."""

@@ -25,7 +25,7 @@ from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
 from cepe_data.retrieval.plan_embedding import CHUNK_BYTES, Chunk, PlannedPart, list_corpus
 from cepe_data.samples.passage_lines import lines_of
-from cepe_data.storage import outputs, provenance
+from cepe_data.storage import outputs
 from cepe_data.storage.npy import write_npy
 from cepe_data.teacher import devices
 
@@ -47,9 +47,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
-    )
+    cli.add_overwrite_argument(parser)
     shards.add_shard_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -80,11 +78,11 @@ def main() -> int:
     args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
     parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
     first, stop = shards.row_range(shard_id, num_shards, len(parts))
-    todo = [part for part in parts[first:stop] if not provenance.is_made(part.path, part.made_with, args.overwrite)]
+    todo = [part for part in parts[first:stop] if not part.output.is_done()]
     if skipped := stop - first - len(todo):
         cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
     num_rows = 0
-    for folder in {part.path.parent for part in todo}:
+    for folder in {part.output.path.parent for part in todo}:
         outputs.remove_stale_temporaries(folder)
     if todo:
         core = workers.run_in_child(word_piece_json, model)
@@ -183,13 +181,13 @@ def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: argpar
         for chunk, passages in read:
             collected.append(passages)
             if chunk.stop == chunk.part.stop:
-                num_rows += write_part(chunk.part, collected, encoder, args.overwrite)
+                num_rows += write_part(chunk.part, collected, encoder)
                 bar.update(chunk.part.stop - chunk.part.start)
                 collected = []
     return num_rows
 
 
-def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder, overwrite: bool) -> int:
+def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder) -> int:
     """Embed the passages of a part and publish it. Returns their number.
 
     Raises:
@@ -214,7 +212,7 @@ def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encode
         "neighbors": joined("neighbors"),
         "neighbor_offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(joined("neighbor_lengths"))]),
     }
-    with outputs.Draft(part.path, part.made_with, is_folder=True, overwrite=overwrite) as draft:
+    with part.output.draft(is_folder=True) as draft:
         for name, array in arrays.items():
             write_npy(draft.path / f"{name}.npy", array)
         first_number = int(numbers[0]) if len(numbers) else 0

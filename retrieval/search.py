@@ -65,9 +65,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
     parser.add_argument("--allow_shortage", action="store_true", help="fewer than --topk for some rows is no failure")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
-    )
+    cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
     )
@@ -82,10 +80,10 @@ def main() -> int:
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
-    todo = [one for one in sets if not provenance.is_made(one.folder, one.made_with, args.overwrite)]
+    todo = [one for one in sets if not one.hits.is_done()]
     for one in sets:
         if one not in todo:
-            cli.say(f"{one.folder}: skipped, made before with the same arguments")
+            cli.say(f"{one.hits.path}: skipped, made before with the same arguments")
     if todo and not args.merge:
         first, stop = shards.row_range(shard_id, num_shards, len(corpus.shards))
         search(args, corpus, todo, corpus.shards[first:stop], model)
@@ -103,7 +101,7 @@ def main() -> int:
     if args.delete_parts:
         for one in sets:
             outputs.remove(one.pool)
-            outputs.remove(one.query_folder)
+            outputs.remove(one.embedded_queries.path)
     return report_shortage(args, sets)
 
 
@@ -115,7 +113,7 @@ def search(
     model: EncoderModel,
 ) -> None:
     """Search these shards of the corpus for the rows of all sets at once."""
-    missing = {shard: [one for one in sets if not one.is_part_made(corpus, shard)] for shard in corpus_shards}
+    missing = {shard: [one for one in sets if not one.part(corpus, shard).is_done()] for shard in corpus_shards}
     todo = [shard for shard in corpus_shards if missing[shard]]
     if skipped := len(corpus_shards) - len(todo):
         cli.say(f"skipped {skipped} of {len(corpus_shards)} shards of the corpus: searched before")
@@ -123,7 +121,7 @@ def search(
         return
     [device] = devices.choose_devices(args.device, 1)
     for one in sets:
-        for folder in (one.folder.parent, one.pool):
+        for folder in (one.hits.path.parent, one.pool):
             outputs.remove_stale_temporaries(folder)
     embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
@@ -139,9 +137,7 @@ def search(
                 keys, scores = best.best()
             for one, start, stop in zip(sets, borders[:-1], borders[1:], strict=True):
                 if one in missing[shard]:
-                    made_with = one.part_made_with(corpus, shard)
-                    path = mds.part_path(one.pool, shard)
-                    with outputs.Draft(path, made_with, is_folder=True, overwrite=args.overwrite) as draft:
+                    with one.part(corpus, shard).draft(is_folder=True) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
                         write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
@@ -151,7 +147,7 @@ def embed_queries(
     args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], model: EncoderModel, device: str
 ) -> None:
     """Embed the queries of every set, once for all shards."""
-    todo = [one for one in sets if not provenance.is_made(one.query_folder, one.query_made_with, args.overwrite)]
+    todo = [one for one in sets if not one.embedded_queries.is_done()]
     if not todo:
         return
     word_pieces = workers.run_in_child(word_piece_json, model)
@@ -171,14 +167,14 @@ def embed_queries(
             for (start, stop), (ids, lengths) in pool.map_in_order(ranges, lambda _: 1, 2 * args.num_workers):
                 vectors[start:stop] = encoder.embed(ids, lengths)
                 bar.update(stop - start)
-        with outputs.Draft(one.query_folder, one.query_made_with, is_folder=True, overwrite=args.overwrite) as draft:
+        with one.embedded_queries.draft(is_folder=True) as draft:
             write_npy(draft.path / "embeddings.npy", vectors)
             draft.publish({"rows": one.num_rows})
 
 
 def read_queries(one: Search) -> np.ndarray:
     """float32 [rows, dimension]: the embedded queries, as the first process to make them published them."""
-    with NpyRows(one.query_folder / "embeddings.npy", "f", 2) as vectors:
+    with NpyRows(one.embedded_queries.path / "embeddings.npy", "f", 2) as vectors:
         return vectors.read(0, vectors.size)
 
 
@@ -214,10 +210,10 @@ def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time:
     """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
     rows = mds.Rows(one.queries) if args.exclude_overlap else None
     num_dropped, num_short = 0, 0
-    outputs.remove_stale_temporaries(one.folder.parent)
+    outputs.remove_stale_temporaries(one.hits.path.parent)
     with (
         ExitStack() as opened,
-        outputs.Draft(one.folder, one.made_with, is_folder=True, overwrite=args.overwrite) as draft,
+        one.hits.draft(is_folder=True) as draft,
         cli.progress_bar(one.num_rows, "row", f"merge {one.domain}") as bar,
     ):
         found = [
@@ -250,7 +246,7 @@ def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time:
         facts = {"rows": one.num_rows, "dropped": num_dropped, "short_rows": num_short, "corpus_files": names}
         draft.publish(facts)
     dropped_text = f", {num_dropped:,} passages dropped that overlap their row" if args.exclude_overlap else ""
-    cli.say(f"{one.num_rows:,} rows{dropped_text}, {cli.seconds_since(start_time)} → {one.folder}")
+    cli.say(f"{one.num_rows:,} rows{dropped_text}, {cli.seconds_since(start_time)} → {one.hits.path}")
 
 
 def best_of_all(
@@ -292,7 +288,7 @@ def report_shortage(args: argparse.Namespace, sets: Sequence[Search]) -> int:
     """Print which sets have rows with fewer passages than asked for; return the exit status."""
     lines = []
     for one in sets:
-        meta = provenance.read_meta(one.folder)
+        meta = provenance.read_meta(one.hits.path)
         if meta and meta["short_rows"]:
             lines.append((one.domain, one.num_rows, meta["short_rows"], meta["dropped"]))
     if not lines:

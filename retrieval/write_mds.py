@@ -44,9 +44,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=None,
         help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB)",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
-    )
+    cli.add_overwrite_argument(parser)
     shards.add_shard_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -58,7 +56,7 @@ def main() -> int:
     corpus = Embeddings(args.embeddings)
     sets = [RetrievedSet(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
     for one in sets:
-        if not args.merge and not one.of_set.is_joined():
+        if not args.merge and not one.of_set.joined.is_done():
             one.write(shard_id, num_shards)
     if not args.merge and num_shards > 1:
         cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")

@@ -224,7 +224,8 @@ def test_a_run_killed_at_any_stage_goes_on_and_gives_the_same_bytes(run: Run, pl
     run(*MARK, "--domains", "cc", cwd=place)
     kill = """
 import os, runpy, signal, sys
-from cepe_data import atomic, duplicates
+from cepe_data.storage import outputs
+from cepe_data.tokens import duplicates
 def kill_in(module, name, number):
     function = getattr(module, name)
     def counted(*arguments):
@@ -235,7 +236,7 @@ def kill_in(module, name, number):
         return function(*arguments)
     setattr(module, name, counted)
 where, number, *sys.argv = sys.argv[1:]
-kill_in(*{"flush": (atomic, "flush"), "compare": (duplicates.CopyFinder, "compare")}[where], int(number))
+kill_in(*{"flush": (outputs, "flush"), "compare": (duplicates.CopyFinder, "compare")}[where], int(number))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
     arguments = [str(PROJECT / MARK[0]), *MARK[1:], "--domains", "cc", "--num_workers", "1"]

@@ -25,11 +25,11 @@ def row(number: int) -> dict:
 def write_parts(folder: Path, borders: list[tuple[int, int]]) -> None:
     for part, (start, stop) in enumerate(borders):
         path = mds.part_path(mds.pool_path(folder), part)
-        mds.write_part(path, COLUMNS, stop - start, map(row, range(start, stop)), {"start": start})
+        mds.write_part(outputs.Output(path, {"start": start}), COLUMNS, stop - start, map(row, range(start, stop)))
 
 
 def join(folder: Path, borders: list[tuple[int, int]]) -> None:
-    with outputs.Draft(folder, {}, is_folder=True) as draft:
+    with outputs.Output(folder, {}).draft(is_folder=True) as draft:
         mds.join_parts(draft, mds.pool_path(folder), borders)
         draft.publish()
 
@@ -53,12 +53,12 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
 def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:
     columns = {**COLUMNS, "half": "ndarray:float16:2,3", "umlaut": "str"}
     rows = [{**row(number), "half": np.full((2, 3), number, np.float16), "umlaut": "ü" * number} for number in range(5)]
-    mds.write_part(tmp_path / "ours", columns, 5, rows, {})
+    mds.write_part(outputs.Output(tmp_path / "ours", {}), columns, 5, rows)
     windows = {"token_ids": "ndarray:int16:5", "prev_token_ids": "ndarray:int16:3", "domain": "str"}
     filled = mds.window_rows(windows, {"domain": "größe"}, 4)
     ids = np.arange(32, dtype=np.int32).reshape(4, 8)
     filled["prev_token_ids"], filled["token_ids"] = ids[:, :3], ids[:, 3:]
-    mds.write_part(tmp_path / "our windows", windows, 4, filled, {})
+    mds.write_part(outputs.Output(tmp_path / "our windows", {}), windows, 4, filled)
     as_rows = [{"prev_token_ids": one[:3], "token_ids": one[3:], "domain": "größe"} for one in ids.astype(np.int16)]
     for name, of_columns, of_rows in (("ours", columns, rows), ("our windows", windows, as_rows)):
         writer = mds.import_streaming().MDSWriter(
@@ -110,7 +110,7 @@ def test_rows_are_read_as_localdataset_reads_them(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int, message: str) -> None:
-    mds.write_part(tmp_path / "set", COLUMNS, 4, map(row, range(4)), {})
+    mds.write_part(outputs.Output(tmp_path / "set", {}), COLUMNS, 4, map(row, range(4)))
     shard = tmp_path / "set/shard.00000.mds"
     damaged = bytearray(shard.read_bytes())
     damaged[position] = 0xFF
@@ -154,12 +154,14 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
         raise RuntimeError("the teacher fell ill")
 
     with pytest.raises(RuntimeError):
-        mds.write_part(tmp_path / "part-00000", COLUMNS, 2, rows(), {})
+        mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 2, rows())
     for wanted, given in ((0, 0), (2, 1), (2, 3)):
         with pytest.raises(PipelineError, match=f"{given} rows of {wanted}"):
-            mds.write_part(tmp_path / "part-00000", COLUMNS, wanted, map(row, range(given)), {})
+            mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, wanted, map(row, range(given)))
     with pytest.raises(ValueError, match="ids is int16"):
-        mds.write_part(tmp_path / "part-00000", COLUMNS, 1, [{**row(0), "ids": np.zeros(5, np.int16)}], {})
+        mds.write_part(
+            outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 1, [{**row(0), "ids": np.zeros(5, np.int16)}]
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -174,7 +176,7 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_is_checked_before_anything_is_decoded(tmp_path: Path, change: dict, message: str) -> None:
-    mds.write_part(tmp_path / "set", COLUMNS, 1, [row(0)], {})
+    mds.write_part(outputs.Output(tmp_path / "set", {}), COLUMNS, 1, [row(0)])
     index = json.loads((tmp_path / "set/index.json").read_text())
     index["shards"][0].update(change)
     (tmp_path / "set/index.json").write_text(json.dumps(index))

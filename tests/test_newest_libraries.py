@@ -84,7 +84,10 @@ def test_transformers_4_and_5_read_the_saved_tokenizer_alike_and_what_5_saves_is
 def test_the_samplers_hashes_do_not_depend_on_the_version_of_xxhash(
     newest: dict[str, str],
 ) -> None:
-    script = "from cepe_data import keyed, records; print(keyed.key('seed'), records.fingerprint({'a': [1, 'é']}))"
+    script = (
+        "from cepe_data import hashing; from cepe_data.storage import provenance;"
+        "print(hashing.key('seed'), provenance.fingerprint({'a': [1, 'é']}))"
+    )
     outputs = set()
     for environment in ({}, newest):
         paths = os.pathsep.join([*environment.values(), str(PROJECT)])

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from cepe_data import shards
 from cepe_data.corpus import listing
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds, outputs, provenance
 from tests.conftest import PROJECT, Run, World
 from tests.test_retrieval import make_encoder
 
@@ -256,7 +256,7 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
     part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
-    mds.write_part(part, mds.read_columns(folder), len(rows), rows, record)
+    mds.write_part(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
     shutil.copytree(part, mds.part_path(mds.pool_path(folder), 0))
     [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cepe_data.errors import DamagedFileError
+from cepe_data.storage import outputs
 from cepe_data.tokens import token_file
 from tests import reference
 
@@ -24,7 +25,7 @@ def flat(documents: list[list[int]]) -> list[int]:
 
 
 def write(path: Path, documents: list[list[int]] = DOCUMENTS) -> None:
-    writer = token_file.TokenFileWriter(path, {"source": "x"})
+    writer = token_file.TokenFileWriter(outputs.Output(path, {"source": "x"}))
     for first in range(0, len(documents), 2):
         batch = documents[first : first + 2]
         writer.append(

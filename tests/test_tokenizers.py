@@ -318,7 +318,7 @@ def test_a_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     kind = kinds.make_kind(snapshot, "gpt2")
     (tmp_path / "models--some--name/refs").mkdir()
     (tmp_path / "models--some--name/refs/main").write_text("0123")
-    script = "from cepe_data import tokenizers; print(tokenizers.load('some/name').identity.vocab_size)"
+    script = "from cepe_data.tokens import tokenizers; print(tokenizers.load('some/name').identity.vocab_size)"
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "PYTHONPATH": str(PROJECT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == kind.vocab_size and "looking for it on the Hugging Face hub" in done.stderr
@@ -340,7 +340,7 @@ def test_token_files_of_an_earlier_version_that_asked_transformers_are_found(run
     (tmp_path / "converted/tokenizer.model").rename(tmp_path / "tokenizer.model")
     old = tokenizers.load(str(tmp_path / "converted")).identity
     assert (old.bos_id, old.eos_id, old.vocab_size) == (600, 601, 602), "transformers adds BOS and EOS"
-    with outputs.Draft(tmp_path / "tokenized/tokenizer", {"tokenizer": old.as_json()}, is_folder=True) as draft:
+    with outputs.Output(tmp_path / "tokenized/tokenizer", {"tokenizer": old.as_json()}).draft(is_folder=True) as draft:
         fast.save_pretrained(draft.path)
         draft.publish()
     for script in ("tokenize_jsonl.py", "sanity_check.py"):
@@ -501,7 +501,8 @@ def test_a_signal_while_gigatoken_encodes_stops_the_run(world: World, tmp_path: 
     script.write_text(
         "import os, signal, sys, threading\n"
         "from pathlib import Path\n"
-        "from cepe_data import backends, cli, tokenizers\n"
+        "from cepe_data import cli\n"
+        "from cepe_data.tokens import backends, tokenizers\n"
         "def main():\n"
         "    encode = backends.make_encoder('gigatoken', tokenizers.read_saved(Path(sys.argv[1])))\n"
         "    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"

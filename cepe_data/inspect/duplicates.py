@@ -9,7 +9,7 @@ samplers leave marked documents out with --drop_duplicates. Copies are no damage
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cepe_data import cli, shards, workers
@@ -18,6 +18,7 @@ from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
 from cepe_data.samples.splits import Splits
 from cepe_data.storage import outputs, provenance
+from cepe_data.storage.outputs import Output
 from cepe_data.storage.report import Report, add_report_arguments, add_source_arguments
 from cepe_data.tokens import duplicates
 
@@ -52,9 +53,7 @@ class DomainBits:
 
     tokens: reader.Tokens
     domain: str
-    made_with: provenance.Meta
-    todo: frozenset[str]
-    overwrite: bool
+    todo: Mapping[str, Output]
     partition_documents: int
 
     @property
@@ -79,12 +78,12 @@ class DomainBits:
         alone = replace(tokens, files={domain: tokens.files[domain]})
         survey = reader.survey(alone, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
         made_with = duplicates.made_with(survey.fingerprint, survey.document_hash)
-        todo = frozenset(
-            file.path
-            for file in tokens.files[domain]
-            if not duplicates.is_made(tokens.folder / file.token_file, made_with, overwrite)
-        )
-        return cls(alone, domain, made_with, todo, overwrite, partition_documents)
+        todo = {}
+        for file in tokens.files[domain]:
+            bits = Output(duplicates.bits_path(tokens.folder / file.token_file), made_with, overwrite)
+            if not duplicates.is_made(bits):
+                todo[file.path] = bits
+        return cls(alone, domain, todo, partition_documents)
 
     def num_documents(self) -> int:
         """Documents of the domain."""
@@ -108,8 +107,7 @@ class DomainBits:
                 num_documents = self._num_documents_of(file)
                 copies = take_blocks(finder, num_documents)
                 if file.path in self.todo:
-                    path = folder / file.token_file
-                    duplicates.write_bits(path, num_documents, copies, self.made_with, self.overwrite)
+                    duplicates.write_bits(self.todo[file.path], num_documents, copies)
                 else:
                     for _ in copies:
                         pass

@@ -275,8 +275,8 @@ def search_passages(args: argparse.Namespace) -> Step:
         units = []
         for corpus_shard in corpus_there.shards[first:stop]:
             for one in searches:
-                path, known = mds.part_path(one.pool, corpus_shard), one.part_made_with(corpus_there, corpus_shard)
-                units.append(part_unit(path, known, one.num_rows, one.folder, joined[one.domain]))
+                part = one.part(corpus_there, corpus_shard)
+                units.append(part_unit(part.path, part.made_with, one.num_rows, one.hits.path, joined[one.domain]))
         tasks.append(Task(units))
     return Step(args.output, "parts", "rows", tasks, True)
 
@@ -293,7 +293,7 @@ def known_of_hits(args: argparse.Namespace, domain: str) -> provenance.Meta:
     """What is known of the record of hits."""
     plan = plan_of_search(args, domain)
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
-    return plan.made_with if plan else {"domain": domain, **of_arguments}
+    return plan.hits.made_with if plan else {"domain": domain, **of_arguments}
 
 
 def count_rows(args: argparse.Namespace, domain: str) -> int:

@@ -15,6 +15,7 @@ from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.embeddings import CorpusFile
 from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, provenance
+from cepe_data.storage.outputs import Output
 
 CHUNK_BYTES = 4_000_000
 
@@ -87,8 +88,7 @@ class PlannedPart:
     file: CorpusFile
     start: int
     stop: int
-    path: Path
-    made_with: provenance.Meta
+    output: Output
     vocab_size: int | None
 
     @classmethod
@@ -105,9 +105,9 @@ class PlannedPart:
             "dimension": model.dimension,
             "max_word_pieces": model.max_word_pieces,
         }
-        path = embeddings.part_path(args.output, file, part)
+        output = Output(embeddings.part_path(args.output, file, part), made_with, args.overwrite)
         start, stop = part_range(source, part, args.part_bytes)
-        return cls(source, file, start, stop, path, made_with, vocab_size)
+        return cls(source, file, start, stop, output, vocab_size)
 
     @property
     def token_dtype(self) -> np.dtype:

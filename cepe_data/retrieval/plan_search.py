@@ -11,6 +11,7 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import Embeddings
 from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -19,36 +20,26 @@ class Search:
 
     domain: str
     queries: Path
-    folder: Path
     num_rows: int
-    query_made_with: provenance.Meta
+    embedded_queries: Output
     found_with: provenance.Meta
-    made_with: provenance.Meta
+    hits: Output
     fetch: int
-    overwrite: bool
 
     @property
     def pool(self) -> Path:
-        return mds.pool_path(self.folder)
+        return mds.pool_path(self.hits.path)
 
-    @property
-    def query_folder(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.queries")
-
-    def part_made_with(self, corpus: Embeddings, shard: int) -> provenance.Meta:
-        """The record of what was found in a shard of the corpus."""
+    def part(self, corpus: Embeddings, shard: int) -> Output:
+        """What is found in a shard of the corpus."""
         fingerprint = corpus.fingerprint(corpus.parts_of(shard))
-        return {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
-
-    def is_part_made(self, corpus: Embeddings, shard: int) -> bool:
-        """Raises as `provenance.is_made`."""
-        path, made_with = mds.part_path(self.pool, shard), self.part_made_with(corpus, shard)
-        return provenance.is_made(path, made_with, self.overwrite)
+        made_with = {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
+        return Output(mds.part_path(self.pool, shard), made_with, self.hits.overwrite)
 
     def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
         """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
-        missing = [number for number, shard in enumerate(corpus.shards) if not self.is_part_made(corpus, shard)]
-        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.overwrite)
+        missing = [number for number, shard in enumerate(corpus.shards) if not self.part(corpus, shard).is_done()]
+        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.hits.overwrite)
 
 
 def find_encoder(args: argparse.Namespace, corpus: Embeddings) -> EncoderModel:
@@ -124,8 +115,9 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Se
         "embeddings": corpus.fingerprint(corpus.parts),
         "exclude_overlap": args.exclude_overlap,
     }
-    folder = args.output / domain
-    return Search(domain, queries, folder, num_rows, query_made_with, found_with, made_with, fetch, args.overwrite)
+    hits = Output(args.output / domain, made_with, args.overwrite)
+    embedded_queries = Output(args.output / f"{domain}.queries", query_made_with, args.overwrite)
+    return Search(domain, queries, num_rows, embedded_queries, found_with, hits, fetch)
 
 
 def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:

@@ -24,6 +24,7 @@ from cepe_data.samples.splits import Splits
 from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
 from cepe_data.samples.windows import DocumentWindows
 from cepe_data.storage import outputs, provenance
+from cepe_data.storage.outputs import Output
 from cepe_data.tokens import backends
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
@@ -97,11 +98,10 @@ class PassageFormatter:
 class PassageFile:
     """A file that is to be made: its passages are rows [start, stop) of the domain's drawing order."""
 
-    path: Path
+    output: Output
     domain: str
     start: int
     stop: int
-    made_with: provenance.Meta
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,8 @@ class PassageShard:
                 if other != path:
                     options.refuse_differences(other, shared, overwrite)
             made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
-            file = PassageFile(path, domain, start, stop, made_with)
-            if provenance.is_made(path, file.made_with, overwrite):
+            file = PassageFile(Output(path, made_with, overwrite), domain, start, stop)
+            if file.output.is_done():
                 cli.say(f"{path}: skipped, made before with the same arguments")
             elif path.exists() or start < stop:
                 todo.append(file)
@@ -265,27 +265,27 @@ class PassageShard:
         with workers.Workers(args.num_workers, PassageFormatter(self, tokenizer)) as pool:
             for file in files:
                 if file.start < file.stop:
-                    self._write(pool, file, args.overwrite, check)
+                    self._write(pool, file, check)
                 else:
-                    outputs.remove(file.path)
-                    outputs.remove(provenance.meta_path(file.path))
+                    outputs.remove(file.output.path)
+                    outputs.remove(provenance.meta_path(file.output.path))
 
-    def _write(self, pool: workers.Workers, file: PassageFile, overwrite: bool, check: Callable[[], None]) -> None:
+    def _write(self, pool: workers.Workers, file: PassageFile, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
-        outputs.remove_stale_temporaries(file.path.parent)
+        outputs.remove_stale_temporaries(file.output.path.parent)
         plan = self.source(file.domain).draw(file.start, file.stop)
         blocks = (
             Block(file.domain, first, plan.rows(first, first + PASSAGES_AT_ONCE))
             for first in range(0, len(plan), PASSAGES_AT_ONCE)
         )
         with (
-            outputs.Draft(file.path, file.made_with, overwrite=overwrite) as draft,
+            file.output.draft() as draft,
             cli.progress_bar(len(plan), "passage", self.set_name(file.domain)) as bar,
         ):
-            with draft.path.open("wb") as output:
+            with draft.path.open("wb") as lines_file:
                 for block, lines in pool.map_in_order(blocks, lambda _: 1, pool.num_workers + 2):
-                    output.write(lines)
+                    lines_file.write(lines)
                     bar.update(len(block.plan))
             check()
             draft.publish({"rows": len(plan), **self.facts(file.domain)})
-        cli.say(f"{file.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")
+        cli.say(f"{file.output.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")

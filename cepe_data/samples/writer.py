@@ -21,6 +21,7 @@ from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
 from cepe_data.samples.windows import Windows
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import write_npy
+from cepe_data.storage.outputs import Output
 
 SHARD_BYTES = 64 << 20
 MEASURED_BYTES = 16 << 20
@@ -36,21 +37,23 @@ class PlannedSet:
 
     split: str
     domain: str
-    folder: Path
-    made_with: provenance.Meta
+    output: Output
     outcome: SetOutcome
     is_made: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.output.path
 
 
 @dataclass(frozen=True)
 class Part:
     """A part of a set on its way to a worker."""
 
-    path: Path
+    output: Output
     split: str
     domain: str
     plan: Plan
-    made_with: provenance.Meta
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,8 @@ class WindowSampler:
         outcome = SetOutcome(f"{split}/{domain}", survey.documents[split], requested, available, num_rows)
         folder = self.output / split / domain
         made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
-        is_made = provenance.is_made(folder, made_with, self.overwrite)
-        return PlannedSet(split, domain, folder, made_with, outcome, is_made)
+        output = Output(folder, made_with, self.overwrite)
+        return PlannedSet(split, domain, output, outcome, output.is_done())
 
     def refuse_other_sets(self, replaced: Collection[Path]) -> None:
         """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
@@ -192,7 +195,7 @@ class WindowSampler:
         plan = self._source(split, domain).draw(0, num_measured)
         with tempfile.TemporaryDirectory() as scratch:
             start_time = time.perf_counter()
-            self.write_part(Part(Path(scratch) / "part", split, domain, plan, {}))
+            self.write_part(Part(Output(Path(scratch) / "part", {}), split, domain, plan))
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
         return Estimate(len(self._borders(num_rows)), num_rows * row_bytes, seconds)
 
@@ -229,7 +232,7 @@ class WindowSampler:
             self._write_set(pool, planned, check)
         except (PipelineError, FileNotFoundError):
             # Another process made the same set and removed the parts under our hands: then all is well.
-            if not provenance.is_made(planned.folder, planned.made_with):
+            if not Output(planned.folder, planned.output.made_with).is_done():
                 raise
 
     def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
@@ -244,14 +247,15 @@ class WindowSampler:
             for number, (start, stop) in enumerate(borders):
                 numbers = {"first_row": start, "stop_row": stop, "rows_per_part": self.part_rows}
                 made_with = {**self.made_with(split, domain), **numbers}
-                part = Part(mds.part_path(parts, number), split, domain, plan.rows(start, stop), made_with)
+                output = Output(mds.part_path(parts, number), made_with, self.overwrite)
+                part = Part(output, split, domain, plan.rows(start, stop))
                 if self._is_part_made(part):
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
             for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
                 bar.update(len(part.plan))
-        with outputs.Draft(folder, planned.made_with, is_folder=True, overwrite=self.overwrite) as draft:
+        with planned.output.draft(is_folder=True) as draft:
             mds.join_parts(draft, parts, borders)
             write_npy(draft.companion(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
             check()
@@ -261,11 +265,11 @@ class WindowSampler:
 
     def _is_part_made(self, part: Part) -> bool:
         try:
-            return provenance.is_made(part.path, part.made_with, self.overwrite)
+            return part.output.is_done()
         except ArgumentError as error:
             raise ArgumentError(
-                f"{part.path.parent} is what a run that did not come to its end has left: finish that run, or remove "
-                f"the folder. {error}"
+                f"{part.output.path.parent} is what a run that did not come to its end has left: finish that run, or "
+                f"remove the folder. {error}"
             ) from None
 
     def _source(self, split: str, domain: str) -> WindowSource:
@@ -278,7 +282,7 @@ class WindowSampler:
         """Write and publish a part: the task of the workers."""
         rows = mds.window_rows(self.columns, {"domain": part.domain}, len(part.plan))
         self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
-        mds.write_part(part.path, self.columns, len(rows), rows, part.made_with, self.overwrite)
+        mds.write_part(part.output, self.columns, len(rows), rows)
 
     def _write_manifest(self, planned: Sequence[PlannedSet], args: argparse.Namespace) -> None:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""

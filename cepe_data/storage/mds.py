@@ -136,12 +136,7 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
 
 
 def write_part(
-    path: Path,
-    columns: Columns,
-    num_rows: int,
-    rows: np.ndarray | Iterable[Mapping[str, Any]],
-    made_with: provenance.Meta,
-    overwrite: bool = False,
+    part: outputs.Output, columns: Columns, num_rows: int, rows: np.ndarray | Iterable[Mapping[str, Any]]
 ) -> None:
     """Write one part, a folder with one MDS shard, and publish it. Its bytes are those that MDSWriter writes, which
     copies them three times, holds the shard in memory, and takes seconds to import.
@@ -156,7 +151,7 @@ def write_part(
     text = json.dumps(config, sort_keys=True).encode()
     offsets = np.zeros(num_rows + 1, np.int64)
     offsets[0], done = 4 + 4 * len(offsets) + len(text), 0
-    with outputs.Draft(path, made_with, is_folder=True, overwrite=overwrite) as draft:
+    with part.draft(is_folder=True) as draft:
         with (draft.path / SHARD_NAME).open("wb") as file:
             file.seek(offsets[0])
             if isinstance(rows, np.ndarray):
@@ -169,7 +164,9 @@ def write_part(
                     file.write(encoded)
             ends = np.cumsum(offsets)
             if done != num_rows or not num_rows or ends[-1] > MAX_SHARD_BYTES:
-                raise PipelineError(f"{path}: {done} rows of {num_rows}, {ends[-1]:,} bytes; lower --rows_per_part")
+                raise PipelineError(
+                    f"{part.path}: {done} rows of {num_rows}, {ends[-1]:,} bytes; lower --rows_per_part"
+                )
             file.seek(0)
             file.write(np.uint32(num_rows).tobytes() + ends.astype("<u4").tobytes() + text)
         raw_data = {"basename": SHARD_NAME, "bytes": int(ends[-1]), "hashes": {}}

@@ -17,6 +17,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -126,20 +127,47 @@ def write_bytes(path: Path, content: bytes) -> None:
         flush(path.parent)
 
 
+@dataclass(frozen=True)
+class Output:
+    """A unit of output: its place, what determines its bytes, and whether it replaces one that something else made."""
+
+    path: Path
+    made_with: provenance.Meta
+    overwrite: bool = False
+    _is_verified: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def is_done(self) -> bool:
+        """Whether it is there, so that nothing is left to do. Raises as `provenance.is_made`.
+
+        With `overwrite`, all its files are hashed to know that, but only once.
+        """
+        if not self._is_verified and provenance.is_made(self.path, self.made_with, self.overwrite):
+            object.__setattr__(self, "_is_verified", True)
+        return self._is_verified
+
+    def draft(self, is_folder: bool = False) -> Draft:
+        """Begin to write it."""
+        return Draft(self, is_folder)
+
+
 class Draft:
     """A unit on its way to its final name.
 
-        with Draft(final, made_with) as draft:
+        with Output(path, made_with).draft() as draft:
             ... write draft.path, and draft.companion(other) for files beside it ...
             draft.publish(facts)
 
     Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
     """
 
-    def __init__(
-        self, final: Path, made_with: provenance.Meta, *, is_folder: bool = False, overwrite: bool = False
-    ) -> None:
-        self.final, self.made_with, self.is_folder, self.overwrite = final, made_with, is_folder, overwrite
+    def __init__(self, output: Output, is_folder: bool = False) -> None:
+        final = output.path
+        self.final, self.made_with, self.is_folder, self._replaces = (
+            final,
+            output.made_with,
+            is_folder,
+            output.overwrite,
+        )
         self.path = temporary_path(final)
         self._aside = temporary_path(final.with_name(f"{final.name}.old"))
         self._companions: dict[Path, Path] = {}  # final and temporary paths
@@ -213,7 +241,7 @@ class Draft:
     def _give_names(self) -> bool:
         """Rename everything, the unit itself last. False if it is there by now."""
         with _locked(self.final.parent):
-            if self.overwrite and self.final.exists():
+            if self._replaces and self.final.exists():
                 remove(self._aside)
                 self.final.rename(self._aside)
             if self.final.exists():

@@ -38,6 +38,16 @@ class PartedSet:
         return mds.pool_path(self.folder)
 
     @cached_property
+    def joined(self) -> outputs.Output:
+        """The set, once its parts are joined."""
+        return outputs.Output(self.folder, self.set_made_with, self.overwrite)
+
+    def part(self, number: int) -> outputs.Output:
+        """One of its parts."""
+        path = mds.part_path(self.pool, number)
+        return outputs.Output(path, self.part_made_with(number), self.overwrite)
+
+    @cached_property
     def borders(self) -> list[tuple[int, int]]:
         return mds.part_borders(self.num_rows, self.part_rows)
 
@@ -50,19 +60,11 @@ class PartedSet:
         start, stop = self.borders[part]
         return {**self.set_made_with, "first_row": start, "stop_row": stop}
 
-    def is_part_made(self, part: int) -> bool:
-        """Raises as `provenance.is_made`."""
-        return provenance.is_made(mds.part_path(self.pool, part), self.part_made_with(part), self.overwrite)
-
-    def is_joined(self) -> bool:
-        """Raises as `provenance.is_made`."""
-        return provenance.is_made(self.folder, self.set_made_with, self.overwrite)
-
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made; says how many are not."""
         self._refuse_other_pool()
         first, stop = shards.row_range(shard_id, num_shards, len(self.borders))
-        todo = [part for part in range(first, stop) if not self.is_part_made(part)]
+        todo = [part for part in range(first, stop) if not self.part(part).is_done()]
         if skipped := stop - first - len(todo):
             cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
         return todo
@@ -86,8 +88,7 @@ class PartedSet:
     def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one part and publish it. Raises as `mds.write_part`."""
         start, stop = self.borders[part]
-        path = mds.part_path(self.pool, part)
-        mds.write_part(path, self.columns, stop - start, rows, self.part_made_with(part), self.overwrite)
+        mds.write_part(self.part(part), self.columns, stop - start, rows)
 
     def remove_stale_temporaries(self) -> None:
         """What dead processes left, beside the set and in its pool."""
@@ -108,12 +109,12 @@ class PartedSet:
             PipelineError: if parts are missing, with the shards to run again.
         """
         self.remove_stale_temporaries()
-        if self.is_joined():
+        if self.joined.is_done():
             cli.say(f"{self.folder}: skipped, made before with the same arguments")
         else:
-            missing = [part for part in range(len(self.borders)) if not self.is_part_made(part)]
+            missing = [part for part in range(len(self.borders)) if not self.part(part).is_done()]
             refuse_missing(missing, len(self.borders), num_shards, self.pool, self.overwrite)
-            with outputs.Draft(self.folder, self.set_made_with, is_folder=True, overwrite=self.overwrite) as draft:
+            with self.joined.draft(is_folder=True) as draft:
                 mds.join_parts(draft, self.pool, self.borders)
                 if write_companions is not None:
                     write_companions(draft)

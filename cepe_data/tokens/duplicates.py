@@ -43,29 +43,25 @@ def made_with(token_files: str, document_hash: str) -> provenance.Meta:
     return {"kind": "duplicates", "token_files": token_files, "document_hash": document_hash}
 
 
-def is_made(path: Path, record: provenance.Meta, overwrite: bool) -> bool:
-    """Whether the bits of the token file `path` are there. Reads them; raises as `provenance.is_made`, and a
-    DamagedFileError if they are not what was written."""
-    bits = bits_path(path)
-    if not provenance.is_made(bits, record, overwrite):
+def is_made(bits: outputs.Output) -> bool:
+    """Whether the bits of a token file are there. Reads them; raises as `Output.is_done`, and a DamagedFileError if
+    they are not what was written."""
+    if not bits.is_done():
         return False
-    if damaged := provenance.damaged_files(bits, provenance.read_meta(bits) or {"files": {}}):
+    if damaged := provenance.damaged_files(bits.path, provenance.read_meta(bits.path) or {"files": {}}):
         raise DamagedFileError(f"{damaged[0]} is not what was written: --overwrite makes it again")
     return True
 
 
-def write_bits(
-    path: Path, num_documents: int, copies: Iterable[np.ndarray], record: provenance.Meta, overwrite: bool = False
-) -> None:
-    """Write the bits of the token file `path`.
+def write_bits(bits: outputs.Output, num_documents: int, copies: Iterable[np.ndarray]) -> None:
+    """Write the bits of a token file.
 
     Args:
         copies: bool [documents] each, blocks of documents in order: whether each is a copy. All blocks but the last
             have a multiple of 8 documents.
-        record: what `made_with` returns.
     """
     num_copies = 0
-    with outputs.Draft(bits_path(path), record, overwrite=overwrite) as draft:
+    with bits.draft() as draft:
         with draft.path.open("wb") as file:
             write_header(file, np.dtype(np.uint8), num_bytes(num_documents))
             for is_copy in copies:

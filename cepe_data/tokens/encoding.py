@@ -192,11 +192,15 @@ class Job:
             "tokenizer": self.identity.as_json(),
         }
 
+    def output(self, file: listing.ListedFile) -> outputs.Output:
+        """The token file of a listed file."""
+        return outputs.Output(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+
     def is_done(self, file: listing.ListedFile, totals: Totals) -> bool:
         """Whether there is nothing to do for a file: it is made, and its source is gone or as it was listed; or one of
         them is damaged, which goes into the totals."""
         try:
-            is_made = provenance.is_made(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+            is_made = self.output(file).is_done()
             if is_made and (self.root / file.path).exists():
                 self._refuse_other_size(file)
             return is_made
@@ -288,8 +292,7 @@ class _Publisher:
     def take(self, segment: Segment, encoded: EncodedSegment) -> None:
         """Append a segment to its token file; the last one sends the file off."""
         if self._writer is None:
-            target = self._job.output_dir / segment.file.token_file
-            self._writer = token_file.TokenFileWriter(target, self._job.made_with(segment.file), self._job.overwrite)
+            self._writer = token_file.TokenFileWriter(self._job.output(segment.file))
             self._skipped, self._mended = readers.LineReport(), readers.LineReport()
             self._num_lines, self._failure = 0, ""
         self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)

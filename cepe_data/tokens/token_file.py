@@ -75,10 +75,10 @@ class TokenFileWriter:
     The header and the lengths stand before the tokens but are known last, so all three arrays are spooled.
     """
 
-    def __init__(self, path: Path, made_with: provenance.Meta, overwrite: bool = False) -> None:
-        self.draft = outputs.Draft(path, made_with, overwrite=overwrite).__enter__()
-        self._lengths, self._tokens, self._hashes = (_Spool(path.parent) for _ in range(3))
-        self.path = path
+    def __init__(self, output: outputs.Output) -> None:
+        self.path = output.path
+        self.draft = output.draft().__enter__()
+        self._lengths, self._tokens, self._hashes = (_Spool(self.path.parent) for _ in range(3))
         self.num_documents = self.num_tokens = 0
 
     def append(self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> None:

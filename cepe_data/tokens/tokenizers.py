@@ -360,11 +360,10 @@ def _from_sentencepiece(path: Path, configs: Mapping[Path, Mapping[str, Any]] | 
 def save(tokenizer: TokenizerFiles, folder: Path, overwrite: bool = False) -> None:
     """Save the tokenizer of a folder of token files, once; later steps read it from there.
 
-    Raises:
-        ArgumentError: if another tokenizer is saved there, and `overwrite` is off.
-        DamagedFileError: if that one is damaged.
+    Raises as `Output.is_done`, and DamagedFileError if the one that is there is damaged.
     """
-    if is_saved(tokenizer.identity, folder, overwrite):
+    output = output_of(tokenizer.identity, folder, overwrite)
+    if output.is_done():
         saved_identity(folder)
         return
     config = {
@@ -373,7 +372,7 @@ def save(tokenizer: TokenizerFiles, folder: Path, overwrite: bool = False) -> No
         "eos_token": tokenizer.eos,
         "clean_up_tokenization_spaces": False,
     }
-    with outputs.Draft(folder, _made_with(tokenizer.identity), is_folder=True, overwrite=overwrite) as draft:
+    with output.draft(is_folder=True) as draft:
         if tokenizer.tokenizer_json is not None:
             (draft.path / _JSON_NAME).write_text(tokenizer.tokenizer_json, encoding="utf-8", newline="")
         if tokenizer.sentencepiece_model is not None:
@@ -382,17 +381,9 @@ def save(tokenizer: TokenizerFiles, folder: Path, overwrite: bool = False) -> No
         draft.publish()
 
 
-def is_saved(identity: TokenizerIdentity, folder: Path, overwrite: bool = False) -> bool:
-    """Whether this tokenizer is saved there already.
-
-    Raises:
-        ArgumentError, DamagedFileError: as `save`.
-    """
-    return provenance.is_made(folder, _made_with(identity), overwrite)
-
-
-def _made_with(identity: TokenizerIdentity) -> provenance.Meta:
-    return {"tokenizer": identity.as_json()}
+def output_of(identity: TokenizerIdentity, folder: Path, overwrite: bool = False) -> outputs.Output:
+    """The saved tokenizer with this identity."""
+    return outputs.Output(folder, {"tokenizer": identity.as_json()}, overwrite)
 
 
 def saved_identity(folder: Path) -> TokenizerIdentity | None:

@@ -1,4 +1,4 @@
-"""Plans and windows, against brute force over small token files.    pytest tests/test_drawing.py"""
+"""Plans and windows, against brute force over small token files.    pytest tests/test_reader.py"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cepe_data.errors import DamagedFileError
 from cepe_data.samples import reader
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.storage import outputs
 from cepe_data.tokens import token_file
 from tests import reference
 
@@ -22,7 +23,7 @@ def make_tokens(folder: Path, files: list[list[int]], vocab_size: int | None = N
     listed, next_id = [], 0
     for number, lengths in enumerate(files):
         listed.append(ListedFile(f"{number:02d}.jsonl", "any", 1))
-        writer = token_file.TokenFileWriter(folder / listed[-1].token_file, {})
+        writer = token_file.TokenFileWriter(outputs.Output(folder / listed[-1].token_file, {}))
         ids = np.arange(next_id, next_id + sum(lengths), dtype=np.int32)
         hashes = [reference.key(f"{number}/{document}") for document in range(len(lengths))]
         writer.append(ids, np.array(lengths, np.int64), np.array(hashes, np.uint64))

@@ -1,4 +1,4 @@
-"""Outputs are complete or absent.    pytest tests/test_atomic.py"""
+"""Outputs are complete or absent.    pytest tests/test_outputs.py"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cepe_data.storage import outputs, provenance
 
 
 def publish_file(path: Path, text: str, made_with: provenance.Meta, overwrite: bool = False) -> bool:
-    with outputs.Draft(path, made_with, overwrite=overwrite) as draft:
+    with outputs.Output(path, made_with, overwrite).draft() as draft:
         draft.path.write_text(text)
         draft.companion(path.with_name("beside.txt")).write_text(text + text)
         return draft.publish({"fact": 1})
@@ -38,7 +38,7 @@ def test_a_unit_is_published_with_its_companions_and_meta_file(tmp_path: Path) -
 
 
 def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), outputs.Draft(tmp_path / "unit", {}, is_folder=True) as draft:
+    with pytest.raises(RuntimeError), outputs.Output(tmp_path / "unit", {}).draft(is_folder=True) as draft:
         (draft.path / "half").write_text("half")
         draft.companion(tmp_path / "beside").write_text("beside")
         raise RuntimeError
@@ -68,13 +68,13 @@ def test_a_publisher_that_is_overtaken_at_the_last_moment_replaces_nothing(
     def be_overtaken(draft: outputs.Draft) -> bool:
         monkeypatch.setattr(outputs.Draft, "_give_names", give_names)
         monkeypatch.setattr(outputs, "temporary_path", lambda path: path.with_name(f".tmp-{path.name}-elsewhere-1"))
-        with outputs.Draft(final, {"seed": 1}, is_folder=is_folder) as other:
+        with outputs.Output(final, {"seed": 1}).draft(is_folder=is_folder) as other:
             write(other, "theirs")
             assert other.publish()
         monkeypatch.undo()
         return draft._give_names()
 
-    with outputs.Draft(final, {"seed": 1}, is_folder=is_folder) as draft:
+    with outputs.Output(final, {"seed": 1}).draft(is_folder=is_folder) as draft:
         write(draft, "ours")
         monkeypatch.setattr(outputs.Draft, "_give_names", be_overtaken)
         assert not draft.publish()
@@ -102,7 +102,7 @@ def test_of_units_that_are_published_together_no_name_is_given_before_all_files_
     with contextlib.ExitStack() as stack:
         drafts = []
         for number in range(3):
-            draft = stack.enter_context(outputs.Draft(tmp_path / f"{number}.npy", {"number": number}))
+            draft = stack.enter_context(outputs.Output(tmp_path / f"{number}.npy", {"number": number}).draft())
             draft.path.write_text("content")
             draft.companion(tmp_path / f"{number}.beside").write_text("beside")
             draft.seal()
@@ -127,7 +127,7 @@ def test_a_unit_that_cannot_be_named_keeps_none_of_the_others_from_it(tmp_path: 
     with contextlib.ExitStack() as stack, pytest.raises(OSError, match=r"Is a directory: '.*/1\.npy'"):
         drafts = []
         for number in range(3):
-            drafts.append(stack.enter_context(outputs.Draft(tmp_path / f"{number}.npy", {}, overwrite=overwrite)))
+            drafts.append(stack.enter_context(outputs.Output(tmp_path / f"{number}.npy", {}, overwrite).draft()))
             drafts[-1].path.write_text("new")
             drafts[-1].seal()
         outputs.publish_together(drafts)
@@ -164,7 +164,7 @@ def test_the_slower_of_two_publishers_replaces_no_companion_of_the_faster(
     with pytest.raises(ArgumentError, match="seed: was 2, now 1"):
         publish_file(path, "ours", {"seed": 1})
     assert path.read_text() == "theirs" and (tmp_path / "beside.txt").read_text() == "theirs" * 2
-    assert provenance.is_made(path, {"seed": 2}, overwrite=True)
+    assert outputs.Output(path, {"seed": 2}, True).is_done()
 
 
 def test_without_hard_links_files_are_renamed_and_still_not_replaced(

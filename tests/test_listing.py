@@ -1,4 +1,4 @@
-"""Lists and weights of the corpus.    pytest tests/test_corpus.py"""
+"""Lists and weights of the corpus.    pytest tests/test_listing.py"""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ from cepe_data.storage import mds
 from cepe_data.teacher import devices
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.inputs import InputRows
-from cepe_data.teacher.plan import Annotation, plan_annotation
+from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotation
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="the folder that holds the domain folders")
     parser.add_argument("--model_dir", required=True, help="the teacher: a folder or a hub name")
-    parser.add_argument("--domain", required=True, help="the domain to annotate")
+    parser.add_argument("--domain", required=True, type=cli.folder_name, help="the domain to annotate")
     parser.add_argument(
         "--num_encoder_tokens", type=cli.positive_count, default=2048, help="context: the last of prev_token_ids"
     )
@@ -82,10 +82,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(AnnotationOptions, parse_args())
     start = time.monotonic()
-    args.domain = args.domain.strip("/")
-    shard_id, num_shards = shards.resolve_shard_or_merge(args)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     if args.delete_parts and not args.merge and num_shards > 1:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
     if args.dry_run and args.merge:

@@ -33,7 +33,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(options.InsideOptions, parse_args())
     start = time.monotonic()
     windows, splits = options.inside_documents(args.total_length, args.decoder_length), options.make_splits(args)
     tokens, weights = options.open_tokens(args)
@@ -49,7 +49,7 @@ def main() -> int:
         outcome.report_dry_run(args)
     else:
         with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, planned, args, outcome, check)
+            sampler.write_all(pool, planned, options.describe_run(args), outcome, check)
     return outcome.finish(args, start)
 
 

@@ -58,7 +58,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(options.ConcatOptions, parse_args())
     start = time.monotonic()
     shard_id = resolve_retrieval_shard(args)
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
@@ -86,14 +86,14 @@ def main() -> int:
         return outcome.finish(args, start)
     if shard_id == 0:
         with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, planned, args, outcome, check)
+            sampler.write_all(pool, planned, options.describe_run(args), outcome, check)
     if tokenizer:
-        corpus_shard.write_all(todo, tokenizer, args, check)
-        corpus_shard.account(passage_requests, args, outcome)
+        corpus_shard.write_all(todo, tokenizer, args.num_workers, check)
+        corpus_shard.account(passage_requests, options.describe_run(args), outcome)
     return outcome.finish(args, start)
 
 
-def resolve_retrieval_shard(args: argparse.Namespace) -> int:
+def resolve_retrieval_shard(args: options.ConcatOptions) -> int:
     """SHARD_ID, else the slurm task, else 0; below the number of shards. Without retrieval there is only shard 0."""
     shard_id = args.shard_id if args.shard_id is not None else shards.slurm_task_id() or 0
     if shard_id and not args.retrieval_shards:

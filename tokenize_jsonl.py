@@ -21,7 +21,15 @@ from cepe_data.corpus import listing, readers
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs
 from cepe_data.tokens import backends, tokenizers
-from cepe_data.tokens.encoding import BATCH_BYTES, MIN_BAD_LINES, Job, SegmentEncoder, Totals, describe_missing_key
+from cepe_data.tokens.encoding import (
+    BATCH_BYTES,
+    MIN_BAD_LINES,
+    Job,
+    SegmentEncoder,
+    TokenizeOptions,
+    Totals,
+    describe_missing_key,
+)
 from cepe_data.tokens.tokenizers import TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
@@ -74,7 +82,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(TokenizeOptions, parse_args())
     start = time.monotonic()
     files = listing.read_file_list(args.file_list, Path(args.data_dir) if args.data_dir else None)
     if args.dry_run:
@@ -163,7 +171,7 @@ def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> l
     return texts[:number]
 
 
-def report_dry_run(args: argparse.Namespace, files: list[listing.ListedFile]) -> int:
+def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> int:
     """Print, per shard, what it would take, from a measured sample of every domain's largest file."""
     root = listing.require_data_dir(args.data_dir, args.file_list)
     saved = args.output_dir / "tokenizer"

@@ -19,13 +19,14 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.common import Bars, find_corpus
-from cepe_data import workers
+from cepe_data import cli, workers
 from cepe_data.corpus import readers
 from cepe_data.retrieval import plan_embedding
 from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
@@ -79,9 +80,9 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
     write_corpus(folder / "corpus", list(itertools.islice(passages(folder), number)))
     sys.argv = ["embed_passages", "--corpus", str(folder / "corpus"), "--output", str(folder / "EMB"), "--part_bytes",
                 "1e6", "--model_dir", str(find_encoder())]  # fmt: skip
-    args = embed_passages.parse_args()
+    args = cli.typed(plan_embedding.EmbeddingOptions, embed_passages.parse_args())
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
+    args = replace(args, dtype=devices.resolve_dtype(args.dtype, device, GPU_DTYPE))
     model = EncoderModel.find(args.model_dir)
     [file] = plan_embedding.list_corpus(args.corpus, args.part_bytes)
     todo = [plan_embedding.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]

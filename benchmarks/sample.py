@@ -15,7 +15,6 @@ import sys
 
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
 
-import argparse
 import functools
 import json
 import os
@@ -97,9 +96,7 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
         list(pool.map_in_order([None] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
         planned = sampler.plan({"train": {name: num_rows}})
-        sampler.write_all(
-            pool, planned, argparse.Namespace(drop_duplicates=False), outcome, lambda: sampler.refuse_other_sets([])
-        )
+        sampler.write_all(pool, planned, {}, outcome, lambda: sampler.refuse_other_sets([]))
         seconds += time.perf_counter() - start
     assert [one.written for one in outcome.sets] == [num_rows], outcome.sets
     shutil.rmtree(output)
@@ -203,7 +200,7 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
     start = time.perf_counter()
     todo = shard.missing({"short": num_rows}, tokenizer, False)
-    shard.write_all(todo, tokenizer, argparse.Namespace(num_workers=1, overwrite=False), lambda: None)
+    shard.write_all(todo, tokenizer, 1, lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds

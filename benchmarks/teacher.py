@@ -25,7 +25,7 @@ import torch
 
 import calculate_logits
 from benchmarks.common import Bars, best_seconds
-from cepe_data import workers
+from cepe_data import cli, workers
 from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan as teacher_plan
@@ -131,7 +131,7 @@ def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> teacher_pla
     half = str(num_tokens // 2)
     sys.argv = ["calculate_logits.py", "--input_dir", str(folder), "--model_dir", str(model), "--domain", "some",
                 "--num_encoder_tokens", half, "--num_decoder_tokens", half, "--topk", str(TOPK), *flags]  # fmt: skip
-    return teacher_plan.plan_annotation(calculate_logits.parse_args())
+    return teacher_plan.plan_annotation(cli.typed(teacher_plan.AnnotationOptions, calculate_logits.parse_args()))
 
 
 def our_seconds(annotation: teacher_plan.Annotation, device: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import os
 import shlex
@@ -19,13 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from cepe_data.errors import PipelineError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+Options = TypeVar("Options")
 MAX_COUNT = 1 << 53
 GRACE_SECONDS = 8.0
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
@@ -69,6 +71,16 @@ def fraction(text: str) -> float:
     if not 0.0 <= number <= 1.0:
         raise argparse.ArgumentTypeError(f"{text!r} is no share: a number from 0 to 1 is wanted")
     return number
+
+
+def folder_name(text: str) -> str:
+    """A name without the slashes that completion of a path leaves at its end."""
+    return text.strip("/")
+
+
+def typed(kind: type[Options], args: argparse.Namespace) -> Options:
+    """Parsed arguments as the dataclass `kind`, which has a field for each that its step takes."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cast(Any, kind))})
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -55,9 +55,9 @@ def resolve_shard(shard_id: int | None, num_shards: int | None) -> tuple[int, in
     return shard_id, num_shards
 
 
-def resolve_shard_or_merge(args: argparse.Namespace) -> tuple[int, int]:
+def resolve_shard_or_merge(merge: bool, shard_id: int | None, num_shards: int | None) -> tuple[int, int]:
     """`resolve_shard` of a step that has `--merge`, which is of no shard. Raises as `resolve_shard`."""
-    return (0, args.num_shards or 1) if args.merge else resolve_shard(args.shard_id, args.num_shards)
+    return (0, num_shards or 1) if merge else resolve_shard(shard_id, num_shards)
 
 
 def slurm_task_id() -> int | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cepe_data import cli, shards, workers
 from cepe_data.errors import DamagedFileError
 from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
-from cepe_data.retrieval.plan_embedding import CHUNK_BYTES, Chunk, PlannedPart, list_corpus
+from cepe_data.retrieval.plan_embedding import CHUNK_BYTES, Chunk, EmbeddingOptions, PlannedPart, list_corpus
 from cepe_data.samples.passage_lines import lines_of
 from cepe_data.storage import outputs
 from cepe_data.storage.npy import write_npy
@@ -69,13 +69,13 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(EmbeddingOptions, parse_args())
     start = time.monotonic()
     shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
     files = list_corpus(args.corpus, args.part_bytes)
     model = EncoderModel.find(args.model_dir)
     [device] = devices.choose_devices(args.device, 1)
-    args.dtype = devices.resolve_dtype(args.dtype, device, GPU_DTYPE)
+    args = replace(args, dtype=devices.resolve_dtype(args.dtype, device, GPU_DTYPE))
     parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
     first, stop = shards.row_range(shard_id, num_shards, len(parts))
     todo = [part for part in parts[first:stop] if not part.output.is_done()]
@@ -167,7 +167,7 @@ def token_ids(ids: object, dtype: np.dtype) -> np.ndarray:
     return array.astype(dtype)
 
 
-def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: argparse.Namespace) -> int:
+def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: EmbeddingOptions) -> int:
     """Make these parts; while one is embedded, the workers read and tokenize the next. Returns how many passages."""
     num_rows = 0
     chunks = (chunk for part in todo for chunk in part.chunks())

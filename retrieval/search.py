@@ -25,7 +25,7 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from cepe_data.retrieval.plan_search import Search, find_encoder, plan_search, query_domains, query_dtype
+from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_domains, query_dtype
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
@@ -74,9 +74,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(SearchOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def search(
-    args: argparse.Namespace,
+    args: SearchOptions,
     corpus: Embeddings,
     sets: Sequence[Search],
     corpus_shards: Sequence[int],
@@ -144,7 +144,7 @@ def search(
 
 
 def embed_queries(
-    args: argparse.Namespace, corpus: Embeddings, sets: Sequence[Search], model: EncoderModel, device: str
+    args: SearchOptions, corpus: Embeddings, sets: Sequence[Search], model: EncoderModel, device: str
 ) -> None:
     """Embed the queries of every set, once for all shards."""
     todo = [one for one in sets if not one.embedded_queries.is_done()]
@@ -206,7 +206,7 @@ class QueryReader:
         return self._word_pieces.encode(self._decode(np.concatenate(ids), lengths))
 
 
-def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time: float) -> None:
+def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: float) -> None:
     """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
     rows = mds.Rows(one.queries) if args.exclude_overlap else None
     num_dropped, num_short = 0, 0
@@ -231,7 +231,7 @@ def merge(args: argparse.Namespace, corpus: Embeddings, one: Search, start_time:
         for start in range(0, one.num_rows, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, one.num_rows)
             keys, scores = best_of_all(found, start, stop, one.fetch)
-            if rows is not None:
+            if rows is not None and args.exclude_overlap:
                 dropped = overlapping(corpus, rows, start, keys, args.exclude_overlap)
                 num_dropped += int(dropped.sum())
                 keys, scores = without(dropped, keys, scores)
@@ -284,7 +284,7 @@ def without(dropped: np.ndarray, keys: np.ndarray, scores: np.ndarray) -> tuple[
     return keys, scores
 
 
-def report_shortage(args: argparse.Namespace, sets: Sequence[Search]) -> int:
+def report_shortage(args: SearchOptions, sets: Sequence[Search]) -> int:
     """Print which sets have rows with fewer passages than asked for; return the exit status."""
     lines = []
     for one in sets:

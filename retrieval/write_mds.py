@@ -20,7 +20,7 @@ import numpy as np
 from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.plan_search import query_domains, record_of_hits
+from cepe_data.retrieval.plan_search import RetrievedSetOptions, query_domains, record_of_hits
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
 from cepe_data.storage.parts import PartedSet
@@ -50,9 +50,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse_args()
+    args = cli.typed(RetrievedSetOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     corpus = Embeddings(args.embeddings)
     sets = [RetrievedSet(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
     for one in sets:
@@ -73,7 +73,7 @@ class RetrievedSet:
         ArgumentError: if the hits are not those of these queries and embeddings, or a row has too few.
     """
 
-    def __init__(self, args: argparse.Namespace, corpus: Embeddings, domain: str) -> None:
+    def __init__(self, args: RetrievedSetOptions, corpus: Embeddings, domain: str) -> None:
         self._corpus, self._hits, queries = corpus, args.hits / domain, args.queries / domain
         meta = provenance.read_meta(self._hits) if self._hits.exists() else None
         if meta is None:

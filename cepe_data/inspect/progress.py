@@ -12,13 +12,13 @@ import argparse
 import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cepe_data import shards
+from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError
 from cepe_data.inspect.units import DAMAGED, DONE, MISSING, OTHER, PART_DONE, Counts, Step, Unit
 from cepe_data.storage.report import Report, add_report_arguments
@@ -171,8 +171,10 @@ def look_at(job: Job, folder: Path, parsers: Parsers) -> Step | None:
         args = parsers[script](arguments)
     except SystemExit:
         raise ArgumentError(f"{script} does not take what SETTINGS has for it: {shlex.join(arguments)}") from None
-    paths = {name: folder / value for name, value in vars(args).items() if isinstance(value, Path)}
-    return STEPS[script](argparse.Namespace(**{**vars(args), **paths}))
+    kind, look = STEPS[script]
+    taken: Any = cli.typed(kind, args)
+    paths = {name: folder / value for name, value in vars(taken).items() if isinstance(value, Path)}
+    return look(replace(taken, **paths))
 
 
 def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> None:

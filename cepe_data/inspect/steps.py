@@ -11,7 +11,6 @@ The arguments of a line are parsed by its own script: sanity_check.py, which may
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 from collections.abc import Callable
@@ -45,10 +44,10 @@ from cepe_data.samples.writer import WindowSampler
 from cepe_data.storage import mds, provenance
 from cepe_data.teacher import plan as teacher_plan
 from cepe_data.tokens import tokenizers
-from cepe_data.tokens.encoding import Job
+from cepe_data.tokens.encoding import Job, TokenizeOptions
 
 
-def tokenize(args: argparse.Namespace) -> Step:
+def tokenize(args: TokenizeOptions) -> Step:
     """Token files; the first task has the saved tokenizer, too. Raises PipelineError for a list that is not right."""
     num_shards, folder = args.num_shards or 1, args.output_dir
     files = listing.read_file_list(args.file_list) if args.file_list.exists() else []
@@ -71,7 +70,7 @@ def tokenize(args: argparse.Namespace) -> Step:
     return Step(folder, "files", "bytes", [Task(of_task) for of_task in units])
 
 
-def sample_ab(args: argparse.Namespace) -> Step:
+def sample_ab(args: options.InsideOptions) -> Step:
     """Test and train sets."""
     windows = options.inside_documents(args.total_length, args.decoder_length)
     return Step(
@@ -79,7 +78,7 @@ def sample_ab(args: argparse.Namespace) -> Step:
     )
 
 
-def sample_concat(args: argparse.Namespace) -> Step:
+def sample_concat(args: options.ConcatOptions) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
     tokens, weights = open_tokens(args), listing.parse_weights(args.domains)
     units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
@@ -101,7 +100,7 @@ class OpenTokens:
     surveys: dict[str, reader.Survey]
 
 
-def open_tokens(args: argparse.Namespace) -> OpenTokens:
+def open_tokens(args: options.SampleOptions) -> OpenTokens:
     """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
     fingerprints would be hashes of all their bytes."""
     with contextlib.suppress(PipelineError):
@@ -112,7 +111,7 @@ def open_tokens(args: argparse.Namespace) -> OpenTokens:
     return OpenTokens(reader.Tokens({}, args.tokenized_dir, None, None), {})
 
 
-def window_units(kind: str, windows: Windows, args: argparse.Namespace, tokens: OpenTokens) -> list[Unit]:
+def window_units(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[Unit]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
     sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.surveys)
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
@@ -140,7 +139,7 @@ def none_wanted(unit: Unit, listed: dict[str, Any]) -> Unit:
     return Unit(unit.path, DONE, 0, is_counted=False) if is_empty else unit
 
 
-def find_decoding(args: argparse.Namespace, tokens: OpenTokens) -> str | None:
+def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
     """The hash of how texts are decoded; None if it is not to be known without loading a tokenizer."""
     if args.tokenizer is None and tokens.surveys:
         with contextlib.suppress(PipelineError):
@@ -149,7 +148,7 @@ def find_decoding(args: argparse.Namespace, tokens: OpenTokens) -> str | None:
 
 
 def passage_units(
-    args: argparse.Namespace, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
+    args: options.ConcatOptions, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
 ) -> list[Unit]:
     """The files of passages of a shard, and its manifest, which comes last."""
     splits = options.make_splits(args)
@@ -170,9 +169,8 @@ def passage_units(
     return [*units, of_manifest]
 
 
-def annotate(args: argparse.Namespace) -> Step:
+def annotate(args: teacher_plan.AnnotationOptions) -> Step:
     """Parts of an annotated set; with --merge, the set."""
-    args.domain = args.domain.strip("/")
     folder, num_shards = teacher_plan.output_folder(args), args.num_shards or 1
     known: provenance.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
     with contextlib.suppress(PipelineError):
@@ -202,7 +200,7 @@ def first_part(folder: Path) -> Found:
     return next((part for part in found if part.meta), Found(MISSING))
 
 
-def embed(args: argparse.Namespace) -> Step:
+def embed(args: plan_embedding.EmbeddingOptions) -> Step:
     """Parts of the embedded corpus; the first task has their list, too. Of a corpus that is gone, which no later step
     reads, or of files of it, that list says what there is to be, in parts whose bytes are not known."""
     num_shards, output = args.num_shards or 1, args.output
@@ -228,7 +226,7 @@ def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
     return []
 
 
-def embedded_units(args: argparse.Namespace, file: embeddings.CorpusFile, is_there: bool) -> list[Unit]:
+def embedded_units(args: plan_embedding.EmbeddingOptions, file: embeddings.CorpusFile, is_there: bool) -> list[Unit]:
     """The parts of a file of the corpus, which may be gone."""
     source = plan_embedding.source_path(args.corpus, file)
     of_source = plan_embedding.record_of_source(source, provenance.read_meta(source)) if is_there else {}
@@ -250,14 +248,14 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
     return None
 
 
-def query_domains(args: argparse.Namespace) -> list[str]:
+def query_domains(args: plan_search.SearchOptions | plan_search.RetrievedSetOptions) -> list[str]:
     """The domains of the queries; none where there are no queries."""
     with contextlib.suppress(PipelineError):
         return plan_search.query_domains(args.queries, args.domain)
     return []
 
 
-def search_passages(args: argparse.Namespace) -> Step:
+def search_passages(args: plan_search.SearchOptions) -> Step:
     """What is found in shards of the corpus, a part a domain and shard; with --merge, the hits of every domain."""
     num_shards, domains = args.num_shards or 1, query_domains(args)
     searches = [plan for domain in domains if (plan := plan_of_search(args, domain))]
@@ -281,7 +279,7 @@ def search_passages(args: argparse.Namespace) -> Step:
     return Step(args.output, "parts", "rows", tasks, True)
 
 
-def plan_of_search(args: argparse.Namespace, domain: str) -> plan_search.Search | None:
+def plan_of_search(args: plan_search.SearchOptions, domain: str) -> plan_search.Search | None:
     """The search for a domain; None where an input is missing."""
     corpus_there = open_embeddings(args.embeddings)
     with contextlib.suppress(PipelineError):
@@ -289,19 +287,19 @@ def plan_of_search(args: argparse.Namespace, domain: str) -> plan_search.Search 
     return None
 
 
-def known_of_hits(args: argparse.Namespace, domain: str) -> provenance.Meta:
+def known_of_hits(args: plan_search.SearchOptions, domain: str) -> provenance.Meta:
     """What is known of the record of hits."""
     plan = plan_of_search(args, domain)
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
     return plan.hits.made_with if plan else {"domain": domain, **of_arguments}
 
 
-def count_rows(args: argparse.Namespace, domain: str) -> int:
+def count_rows(args: plan_search.SearchOptions | plan_search.RetrievedSetOptions, domain: str) -> int:
     """Rows of the queries."""
     return mds.num_rows(args.queries / domain)
 
 
-def write_retrieved(args: argparse.Namespace) -> Step:
+def write_retrieved(args: plan_search.RetrievedSetOptions) -> Step:
     """The sets of retrieved passages."""
     units = []
     for domain in query_domains(args):
@@ -314,13 +312,13 @@ def write_retrieved(args: argparse.Namespace) -> Step:
     return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)
 
 
-Look = Callable[[argparse.Namespace], Step]
-STEPS: dict[str, Look] = {  # by batch file
-    "tokenize.sh": tokenize,
-    "sample_ab.sh": sample_ab,
-    "sample_concat.sh": sample_concat,
-    "annotate.sh": annotate,
-    "embed.sh": embed,
-    "search.sh": search_passages,
-    "write_mds.sh": write_retrieved,
+Look = Callable[[Any], Step]
+STEPS: dict[str, tuple[type, Look]] = {  # by batch file: the options of its script, and what looks at its output
+    "tokenize.sh": (TokenizeOptions, tokenize),
+    "sample_ab.sh": (options.InsideOptions, sample_ab),
+    "sample_concat.sh": (options.ConcatOptions, sample_concat),
+    "annotate.sh": (teacher_plan.AnnotationOptions, annotate),
+    "embed.sh": (plan_embedding.EmbeddingOptions, embed),
+    "search.sh": (plan_search.SearchOptions, search_passages),
+    "write_mds.sh": (plan_search.RetrievedSetOptions, write_retrieved),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,24 @@ from cepe_data.storage import mds, provenance
 from cepe_data.storage.outputs import Output
 
 CHUNK_BYTES = 4_000_000
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """The arguments of retrieval/embed_passages.py."""
+
+    corpus: Path
+    output: Path
+    model_dir: str
+    dtype: str
+    device: str | None
+    batch_size: int | None
+    normalize: bool
+    part_bytes: int
+    num_workers: int
+    overwrite: bool
+    shard_id: int | None
+    num_shards: int | None
 
 
 def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
@@ -66,7 +83,7 @@ def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.M
     }
 
 
-def record_of_request(args: argparse.Namespace, part: int) -> provenance.Meta:
+def record_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
     """What the record of a part has from the arguments, but for the encoder and its dtype."""
     return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
 
@@ -92,7 +109,7 @@ class PlannedPart:
     vocab_size: int | None
 
     @classmethod
-    def of(cls, args: argparse.Namespace, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
+    def of(cls, args: EmbeddingOptions, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
         """Part `part` of a file."""
         source = source_path(args.corpus, file)
         meta = provenance.read_meta(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,51 @@ from cepe_data.retrieval.embeddings import Embeddings
 from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, parts, provenance
 from cepe_data.storage.outputs import Output
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The arguments of retrieval/search.py."""
+
+    queries: Path
+    domain: str
+    embeddings: Path
+    output: Path
+    topk: int
+    query_tokens: int
+    exclude_overlap: int | None
+    overfetch: float
+    tokenized_dir: Path
+    tokenizer: str | None
+    model_dir: str
+    dtype: str
+    device: str | None
+    batch_size: int | None
+    merge: bool
+    delete_parts: bool
+    allow_shortage: bool
+    overwrite: bool
+    num_workers: int
+    shard_id: int | None
+    num_shards: int | None
+
+
+@dataclass(frozen=True)
+class RetrievedSetOptions:
+    """The arguments of retrieval/write_mds.py."""
+
+    hits: Path
+    embeddings: Path
+    queries: Path
+    domain: str
+    output: Path
+    topk: int | None
+    merge: bool
+    delete_parts: bool
+    rows_per_part: int | None
+    overwrite: bool
+    shard_id: int | None
+    num_shards: int | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +86,7 @@ class Search:
         parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.hits.overwrite)
 
 
-def find_encoder(args: argparse.Namespace, corpus: Embeddings) -> EncoderModel:
+def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
     """The encoder of the queries, not loaded yet, once it is known that the arguments fit the corpus.
 
     Raises:
@@ -85,7 +129,7 @@ def query_domains(queries: Path, domain: str) -> list[str]:
     raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
 
 
-def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Search:
+def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
     """The search for one domain, with the encoder of the corpus; reads meta files only.
 
     Raises:
@@ -120,7 +164,7 @@ def plan_search(args: argparse.Namespace, corpus: Embeddings, domain: str) -> Se
     return Search(domain, queries, num_rows, embedded_queries, found_with, hits, fetch)
 
 
-def query_dtype(args: argparse.Namespace, corpus: Embeddings) -> str:
+def query_dtype(args: SearchOptions, corpus: Embeddings) -> str:
     """That of the encoder when it embedded the passages, unless another is asked for."""
     return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
 

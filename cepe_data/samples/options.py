@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,48 @@ from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
 INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """The arguments that both samplers have."""
+
+    output: Path
+    decoder_length: int
+    eval_samples: int
+    train_samples: int
+    file_list: Path
+    tokenized_dir: Path
+    domains: str
+    seed: int
+    test_fraction: float
+    train_fraction: float
+    drop_duplicates: bool
+    token_dtype: str | None
+    rows_per_part: int | None
+    allow_shortage: bool
+    overwrite: bool
+    dry_run: bool
+    num_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideOptions(SampleOptions):
+    """The arguments of sample_mds_ab.py."""
+
+    total_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcatOptions(SampleOptions):
+    """The arguments of sample_mds_concat.py."""
+
+    encoder_length: int
+    retrieval_samples: int
+    shard_id: int | None
+    retrieval_shards: int
+    retrieval_chunk_size: int
+    tokenizer: str | None
 
 
 def add_output_argument(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +128,12 @@ def over_concatenation(encoder_length: int, decoder_length: int) -> ConcatWindow
     return ConcatWindows(encoder_length + decoder_length, decoder_length)
 
 
-def make_splits(args: argparse.Namespace) -> Splits:
+def make_splits(args: SampleOptions) -> Splits:
     """The rule that gives documents to splits. Raises as `Splits`."""
     return Splits(args.seed, args.test_fraction, args.train_fraction)
 
 
-def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
+def open_tokens(args: SampleOptions) -> tuple[Tokens, dict[str, float]]:
     """The token files of the domains that `args` asks for, and the weights of these.
 
     Raises:
@@ -111,7 +154,7 @@ def open_tokens(args: argparse.Namespace) -> tuple[Tokens, dict[str, float]]:
     return find_tokens(files, args.tokenized_dir, mark_command(files, args) if args.drop_duplicates else None), weights
 
 
-def mark_command(files: Mapping[str, list[listing.ListedFile]], args: argparse.Namespace) -> str:
+def mark_command(files: Mapping[str, list[listing.ListedFile]], args: SampleOptions) -> str:
     """The command that marks copies in the domains of `files`."""
     command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
     command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
@@ -160,7 +203,7 @@ def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mar
     return Tokens(files, folder, vocab_size, fingerprint, mark_command)
 
 
-def window_requests(weights: Mapping[str, float], args: argparse.Namespace) -> dict[str, dict[str, int]]:
+def window_requests(weights: Mapping[str, float], args: SampleOptions) -> dict[str, dict[str, int]]:
     """Rows per split and domain, test and train, by largest remainder."""
     return {
         "test": domain_counts("test", weights, args.eval_samples),
@@ -196,7 +239,7 @@ def refuse_differences(unit: Path, rule: provenance.Meta, overwrite: bool) -> No
         cli.warn(f"{message}. Make it again too, or remove it")
 
 
-def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+def describe_run(args: SampleOptions) -> dict[str, Any]:
     """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
     return {
         "script": Path(sys.argv[0]).name,
@@ -205,7 +248,7 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def described_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def described_arguments(args: SampleOptions) -> dict[str, Any]:
     """The arguments that a manifest has."""
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}

@@ -7,7 +7,6 @@ retrieval split.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,7 +220,7 @@ class PassageShard:
                 todo.append(file)
         return todo
 
-    def account(self, requests: Mapping[str, int], args: argparse.Namespace, outcome: Outcome) -> None:
+    def account(self, requests: Mapping[str, int], run: Mapping[str, Any], outcome: Outcome) -> None:
         """Add what came of every request to the outcome, and write it into the manifest."""
         sets = {}
         for domain, requested in requests.items():
@@ -241,7 +240,7 @@ class PassageShard:
                 sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **facts}
         manifest = self.path("").with_name("manifest.json")
         outputs.remove_stale_temporaries(manifest.parent)
-        content = {**options.describe_run(args), "shard_id": self.shard_id, "sets": sets}
+        content = {**run, "shard_id": self.shard_id, "sets": sets}
         outputs.write_json(manifest, provenance.signed(content))
 
     def facts(self, domain: str) -> dict[str, Any]:
@@ -258,11 +257,11 @@ class PassageShard:
         self,
         files: Sequence[PassageFile],
         tokenizer: TokenizerFiles,
-        args: argparse.Namespace,
+        num_workers: int,
         check: Callable[[], None],
     ) -> None:
         """Write the files. `check` is called before each is published."""
-        with workers.Workers(args.num_workers, PassageFormatter(self, tokenizer)) as pool:
+        with workers.Workers(num_workers, PassageFormatter(self, tokenizer)) as pool:
             for file in files:
                 if file.start < file.stop:
                     self._write(pool, file, check)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 
 from cepe_data import cli
+from cepe_data.samples.options import SampleOptions
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Outcome:
     sets: list[SetOutcome] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
 
-    def report_dry_run(self, args: argparse.Namespace) -> None:
+    def report_dry_run(self, args: SampleOptions) -> None:
         """Print what a run would write, the time it would take, and the space that is free for it."""
         header = ("set", "documents", "requested", "available", "rows", "files", "bytes", "minutes")
         minutes = [takes.seconds / 60 / args.num_workers for takes in self.estimates]
@@ -65,7 +65,7 @@ class Outcome:
         cli.say(f"about {taken} minutes with {args.num_workers} workers, from a measured sample of each set")
         cli.report_disk(args.output, sum(takes.num_bytes for takes in self.estimates))
 
-    def finish(self, args: argparse.Namespace, start: float) -> int:
+    def finish(self, args: SampleOptions, start: float) -> int:
         """Print the last lines, the shortage among them if there is one; return the exit status."""
         written = [one.written for one in self.sets if one.written]
         what = "would be there" if args.dry_run else "are there"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.samples import options
+from cepe_data.samples.options import SampleOptions
 from cepe_data.samples.reader import Plan, Survey, Tokens, WindowSource
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
@@ -113,7 +113,7 @@ class WindowSampler:
     def of_run(
         cls,
         kind: str,
-        args: argparse.Namespace,
+        args: SampleOptions,
         tokens: Tokens,
         splits: Splits,
         windows: Windows,
@@ -207,12 +207,12 @@ class WindowSampler:
         self,
         pool: workers.Workers,
         planned: Sequence[PlannedSet],
-        args: argparse.Namespace,
+        run: Mapping[str, Any],
         outcome: Outcome,
         check: Callable[[], None],
     ) -> None:
-        """Write every set that is asked for, or find it written, and the manifest. `check` is called before a set is
-        published: another process may be at work in the same output."""
+        """Write every set that is asked for, or find it written, and the manifest, which describes the `run`. `check`
+        is called before a set is published: another process may be at work in the same output."""
         outputs.remove_stale_temporaries(self.output)
         for one in planned:
             outcome.sets.append(one.outcome)
@@ -225,7 +225,7 @@ class WindowSampler:
                 outputs.retract(one.folder)
                 outputs.remove(rows_path(one.folder))
             outputs.remove(mds.pool_path(one.folder))
-        self._write_manifest(planned, args)
+        self._write_manifest(planned, run)
 
     def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         try:
@@ -284,7 +284,7 @@ class WindowSampler:
         self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
         mds.write_part(part.output, self.columns, len(rows), rows)
 
-    def _write_manifest(self, planned: Sequence[PlannedSet], args: argparse.Namespace) -> None:
+    def _write_manifest(self, planned: Sequence[PlannedSet], run: Mapping[str, Any]) -> None:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
         sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
         for one in planned:
@@ -299,9 +299,7 @@ class WindowSampler:
                     of_set["written"] = meta["made_with"]["rows"]
                     if not of_set["requested"]:
                         cli.say(f"{folder}: not asked for, and left as it is")
-        outputs.write_json(
-            self.output / "manifest.json", provenance.signed({**options.describe_run(args), "sets": sets})
-        )
+        outputs.write_json(self.output / "manifest.json", provenance.signed({**run, "sets": sets}))
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,33 @@ from cepe_data.teacher import devices
 from cepe_data.teacher import model as teacher_model
 
 SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class AnnotationOptions:
+    """The arguments of calculate_logits.py."""
+
+    input_dir: Path
+    model_dir: str
+    domain: str
+    num_encoder_tokens: int
+    num_decoder_tokens: int
+    topk: int
+    retrieval_input_dir: Path | None
+    retrieval_k: int
+    merge: bool
+    delete_parts: bool
+    overwrite: bool
+    dry_run: bool
+    shard_id: int | None
+    num_shards: int | None
+    rows_per_part: int | None
+    dtype: str
+    device: str | None
+    num_gpus: int
+    batch_size: int | None
+    attn_implementation: str | None
+    compile: bool
 
 
 @dataclass(frozen=True)
@@ -55,7 +81,7 @@ class Annotation:
         )
 
 
-def plan_annotation(args: argparse.Namespace) -> Annotation:
+def plan_annotation(args: AnnotationOptions) -> Annotation:
     """Check the arguments against the input, before any model is loaded.
 
     Raises:
@@ -98,7 +124,7 @@ def plan_annotation(args: argparse.Namespace) -> Annotation:
     )
 
 
-def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
+def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
     """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
     the GPU that made them), else what the device is best at."""
     for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
@@ -110,7 +136,7 @@ def choose_dtype(args: argparse.Namespace, folder: Path) -> str:
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
-def record_of_request(args: argparse.Namespace) -> provenance.Meta:
+def record_of_request(args: AnnotationOptions) -> provenance.Meta:
     """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
 
     Raises:
@@ -130,7 +156,7 @@ def record_of_request(args: argparse.Namespace) -> provenance.Meta:
     }
 
 
-def check_context(args: argparse.Namespace, input_folder: Path, retrieval_folder: Path | None) -> int:
+def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder: Path | None) -> int:
     """The length of the context in tokens.
 
     Raises:
@@ -162,7 +188,7 @@ def refuse_short_column(folder: Path, name: str, num_axes: int, wanted: int, fla
         raise ArgumentError(f"{flag} {wanted} is more than the {shape[0]} that {name} has in {folder}")
 
 
-def output_folder(args: argparse.Namespace) -> Path:
+def output_folder(args: AnnotationOptions) -> Path:
     """Where the annotated rows of a domain go."""
     model = named(Path(args.model_dir.rstrip("/"))).name
     if args.retrieval_input_dir:

@@ -35,6 +35,25 @@ _MAX_BATCH_SEGMENTS = 1024
 
 
 @dataclass(frozen=True)
+class TokenizeOptions:
+    """The arguments of tokenize_jsonl.py."""
+
+    data_dir: str | None
+    file_list: Path
+    output_dir: Path
+    overwrite: bool
+    dry_run: bool
+    tokenizer: str | None
+    text_key: str
+    backend: str | None
+    verify_documents: int
+    max_bad_lines: float
+    num_workers: int
+    shard_id: int | None
+    num_shards: int | None
+
+
+@dataclass(frozen=True)
 class Segment:
     """Some lines of a file on their way to a worker; the last one of a file is empty and may say why it ends there.
 

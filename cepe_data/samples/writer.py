@@ -22,6 +22,7 @@ from cepe_data.samples.windows import Windows
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import write_npy
 from cepe_data.storage.outputs import Output
+from cepe_data.storage.parts import PartedSet
 
 SHARD_BYTES = 64 << 20
 MEASURED_BYTES = 16 << 20
@@ -37,13 +38,13 @@ class PlannedSet:
 
     split: str
     domain: str
-    output: Output
+    of_set: PartedSet
     outcome: SetOutcome
     is_made: bool
 
     @property
     def folder(self) -> Path:
-        return self.output.path
+        return self.of_set.folder
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,12 @@ class WindowSampler:
         num_rows = min(requested, available)
         outcome = SetOutcome(f"{split}/{domain}", survey.documents[split], requested, available, num_rows)
         folder = self.output / split / domain
-        made_with = {**self.made_with(split, domain), "rows": num_rows, "rows_per_part": self.part_rows}
-        output = Output(folder, made_with, self.overwrite)
-        return PlannedSet(split, domain, output, outcome, output.is_done())
+        made_with = self.made_with(split, domain)
+        # Row n is the same whatever the number of rows, so parts of a smaller set serve a larger one.
+        of_set = PartedSet(
+            folder, self.columns, num_rows, self.part_rows, made_with, self.overwrite, parts_depend_on_rows=False
+        )
+        return PlannedSet(split, domain, of_set, outcome, of_set.joined.is_done())
 
     def refuse_other_sets(self, replaced: Collection[Path]) -> None:
         """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
@@ -197,7 +201,7 @@ class WindowSampler:
             start_time = time.perf_counter()
             self.write_part(Part(Output(Path(scratch) / "part", {}), split, domain, plan))
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
-        return Estimate(len(self._borders(num_rows)), num_rows * row_bytes, seconds)
+        return Estimate(len(planned.of_set.borders), num_rows * row_bytes, seconds)
 
     def start_workers(self, num_workers: int) -> workers.Workers:
         """A pool of processes that write parts of this sampler's sets."""
@@ -224,7 +228,7 @@ class WindowSampler:
             else:  # --overwrite: what is there was made with something else, of which there is nothing now
                 outputs.retract(one.folder)
                 outputs.remove(rows_path(one.folder))
-            outputs.remove(mds.pool_path(one.folder))
+            outputs.remove(one.of_set.pool)
         self._write_manifest(planned, run)
 
     def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
@@ -232,31 +236,26 @@ class WindowSampler:
             self._write_set(pool, planned, check)
         except (PipelineError, FileNotFoundError):
             # Another process made the same set and removed the parts under our hands: then all is well.
-            if not Output(planned.folder, planned.output.made_with).is_done():
+            if not Output(planned.folder, planned.of_set.set_made_with).is_done():
                 raise
 
     def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
         split, domain, num_rows, folder = planned.split, planned.domain, planned.outcome.written, planned.folder
-        parts = mds.pool_path(folder)
-        outputs.remove_stale_temporaries(parts)
-        plan = self._source(split, domain).draw(0, num_rows)
-        borders = self._borders(num_rows)
+        of_set, plan = planned.of_set, self._source(split, domain).draw(0, num_rows)
+        of_set.remove_stale_temporaries()
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
             missing = []
-            for number, (start, stop) in enumerate(borders):
-                numbers = {"first_row": start, "stop_row": stop, "rows_per_part": self.part_rows}
-                made_with = {**self.made_with(split, domain), **numbers}
-                output = Output(mds.part_path(parts, number), made_with, self.overwrite)
-                part = Part(output, split, domain, plan.rows(start, stop))
+            for number, (start, stop) in enumerate(of_set.borders):
+                part = Part(of_set.part(number), split, domain, plan.rows(start, stop))
                 if self._is_part_made(part):
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
             for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
                 bar.update(len(part.plan))
-        with planned.output.draft(is_folder=True) as draft:
-            mds.join_parts(draft, parts, borders)
+        with of_set.joined.draft(is_folder=True) as draft:
+            mds.join_parts(draft, of_set.pool, of_set.borders)
             write_npy(draft.companion(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
             check()
             outputs.remove(clean_list_path(folder))  # it is of the set that is replaced
@@ -274,9 +273,6 @@ class WindowSampler:
 
     def _source(self, split: str, domain: str) -> WindowSource:
         return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
-
-    def _borders(self, num_rows: int) -> list[tuple[int, int]]:
-        return mds.part_borders(num_rows, self.part_rows)
 
     def write_part(self, part: Part) -> None:
         """Write and publish a part: the task of the workers."""

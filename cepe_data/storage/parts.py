@@ -20,7 +20,8 @@ from cepe_data.storage import mds, outputs, provenance
 class PartedSet:
     """An MDS set `folder` of `num_rows` rows, made in parts of `part_rows`.
 
-    `made_with` is the record of the set but for the numbers of rows: those are added here.
+    `made_with` is the provenance of the set but for the numbers of rows: those are added here. Where a part is the same
+    in a larger set, as rows that are a prefix of more rows are, `parts_depend_on_rows` is off.
     """
 
     folder: Path
@@ -29,6 +30,7 @@ class PartedSet:
     part_rows: int
     made_with: provenance.Meta
     overwrite: bool
+    parts_depend_on_rows: bool = True
 
     def __post_init__(self) -> None:
         mds.refuse_large_parts(self.columns, self.part_rows)
@@ -56,9 +58,10 @@ class PartedSet:
         return {**self.made_with, "rows": self.num_rows, "rows_per_part": self.part_rows}
 
     def part_made_with(self, part: int) -> provenance.Meta:
-        """The record of a part."""
+        """The provenance of a part."""
         start, stop = self.borders[part]
-        return {**self.set_made_with, "first_row": start, "stop_row": stop}
+        rows = {"rows": self.num_rows} if self.parts_depend_on_rows else {}
+        return {**self.made_with, **rows, "rows_per_part": self.part_rows, "first_row": start, "stop_row": stop}
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made; says how many are not."""

@@ -48,7 +48,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--retrieval_k", type=cli.positive_count, default=8, help="how many passages are the context")
     parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the pool of parts once they are joined")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
     cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="time a batch, say what the run would take, and write nothing"
@@ -102,13 +102,13 @@ def main() -> int:
         return cli.EXIT_OK
     of_set.remove_stale_temporaries()
     if todo:
-        InputRows(annotation).refuse_foreign_ids([of_set.borders[part] for part in todo])
+        InputRows(annotation).check_ids([of_set.part_ranges[part] for part in todo])
         shares = [(annotation, todo[number :: len(chosen)], device) for number, device in enumerate(chosen)]
         with cli.progress_bar(num_rows, "row", of_set.folder.name) as bar:
             workers.run_shares(annotate, [share for share in shares if share[1]], bar.update)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} rows in {len(todo)} parts, {cli.seconds_since(start)} → "
-        f"{of_set.pool}"
+        f"{of_set.parts_dir}"
     )
     if num_shards == 1:
         of_set.join(num_shards, args.delete_parts, annotation.facts, start)
@@ -119,15 +119,15 @@ def annotate(annotation: Annotation, parts: list[int], device: str, progress: Ca
     """Make these parts on one device."""
     rows = InputRows(annotation)
     model = teacher_model.Teacher(annotation.model.folder, annotation.settings(device))
-    borders = [annotation.of_set.borders[part] for part in parts]
-    annotated = model.annotate(rows.batches(borders, model.batch_size))
+    part_ranges = [annotation.of_set.part_ranges[part] for part in parts]
+    annotated = model.annotate(rows.batches(part_ranges, model.batch_size))
 
     def of_part(num_rows: int) -> Iterator[dict[str, np.ndarray]]:
         for row in itertools.islice(annotated, num_rows):
             yield row
             progress(1)
 
-    for part, (start, stop) in zip(parts, borders, strict=True):
+    for part, (start, stop) in zip(parts, part_ranges, strict=True):
         annotation.of_set.write_part(part, of_part(stop - start))
 
 
@@ -138,7 +138,7 @@ def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str])
         return
     rows = InputRows(annotation)
     model = teacher_model.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
-    batch = next(rows.batches(annotation.of_set.borders[:1], model.batch_size))
+    batch = next(rows.batches(annotation.of_set.part_ranges[:1], model.batch_size))
     if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
         list(model.annotate([batch]))
     start = time.perf_counter()

@@ -44,11 +44,11 @@ def main() -> int:
     if args.domain_map:
         mapped = listing.parse_assignments(args.domain_map, "--domain_map")
         folder_domains.update(mapped)
-        refuse_bad_names(folder_domains)
+        check_names(folder_domains)
     if not args.data_dir.is_dir():
         raise ArgumentError(f"the data folder {args.data_dir} does not exist")
     if args.output.suffix != ".txt":
-        raise ArgumentError(f"--output {args.output}: a name ending in .txt is wanted, the json goes beside it")
+        raise ArgumentError(f"--output {args.output}: a name ending in .txt is expected, the json goes beside it")
     root = args.data_dir.resolve()
     if args.domain_map and (absent := [name for name in mapped if not (root / name).is_dir()]):
         raise ArgumentError(f"--domain_map: {', '.join(absent)} is no folder in {root}")
@@ -67,7 +67,7 @@ def main() -> int:
             f"no jsonl file in {root}: looked for *{', *'.join(listing.SUFFIXES)} below the folders "
             f"{', '.join(sorted(folder_domains))}. Name the folder that holds these, or map yours with --domain_map"
         )
-    listing.refuse_shared_targets([file.path for file in files])
+    listing.check_targets_differ([file.path for file in files])
     before = (
         set(args.output.read_text(encoding="utf-8", errors="replace").splitlines()) if args.output.exists() else None
     )
@@ -84,7 +84,7 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def refuse_bad_names(folder_domains: dict[str, str]) -> None:
+def check_names(folder_domains: dict[str, str]) -> None:
     for folder, domain in folder_domains.items():
         if "/" in folder or domain != PurePosixPath(domain).name or domain.startswith(".") or "," in domain:
             raise ArgumentError(

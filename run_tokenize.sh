@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tokenize the listed jsonl files: by hand, or as a slurm array that shares the files out by size.
+# Tokenize the listed jsonl files: by hand, or as a slurm array that partitions the files by size.
 #
 #     bash run_tokenize.sh [DATA_DIR] [flags of tokenize_jsonl.py]
 #     sbatch --array=0-99 run_tokenize.sh DATA_DIR --num_shards 100

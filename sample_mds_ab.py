@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from cepe_data import cli
 from cepe_data.samples import options, reader
-from cepe_data.samples.summary import Outcome
+from cepe_data.samples.summary import Summary
 from cepe_data.samples.writer import WindowSampler
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
@@ -37,20 +37,20 @@ def main() -> int:
     start = time.monotonic()
     windows, splits = options.inside_documents(args.total_length, args.decoder_length), options.make_splits(args)
     tokens, weights = options.open_tokens(args)
-    surveys = reader.survey(tokens, splits, {"test": windows, "train": windows})
-    sampler = WindowSampler.of_run(options.INSIDE_DOCUMENTS, args, tokens, splits, windows, surveys)
+    inventories = reader.inventory(tokens, splits, {"test": windows, "train": windows})
+    sampler = WindowSampler.of_run(options.INSIDE_DOCUMENTS, args, tokens, splits, windows, inventories)
     requests = options.window_requests(weights, args)
     planned = sampler.plan(requests)
-    check = functools.partial(sampler.refuse_other_sets, [one.folder for one in planned])
+    check = functools.partial(sampler.check_other_sets, [one.folder for one in planned])
     check()
-    outcome = Outcome()
+    summary = Summary()
     if args.dry_run:
-        sampler.dry_run(planned, outcome)
-        outcome.report_dry_run(args)
+        sampler.dry_run(planned, summary)
+        summary.report_dry_run(args)
     else:
         with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, planned, options.describe_run(args), outcome, check)
-    return outcome.finish(args, start)
+            sampler.write_all(pool, planned, options.describe_run(args), summary, check)
+    return summary.finish(args, start)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PassageShard
-from cepe_data.samples.summary import Outcome
+from cepe_data.samples.summary import Summary
 from cepe_data.samples.windows import DocumentWindows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.tokens import tokenizers
@@ -67,30 +67,30 @@ def main() -> int:
     tokens, weights = options.open_tokens(args)
     wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
     ways = {"test": windows, "train": windows} if shard_id == 0 else {}
-    surveys = reader.survey(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
-    sampler = WindowSampler.of_run(options.OVER_CONCATENATION, args, tokens, splits, windows, surveys)
+    inventories = reader.inventory(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
+    sampler = WindowSampler.of_run(options.OVER_CONCATENATION, args, tokens, splits, windows, inventories)
     requests = options.window_requests(weights, args) if shard_id == 0 else {}
     passage_requests = options.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
-    corpus_shard = PassageShard(tokens, splits, passages, surveys, args.output, shard_id, args.retrieval_shards)
+    corpus_shard = PassageShard(tokens, splits, passages, inventories, args.output, shard_id, args.retrieval_shards)
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
     planned = sampler.plan(requests)
     todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite)
     replaced = [*(one.folder for one in planned), *(file.output.path for file in todo)]
-    check = functools.partial(sampler.refuse_other_sets, replaced)
+    check = functools.partial(sampler.check_other_sets, replaced)
     check()
-    outcome = Outcome()
+    summary = Summary()
     if args.dry_run:
-        sampler.dry_run(planned, outcome)
-        corpus_shard.dry_run(passage_requests, todo, tokenizer, outcome)
-        outcome.report_dry_run(args)
-        return outcome.finish(args, start)
+        sampler.dry_run(planned, summary)
+        corpus_shard.dry_run(passage_requests, todo, tokenizer, summary)
+        summary.report_dry_run(args)
+        return summary.finish(args, start)
     if shard_id == 0:
         with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, planned, options.describe_run(args), outcome, check)
+            sampler.write_all(pool, planned, options.describe_run(args), summary, check)
     if tokenizer:
         corpus_shard.write_all(todo, tokenizer, args.num_workers, check)
-        corpus_shard.account(passage_requests, options.describe_run(args), outcome)
-    return outcome.finish(args, start)
+        corpus_shard.account(passage_requests, options.describe_run(args), summary)
+    return summary.finish(args, start)
 
 
 def resolve_retrieval_shard(args: options.ConcatOptions) -> int:

@@ -97,7 +97,7 @@ def main() -> int:
         outputs.remove_stale_temporaries(folder)
     totals = Totals()
     todo = [file for file in mine if not job.is_done(file, totals)]
-    refuse_other_folder(job, todo)
+    check_data_dir(job, todo)
     if skipped := len(mine) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(mine)} files: already tokenized with the same arguments")
     if todo:
@@ -106,7 +106,7 @@ def main() -> int:
         job.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)
     cli.say(
         f"shard {shard_id} of {num_shards}: {totals.files} files, {totals.documents:,} documents, {totals.tokens:,} "
-        f"tokens, {totals.skipped:,} lines skipped, {totals.mended:,} mended, {cli.seconds_since(start)} → "
+        f"tokens, {totals.skipped:,} lines skipped, {totals.repaired:,} repaired, {cli.seconds_since(start)} → "
         f"{args.output_dir}"
     )
     if totals.failures:
@@ -119,7 +119,7 @@ def files_of_shard(files: list[listing.ListedFile], shard_id: int, num_shards: i
     return [file for file in files if file.path in assigned]
 
 
-def refuse_other_folder(job: Job, files: Sequence[listing.ListedFile]) -> None:
+def check_data_dir(job: Job, files: Sequence[listing.ListedFile]) -> None:
     """Raise ArgumentError if most of these files are not in the data folder: it is not the one that was listed. (Of
     some that are gone, each is an error of its own.)"""
     absent = [file.path for file in files if not (job.root / file.path).exists()]
@@ -189,7 +189,7 @@ def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> in
             cli.say(f"{skipped} of {len(files)} files are tokenized already, with the same arguments")
         if not todo:
             return cli.EXIT_OK
-        refuse_other_folder(job, todo)
+        check_data_dir(job, todo)
         folder = Path(scratch) / "tokenizer"
         backend = workers.run_in_child(choose_backend, folder, args.backend, [])
         rates = workers.run_in_child(measure_domains, job, backend, folder, todo)

@@ -70,7 +70,7 @@ def cat_seconds(paths: Sequence[Path]) -> float:
 
 
 def compare_tokens(bars: Bars, folder: Path, name: str) -> None:
-    """All ids, borders and hashes of a token file, against `cat` of the same files."""
+    """All ids, boundaries and hashes of a token file, against `cat` of the same files."""
     paths = sorted(folder.glob(f"tokenized/{name}/*.npy"))
     num_bytes = sum(path.stat().st_size for path in paths)
     source = ("--file_list", f"{name}.txt", "--deep", "--texts", 0)

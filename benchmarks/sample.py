@@ -33,7 +33,7 @@ from benchmarks.generated import open_domain, prepare, write_headers, write_toke
 from cepe_data import workers
 from cepe_data.samples import passages, reader
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.summary import Outcome
+from cepe_data.samples.summary import Summary
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
 from cepe_data.samples.writer import SHARD_BYTES, Part, WindowSampler
 from cepe_data.storage import mds
@@ -83,22 +83,22 @@ def write_or_wait(sampler: WindowSampler, part: Part | None) -> None:
 
 
 def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_workers: int) -> float:
-    """Seconds to survey, draw, write and join a train set."""
+    """Seconds to inventory, draw, write and join a train set."""
     output = new_output(folder)
     start = time.perf_counter()
     tokens = open_domain(folder, name)
-    surveys = reader.survey(tokens, SPLITS, {"test": windows, "train": windows})
+    inventories = reader.inventory(tokens, SPLITS, {"test": windows, "train": windows})
     dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
-    sampler = WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, surveys, output, None, False)
-    outcome = Outcome()
+    sampler = WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, inventories, output, None, False)
+    summary = Summary()
     seconds = time.perf_counter() - start
     with workers.Workers(num_workers, functools.partial(write_or_wait, sampler)) as pool:
         list(pool.map_in_order([None] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
         planned = sampler.plan({"train": {name: num_rows}})
-        sampler.write_all(pool, planned, {}, outcome, lambda: sampler.refuse_other_sets([]))
+        sampler.write_all(pool, planned, {}, summary, lambda: sampler.check_other_sets([]))
         seconds += time.perf_counter() - start
-    assert [one.written for one in outcome.sets] == [num_rows], outcome.sets
+    assert [one.written for one in summary.sets] == [num_rows], summary.sets
     shutil.rmtree(output)
     return seconds
 
@@ -107,8 +107,8 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     """Seconds of an MDSWriter loop that is fed the same windows from memory, in shards of the same size."""
     streaming = mds.import_streaming()
     tokens = open_domain(folder, name)
-    survey = reader.survey(tokens, SPLITS, {"train": windows})[name]
-    source = reader.WindowSource.of(tokens, name, "train", SPLITS, windows, survey)
+    inventory = reader.inventory(tokens, SPLITS, {"train": windows})[name]
+    source = reader.WindowSource.of(tokens, name, "train", SPLITS, windows, inventory)
     rows = np.empty((num_rows, TOTAL), mds.token_dtype(tokens.vocab_size or 1 << 31))
     source.read(source.draw(0, num_rows), [rows])
     columns = {
@@ -196,8 +196,8 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     """Seconds to write a file of passages."""
     tokens, output = open_domain(folder, "short"), new_output(folder)
     tokenizer = tokenizers.find(None, folder / "tokenized", tokens.fingerprint)
-    surveys = reader.survey(tokens, SPLITS, {"retrieval": PASSAGES})
-    shard = passages.PassageShard(tokens, SPLITS, PASSAGES, surveys, output, 0, 1)
+    inventories = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})
+    shard = passages.PassageShard(tokens, SPLITS, PASSAGES, inventories, output, 0, 1)
     start = time.perf_counter()
     todo = shard.missing({"short": num_rows}, tokenizer, False)
     shard.write_all(todo, tokenizer, 1, lambda: None)
@@ -212,8 +212,8 @@ def one_by_one_seconds(folder: Path, num_rows: int) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenized/tokenizer")
     tokens = open_domain(folder, "short")
-    survey = reader.survey(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
-    source = reader.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, survey)
+    inventory = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
+    source = reader.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, inventory)
     rows = np.empty((num_rows, PASSAGES.total_length), np.int32)
     source.read(source.draw(0, num_rows), [rows])
     neighbors = np.roll(rows, 1, axis=0)
@@ -256,12 +256,12 @@ def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
 
 
 def planning_seconds(folder: Path, num_rows: int) -> tuple[float, int]:
-    """Seconds to survey and to draw test and train rows; peak memory of the process in bytes."""
+    """Seconds to inventory and to draw test and train rows; peak memory of the process in bytes."""
     tokens = open_domain(folder, "headers")
     start = time.perf_counter()
-    survey = reader.survey(tokens, SPLITS, {"test": CONCATENATED, "train": CONCATENATED})["headers"]
+    inventory = reader.inventory(tokens, SPLITS, {"test": CONCATENATED, "train": CONCATENATED})["headers"]
     for split, number in (("test", num_rows // 70), ("train", num_rows)):
-        plan = reader.WindowSource.of(tokens, "headers", split, SPLITS, CONCATENATED, survey).draw(0, number)
+        plan = reader.WindowSource.of(tokens, "headers", split, SPLITS, CONCATENATED, inventory).draw(0, number)
         assert len(plan) == number
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
@@ -270,7 +270,7 @@ def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
     write_headers(folder, "headers", num_documents)
     results = [on_cores([0], planning_seconds, folder, num_documents // 40) for _ in range(2)]
     seconds, peak = min(results)
-    details = f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, survey and draw of two sets"
+    details = f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, inventory and draw of two sets"
     bars.report("planning, million documents a second", num_documents / seconds / 1e6, 10, details)
     bars.report("planning, peak memory in GB", peak / 1e9, 1.0, f"{peak >> 20} MiB", at_most=True)
 

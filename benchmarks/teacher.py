@@ -91,9 +91,9 @@ def compare_errors(bars: Bars) -> None:
     draw = np.random.default_rng(0)
     logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
     logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
-    wanted = torch.softmax(logits, -1)
+    expected = torch.softmax(logits, -1)
     prob, index = teacher_model.top_probabilities(logits.float(), TOPK)
-    top, tail = wanted.gather(-1, index), wanted.scatter(-1, index, 0).sum(-1)
+    top, tail = expected.gather(-1, index), expected.scatter(-1, index, 0).sum(-1)
     normal = top > 2.0**-14
     top_error = ((prob[:, :TOPK].half().double() - top).abs() / top)[normal].max().item()
     bars.report("top-k probabilities, error in float16 roundings", top_error / 2.0**-11, 2, "1 is 4.9e-4", at_most=True)
@@ -144,7 +144,7 @@ def our_seconds(annotation: teacher_plan.Annotation, device: str) -> float:
         return annotate(self, batches)
 
     teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign]
-    calculate_logits.annotate(annotation, list(range(len(annotation.of_set.borders))), device, lambda _: None)
+    calculate_logits.annotate(annotation, list(range(len(annotation.of_set.part_ranges))), device, lambda _: None)
     teacher_model.Teacher.annotate = annotate  # type: ignore[method-assign]
     return time.perf_counter() - started[0]
 
@@ -191,7 +191,7 @@ def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
     usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
     what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
     bars.report(what, usual / ours, 1.5, f"{ours / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
-    bytes_of = [sum(path.stat().st_size for path in annotation.of_set.pool.rglob("*.mds")) / 8 / (num_tokens // 2)]
+    bytes_of = [sum(path.stat().st_size for path in annotation.of_set.parts_dir.rglob("*.mds")) / 8 / (num_tokens // 2)]
     print(f"       {bytes_of[0]:.0f} bytes a token on disk, the usual loop 302")
 
 
@@ -207,7 +207,7 @@ def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
         "target_prob": draw.random((2048, TOPK + 1)).astype(np.float16),
         "target_index": draw.integers(0, 32_000, (2048, TOPK), np.int16),
     }
-    for part, (start, stop) in enumerate(annotation.of_set.borders):
+    for part, (start, stop) in enumerate(annotation.of_set.part_ranges):
         annotation.of_set.write_part(part, (row for _ in range(start, stop)))
     before, start_time = written_bytes(), time.perf_counter()
     annotation.of_set.join(100, False, annotation.facts, time.monotonic())

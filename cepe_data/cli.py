@@ -45,7 +45,7 @@ def count(text: str) -> int:
             raise ValueError
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no count: a whole number from 0 on, such as 1000 or 2e6, is wanted"
+            f"{text!r} is no count: a whole number from 0 on, such as 1000 or 2e6, is expected"
         ) from None
     return int(number)
 
@@ -54,7 +54,7 @@ def positive_count(text: str) -> int:
     """A `count` of at least 1."""
     number = count(text)
     if number == 0:
-        raise argparse.ArgumentTypeError("at least 1 is wanted")
+        raise argparse.ArgumentTypeError("at least 1 is expected")
     return number
 
 
@@ -69,7 +69,7 @@ def fraction(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0.0 <= number <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: a number from 0 to 1 is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: a number from 0 to 1 is expected")
     return number
 
 
@@ -132,7 +132,7 @@ def _exit_status_of(main: Callable[[], int], script: str) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(
             f"{script}: error: {where}{error.strerror or error}. Nothing incomplete has a final name; once this is "
-            f"mended, the same command goes on from here.",
+            f"repaired, the same command goes on from here.",
             file=sys.stderr,
         )
         status = EXIT_FAILED

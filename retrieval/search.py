@@ -95,12 +95,12 @@ def main() -> int:
     if not args.merge and num_shards > 1:
         return cli.EXIT_OK
     for one in todo:
-        one.refuse_missing(corpus, num_shards)
+        one.require_parts(corpus, num_shards)
     for one in todo:
         merge(args, corpus, one, start)
     if args.delete_parts:
         for one in sets:
-            outputs.remove(one.pool)
+            outputs.remove(one.parts_dir)
             outputs.remove(one.embedded_queries.path)
     return report_shortage(args, sets)
 
@@ -121,11 +121,11 @@ def search(
         return
     [device] = devices.choose_devices(args.device, 1)
     for one in sets:
-        for folder in (one.hits.path.parent, one.pool):
+        for folder in (one.hits.path.parent, one.parts_dir):
             outputs.remove_stale_temporaries(folder)
     embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
-    borders = np.cumsum([0, *(one.num_rows for one in sets)])
+    boundaries = np.cumsum([0, *(one.num_rows for one in sets)])
     of_todo = {shard: corpus.parts_of(shard) for shard in todo}
     num_passages = sum(part.num_rows for of_shard in of_todo.values() for part in of_shard)
     with cli.progress_bar(num_passages, "passage", "search", unit_scale=True) as bar:
@@ -135,7 +135,7 @@ def search(
                     best.add(block, first_key)
                     bar.update(len(block))
                 keys, scores = best.best()
-            for one, start, stop in zip(sets, borders[:-1], borders[1:], strict=True):
+            for one, start, stop in zip(sets, boundaries[:-1], boundaries[1:], strict=True):
                 if one in missing[shard]:
                     with one.part(corpus, shard).draft(is_folder=True) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
@@ -218,8 +218,8 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
     ):
         found = [
             (
-                opened.enter_context(NpyRows(mds.part_path(one.pool, shard) / "keys.npy", num_axes=2)),
-                opened.enter_context(NpyRows(mds.part_path(one.pool, shard) / "scores.npy", "f", 2)),
+                opened.enter_context(NpyRows(mds.part_path(one.parts_dir, shard) / "keys.npy", num_axes=2)),
+                opened.enter_context(NpyRows(mds.part_path(one.parts_dir, shard) / "scores.npy", "f", 2)),
             )
             for shard in corpus.shards
         ]

@@ -37,7 +37,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--domain", default="all", help="one domain; all: every domain of the queries")
     parser.add_argument("--topk", type=cli.positive_count, default=None, help="passages of a row (default: all found)")
     parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and write nothing else")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the pool of parts once they are joined")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
     parser.add_argument(
         "--rows_per_part",
         type=cli.positive_count,
@@ -92,7 +92,7 @@ class RetrievedSet:
         if self._topk > found:
             raise ArgumentError(f"--topk {self._topk} is more than the {found} that {self._hits} has for a row")
         num_rows = mds.num_rows(queries)
-        self._refuse_short_rows(num_rows)
+        self._require_hits(num_rows)
         passages, _ = corpus.passages(np.array([corpus.parts[0].first_key]))
         columns = {
             "retrieved_token_ids": mds.array_column(passages.dtype, self._topk, passages.shape[1]),
@@ -111,7 +111,7 @@ class RetrievedSet:
             "vocab_size": corpus.parts[0].meta.get("vocab_size"),
         }
 
-    def _refuse_short_rows(self, num_rows: int) -> None:
+    def _require_hits(self, num_rows: int) -> None:
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys:
             for start in range(0, num_rows, 1 << 16):
                 short = keys.read(start, min(start + (1 << 16), num_rows))[:, self._topk - 1] == NO_KEY
@@ -128,7 +128,7 @@ class RetrievedSet:
         self.of_set.remove_stale_temporaries()
         with cli.progress_bar(self.of_set.count_rows(todo), "row", self.of_set.folder.name) as bar:
             for part in todo:
-                self.of_set.write_part(part, self._rows(*self.of_set.borders[part]))
+                self.of_set.write_part(part, self._rows(*self.of_set.part_ranges[part]))
                 bar.update(self.of_set.count_rows([part]))
 
     def _rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -149,7 +149,7 @@ class RetrievedSet:
 
     def write_keys(self, draft: outputs.Draft) -> None:
         """Which passages the rows have, int64 [rows, topk], beside the set."""
-        target = draft.companion(draft.final.with_name(f"{draft.final.name}.keys.npy"))
+        target = draft.sidecar(draft.final.with_name(f"{draft.final.name}.keys.npy"))
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys, target.open("wb") as file:
             write_header(file, np.dtype(np.int64), keys.size, self._topk)
             for start in range(0, keys.size, 1 << 16):

@@ -133,7 +133,7 @@ class Run:
             time.sleep(0.001)
         return sent
 
-    def refuse_left_processes(self) -> None:
+    def check_no_process_is_left(self) -> None:
         """Raise FaultError unless its workers end, too."""
         deadline = time.monotonic() + SECONDS_TO_END
         while left := _alive_in_group(self.pid):
@@ -271,7 +271,7 @@ class Victim:
         run = Run(command, self.folder, self.log, kill)
         try:
             sent = run.watch()
-            run.refuse_left_processes()
+            run.check_no_process_is_left()
             was_killed = run.exit_status != 0
             if was_killed:
                 self._note_kill(run, kill, time.monotonic() - sent, tally)
@@ -285,8 +285,8 @@ class Victim:
 
     @staticmethod
     def _note_kill(run: Run, kill: Kill | None, seconds: float, tally: Tally) -> None:
-        wanted = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
-        if kill is None or run.exit_status != wanted[kill.number]:
+        expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
+        if kill is None or run.exit_status != expected[kill.number]:
             raise FaultError(f"exit status {run.exit_status}\n{run.text}")
         tally.killed[kill.number] += 1
         if kill.number == signal.SIGTERM:

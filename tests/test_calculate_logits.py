@@ -81,10 +81,10 @@ def check_row(row: dict[str, Any], model: torch.nn.Module, context: np.ndarray, 
     assert row["target_index"].dtype == np.int16 and row["target_prob"].dtype == np.float16
     assert row["target_prob"].shape == (len(tokens), topk + 1)
     assert (row["target_index"] == order[:, :topk]).all()
-    wanted = np.take_along_axis(probabilities, order, -1)
+    expected = np.take_along_axis(probabilities, order, -1)
     rounding = 2.0**-11
-    np.testing.assert_allclose(row["target_prob"][:, :topk], wanted[:, :topk], rtol=2 * rounding, atol=1e-7)
-    np.testing.assert_allclose(row["target_prob"][:, topk], wanted[:, topk:].sum(-1), rtol=0.01, atol=1e-7)
+    np.testing.assert_allclose(row["target_prob"][:, :topk], expected[:, :topk], rtol=2 * rounding, atol=1e-7)
+    np.testing.assert_allclose(row["target_prob"][:, topk], expected[:, topk:].sum(-1), rtol=0.01, atol=1e-7)
     np.testing.assert_allclose(row["target_prob"].astype(np.float64).sum(-1), 1, atol=topk * rounding)
     assert (np.diff(row["target_prob"][:, :topk].astype(np.float32)) <= 0).all()
 

@@ -107,9 +107,9 @@ def found_bits(place: Path) -> dict[str, list[bool]]:
 
 def test_every_later_copy_in_a_domain_is_marked_and_no_other_text(run: Run, place: Path) -> None:
     told = run(*MARK, cwd=place).stdout
-    wanted = wanted_bits(place)
-    assert [sum(bits) for bits in wanted.values()] == [4, 13, 6, 0], "texts of another domain are no copies"
-    assert found_bits(place) == wanted
+    expected = wanted_bits(place)
+    assert [sum(bits) for bits in expected.values()] == [4, 13, 6, 0], "texts of another domain are no copies"
+    assert found_bits(place) == expected
     lines = {line.split()[0]: line.split()[1:] for line in told.splitlines()}
     assert lines["cc"] == ["3", "94", "23", "24.468%"] and lines["wiki"] == ["1", "41", "0", "0.000%"]
     assert "4 token files: 135 documents, 23 copies" in told.splitlines()[-1]
@@ -134,7 +134,7 @@ def test_copies_are_found_whatever_the_hashes_the_partitions_and_the_blocks(kind
             "one text": [(1 << 64) - 1],
         }[kind]
         hashes = draw.choices(texts, k=draw.randint(0, 400))
-        wanted = [hash_ in hashes[:number] for number, hash_ in enumerate(hashes)]
+        expected = [hash_ in hashes[:number] for number, hash_ in enumerate(hashes)]
         with duplicates.CopyFinder(len(hashes), tmp_path, draw.choice([1, 2, 30, 1000])) as finder:
             rest = hashes
             while rest:
@@ -145,14 +145,14 @@ def test_copies_are_found_whatever_the_hashes_the_partitions_and_the_blocks(kind
             found: list[bool] = []
             while len(found) < len(hashes):
                 found += finder.take(min(draw.randint(1, 90), len(hashes) - len(found))).tolist()
-        assert found == wanted
+        assert found == expected
     assert not list(tmp_path.iterdir())
 
 
 def test_documents_of_files_made_elsewhere_are_compared_by_their_tokens(run: Run, place: Path) -> None:
-    wanted = wanted_bits(place)
+    expected = wanted_bits(place)
     run(*MARK, "--domains", "wiki", cwd=place)
-    of_cc = [path for path in wanted if path.startswith("common_crawl")]
+    of_cc = [path for path in expected if path.startswith("common_crawl")]
     for path in of_cc:
         stem = place / "tokenized" / path.removesuffix(".jsonl")
         if path == of_cc[-1]:
@@ -162,7 +162,7 @@ def test_documents_of_files_made_elsewhere_are_compared_by_their_tokens(run: Run
             stem.with_name(stem.name + suffix).unlink()
     assert not list(place.glob("tokenized/common_crawl/*/*.duplicates.*"))
     run(*MARK, cwd=place)  # wiki's have hashes of texts: what one domain has is no matter to another
-    assert found_bits(place) == wanted
+    assert found_bits(place) == expected
     assert (
         json.loads(bits_file(place, of_cc[0]).with_suffix(".meta.json").read_text())["made_with"]["document_hash"]
         == "tokens"

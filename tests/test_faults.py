@@ -112,13 +112,13 @@ def free_bytes(place: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def refuse_unclear(error: str, what: str) -> None:
+def check_message(error: str, what: str) -> None:
     """A message says which output it was that could not be written."""
     named = re.findall(rf"(\S+): {what}", error)
     assert named and all(Path(name).parts[0] in OUTPUTS for name in named) and "Traceback" not in error, error
 
 
-def refuse_unwhole(place: Path, whole: dict[str, bytes]) -> None:
+def check_whole(place: Path, whole: dict[str, bytes]) -> None:
     """Whatever has a final name is what an undisturbed run makes, or a part that it does not keep."""
     for name, content in reference.tree_bytes(place).items():
         if ".tmp-" not in name and name != "filler" and not (name not in whole and ".parts/part-" in name):
@@ -141,8 +141,8 @@ def test_a_full_disk_is_a_message_and_a_rerun_goes_on(
         with (small_disk / "filler").open("wb") as filler:
             filler.write(bytes(free_bytes(small_disk) - round(share * num_bytes)))
         done = run(*STEPS[step], cwd=small_disk, status=1)
-        refuse_unclear(done.stderr, "No space left on device")
-        refuse_unwhole(small_disk, whole)
+        check_message(done.stderr, "No space left on device")
+        check_whole(small_disk, whole)
         assert not list(small_disk.rglob(".tmp-*"))
         (small_disk / "filler").unlink()
     run(*STEPS[step], cwd=small_disk)
@@ -197,7 +197,7 @@ def test_where_nothing_may_be_written_a_run_says_so_and_a_finished_one_is_repeat
     shutil.copytree(before, small_disk, dirs_exist_ok=True)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     done = run(*STEPS[step], cwd=small_disk, status=1)
-    refuse_unclear(done.stderr, "Read-only file system")
+    check_message(done.stderr, "Read-only file system")
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     run(*STEPS[step], cwd=small_disk)
     assert reference.tree_bytes(small_disk) == reference.tree_bytes(after)
@@ -222,7 +222,7 @@ def test_an_input_that_is_gone_or_empty_is_named(
         source = name.removeprefix("tokenized/").replace(".npy", ".jsonl")  # a token file may be called by it
         assert any(text in done.stderr for text in (name, str(Path(name).parent), source)), f"{damage}: {done.stderr}"
         shutil.copy(before / name, place / name)
-        refuse_unwhole(place, whole)
+        check_whole(place, whole)
     run(*STEPS[step], cwd=place)
     assert reference.tree_bytes(place) == whole
 

@@ -27,8 +27,8 @@ def test_the_list_is_sorted_and_knows_domains_sizes_and_root(run: Run, tmp_path:
     paths += ["wiki/w2.jsonl", "arxiv/Z.jsonl", "arxiv/a.jsonl", "arxiv/a/b.jsonl", "book/notes.txt", "github/x.json"]
     make(tmp_path / "data", *paths)
     done = run("get_all_jsonl.py", "data", cwd=tmp_path)
-    wanted = sorted(path for path in paths if ".jsonl" in path)
-    assert listed(tmp_path) == wanted
+    expected = sorted(path for path in paths if ".jsonl" in path)
+    assert listed(tmp_path) == expected
     content = json.loads((tmp_path / "all_jsonl.json").read_text())
     assert content["root"] == str((tmp_path / "data").resolve())
     domains = {"c4": "c4-rp", "c4-rp": "c4-rp", "common_crawl": "cc", "cc": "cc", "wikipedia": "wiki", "wiki": "wiki"}
@@ -36,7 +36,7 @@ def test_the_list_is_sorted_and_knows_domains_sizes_and_root(run: Run, tmp_path:
         assert file["bytes"] == (tmp_path / "data" / file["path"]).stat().st_size
         assert file["domain"] == domains.get(file["path"].split("/")[0], "arxiv")
     assert "no files of book, github, stackexchange" in done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"{len(wanted)} files, ")
+    assert done.stdout.splitlines()[-1].startswith(f"{len(expected)} files, ")
 
 
 def test_unknown_folders_are_named_and_kept_out_unless_mapped(run: Run, tmp_path: Path) -> None:

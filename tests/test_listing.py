@@ -18,10 +18,10 @@ def test_token_paths_and_their_collisions() -> None:
     assert listing.token_path("a.jsonl") == listing.token_path("a.jsonl.gz") == "a.npy"
     with pytest.raises(ArgumentError, match="ends in none of"):
         listing.token_path("a.json")
-    listing.refuse_shared_targets(["a/x.jsonl", "b/x.jsonl", "a/y.jsonl.gz"])
+    listing.check_targets_differ(["a/x.jsonl", "b/x.jsonl", "a/y.jsonl.gz"])
     for paths in (["x.jsonl", "x.jsonl.zst"], ["x.jsonl", "x.jsonl"], ["x.jsonl", "x.hash.jsonl"]):
         with pytest.raises(ArgumentError, match="both write x"):
-            listing.refuse_shared_targets(paths)
+            listing.check_targets_differ(paths)
 
 
 @given(st.lists(st.floats(0.001, 10), min_size=1, max_size=9), st.integers(0, 10**7))

@@ -22,23 +22,23 @@ def row(number: int) -> dict:
     return {"ids": np.full(4, number, np.int16), "name": f"row {number}", "lists": [[number], []]}
 
 
-def write_parts(folder: Path, borders: list[tuple[int, int]]) -> None:
-    for part, (start, stop) in enumerate(borders):
-        path = mds.part_path(mds.pool_path(folder), part)
+def write_parts(folder: Path, boundaries: list[tuple[int, int]]) -> None:
+    for part, (start, stop) in enumerate(boundaries):
+        path = mds.part_path(mds.parts_dir(folder), part)
         mds.write_part(outputs.Output(path, {"start": start}), COLUMNS, stop - start, map(row, range(start, stop)))
 
 
-def join(folder: Path, borders: list[tuple[int, int]]) -> None:
+def join(folder: Path, boundaries: list[tuple[int, int]]) -> None:
     with outputs.Output(folder, {}).draft(is_folder=True) as draft:
-        mds.join_parts(draft, mds.pool_path(folder), borders)
+        mds.join_parts(draft, mds.parts_dir(folder), boundaries)
         draft.publish()
 
 
 def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path) -> None:
-    borders = mds.part_borders(11, 4)
-    assert borders == [(0, 4), (4, 8), (8, 11)]
-    write_parts(tmp_path / "set", borders)
-    join(tmp_path / "set", borders)
+    boundaries = mds.part_ranges(11, 4)
+    assert boundaries == [(0, 4), (4, 8), (8, 11)]
+    write_parts(tmp_path / "set", boundaries)
+    join(tmp_path / "set", boundaries)
     rows = mds.Rows(tmp_path / "set")
     assert len(rows) == mds.num_rows(tmp_path / "set") == 11
     for number in range(11):
@@ -122,29 +122,29 @@ def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int
 def test_where_links_are_refused_shards_are_copied_and_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    borders = mds.part_borders(8, 4)
-    write_parts(tmp_path / "linked", borders)
+    boundaries = mds.part_ranges(8, 4)
+    write_parts(tmp_path / "linked", boundaries)
     shutil.copytree(tmp_path / "linked.parts", tmp_path / "copied.parts")
-    join(tmp_path / "linked", borders)
+    join(tmp_path / "linked", boundaries)
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "links are refused here")
 
     monkeypatch.setattr(os, "link", refuse)
-    join(tmp_path / "copied", borders)
+    join(tmp_path / "copied", boundaries)
     assert "2 shards were copied" in capsys.readouterr().err
     assert reference.tree_bytes(tmp_path / "copied") == reference.tree_bytes(tmp_path / "linked")
 
 
 def test_parts_that_are_not_what_they_should_be_are_not_joined(tmp_path: Path) -> None:
-    borders = mds.part_borders(8, 4)
-    write_parts(tmp_path / "set", borders)
+    boundaries = mds.part_ranges(8, 4)
+    write_parts(tmp_path / "set", boundaries)
     with pytest.raises(DamagedFileError, match="part-00001 does not have its 3 rows"):
         join(tmp_path / "set", [(0, 4), (4, 7)])
     shard = tmp_path / "set.parts/part-00000/shard.00000.mds"
     shard.write_bytes(shard.read_bytes() + b"more")
     with pytest.raises(DamagedFileError, match="not there with its"):
-        join(tmp_path / "set", borders)
+        join(tmp_path / "set", boundaries)
     assert not (tmp_path / "set").exists()
 
 
@@ -155,9 +155,9 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 2, rows())
-    for wanted, given in ((0, 0), (2, 1), (2, 3)):
-        with pytest.raises(PipelineError, match=f"{given} rows of {wanted}"):
-            mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, wanted, map(row, range(given)))
+    for expected, given in ((0, 0), (2, 1), (2, 3)):
+        with pytest.raises(PipelineError, match=f"{given} rows of {expected}"):
+            mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, expected, map(row, range(given)))
     with pytest.raises(ValueError, match="ids is int16"):
         mds.write_part(
             outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 1, [{**row(0), "ids": np.zeros(5, np.int16)}]

@@ -21,7 +21,7 @@ from cepe_data.storage import outputs, provenance
 def publish_file(path: Path, text: str, made_with: provenance.Meta, overwrite: bool = False) -> bool:
     with outputs.Output(path, made_with, overwrite).draft() as draft:
         draft.path.write_text(text)
-        draft.companion(path.with_name("beside.txt")).write_text(text + text)
+        draft.sidecar(path.with_name("beside.txt")).write_text(text + text)
         return draft.publish({"fact": 1})
 
 
@@ -40,7 +40,7 @@ def test_a_unit_is_published_with_its_companions_and_meta_file(tmp_path: Path) -
 def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), outputs.Output(tmp_path / "unit", {}).draft(is_folder=True) as draft:
         (draft.path / "half").write_text("half")
-        draft.companion(tmp_path / "beside").write_text("beside")
+        draft.sidecar(tmp_path / "beside").write_text("beside")
         raise RuntimeError
     assert os.listdir(tmp_path) == []
 
@@ -104,7 +104,7 @@ def test_of_units_that_are_published_together_no_name_is_given_before_all_files_
         for number in range(3):
             draft = stack.enter_context(outputs.Output(tmp_path / f"{number}.npy", {"number": number}).draft())
             draft.path.write_text("content")
-            draft.companion(tmp_path / f"{number}.beside").write_text("beside")
+            draft.sidecar(tmp_path / f"{number}.beside").write_text("beside")
             draft.seal()
             drafts.append(draft)
         with monkeypatch.context() as elsewhere:

@@ -22,9 +22,9 @@ def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
     """A set of windows, int [rows, TOTAL]."""
     columns = {"token_ids": f"ndarray:int16:{TOTAL // 3}", "prev_token_ids": f"ndarray:int16:{TOTAL - TOTAL // 3}"}
     columns["domain"] = "str"
-    border = TOTAL - TOTAL // 3
+    boundary = TOTAL - TOTAL // 3
     rows = [
-        {"token_ids": one[border:], "prev_token_ids": one[:border], "domain": folder.name}
+        {"token_ids": one[boundary:], "prev_token_ids": one[:boundary], "domain": folder.name}
         for one in windows.astype(np.int16)
     ]
     mds.write_part(outputs.Output(folder, record), columns, len(rows), rows)

@@ -1,4 +1,4 @@
-"""The pictures of sanity_check.py, and the numbers that they show.    pytest tests/test_plots.py"""
+"""The figures of sanity_check.py, and the numbers that they show.    pytest tests/test_plots.py"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lay_out_tokens(folder: Path, lengths: dict[str, list[int]]) -> None:
     (folder / "all_jsonl.json").write_text(json.dumps(provenance.signed({"files": listed})))
 
 
-def refuse_empty_picture(path: Path, width: int = 1350) -> None:
+def check_figure(path: Path, width: int = 1350) -> None:
     with Image.open(path) as image:
         colours = np.asarray(image.convert("RGB"))
     grey = colours[..., 0]
@@ -67,7 +67,7 @@ def test_lengths_and_windows_are_those_of_the_token_files(run: Run, tmp_path: Pa
             windows = sum(len(range(0, length - total + 1, 4096)) for length in flat)
             assert found[f"windows of {total}"] == windows
     assert content["domains"]["arxiv"]["windows of 131072"] > 10
-    refuse_empty_picture(tmp_path / "out.png")
+    check_figure(tmp_path / "out.png")
 
 
 def test_the_same_numbers_give_the_same_picture(run: Run, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_same_numbers_give_the_same_picture(run: Run, tmp_path: Path) -> Non
     (tmp_path / "out.PNG").write_text("to be replaced")
     for ending in ("PNG", "pdf", "svg"):
         plain = run("sanity_check.py", "tokens", "--plot", f"out.{ending}", cwd=tmp_path)
-        assert f"picture → out.{ending}" in plain.stdout
+        assert f"figure → out.{ending}" in plain.stdout
         first = (tmp_path / f"out.{ending}").read_bytes()
         (tmp_path / f"out.{ending}").unlink()
         styled = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "PYTHONPROFILEIMPORTTIME": "1"}
@@ -107,7 +107,7 @@ def test_where_no_picture_can_be_is_said_before_the_check(run: Run, tmp_path: Pa
 def test_pictures_of_little(run: Run, tmp_path: Path) -> None:
     lay_out_tokens(tmp_path, {"arxiv/one.npy": [30]})
     run("sanity_check.py", "--plot", "one.png", cwd=tmp_path)
-    refuse_empty_picture(tmp_path / "one.png")
+    check_figure(tmp_path / "one.png")
     (tmp_path / "tokenized/arxiv/one.npy").unlink()
     done = run("sanity_check.py", "--plot", "none.png", cwd=tmp_path, status=1)
     assert "no token file could be read: none.png is not written" in done.stderr
@@ -148,16 +148,16 @@ def test_mass_and_entropy_are_those_of_the_rows(run: Run, tmp_path: Path, num_wo
         assert found["rows"] == len(stored) and found["first_positions"] == list(range(0, POSITIONS, 3))
         prob = stored.astype(np.float64)
         terms = np.array([p * np.log(p) if p else 0.0 for p in prob.ravel()]).reshape(prob.shape)
-        wanted = {"topk_mass": 1 - prob[..., TOPK], "entropy_nats": -terms.sum(-1)}
+        expected = {"topk_mass": 1 - prob[..., TOPK], "entropy_nats": -terms.sum(-1)}
         for name, limit in (("topk_mass", 1.0), ("entropy_nats", np.log(TOPK + 1))):
             for group, first in enumerate(found["first_positions"]):
-                values = wanted[name][:, first : first + 3].ravel()
+                values = expected[name][:, first : first + 3].ravel()
                 assert found[name]["mean"][group] == pytest.approx(values.mean(), abs=1e-5)
                 for percent in (10, 90):
                     quantile = np.quantile(values, percent / 100, method="inverted_cdf")
                     assert found[name][f"quantile_{percent}"][group] == pytest.approx(quantile, abs=limit / 999)
         assert found["entropy_nats"]["mean"][0] > found["entropy_nats"]["mean"][-1] + 0.3
-    refuse_empty_picture(tmp_path / "out.png")
+    check_figure(tmp_path / "out.png")
     first = (tmp_path / "out.png").read_bytes()
     run("sanity_check.py", "teacher", "TEACHER", "--deep", "--plot", "out.png", cwd=tmp_path)
     assert (tmp_path / "out.png").read_bytes() == first

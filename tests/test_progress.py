@@ -258,7 +258,7 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
     mds.write_part(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
-    shutil.copytree(part, mds.part_path(mds.pool_path(folder), 0))
+    shutil.copytree(part, mds.part_path(mds.parts_dir(folder), 0))
     [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
     assert (task["state"], task["units_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
 
@@ -279,7 +279,7 @@ def cut(name: str) -> Harm:
 
 
 @pytest.mark.parametrize(
-    ("harm", "job", "wanted", "array"),
+    ("harm", "job", "expected", "array"),
     [
         (cut("tokenized/book/book.npy"), "tokenize", "damaged", "0"),
         (cut("tokenized/book/book.meta.json"), "tokenize", "damaged", "0"),
@@ -293,13 +293,13 @@ def cut(name: str) -> Harm:
         (cut("retrieved/test/cc/index.json"), "write_mds", "damaged", None),
     ],
 )
-def test_damage(run: Run, pipeline: Path, harm: Harm, job: str, wanted: str, array: str | None) -> None:
+def test_damage(run: Run, pipeline: Path, harm: Harm, job: str, expected: str, array: str | None) -> None:
     """Damage is named, never done, and its line has --overwrite."""
     harm(pipeline)
-    said = ask(run, pipeline, status=int(wanted == "damaged"))
+    said = ask(run, pipeline, status=int(expected == "damaged"))
     step = said["by_job"][job]
-    assert wanted in states(step)
-    if wanted == "damaged":
+    assert expected in states(step)
+    if expected == "damaged":
         assert said["findings"] and step["lines"][0].endswith(" --overwrite")
         assert array_of(step["lines"][0]) == array
 

@@ -28,7 +28,7 @@ def test_a_lost_or_resized_file_of_a_unit_is_damage_and_overwrite_mends_it(tmp_p
     for overwrite in (False, True):
         with outputs.Output(folder, {}, overwrite).draft(is_folder=True) as draft:
             (draft.path / "shard").write_text("rows")
-            draft.companion(tmp_path / "set.rows").write_text("sources")
+            draft.sidecar(tmp_path / "set.rows").write_text("sources")
             assert draft.publish()
         assert outputs.Output(folder, {}, True).is_done()
         (tmp_path / "set.rows").write_text("other")

@@ -37,8 +37,8 @@ def source_of(
     tokens: reader.Tokens, windows: Windows, split: str = "train", splits: Splits | None = None
 ) -> reader.WindowSource:
     splits = splits or Splits(42, 0.2, 0.4)
-    survey = reader.survey(tokens, splits, {split: windows})["any"]
-    return reader.WindowSource.of(tokens, "any", split, splits, windows, survey)
+    inventory = reader.inventory(tokens, splits, {split: windows})["any"]
+    return reader.WindowSource.of(tokens, "any", split, splits, windows, inventory)
 
 
 def expected_windows(folder: Path, files: list[list[int]], windows: Windows, split: str) -> list[tuple[int, ...]]:
@@ -92,11 +92,11 @@ def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Wind
     num_seeds, num_drawn = 1500, 3
     counts: Counter[int] = Counter()
     everything = Splits(0, 1.0, 0.0)
-    survey = reader.survey(tokens, everything, {"test": windows})["any"]
+    inventory = reader.inventory(tokens, everything, {"test": windows})["any"]
     for seed in range(num_seeds):
-        source = reader.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, survey)
+        source = reader.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, inventory)
         counts.update(read(source, source.draw(0, num_drawn))[:, 0].tolist())
-    num_windows = survey.available("test")
+    num_windows = inventory.available("test")
     assert len(counts) == num_windows > 10
     expected = num_seeds * num_drawn / num_windows
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())

@@ -154,7 +154,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
         "a run of NUL bytes": [25],
         "cut off at the end of the file": [26],
     }
-    assert parsed.mended.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
+    assert parsed.repaired.as_json() == {"lone surrogate": {"count": 1, "first_lines": [19]}}
 
 
 def test_reports_keep_the_first_lines_and_all_counts() -> None:

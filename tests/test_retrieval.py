@@ -160,8 +160,8 @@ def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus
         assert passage.tolist() == records[name]["contents_token_ids"]
         assert neighbor == records[name]["neighbor_token_ids"]
     some = sorted(records)[::37]
-    wanted = mean_of_hidden_states(whole / "encoder", [records[name]["contents"] for name in some])
-    np.testing.assert_allclose(np.stack([found[name][0] for name in some]), wanted, rtol=2e-3, atol=2e-3)
+    expected = mean_of_hidden_states(whole / "encoder", [records[name]["contents"] for name in some])
+    np.testing.assert_allclose(np.stack([found[name][0] for name in some]), expected, rtol=2e-3, atol=2e-3)
     assert len(list((whole / "EMB").glob("0/cc/part-*"))) > 1, "some file has several parts"
 
 
@@ -282,7 +282,7 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
     done = run(*SEARCH, *flags, cwd=tmp_path, status=None)
     records, embedded = corpus_records(whole), Embeddings(whole / "EMB")
     windows = rows_of(whole / "OUT/test/arxiv")
-    wanted, num_dropped, num_short = [], 0, 0
+    expected, num_dropped, num_short = [], 0, 0
     for window, row_keys in zip(windows, np.load(tmp_path / "WIDE/arxiv/keys.npy"), strict=True):
         ids = [*window["prev_token_ids"].tolist(), *window["token_ids"].tolist()]
         spans = {tuple(ids[start : start + span]) for start in range(len(ids) - span + 1)}
@@ -293,9 +293,9 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
                 kept.append(key)
         num_dropped += len(row_keys) - len(kept)
         num_short += len(kept) < 7
-        wanted.append([*kept[:7], *[NO_KEY] * (7 - len(kept))])
+        expected.append([*kept[:7], *[NO_KEY] * (7 - len(kept))])
     assert num_dropped > 0
-    assert (np.load(tmp_path / "HITS/arxiv/keys.npy") == np.array(wanted)).all()
+    assert (np.load(tmp_path / "HITS/arxiv/keys.npy") == np.array(expected)).all()
     assert f"{num_dropped:,} passages dropped" in done.stdout
     assert done.returncode == (3 if num_short else 0)
     if overfetch == 1:
@@ -439,7 +439,7 @@ def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(in_half: bo
     passages[draw.integers(0, num_passages, num_passages // 2)] = passages[0]  # many are one and the same
     queries = draw.normal(0, scale, (num_queries, dimension)).astype(np.float32)
     exact = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
-    wanted = np.stack([np.lexsort((np.arange(num_passages), -row))[:topk] for row in exact])
+    expected = np.stack([np.lexsort((np.arange(num_passages), -row))[:topk] for row in exact])
     best, start = TopK(queries, topk, "cpu", in_half), 0
     while start < num_passages:
         stop = min(num_passages, start + int(draw.integers(1, 300)))
@@ -447,20 +447,20 @@ def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(in_half: bo
         start = stop
     keys, scores = best.best()
     best.close()
-    width = wanted.shape[1]
-    assert (keys[:, :width] == 10**9 + wanted).all() and (keys[:, width:] == NO_KEY).all()
-    assert (scores[:, :width] == np.take_along_axis(exact, wanted, 1)).all()
+    width = expected.shape[1]
+    assert (keys[:, :width] == 10**9 + expected).all() and (keys[:, width:] == NO_KEY).all()
+    assert (scores[:, :width] == np.take_along_axis(exact, expected, 1)).all()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 10**6))
 def test_shared_spans_are_those_of_brute_force(row: list[int], span: int, seed: int) -> None:
     passages = np.random.default_rng(seed).integers(0, 4, (20, 12))
     text = [tuple(row[start : start + span]) for start in range(len(row) - span + 1)]
-    wanted = [
+    expected = [
         any(tuple(passage[start : start + span]) in text for start in range(len(passage) - span + 1))
         for passage in passages.tolist()
     ]
-    assert shares_span(np.array(row), passages, span).tolist() == wanted
+    assert shares_span(np.array(row), passages, span).tolist() == expected
 
 
 def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not(tmp_path: Path) -> None:

@@ -81,13 +81,13 @@ def concat(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("domain", ["arxiv", "book"])
 def test_the_windows_inside_documents_are_all_there_are_each_once(ab: Path, world: World, domain: str) -> None:
     for split in ("test", "train"):
-        wanted: Counter[tuple[int, ...]] = Counter()
+        expected: Counter[tuple[int, ...]] = Counter()
         documents = []
         for path in paths_of(world, domain):
             documents += documents_by_split(world, path)[split]
         for document in documents:
-            wanted.update(reference.windows_in(document, 128, 64))
-        assert Counter(window_set(ab / split / domain)) == wanted and len(wanted) > 20
+            expected.update(reference.windows_in(document, 128, 64))
+        assert Counter(window_set(ab / split / domain)) == expected and len(expected) > 20
         for row in rows_of(ab / split / domain):
             assert row["domain"] == domain
             assert row["token_ids"].dtype == np.int16 and row["token_ids"].shape == (64,)
@@ -97,12 +97,12 @@ def test_the_windows_inside_documents_are_all_there_are_each_once(ab: Path, worl
 def test_the_windows_over_concatenations_are_all_there_are_each_once(concat: Path, world: World) -> None:
     for domain in ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki"):
         for split in ("test", "train"):
-            wanted: Counter[tuple[int, ...]] = Counter()
+            expected: Counter[tuple[int, ...]] = Counter()
             concatenations = []
             for path in paths_of(world, domain):
                 concatenations.append(np.concatenate([[], *documents_by_split(world, path)[split]]).astype(np.int32))
-                wanted.update(reference.windows_in(concatenations[-1], 128, 32))
-            assert Counter(window_set(concat / split / domain)) == wanted and wanted
+                expected.update(reference.windows_in(concatenations[-1], 128, 32))
+            assert Counter(window_set(concat / split / domain)) == expected and expected
             for row in rows_of(concat / split / domain)[:50]:
                 assert any(reference.stands_in(whole_window(row), tokens) for tokens in concatenations)
 
@@ -183,15 +183,15 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
     identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
     assert identity is not None
     tokens = reader.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
-    survey = reader.survey(tokens, splits, {"retrieval": chunks})
-    available = survey["cc"].available("retrieval")
-    source = reader.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, survey["cc"])
+    inventory = reader.inventory(tokens, splits, {"retrieval": chunks})
+    available = inventory["cc"].available("retrieval")
+    source = reader.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, inventory["cc"])
     drawn = np.empty((available, chunks.total_length), np.int32)
     source.read(source.draw(0, available), [drawn])
     for requested, num_written in ((available // 100, available // 100 * 100), (available // 90, available)):
         rows = []
         for shard_id in range(100):
-            shard = passages.PassageShard(tokens, splits, chunks, survey, Path("OUT"), shard_id, 100)
+            shard = passages.PassageShard(tokens, splits, chunks, inventory, Path("OUT"), shard_id, 100)
             tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
             [file] = shard.missing({"cc": requested}, tokenizer, False)
             block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
@@ -366,9 +366,9 @@ def test_streaming_reads_every_set_as_it_was_written(ab: Path, concat: Path) -> 
     assert len(folders) == 4 + 14
     for folder in folders:
         rows = streaming.StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
-        wanted = rows_of(folder)
-        assert len(rows) == len(wanted)
-        for row, one in zip(rows, wanted, strict=True):
+        expected = rows_of(folder)
+        assert len(rows) == len(expected)
+        for row, one in zip(rows, expected, strict=True):
             assert row.keys() == one.keys() and row["domain"] == one["domain"] == folder.name
             assert (whole_window(row) == whole_window(one)).all()
 

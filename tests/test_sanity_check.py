@@ -58,9 +58,9 @@ def test_clean_files_are_counted_as_they_are(run: Run, world: World, tmp_path: P
         paths = [world.tokenized / f["path"].replace(".jsonl", ".npy") for f in world.listed() if f["domain"] == domain]
         lengths = [[len(document) for document in reference.documents_of(path)] for path in paths]
         flat = [length for of_file in lengths for length in of_file]
-        wanted = [len(paths), len(flat), sum(flat), sum(sum(of_file) // 4096 for of_file in lengths)]
-        wanted += [sum(length >= threshold for length in flat) for threshold in (8192, 32768, 131072)]
-        assert rows[domain] == list(map(str, wanted))
+        expected = [len(paths), len(flat), sum(flat), sum(sum(of_file) // 4096 for of_file in lengths)]
+        expected += [sum(length >= threshold for length in flat) for threshold in (8192, 32768, 131072)]
+        assert rows[domain] == list(map(str, expected))
     assert rows["total"][1] == "763"
 
 

@@ -21,12 +21,12 @@ def test_row_ranges_are_contiguous_balanced_and_complete(num_rows: int, num_shar
 @given(st.lists(st.integers(0, 100), max_size=40), st.integers(1, 8))
 def test_files_go_largest_first_to_the_least_loaded_shard(sizes: list[int], num_shards: int) -> None:
     files = [(f"{index:03d}", size) for index, size in enumerate(sizes)]
-    loads, wanted = [0] * num_shards, [[] for _ in range(num_shards)]  # type: ignore[var-annotated]
+    loads, expected = [0] * num_shards, [[] for _ in range(num_shards)]  # type: ignore[var-annotated]
     for path, size in sorted(files, key=lambda file: (-file[1], file[0])):
         shard = loads.index(min(loads))
         loads[shard] += size
-        wanted[shard].append(path)
-    assert shards.assign_files(files, num_shards) == [sorted(paths) for paths in wanted]
+        expected[shard].append(path)
+    assert shards.assign_files(files, num_shards) == [sorted(paths) for paths in expected]
     assert shards.assign_files(files[::-1], num_shards) == shards.assign_files(files, num_shards)
 
 

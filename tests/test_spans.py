@@ -81,9 +81,9 @@ def test_ids_of_passages_are_read_as_a_json_parser_reads_them(tmp_path: Path) ->
     path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)[:-1])
     size = path.stat().st_size
     lines = path.read_bytes().splitlines(keepends=True)
-    borders = sorted({0, size, 1, *draw.integers(0, size, 20).tolist(), len(lines[0]), len(lines[0]) + 1})
+    boundaries = sorted({0, size, 1, *draw.integers(0, size, 20).tolist(), len(lines[0]), len(lines[0]) + 1})
     found, position = [], 0
-    for start, stop in pairwise(borders):
+    for start, stop in pairwise(boundaries):
         for place, line in lines_of(path, start, stop):
             assert place == position and start <= place < stop
             position += len(line)

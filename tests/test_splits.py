@@ -18,8 +18,8 @@ def test_the_documented_test_vectors_hold() -> None:
     assert reference.key("42/split") == 0x6C9B26166BACA620
     assert reference.mix(1) == 0x5692161D100B05E5
     texts = ["", "a", "Call me Ishmael.", "日本"]
-    wanted = [0.8763777908654485, 0.4945961637585592, 0.9584411701984471, 0.45120776805280527]
-    assert [reference.uniform(text, 42) for text in texts] == wanted
+    expected = [0.8763777908654485, 0.4945961637585592, 0.9584411701984471, 0.45120776805280527]
+    assert [reference.uniform(text, 42) for text in texts] == expected
 
 
 @pytest.mark.parametrize(("seed", "test", "train"), [(42, 0.01, 0.49), (7, 0.2, 0.3), (0, 0.5, 0.5), (1, 0.0, 0.0)])
@@ -27,9 +27,9 @@ def test_splits_follow_the_formula_and_are_disjoint_and_complete(seed: int, test
     texts = [f"document {number}" for number in range(3000)]
     splits = Splits(seed, test, train)
     member = {split: splits.contains(split, hashes(texts)) for split in SPLITS}
-    wanted = [reference.split_of(text, seed, test, train) for text in texts]
+    expected = [reference.split_of(text, seed, test, train) for text in texts]
     for split in SPLITS:
-        assert member[split].tolist() == [one == split for one in wanted]
+        assert member[split].tolist() == [one == split for one in expected]
     shares = {split: float(member[split].mean()) for split in SPLITS}
     assert shares == pytest.approx({"test": test, "train": train, "retrieval": 1 - test - train}, abs=0.03)
 

@@ -67,12 +67,12 @@ def test_rows_of_any_family_are_those_of_the_model_itself_in_float64(family: str
     sequences = make_sequences(3)
     annotated = list(teacher_model.Teacher(tmp_path, settings()).annotate([sequences[:2], sequences[2:]]))
     for sequence, row in zip(sequences, annotated, strict=True):
-        wanted = float64_probabilities(model, sequence, 20)
+        expected = float64_probabilities(model, sequence, 20)
         assert row["target_prob"].shape == (20, 11) and row["target_prob"].dtype == np.float16
-        chosen = np.take_along_axis(wanted, row["target_index"].astype(np.int64), -1)
+        chosen = np.take_along_axis(expected, row["target_index"].astype(np.int64), -1)
         rounding = 2.0**-11
         np.testing.assert_allclose(row["target_prob"][:, :10], chosen, rtol=2 * rounding, atol=2.0**-24)
-        np.testing.assert_allclose(chosen, -np.sort(-wanted, -1)[:, :10], rtol=1e-4)
+        np.testing.assert_allclose(chosen, -np.sort(-expected, -1)[:, :10], rtol=1e-4)
         np.testing.assert_allclose(row["target_prob"][:, 10], 1 - chosen.sum(-1), rtol=0.01, atol=2.0**-24)
 
 
@@ -98,8 +98,8 @@ def test_a_cap_of_another_name_is_left_to_the_model(tmp_path: Path) -> None:
     one = teacher_model.Teacher(tmp_path, settings())
     assert one._stack is None
     (row,) = one.annotate([make_sequences(1)])
-    wanted = float64_probabilities(model.eval(), make_sequences(1)[0], 20)
-    np.testing.assert_allclose(row["target_prob"][:, 0], wanted.max(-1), rtol=2e-3)
+    expected = float64_probabilities(model.eval(), make_sequences(1)[0], 20)
+    np.testing.assert_allclose(row["target_prob"][:, 0], expected.max(-1), rtol=2e-3)
 
 
 def test_a_model_that_changes_its_logits_in_its_own_way_is_asked_for_them(
@@ -117,18 +117,18 @@ def test_a_model_that_changes_its_logits_in_its_own_way_is_asked_for_them(
     one = teacher_model.Teacher(tmp_path, settings())
     assert one._stack is None
     (row,) = one.annotate([make_sequences(1)])
-    wanted = float64_probabilities(model, make_sequences(1)[0], 20)
-    np.testing.assert_allclose(row["target_prob"][:, 0], wanted.max(-1), rtol=1e-3)
+    expected = float64_probabilities(model, make_sequences(1)[0], 20)
+    np.testing.assert_allclose(row["target_prob"][:, 0], expected.max(-1), rtol=1e-3)
 
 
 def test_tails_down_to_a_millionth_are_within_one_percent_in_float64() -> None:
     draw = np.random.default_rng(0)
     logits = draw.normal(0, 1, (400, 32_000))
     logits[:, :50] += draw.uniform(0, 25, (400, 1))  # tails from nearly all to nearly nothing
-    wanted = np.exp(logits - logits.max(-1, keepdims=True))
-    wanted /= wanted.sum(-1, keepdims=True)
-    order = np.argsort(-wanted, -1, kind="stable")[:, :50]
-    rest = wanted.copy()
+    expected = np.exp(logits - logits.max(-1, keepdims=True))
+    expected /= expected.sum(-1, keepdims=True)
+    order = np.argsort(-expected, -1, kind="stable")[:, :50]
+    rest = expected.copy()
     np.put_along_axis(rest, order, 0, -1)
     tails = rest.sum(-1)
     assert tails.min() < 1e-6 and tails.max() > 0.5
@@ -146,8 +146,8 @@ def test_half_precision_models_give_float32_logits(tmp_path: Path) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     with torch.inference_mode():
         hidden = model.base_model(input_ids=torch.from_numpy(make_sequences(1)[0])[None])[0][0, -20:]
-        wanted = torch.softmax(hidden.double() @ model.get_output_embeddings().weight.double().T, -1)
-    np.testing.assert_allclose(row["target_prob"][:, 0], wanted.amax(-1), rtol=2.0**-10)
+        expected = torch.softmax(hidden.double() @ model.get_output_embeddings().weight.double().T, -1)
+    np.testing.assert_allclose(row["target_prob"][:, 0], expected.amax(-1), rtol=2.0**-10)
 
 
 def test_probabilities_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_compiled_layers_give_the_same_rows(tmp_path: Path) -> None:
 def test_operations_are_counted_as_the_formula_says(tmp_path: Path) -> None:
     save_model("Llama", tmp_path)
     in_layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32  # q and o, k and v, MLP, norms; last norm
-    wanted = 2 * 60 * in_layers + 2 * 2 * 60 * 60 * 32 + 2 * 20 * 32 * VOCAB_SIZE
-    assert teacher_model.Teacher(tmp_path, settings()).num_flops() == wanted
+    expected = 2 * 60 * in_layers + 2 * 2 * 60 * 60 * 32 + 2 * 20 * 32 * VOCAB_SIZE
+    assert teacher_model.Teacher(tmp_path, settings()).num_flops() == expected
 
 
 def test_batches_fill_a_run_with_the_least_left_over() -> None:

@@ -42,8 +42,8 @@ def test_bos_and_eos_stand_at_every_border(documents: list[list[int]], bos: int 
     ids, lengths = token_file.add_bos_eos(
         np.array(flat(documents), np.int32), np.array([len(d) for d in documents], np.int64), bos, 2
     )
-    wanted = [([] if bos is None else [bos]) + document + [2] for document in documents]
-    assert ids.tolist() == flat(wanted) and lengths.tolist() == [len(document) for document in wanted]
+    expected = [([] if bos is None else [bos]) + document + [2] for document in documents]
+    assert ids.tolist() == flat(expected) and lengths.tolist() == [len(document) for document in expected]
 
 
 @pytest.mark.parametrize("spool_bytes", [0, 20, 1 << 20])
@@ -88,8 +88,8 @@ def test_a_lone_file_from_elsewhere_is_read_and_hashed_by_its_tokens(tmp_path: P
         assert not tokens.has_text_hashes
         [(_, _, lengths, hashes)] = tokens.document_blocks()
     assert lengths.tolist() == [4, 2, 6]
-    wanted = [xxhash.xxh3_64_intdigest(np.array(document, "<i4").tobytes()) for document in DOCUMENTS]
-    assert hashes.tolist() == wanted
+    expected = [xxhash.xxh3_64_intdigest(np.array(document, "<i4").tobytes()) for document in DOCUMENTS]
+    assert hashes.tolist() == expected
 
 
 def damage_nothing_but_size(path: Path) -> None:

@@ -88,11 +88,11 @@ def test_backends_shards_and_compression_change_no_byte(
             assert done.stdout.startswith(f"shard {shard} of 3")
     else:
         run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", *(flags if len(flags) > 1 else []), cwd=tmp_path)
-    made, wanted = reference.tree_bytes(tmp_path / "tokenized"), reference.tree_bytes(world.tokenized)
-    assert made.keys() == wanted.keys()
-    for name in wanted:
+    made, expected = reference.tree_bytes(tmp_path / "tokenized"), reference.tree_bytes(world.tokenized)
+    assert made.keys() == expected.keys()
+    for name in expected:
         if flags != ["packed"] or not name.endswith(".meta.json"):  # a meta file names the packed source
-            assert made[name] == wanted[name], name
+            assert made[name] == expected[name], name
 
 
 def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world: World, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
     run("get_all_jsonl.py", "data", cwd=tmp_path)
     done = run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path)
-    assert "4 documents" in done.stdout and "4 lines skipped, 1 mended" in done.stdout
+    assert "4 documents" in done.stdout and "4 lines skipped, 1 repaired" in done.stdout
     assert "a.jsonl: 4 lines skipped (1 not JSON, first in lines 3; 1 'text' is no string" in done.stderr
     meta = json.loads((tmp_path / "tokenized/arxiv/a.meta.json").read_text())
     assert {reason: one["first_lines"] for reason, one in meta["skipped_lines"].items()} == {
@@ -163,8 +163,8 @@ def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_
     }
     assert meta["mended_lines"] == {"lone surrogate": {"count": 1, "first_lines": [8]}}
     processor = SentencePieceProcessor(model_file=str(world.tokenizer))
-    wanted = [[1, *processor.encode(text), 2] for text in (good[0], good[1], "lone \ufffd surrogate", good[2])]
-    assert [document.tolist() for document in reference.documents_of(tmp_path / "tokenized/arxiv/a.npy")] == wanted
+    expected = [[1, *processor.encode(text), 2] for text in (good[0], good[1], "lone \ufffd surrogate", good[2])]
+    assert [document.tolist() for document in reference.documents_of(tmp_path / "tokenized/arxiv/a.npy")] == expected
 
 
 def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World, tmp_path: Path) -> None:

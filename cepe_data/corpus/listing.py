@@ -109,7 +109,7 @@ def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile
         files.append(ListedFile(path, domain, _listed_bytes(path, known, root, where)))
     if not files:
         raise ArgumentError(f"{file_list} names no file: run `python get_all_jsonl.py DATA_DIR` again")
-    refuse_shared_targets([file.path for file in files])
+    check_targets_differ([file.path for file in files])
     return sorted(files, key=lambda file: file.path)
 
 
@@ -127,7 +127,7 @@ def _listed_bytes(path: str, known: Mapping[str, dict], root: Path | None, where
     )
 
 
-def refuse_shared_targets(paths: list[str]) -> None:
+def check_targets_differ(paths: list[str]) -> None:
     """Raise ArgumentError if two inputs would write the same output: `a.jsonl` and `a.jsonl.gz`, or one path twice."""
     writers = defaultdict(list)
     for path in paths:
@@ -167,7 +167,7 @@ def parse_weights(text: str) -> dict[str, float]:
         except ValueError:
             weights[domain] = math.nan
         if not 0 <= weights[domain] < math.inf:
-            raise ArgumentError(f"--domains {text}: {value!r} is no weight; a number of at least 0 is wanted")
+            raise ArgumentError(f"--domains {text}: {value!r} is no weight; a number of at least 0 is expected")
     total = math.fsum(weights.values())
     if total == 0:
         raise ArgumentError(f"--domains {text}: every weight is 0")

@@ -30,7 +30,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass
 class LineReport:
-    """Counts and first line numbers, by reason, of lines that were skipped or mended."""
+    """Counts and first line numbers, by reason, of lines that were skipped or repaired."""
 
     counts: dict[str, int] = field(default_factory=dict)
     lines: dict[str, list[int]] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def is_compressed(path: Path) -> bool:
 
 def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges [start, stop) of whole lines of a plain file, each of at least `range_bytes` but for the last. Only the
-    surroundings of their borders are read."""
+    surroundings of their boundaries are read."""
     size, start = path.stat().st_size, 0
     with path.open("rb") as file:
         while start < size:
@@ -230,12 +230,12 @@ def _reason_to_skip(line: bytes, error: ValueError | RecursionError, is_last: bo
 
 @dataclass(frozen=True)
 class ParsedLines:
-    """The texts of a block of json lines, in order; the number of line ends; lines skipped, and lines mended."""
+    """The texts of a block of json lines, in order; the number of line ends; lines skipped, and lines repaired."""
 
     texts: list[str]
     num_lines: int
     skipped: LineReport
-    mended: LineReport
+    repaired: LineReport
 
 
 def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines:
@@ -249,7 +249,7 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines
     import orjson
 
     texts: list[str] = []
-    skipped, mended = LineReport(), LineReport()
+    skipped, repaired = LineReport(), LineReport()
     lines = block.split(b"\n")
     last = first_line + len(lines) - 1
     for number, line in enumerate(lines, first_line):
@@ -273,6 +273,6 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines
         else:
             if may_have_surrogates and _SURROGATE.search(text):
                 text = _SURROGATE.sub("\ufffd", text)
-                mended.add("lone surrogate", number)
+                repaired.add("lone surrogate", number)
             texts.append(text)
-    return ParsedLines(texts, len(lines) - 1, skipped, mended)
+    return ParsedLines(texts, len(lines) - 1, skipped, repaired)

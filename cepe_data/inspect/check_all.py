@@ -67,7 +67,7 @@ class Found:
 
 
 @dataclass
-class Outcome:
+class CheckSummary:
     """What the checks say: their exit statuses, and with `--json` their objects."""
 
     statuses: list[int] = field(default_factory=list)
@@ -82,36 +82,36 @@ class Outcome:
 def run(args: argparse.Namespace) -> int:
     """Run every check that there is something for; the exit status is the worst of theirs."""
     args.folders = args.folders or [Path()]
-    found, outcome, units_checked = find(args.folders), Outcome(), set[Path]()
+    found, summary, units_checked = find(args.folders), CheckSummary(), set[Path]()
     for name, arguments in checks_of(args, found):
         parser = argparse.ArgumentParser()
         CHECKS[name].add_arguments(parser)
         of_module = parser.parse_args([*arguments, *shared_flags(args)])
-        of_module.collected = outcome.reports if args.json else None
+        of_module.collected = summary.reports if args.json else None
         of_module.units_checked = units_checked
         if not args.json:
             cli.say(f"== {name} {' '.join(arguments)}")
         try:
-            outcome.statuses.append(run_check(name, of_module))
+            summary.statuses.append(run_check(name, of_module))
         except PipelineError as error:
-            outcome.reports.append({"check": name, "ok": False, "error": str(error)})
+            summary.reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{name} {' '.join(arguments)}: {error}")
-            outcome.statuses.append(error.exit_status)
-    check_others(args, found, units_checked, outcome)
-    if not outcome.statuses:
+            summary.statuses.append(error.exit_status)
+    check_others(args, found, units_checked, summary)
+    if not summary.statuses:
         raise ArgumentError(f"neither {args.file_list} nor any set below {', '.join(map(str, args.folders))} is there")
     if args.json:
-        whole = {"check": "all", "ok": not outcome.status, "checks": outcome.reports}
+        whole = {"check": "all", "ok": not summary.status, "checks": summary.reports}
         cli.say(json.dumps(whole, indent=1, ensure_ascii=False))
-    return outcome.status
+    return summary.status
 
 
-def check_others(args: argparse.Namespace, found: Found, checked: set[Path], outcome: Outcome) -> None:
+def check_others(args: argparse.Namespace, found: Found, checked: set[Path], summary: CheckSummary) -> None:
     """What no set of passages was compared with, embeddings and hits; and what is left of sets of no known kind."""
     embedded, found_hits = ([path for path in paths if path not in checked] for paths in (found.embedded, found.hits))
     if not embedded and not found_hits and not found.unknown:
         return
-    report = Report("others", args.json, collected=outcome.reports)
+    report = Report("others", args.json, collected=summary.reports)
     report.say(f"== others {' '.join(map(str, [*embedded, *found_hits, *found.unknown]))}")
     for path in embedded:
         check_hits.check_embedded(report, args, path)
@@ -122,7 +122,7 @@ def check_others(args: argparse.Namespace, found: Found, checked: set[Path], out
     if found.retrieved and not report.findings:
         for path in [*embedded, *found_hits]:
             cli.warn(f"{path}: none of the passages in {', '.join(map(str, found.retrieved))} were found with it")
-    outcome.statuses.append(report.finish(f"{len(report.findings)} findings", args.folders[0]))
+    summary.statuses.append(report.finish(f"{len(report.findings)} findings", args.folders[0]))
 
 
 def shared_flags(args: argparse.Namespace) -> list[str]:
@@ -237,9 +237,9 @@ def retrieval_flags(folder: Path, found: Found) -> list[str]:
             if output := corpus_of(corpus, found.outputs):
                 flags += ["--corpus", str(output / "retrieval")]
             break
-    wanted = {(record.get("input"), record.get("embeddings")) for record in made}
+    expected = {(record.get("input"), record.get("embeddings")) for record in made}
     for path in found.hits:
-        if wanted & {(record.get("input"), record.get("embeddings")) for record in _records(path)}:
+        if expected & {(record.get("input"), record.get("embeddings")) for record in _records(path)}:
             return [*flags, "--hits", str(path)]
     return flags
 

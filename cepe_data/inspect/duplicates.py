@@ -76,8 +76,8 @@ class DomainBits:
             DamagedFileError: if a token file, or bits that are there, are damaged.
         """
         alone = replace(tokens, files={domain: tokens.files[domain]})
-        survey = reader.survey(alone, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
-        made_with = duplicates.made_with(survey.fingerprint, survey.document_hash)
+        inventory = reader.inventory(alone, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
+        made_with = duplicates.made_with(inventory.fingerprint, inventory.document_hash)
         todo = {}
         for file in tokens.files[domain]:
             bits = Output(duplicates.bits_path(tokens.folder / file.token_file), made_with, overwrite)
@@ -159,13 +159,13 @@ def choose_domains(args: argparse.Namespace) -> dict[str, list[listing.ListedFil
         files.setdefault(file.domain, []).append(file)
     if args.domains is None:
         return files
-    wanted = [name.strip() for name in args.domains.split(",")]
-    if unknown := [name for name in wanted if name not in files]:
+    expected = [name.strip() for name in args.domains.split(",")]
+    if unknown := [name for name in expected if name not in files]:
         raise ArgumentError(
             f"--domains {args.domains}: {args.file_list} lists no files of {', '.join(unknown)}; it has "
             f"{', '.join(sorted(files))}"
         )
-    return {name: files[name] for name in wanted}
+    return {name: files[name] for name in expected}
 
 
 def write_all(domains: Sequence[DomainBits], progress: Callable[[int], object]) -> None:

@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     verify.open_rows.cache_clear()  # a set of the same name may be another one by now
     test = verify.find_sets(args.output / "test")
     sides = find_sides(args)
-    refuse_other_tokenizers([*test, *(piece.path for piece in all_pieces(sides))])
+    require_one_tokenizer([*test, *(piece.path for piece in all_pieces(sides))])
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
     sampling = args.sampling or default_sampling(sum(window_tokens(folder) * mds.num_rows(folder) for folder in test))
     if args.span_tokens > (longest := max(map(window_tokens, test))):
@@ -245,11 +245,11 @@ def window_tokens(folder: Path) -> int:
 def passage_pieces(path: Path) -> list[Piece]:
     """The lines of a file of passages in pieces."""
     size = path.stat().st_size
-    borders = [*range(0, size, PIECE_BYTES), size]
-    return [Piece(path, start, stop, stop - start) for start, stop in pairwise(borders)]
+    boundaries = [*range(0, size, PIECE_BYTES), size]
+    return [Piece(path, start, stop, stop - start) for start, stop in pairwise(boundaries)]
 
 
-def refuse_other_tokenizers(paths: Sequence[Path]) -> None:
+def require_one_tokenizer(paths: Sequence[Path]) -> None:
     """Raise ArgumentError if ids of some of these sets and files are of another tokenizer than those of others."""
     known: dict[str, Path] = {}
     for path in dict.fromkeys(paths):

@@ -1,4 +1,4 @@
-"""The pictures of `sanity_check.py --plot`: one page each, a row per domain, in greys that print.
+"""The figures of `sanity_check.py --plot`: one page each, a row per domain, in greys that print.
 
 Everything is placed in inches from the upper left corner, so that no text meets another whatever the number of domains.
 The same numbers give the same bytes: matplotlib's own style, whatever the user's is, and no dates in the file.
@@ -146,12 +146,12 @@ def draw_lengths(
     edges = 2.0 ** (np.arange(histograms.shape[1] + 1) / 2)
     used = edges[:-1][histograms.any(axis=0)]
     lowest, highest = min([*used / 1.2, 64.0]), max([*used * 2, thresholds[-1] * 2.0])
-    borders = [0.0, *thresholds, np.inf]
+    boundaries = [0.0, *thresholds, np.inf]
     highest_power = max(1, int(np.ceil(np.log10(max(2, histograms.max())))))
     for row, (domain, one) in enumerate(counts.items()):
         axes = page.axes(left, top + row * pitch, width, height)
-        for place, (border, next_border) in enumerate(pairwise(borders)):
-            inside = np.flatnonzero((edges[:-1] >= border) & (edges[:-1] < next_border))
+        for place, (boundary, next_border) in enumerate(pairwise(boundaries)):
+            inside = np.flatnonzero((edges[:-1] >= boundary) & (edges[:-1] < next_border))
             heights = np.maximum(one.lengths[inside], 0.5)  # a logarithmic axis has no 0
             grey = str(0.78 - 0.26 * place)
             axes.stairs(heights, edges[[*inside, inside[-1] + 1]], baseline=0.5, fill=True, color=grey)
@@ -255,7 +255,7 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
             if row == len(positions) - 1:
                 axes.set_xlabel("annotated position of a row")
     page.text(lefts[0], top - 0.1, f"probability of the top {_topks(positions)}", va="bottom")
-    what = "entropy in nats, a lower bound:\nwhat is beyond the top counts as one outcome"
+    what = "entropy in nats, a lower bound:\nwhat is beyond the top counts as one summary"
     page.text(lefts[1], top - 0.1, what, va="bottom")
     page.publish(report, path)
 
@@ -314,7 +314,7 @@ class _Page:
         outputs.remove_stale_temporaries(path.parent)
         outputs.write_bytes(path, image.getvalue())
         report.facts["plot"] = str(path)
-        report.say(f"picture → {path}")
+        report.say(f"figure → {path}")
 
 
 def _wrap(title: str) -> str:

@@ -138,8 +138,8 @@ class Pipeline:
             return []
         waits_for = self.waits_for(job)
         states = [task.state for task in job.step.tasks]
-        wanted = {PART_DONE, MISSING, *([DONE] if waits_for and job.step.borders_move else [])}
-        left = [task for task, state in enumerate(states) if state in wanted]
+        expected = {PART_DONE, MISSING, *([DONE] if waits_for and job.step.borders_move else [])}
+        left = [task for task, state in enumerate(states) if state in expected]
         damaged = [task for task, state in enumerate(states) if state == DAMAGED]
         labels = [self.label(other) for other in waits_for]
         return [

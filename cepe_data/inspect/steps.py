@@ -94,10 +94,10 @@ def sample_concat(args: options.ConcatOptions) -> Step:
 
 @dataclass(frozen=True)
 class OpenTokens:
-    """The token files of a sampler with the fingerprints of its domains; `surveys` is empty if some are missing."""
+    """The token files of a sampler with the fingerprints of its domains; `inventories` is empty if some are missing."""
 
     tokens: reader.Tokens
-    surveys: dict[str, reader.Survey]
+    inventories: dict[str, reader.Inventory]
 
 
 def open_tokens(args: options.SampleOptions) -> OpenTokens:
@@ -107,13 +107,13 @@ def open_tokens(args: options.SampleOptions) -> OpenTokens:
         tokens, _ = options.open_tokens(args)
         paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
         if all(provenance.meta_path(path).exists() for path in paths):
-            return OpenTokens(tokens, reader.survey(tokens, options.make_splits(args), {}))
+            return OpenTokens(tokens, reader.inventory(tokens, options.make_splits(args), {}))
     return OpenTokens(reader.Tokens({}, args.tokenized_dir, None, None), {})
 
 
 def window_units(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[Unit]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
-    sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.surveys)
+    sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
     units = []
@@ -128,7 +128,7 @@ def window_units(kind: str, windows: Windows, args: options.SampleOptions, token
 
 def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Meta:
     """What is known of the record of a set without counting windows."""
-    if sampler.surveys:
+    if sampler.inventories:
         return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}
     return {"split": split, "domain": domain, **sampler.window_rule(split)}
 
@@ -141,7 +141,7 @@ def none_wanted(unit: Unit, listed: dict[str, Any]) -> Unit:
 
 def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
     """The hash of how texts are decoded; None if it is not to be known without loading a tokenizer."""
-    if args.tokenizer is None and tokens.surveys:
+    if args.tokenizer is None and tokens.inventories:
         with contextlib.suppress(PipelineError):
             return tokenizers.find(None, args.tokenized_dir, tokens.tokens.fingerprint).decoding_fingerprint
     return None
@@ -153,7 +153,9 @@ def passage_units(
     """The files of passages of a shard, and its manifest, which comes last."""
     splits = options.make_splits(args)
     passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
-    of_shard = PassageShard(tokens.tokens, splits, passages, tokens.surveys, args.output, shard, args.retrieval_shards)
+    of_shard = PassageShard(
+        tokens.tokens, splits, passages, tokens.inventories, args.output, shard, args.retrieval_shards
+    )
     of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
     units = []
@@ -182,12 +184,12 @@ def annotate(args: teacher_plan.AnnotationOptions) -> Step:
         return Step(folder, "sets", "rows", [Task([joined_unit(folder, joined, num_rows or 0)])])
     if not num_rows or not rows_per_part:  # no part is there, and how large they will be is for the model to say
         return Step.unknown(folder, num_shards, joined.state, joined.what)
-    borders, pool = mds.part_borders(num_rows, rows_per_part), mds.pool_path(folder)
+    part_ranges, pool = mds.part_ranges(num_rows, rows_per_part), mds.parts_dir(folder)
     tasks = []
     for shard in range(num_shards):
-        start, stop = shards.row_range(shard, num_shards, len(borders))
+        start, stop = shards.row_range(shard, num_shards, len(part_ranges))
         units = []
-        for part, (start_row, stop_row) in enumerate(borders[start:stop], start):
+        for part, (start_row, stop_row) in enumerate(part_ranges[start:stop], start):
             of_part = {**known, "rows_per_part": rows_per_part, "first_row": start_row, "stop_row": stop_row}
             units.append(part_unit(mds.part_path(pool, part), of_part, stop_row - start_row, folder, joined))
         tasks.append(Task(units))

@@ -145,13 +145,13 @@ def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
 def set_unit(folder: Path, known: provenance.Meta, requested: int) -> Unit:
     """A set that one task makes: the set, or before it is joined, its parts that are there.
 
-    `requested` rows are wanted; fewer are right where the record says that no more windows were available.
+    `requested` rows are expected; fewer are right where the record says that no more windows were available.
     """
     found = look(folder, known)
     if found.state == DONE and found.meta:
-        rows, wanted = found.made_with("rows"), min(requested, found.meta.get("windows_available", requested))
-        if rows != wanted:
-            return Unit(folder, OTHER, wanted, what=f"{OTHERWISE}: rows: was {rows}, now {wanted}")
+        rows, expected = found.made_with("rows"), min(requested, found.meta.get("windows_available", requested))
+        if rows != expected:
+            return Unit(folder, OTHER, expected, what=f"{OTHERWISE}: rows: was {rows}, now {expected}")
         return Unit(folder, DONE, rows, rows)
     if found.state == MISSING:
         rows = 0
@@ -166,7 +166,7 @@ def set_unit(folder: Path, known: provenance.Meta, requested: int) -> Unit:
 
 def part_paths(folder: Path) -> list[Path]:
     """The parts of a set that are in its pool."""
-    return sorted(mds.pool_path(folder).glob("part-*"))
+    return sorted(mds.parts_dir(folder).glob("part-*"))
 
 
 def part_unit(path: Path, known: provenance.Meta, num_rows: int, folder: Path, joined: Found) -> Unit:

@@ -81,7 +81,7 @@ def _units_of_search(folder: Path) -> Iterator[Path]:
         queries = hits.with_name(f"{hits.name}.queries")
         if queries.exists():  # --delete_parts removes them, and the parts
             yield queries
-        yield from sorted(mds.pool_path(hits).glob("part-*"))
+        yield from sorted(mds.parts_dir(hits).glob("part-*"))
 
 
 def check_units(report: Report, args: argparse.Namespace, units: Sequence[Path]) -> None:

@@ -141,11 +141,11 @@ class Embeddings:
         """The embeddings of these parts, some at a time, float16 [rows, dimension], each with its first key. The next
         block is read while this one is used."""
         with ThreadPoolExecutor(1) as reader:
-            wanted = self._ranges(parts)
-            ahead = reader.submit(_read_block, *first) if (first := next(wanted, None)) else None
+            expected = self._ranges(parts)
+            ahead = reader.submit(_read_block, *first) if (first := next(expected, None)) else None
             while ahead is not None:
                 block = ahead.result()
-                ahead = reader.submit(_read_block, *following) if (following := next(wanted, None)) else None
+                ahead = reader.submit(_read_block, *following) if (following := next(expected, None)) else None
                 yield block
 
     def _ranges(self, parts: Iterable[Part]) -> Iterator[tuple[Part, int, int]]:

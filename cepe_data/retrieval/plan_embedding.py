@@ -45,7 +45,7 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
         DamagedFileError: if one has not the size it was written with, or is gone.
     """
     for manifest in sorted(corpus.glob("*/manifest.json")):
-        refuse_lost_files(manifest)
+        require_listed_files(manifest)
     files = []
     num_shards = 1
     for path in corpus.glob("*/*.jsonl"):
@@ -88,7 +88,7 @@ def record_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
     return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
 
 
-def refuse_lost_files(manifest: Path) -> None:
+def require_listed_files(manifest: Path) -> None:
     """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
     passages."""
     for domain, facts in provenance.read_signed(manifest, "make the shard again")["sets"].items():

@@ -71,19 +71,19 @@ class Search:
     fetch: int
 
     @property
-    def pool(self) -> Path:
-        return mds.pool_path(self.hits.path)
+    def parts_dir(self) -> Path:
+        return mds.parts_dir(self.hits.path)
 
     def part(self, corpus: Embeddings, shard: int) -> Output:
         """What is found in a shard of the corpus."""
         fingerprint = corpus.fingerprint(corpus.parts_of(shard))
         made_with = {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
-        return Output(mds.part_path(self.pool, shard), made_with, self.hits.overwrite)
+        return Output(mds.part_path(self.parts_dir, shard), made_with, self.hits.overwrite)
 
-    def refuse_missing(self, corpus: Embeddings, num_shards: int) -> None:
+    def require_parts(self, corpus: Embeddings, num_shards: int) -> None:
         """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
         missing = [number for number, shard in enumerate(corpus.shards) if not self.part(corpus, shard).is_done()]
-        parts.refuse_missing(missing, len(corpus.shards), num_shards, self.pool, self.hits.overwrite)
+        parts.require_parts(missing, len(corpus.shards), num_shards, self.parts_dir, self.hits.overwrite)
 
 
 def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:

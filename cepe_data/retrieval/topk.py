@@ -159,8 +159,8 @@ class _Share:
         order = query.argsort()
         query, score, key = query[order], score[order], key[order]
         # Some queries at a time: sorting takes several times the memory of what is sorted.
-        borders = torch.arange(0, len(self._queries) + QUERIES_AT_ONCE, QUERIES_AT_ONCE, device=query.device)
-        places = torch.searchsorted(query, borders).tolist()
+        boundaries = torch.arange(0, len(self._queries) + QUERIES_AT_ONCE, QUERIES_AT_ONCE, device=query.device)
+        places = torch.searchsorted(query, boundaries).tolist()
         for number, (start, stop) in enumerate(itertools.pairwise(places)):
             if start < stop:
                 of_range = slice(start, stop)

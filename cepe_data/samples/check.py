@@ -70,8 +70,8 @@ def find_manifests(output: Path) -> list[Path]:
 def check_manifests(report: Report, output: Path, folders: Sequence[Path], passages: Sequence[Path]) -> None:
     """That everything is there of which a manifest says that it was written, and is what it says; and that there is a
     manifest of everything."""
-    wanted = {one.parent for one in passages} | ({output} if folders else set())
-    for folder in sorted(wanted):
+    expected = {one.parent for one in passages} | ({output} if folders else set())
+    for folder in sorted(expected):
         if not (folder / "manifest.json").exists():
             report.found(folder / "manifest.json", "is missing: run the sampler again")
     for path in find_manifests(output):
@@ -104,9 +104,9 @@ def check_agreement(report: Report, units: Sequence[Path]) -> None:
         scopes |= dict.fromkeys(OF_ALL_SHARDS, (unit.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
         for name, scope in scopes.items() if made_with else ():
             value = made_with.get(name)
-            first, wanted = known.setdefault((name, *scope), (unit, value))
-            if value != wanted:
-                report.found(unit, f"was made with {name} {value}, but {first} with {wanted}")
+            first, expected = known.setdefault((name, *scope), (unit, value))
+            if value != expected:
+                report.found(unit, f"was made with {name} {value}, but {first} with {expected}")
 
 
 def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None:
@@ -141,8 +141,8 @@ def _compare_with_manifest(
         return
     if meta is not None:
         num_rows = meta.get("rows", meta["made_with"].get("rows"))
-        wanted = {"written": num_rows, **{name: meta.get(name) for name in names}}
-        if differences := verify.compare_records(facts, wanted):
+        expected = {"written": num_rows, **{name: meta.get(name) for name in names}}
+        if differences := verify.compare_records(facts, expected):
             report.found(manifest, f"says of {unit} otherwise than its meta file: {differences}")
 
 

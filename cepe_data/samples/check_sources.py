@@ -83,11 +83,13 @@ class SourceDocuments:
         path = self._tokens.path
         if what := self.describe_wrong_place(place):
             return what
-        wanted = self.inside(place, len(ids)) if is_inside else self.concatenated(place, len(ids))
-        if len(wanted) < len(ids):
-            return f"has {len(ids)} tokens, only {len(wanted)} are there from position {place.position:,} of {path} on"
-        if not np.array_equal(wanted, ids):
-            first = int(np.argmax(wanted != ids))
+        expected = self.inside(place, len(ids)) if is_inside else self.concatenated(place, len(ids))
+        if len(expected) < len(ids):
+            return (
+                f"has {len(ids)} tokens, only {len(expected)} are there from position {place.position:,} of {path} on"
+            )
+        if not np.array_equal(expected, ids):
+            first = int(np.argmax(expected != ids))
             return f"is not what stands at position {place.position:,} of {path}: they differ from token {first} on"
         return ""
 

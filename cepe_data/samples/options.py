@@ -219,7 +219,7 @@ def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict
     return counts
 
 
-def refuse_differences(unit: Path, rule: provenance.Meta, overwrite: bool) -> None:
+def check_differences(unit: Path, rule: provenance.Meta, overwrite: bool) -> None:
     """Raise ArgumentError, or with `overwrite` warn, if a neighbouring set that is there was made by another rule."""
     try:
         meta = provenance.read_meta(unit)

@@ -18,9 +18,9 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.samples import options
-from cepe_data.samples.reader import Plan, Survey, Tokens, WindowSource
+from cepe_data.samples.reader import Inventory, Plan, Tokens, WindowSource
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
+from cepe_data.samples.summary import Estimate, SetSummary, Summary
 from cepe_data.samples.windows import DocumentWindows
 from cepe_data.storage import outputs, provenance
 from cepe_data.storage.outputs import Output
@@ -110,14 +110,14 @@ class PassageShard:
     tokens: Tokens
     splits: Splits
     passages: DocumentWindows
-    surveys: Mapping[str, Survey]
+    inventories: Mapping[str, Inventory]
     output: Path
     shard_id: int
     num_shards: int
 
     def rows(self, domain: str, requested: int) -> tuple[int, int]:
         """First row and the one after the last, of this shard, in the drawing order of the domain."""
-        available = self.surveys[domain].available("retrieval")
+        available = self.inventories[domain].available("retrieval")
         if requested * self.num_shards <= available:
             return self.shard_id * requested, (self.shard_id + 1) * requested
         return shards.row_range(self.shard_id, self.num_shards, available)
@@ -125,18 +125,18 @@ class PassageShard:
     def set_name(self, domain: str) -> str:
         return f"retrieval/{self.shard_id}/{domain}"
 
-    def outcome_line(self, domain: str, requested: int) -> SetOutcome:
+    def summary_line(self, domain: str, requested: int) -> SetSummary:
         start, stop = self.rows(domain, requested)
-        one = self.surveys[domain]
+        one = self.inventories[domain]
         available = min(requested, stop - start)
-        return SetOutcome(self.set_name(domain), one.documents["retrieval"], requested, available, available)
+        return SetSummary(self.set_name(domain), one.documents["retrieval"], requested, available, available)
 
     def dry_run(
         self,
         requests: Mapping[str, int],
         todo: Sequence[PassageFile],
         tokenizer: TokenizerFiles | None,
-        outcome: Outcome,
+        summary: Summary,
     ) -> None:
         """Account for every file that is asked for, from a measured block of each, and write nothing."""
         if tokenizer is None:
@@ -145,11 +145,11 @@ class PassageShard:
         to_write, num_rows, num_bytes = {file.domain for file in todo}, 0, 0
         for domain, requested in requests.items():
             if requested:
-                line = self.outcome_line(domain, requested)
+                line = self.summary_line(domain, requested)
                 estimate = self._estimate(format_block, domain, line.written)
                 num_rows, num_bytes = num_rows + line.written, num_bytes + estimate.num_bytes
-                outcome.sets.append(line)
-                outcome.estimates.append(estimate if domain in to_write else Estimate(0, 0, 0.0))
+                summary.sets.append(line)
+                summary.estimates.append(estimate if domain in to_write else Estimate(0, 0, 0.0))
         cli.say(
             f"the {self.num_shards} retrieval shards together: about {num_rows * self.num_shards:,} passages, "
             f"{num_bytes * self.num_shards:,} bytes"
@@ -167,7 +167,7 @@ class PassageShard:
 
     def source(self, domain: str) -> WindowSource:
         """All passages of the domain."""
-        return WindowSource.of(self.tokens, domain, "retrieval", self.splits, self.passages, self.surveys[domain])
+        return WindowSource.of(self.tokens, domain, "retrieval", self.splits, self.passages, self.inventories[domain])
 
     def path(self, domain: str) -> Path:
         return self.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
@@ -178,8 +178,8 @@ class PassageShard:
             **self.request_made_with(requested),
             "tokenizer": self.tokens.fingerprint,
             "decoding": decoding,
-            **self.surveys[domain].inputs,
-            **self.surveys[domain].rule,
+            **self.inventories[domain].inputs,
+            **self.inventories[domain].rule,
         }
 
     def request_made_with(self, requested: int) -> provenance.Meta:
@@ -211,7 +211,7 @@ class PassageShard:
             path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
             for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
                 if other != path:
-                    options.refuse_differences(other, shared, overwrite)
+                    options.check_differences(other, shared, overwrite)
             made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
             file = PassageFile(Output(path, made_with, overwrite), domain, start, stop)
             if file.output.is_done():
@@ -220,14 +220,14 @@ class PassageShard:
                 todo.append(file)
         return todo
 
-    def account(self, requests: Mapping[str, int], run: Mapping[str, Any], outcome: Outcome) -> None:
-        """Add what came of every request to the outcome, and write it into the manifest."""
+    def account(self, requests: Mapping[str, int], run: Mapping[str, Any], summary: Summary) -> None:
+        """Add what came of every request to the summary, and write it into the manifest."""
         sets = {}
         for domain, requested in requests.items():
             if not requested:
                 continue
-            line, available = self.outcome_line(domain, requested), self.surveys[domain].available("retrieval")
-            outcome.sets.append(line)
+            line, available = self.summary_line(domain, requested), self.inventories[domain].available("retrieval")
+            summary.sets.append(line)
             if line.available < requested:
                 cli.warn(
                     f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
@@ -245,7 +245,7 @@ class PassageShard:
 
     def facts(self, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a file."""
-        one = self.surveys[domain]
+        one = self.inventories[domain]
         return {
             "documents": one.documents["retrieval"],
             "passages_available": one.available("retrieval"),

@@ -1,8 +1,8 @@
-"""From token files to drawn windows: survey what there is, draw rows, read them.
+"""From token files to sampled windows: take the inventory of what there is, sample rows, read them.
 
-The survey reads headers, lengths and hashes only. Row n of (domain, split) is window π(n), π a keyed permutation of the
-windows available, so a smaller request is a prefix of a larger one. Windows are read in file order. Only what a plan
-says of its rows is kept: 24 bytes a row.
+The inventory reads headers, lengths and hashes only. Row n of (domain, split) is window π(n), π a keyed permutation of
+the windows available, so a smaller request is a prefix of a larger one. Windows are read in file order. Only what a
+plan says of its rows is kept: 24 bytes a row.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inventory:
     """What there is of a domain: per split the number of documents, and per file the number of windows (int64 [files]).
     The fingerprint changes with any byte of any token file, and with their paths. Splits go by the hash of a document's
     `text`, or of its `tokens` where the token files were made elsewhere. `duplicates` stands for what marks the copies
@@ -110,7 +110,7 @@ class Survey:
         return {"token_files": self.fingerprint, **({"duplicates": self.duplicates} if self.duplicates else {})}
 
 
-def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> dict[str, Survey]:
+def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> dict[str, Inventory]:
     """Count documents and windows of every domain, for each split that `windows` has a way of cutting for.
 
     Raises:
@@ -119,8 +119,8 @@ def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> di
             are to be dropped, and are not marked, or were marked when the domain had other token files.
     """
     without_hashes: list[Path] = []
-    with cli.progress_bar(sum(map(len, tokens.files.values())), "file", "survey") as bar:
-        surveys = {}
+    with cli.progress_bar(sum(map(len, tokens.files.values())), "file", "inventory") as bar:
+        inventories = {}
         for domain, files in tokens.files.items():
             digest = xxhash.xxh3_64()
             documents = dict.fromkeys(windows, 0)
@@ -136,7 +136,7 @@ def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> di
                     counts[split][number] = num_windows
                 bar.update()
             document_hash = "tokens" if without_hashes else "text"
-            surveys[domain] = Survey(digest.hexdigest(), document_hash, documents, counts)
+            inventories[domain] = Inventory(digest.hexdigest(), document_hash, documents, counts)
     if without_hashes:
         number = sum(map(len, tokens.files.values()))
         what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
@@ -147,12 +147,12 @@ def survey(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> di
             )
         cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
     if not tokens.mark_command:
-        return surveys
-    return {domain: _with_duplicates(one, tokens, domain, tokens.mark_command) for domain, one in surveys.items()}
+        return inventories
+    return {domain: _with_duplicates(one, tokens, domain, tokens.mark_command) for domain, one in inventories.items()}
 
 
-def _with_duplicates(one: Survey, tokens: Tokens, domain: str, mark_command: str) -> Survey:
-    """The survey of a domain whose copies were left out, once it is known that they were marked among these files."""
+def _with_duplicates(one: Inventory, tokens: Tokens, domain: str, mark_command: str) -> Inventory:
+    """The inventory of a domain whose copies were left out, once it is known that they were marked in these files."""
     paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
     record = duplicates.made_with(one.fingerprint, one.document_hash)
     return replace(one, duplicates=duplicates.fingerprint(paths, record, mark_command))
@@ -222,8 +222,10 @@ class WindowSource:
     counts: np.ndarray
 
     @classmethod
-    def of(cls, tokens: Tokens, domain: str, split: str, splits: Splits, windows: Windows, one: Survey) -> WindowSource:
-        """The source of (domain, split), from the survey of the domain."""
+    def of(
+        cls, tokens: Tokens, domain: str, split: str, splits: Splits, windows: Windows, one: Inventory
+    ) -> WindowSource:
+        """The source of (domain, split), from the inventory of the domain."""
         name = f"{splits.seed}/{domain}/{split}"
         return cls(tokens, tokens.files[domain], name, split, splits, windows, one.windows[split])
 
@@ -292,8 +294,8 @@ class WindowSource:
             DamagedFileError: if an id is outside of the vocabulary, or does not fit the columns.
         """
         highest = min(int(np.iinfo(column.dtype).max) for column in columns)
-        borders = np.cumsum([0, *(column.shape[1] for column in columns)]).tolist()
-        pieces = [(column, slice(*border)) for column, border in zip(columns, pairwise(borders), strict=True)]
+        boundaries = np.cumsum([0, *(column.shape[1] for column in columns)]).tolist()
+        pieces = [(column, slice(*boundary)) for column, boundary in zip(columns, pairwise(boundaries), strict=True)]
         for token_file, rows in self.by_file(plan):
             is_split = plan.document[rows] != plan.last_document[rows]
             whole = self._whole(token_file, plan, rows[~is_split])

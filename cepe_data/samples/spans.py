@@ -78,11 +78,11 @@ def shares_span(row: np.ndarray, passages: np.ndarray, span: int) -> np.ndarray:
     """bool [passages]: whether a passage, int [passages, tokens], has `span` consecutive tokens that `row`, int
     [tokens], has as well."""
     sampler = SpanSampler(span)
-    wanted, _ = sampler.sample(row, np.array([len(row)]))
+    expected, _ = sampler.sample(row, np.array([len(row)]))
     num_passages, num_tokens = passages.shape
     hashes, numbers = sampler.sample(passages.ravel(), np.arange(1, num_passages + 1) * num_tokens)
     shares = np.zeros(num_passages, bool)
-    shares[numbers[np.isin(hashes, wanted)]] = True
+    shares[numbers[np.isin(hashes, expected)]] = True
     return shares
 
 

@@ -9,8 +9,8 @@ from cepe_data.samples.options import SampleOptions
 
 
 @dataclass(frozen=True)
-class SetOutcome:
-    """What was asked for and what came of it, for one set; documents of its split, the rest in rows."""
+class SetSummary:
+    """What was asked for and its summary, for one set; documents of its split, the rest in rows."""
 
     name: str
     documents: int
@@ -43,10 +43,10 @@ def format_minutes(minutes: float) -> str:
 
 
 @dataclass
-class Outcome:
+class Summary:
     """What came of a run, set by set; in a dry run, with what each would take."""
 
-    sets: list[SetOutcome] = field(default_factory=list)
+    sets: list[SetSummary] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
 
     def report_dry_run(self, args: SampleOptions) -> None:

@@ -15,9 +15,9 @@ from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.samples import options
 from cepe_data.samples.options import SampleOptions
-from cepe_data.samples.reader import Plan, Survey, Tokens, WindowSource
+from cepe_data.samples.reader import Inventory, Plan, Tokens, WindowSource
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.summary import Estimate, Outcome, SetOutcome
+from cepe_data.samples.summary import Estimate, SetSummary, Summary
 from cepe_data.samples.windows import Windows
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import write_npy
@@ -39,7 +39,7 @@ class PlannedSet:
     split: str
     domain: str
     of_set: PartedSet
-    outcome: SetOutcome
+    summary: SetSummary
     is_made: bool
 
     @property
@@ -67,7 +67,7 @@ class WindowSampler:
     kind: str
     decoder_length: int
     dtype: np.dtype
-    surveys: Mapping[str, Survey]
+    inventories: Mapping[str, Inventory]
     output: Path
     rows_per_part: int | None
     overwrite: bool
@@ -86,9 +86,9 @@ class WindowSampler:
         return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
 
     def split_rule(self, split: str) -> provenance.Meta:
-        """What all sets of an output share: else a text could be in two splits. Without a survey, what is known of it
-        from the arguments."""
-        rule = next((one.rule for one in self.surveys.values()), {})  # a run has one for all domains
+        """What all sets of an output share: else a text could be in two splits. Without an inventory, what is known of
+        it from the arguments."""
+        rule = next((one.rule for one in self.inventories.values()), {})  # a run has one for all domains
         return {**rule, **self.splits.made_with(split)}
 
     def window_rule(self, split: str) -> provenance.Meta:
@@ -106,7 +106,7 @@ class WindowSampler:
             "domain": domain,
             "split": split,
             "token_dtype": self.dtype.name,
-            **self.surveys[domain].inputs,
+            **self.inventories[domain].inputs,
             **self.window_rule(split),
         }
 
@@ -118,7 +118,7 @@ class WindowSampler:
         tokens: Tokens,
         splits: Splits,
         windows: Windows,
-        surveys: Mapping[str, Survey],
+        inventories: Mapping[str, Inventory],
     ) -> WindowSampler:
         """The sampler that `args` ask for.
 
@@ -132,12 +132,12 @@ class WindowSampler:
             kind,
             args.decoder_length,
             choose_token_dtype(args.token_dtype, tokens),
-            surveys,
+            inventories,
             args.output,
             args.rows_per_part,
             args.overwrite,
         )
-        mds.refuse_large_parts(sampler.columns, sampler.part_rows)
+        mds.check_part_size(sampler.columns, sampler.part_rows)
         return sampler
 
     def plan(self, requests: Requests) -> list[PlannedSet]:
@@ -157,19 +157,19 @@ class WindowSampler:
         ]
 
     def _plan_set(self, split: str, domain: str, requested: int) -> PlannedSet:
-        survey = self.surveys[domain]
-        available = survey.available(split)
+        inventory = self.inventories[domain]
+        available = inventory.available(split)
         num_rows = min(requested, available)
-        outcome = SetOutcome(f"{split}/{domain}", survey.documents[split], requested, available, num_rows)
+        summary = SetSummary(f"{split}/{domain}", inventory.documents[split], requested, available, num_rows)
         folder = self.output / split / domain
         made_with = self.made_with(split, domain)
         # Row n is the same whatever the number of rows, so parts of a smaller set serve a larger one.
         of_set = PartedSet(
             folder, self.columns, num_rows, self.part_rows, made_with, self.overwrite, parts_depend_on_rows=False
         )
-        return PlannedSet(split, domain, of_set, outcome, of_set.joined.is_done())
+        return PlannedSet(split, domain, of_set, summary, of_set.joined.is_done())
 
-    def refuse_other_sets(self, replaced: Collection[Path]) -> None:
+    def check_other_sets(self, replaced: Collection[Path]) -> None:
         """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
 
         Raises:
@@ -178,20 +178,20 @@ class WindowSampler:
         for path in sorted(self.output.glob("*/[!.]*/meta.json")):
             split, unit = path.parent.parent.name, path.parent
             if split in {"test", "train"} and unit not in replaced:
-                options.refuse_differences(unit, self.window_rule(split), self.overwrite)
+                options.check_differences(unit, self.window_rule(split), self.overwrite)
         for path in sorted(self.output.glob(PASSAGE_METAS)):
             unit = path.with_name(path.name.replace(".meta.json", ".jsonl"))
             if unit.exists() and unit not in replaced:
-                options.refuse_differences(unit, self.split_rule("retrieval"), self.overwrite)
+                options.check_differences(unit, self.split_rule("retrieval"), self.overwrite)
 
-    def dry_run(self, planned: Sequence[PlannedSet], outcome: Outcome) -> None:
+    def dry_run(self, planned: Sequence[PlannedSet], summary: Summary) -> None:
         """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
         for one in planned:
-            outcome.sets.append(one.outcome)
-            outcome.estimates.append(self._estimate(one))
+            summary.sets.append(one.summary)
+            summary.estimates.append(self._estimate(one))
 
     def _estimate(self, planned: PlannedSet) -> Estimate:
-        split, domain, num_rows = planned.split, planned.domain, planned.outcome.written
+        split, domain, num_rows = planned.split, planned.domain, planned.summary.written
         if planned.is_made or not num_rows:
             return Estimate(0, 0, 0.0)
         row_bytes = self.windows.total_length * self.dtype.itemsize
@@ -201,7 +201,7 @@ class WindowSampler:
             start_time = time.perf_counter()
             self.write_part(Part(Output(Path(scratch) / "part", {}), split, domain, plan))
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
-        return Estimate(len(planned.of_set.borders), num_rows * row_bytes, seconds)
+        return Estimate(len(planned.of_set.part_ranges), num_rows * row_bytes, seconds)
 
     def start_workers(self, num_workers: int) -> workers.Workers:
         """A pool of processes that write parts of this sampler's sets."""
@@ -212,23 +212,23 @@ class WindowSampler:
         pool: workers.Workers,
         planned: Sequence[PlannedSet],
         run: Mapping[str, Any],
-        outcome: Outcome,
+        summary: Summary,
         check: Callable[[], None],
     ) -> None:
         """Write every set that is asked for, or find it written, and the manifest, which describes the `run`. `check`
         is called before a set is published: another process may be at work in the same output."""
         outputs.remove_stale_temporaries(self.output)
         for one in planned:
-            outcome.sets.append(one.outcome)
+            summary.sets.append(one.summary)
             outputs.remove_stale_temporaries(one.folder.parent)
             if one.is_made:
                 cli.say(f"{one.folder}: skipped, made before with the same arguments")
-            elif one.outcome.written:
+            elif one.summary.written:
                 self._write_or_find(pool, one, check)
             else:  # --overwrite: what is there was made with something else, of which there is nothing now
                 outputs.retract(one.folder)
                 outputs.remove(rows_path(one.folder))
-            outputs.remove(one.of_set.pool)
+            outputs.remove(one.of_set.parts_dir)
         self._write_manifest(planned, run)
 
     def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
@@ -241,12 +241,12 @@ class WindowSampler:
 
     def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
-        split, domain, num_rows, folder = planned.split, planned.domain, planned.outcome.written, planned.folder
+        split, domain, num_rows, folder = planned.split, planned.domain, planned.summary.written, planned.folder
         of_set, plan = planned.of_set, self._source(split, domain).draw(0, num_rows)
         of_set.remove_stale_temporaries()
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
             missing = []
-            for number, (start, stop) in enumerate(of_set.borders):
+            for number, (start, stop) in enumerate(of_set.part_ranges):
                 part = Part(of_set.part(number), split, domain, plan.rows(start, stop))
                 if self._is_part_made(part):
                     bar.update(len(part.plan))
@@ -255,8 +255,8 @@ class WindowSampler:
             for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
                 bar.update(len(part.plan))
         with of_set.joined.draft(is_folder=True) as draft:
-            mds.join_parts(draft, of_set.pool, of_set.borders)
-            write_npy(draft.companion(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
+            mds.join_parts(draft, of_set.parts_dir, of_set.part_ranges)
+            write_npy(draft.sidecar(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
             check()
             outputs.remove(clean_list_path(folder))  # it is of the set that is replaced
             draft.publish(self.facts(split, domain))
@@ -272,7 +272,7 @@ class WindowSampler:
             ) from None
 
     def _source(self, split: str, domain: str) -> WindowSource:
-        return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.surveys[domain])
+        return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.inventories[domain])
 
     def write_part(self, part: Part) -> None:
         """Write and publish a part: the task of the workers."""
@@ -285,7 +285,7 @@ class WindowSampler:
         sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
         for one in planned:
             facts = self.facts(one.split, one.domain)
-            sets[one.split][one.domain] = {"requested": one.outcome.requested, "written": 0, **facts}
+            sets[one.split][one.domain] = {"requested": one.summary.requested, "written": 0, **facts}
         for split, of_split in sets.items():
             for folder in sorted(self.output.glob(f"{split}/[!.]*")):
                 meta = provenance.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
@@ -299,7 +299,7 @@ class WindowSampler:
 
     def facts(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""
-        one = self.surveys[domain]
+        one = self.inventories[domain]
         return {
             "documents": one.documents[split],
             "windows_available": one.available(split),

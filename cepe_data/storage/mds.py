@@ -1,9 +1,8 @@
 """MDS sets: column types, numbered parts, joining them, reading them. The only place that imports streaming.
 
-A set is written as parts with fixed borders, one MDS shard each, in a pool `{name}.parts/part-00017/`, by any number
-of processes and in any order. Joining links the shards into one flat folder and writes one `index.json`; no sample is
-read.
-Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`.
+A set is written as parts of fixed ranges of rows, one MDS shard each, in a parts directory
+`{name}.parts/part-00017/`, by any number of processes and in any order. Joining links the shards into one flat folder
+and writes one `index.json`; no sample is read. Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def row_bytes(columns: Columns) -> int:
     return 4 + sum(_column_bytes(column) or 0 for column in columns.values())
 
 
-def refuse_large_parts(columns: Columns, part_rows: int) -> None:
+def check_part_size(columns: Columns, part_rows: int) -> None:
     """Raise ArgumentError if an MDS shard cannot hold so many rows."""
     if part_rows > (most := rows_per_shard(columns, MAX_SHARD_BYTES)):
         raise ArgumentError(f"--rows_per_part {part_rows}: an MDS shard holds at most {most} such rows")
@@ -90,13 +89,13 @@ def part_path(pool: Path, part: int) -> Path:
     return pool / f"part-{part:05d}"
 
 
-def part_borders(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
+def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
     """First row, and the row after the last, of every part."""
     return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
 
 
-def pool_path(folder: Path) -> Path:
-    """The pool of the parts of a set: `arxiv` → `arxiv.parts`."""
+def parts_dir(folder: Path) -> Path:
+    """The parts directory of a set: `arxiv` → `arxiv.parts`."""
     return folder.with_name(f"{folder.name}.parts")
 
 
@@ -340,10 +339,10 @@ class _ShardRows:
         rows = block.reshape(len(sizes), -1) if (sizes == sizes[0]).all() else None
         if rows is not None and (rows[:, : 4 * num_sizes] == rows[0, : 4 * num_sizes]).all():
             return self._decode(rows, num_sizes, first_row + start)
-        borders = (self._offsets[start : stop + 1] - self._offsets[start]).tolist()
+        part_ranges = (self._offsets[start : stop + 1] - self._offsets[start]).tolist()
         decoded = [
             self._decode(block[None, first:last], num_sizes, first_row + start + row)
-            for row, (first, last) in enumerate(pairwise(borders))
+            for row, (first, last) in enumerate(pairwise(part_ranges))
         ]
         columns = {name: [row[name][0] for row in decoded] for name, _ in self._columns}
         return {
@@ -386,14 +385,14 @@ def _decode_column(column: str, cells: np.ndarray) -> Any:
     return texts if column == "str" else [json.loads(text) for text in texts]
 
 
-def join_parts(draft: outputs.Draft, pool: Path, borders: Sequence[tuple[int, int]]) -> None:
+def join_parts(draft: outputs.Draft, pool: Path, part_ranges: Sequence[tuple[int, int]]) -> None:
     """Link the shards of all parts into the folder `draft.path` and write its index; says so where it has to copy.
 
     Raises:
-        DamagedFileError: if a part has other rows than its borders, or another size than it was written with.
+        DamagedFileError: if a part has other rows than its part_ranges, or another size than it was written with.
     """
     shards, num_copied = [], 0
-    for part, (start, stop) in enumerate(borders):
+    for part, (start, stop) in enumerate(part_ranges):
         path = part_path(pool, part)
         index, meta = read_index(path), provenance.read_meta(path)
         if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:

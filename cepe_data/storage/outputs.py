@@ -1,8 +1,8 @@
 """Complete or absent: how outputs get their final names.
 
-A *unit* of output is one file or one folder, together with the files beside it that belong to it (companions). It is
+A *unit* of output is one file or one folder, together with the files beside it that belong to it (sidecars). It is
 written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
-never replaces; companions come first, so that whoever sees the unit sees all of it. Each has a record of what made it:
+never replaces; sidecars come first, so that whoever sees the unit sees all of it. Each has a record of what made it:
 see storage/provenance.py.
 """
 
@@ -154,7 +154,7 @@ class Draft:
     """A unit on its way to its final name.
 
         with Output(path, made_with).draft() as draft:
-            ... write draft.path, and draft.companion(other) for files beside it ...
+            ... write draft.path, and draft.sidecar(other) for files beside it ...
             draft.publish(facts)
 
     Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
@@ -170,7 +170,7 @@ class Draft:
         )
         self.path = temporary_path(final)
         self._aside = temporary_path(final.with_name(f"{final.name}.old"))
-        self._companions: dict[Path, Path] = {}  # final and temporary paths
+        self._sidecars: dict[Path, Path] = {}  # final and temporary paths
         self._known_facts: dict[str, dict[str, object]] = {}
 
     def __enter__(self) -> Draft:
@@ -183,16 +183,16 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Where a replacement failed halfway, what it was to replace goes too: companions may be of either.
-        for temporary in [self.path, *self._companions.values(), self._aside]:
+        # Where a replacement failed halfway, what it was to replace goes too: sidecars may be of either.
+        for temporary in [self.path, *self._sidecars.values(), self._aside]:
             remove(temporary)
         if isinstance(error, OSError):
             _name(error, self.final)
 
-    def companion(self, final: Path) -> Path:
+    def sidecar(self, final: Path) -> Path:
         """The temporary path of a file beside the unit that belongs to it."""
-        self._companions[final] = temporary_path(final)
-        return self._companions[final]
+        self._sidecars[final] = temporary_path(final)
+        return self._sidecars[final]
 
     def link(self, name: str, source: Path, facts: dict[str, object]) -> bool:
         """Give the file `source`, whose facts are known, a second name in the folder; copy it where links are refused.
@@ -225,9 +225,7 @@ class Draft:
         """Write the meta file: from now on nothing of the unit changes but its name."""
         meta = provenance.signed({**(facts or {}), "made_with": self.made_with, "files": self._own_files()})
         meta_file = (
-            provenance.meta_path(self.path, True)
-            if self.is_folder
-            else self.companion(provenance.meta_path(self.final))
+            provenance.meta_path(self.path, True) if self.is_folder else self.sidecar(provenance.meta_path(self.final))
         )
         meta_file.write_bytes(_json_bytes(meta))
 
@@ -235,7 +233,7 @@ class Draft:
         """Flush all of it. A linked file was flushed when it was published."""
         inside = [self.path / name for name in os.listdir(self.path)] if self.is_folder else []
         new = [path for path in inside if path.name not in self._known_facts]
-        for path in [*new, self.path, *self._companions.values()]:
+        for path in [*new, self.path, *self._sidecars.values()]:
             flush(path)
 
     def _give_names(self) -> bool:
@@ -246,8 +244,8 @@ class Draft:
                 self.final.rename(self._aside)
             if self.final.exists():
                 return False
-            for companion, temporary in self._companions.items():
-                temporary.replace(companion)
+            for sidecar, temporary in self._sidecars.items():
+                temporary.replace(sidecar)
             return _rename_folder(self.path, self.final) if self.is_folder else _rename_file(self.path, self.final)
 
     def _settle(self, published: bool) -> None:
@@ -265,7 +263,7 @@ class Draft:
             files = {self.final.name: provenance.file_facts(self.path)}
         beside = "../" if self.is_folder else ""
         return files | {
-            f"{beside}{path.name}": provenance.file_facts(temporary) for path, temporary in self._companions.items()
+            f"{beside}{path.name}": provenance.file_facts(temporary) for path, temporary in self._sidecars.items()
         }
 
 
@@ -329,7 +327,7 @@ def _name(error: OSError, path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Exclude other publishers in a folder, for the moment of the renames: companions of two must not be mixed. Where
+    """Exclude other publishers in a folder, for the moment of the renames: sidecars of two must not be mixed. Where
     the file system has no locks on folders, what is left is the rename that never replaces."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -3,7 +3,7 @@
 The meta file of a unit is `X.meta.json` beside a file `X.ext`, and `meta.json` inside a folder:
 
     {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
-     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; companions of a
+     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; sidecars of a
                                                      folder, which stand beside it, have names that begin with ../
      ...,                                            facts about the content
      "meta_xxh3_64": hex}                            of all this, as JSON with sorted keys

@@ -28,17 +28,17 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_plot_argument(parser: argparse.ArgumentParser) -> None:
-    """Where the picture goes."""
+    """Where the figure goes."""
     endings = ", ".join(PLOT_SUFFIXES)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a picture; a name that ends in {endings}")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a figure; a name that ends in {endings}")
 
 
 def check_plot_path(path: Path | None) -> None:
-    """Raise ArgumentError if no picture can be written there; and load what draws it, before the long check."""
+    """Raise ArgumentError if no figure can be written there; and load what draws it, before the long check."""
     if path is None:
         return
     if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise ArgumentError(f"--plot {path}: a name that ends in {', '.join(PLOT_SUFFIXES)} is wanted")
+        raise ArgumentError(f"--plot {path}: a name that ends in {', '.join(PLOT_SUFFIXES)} is expected")
     if not path.parent.is_dir():
         raise ArgumentError(f"--plot {path}: there is no folder {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):

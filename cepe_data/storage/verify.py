@@ -254,9 +254,9 @@ def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:
         yield rows[start : start + ROWS_AT_ONCE]
 
 
-def compare_records(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """What of `wanted` a record says otherwise, as text; empty if nothing."""
-    return provenance.describe_differences({name: found.get(name) for name in wanted}, dict(wanted))
+def compare_records(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
+    """What of `expected` a record says otherwise, as text; empty if nothing."""
+    return provenance.describe_differences({name: found.get(name) for name in expected}, dict(expected))
 
 
 @functools.lru_cache(maxsize=1)

@@ -74,7 +74,7 @@ class Positions:
     """What a teacher expects over the positions of rows, in groups of `width` neighbouring positions, at most
     MAX_GROUPS: sums, and histograms, so that any number of rows takes the same memory.
 
-    `topk_mass`: 1 − the mass of the rest. `entropy`: −Σ p ln p in nats, with the rest as one outcome; that is a lower
+    `topk_mass`: 1 − the mass of the rest. `entropy`: −Σ p ln p in nats, with the rest as one summary; that is a lower
     bound of the entropy of the whole distribution, by what is not known of the rest.
     """
 
@@ -244,7 +244,7 @@ def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Pa
     damaged = [Path(finding["path"]) for finding in report.findings]
     whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
     for folder in whole:
-        refuse_missing_input(args, folder)
+        require_input(args, folder)
     num_recomputed = 0
     for folder in whole:
         if input_folder(folder, args.input_dir) in damaged:
@@ -256,7 +256,7 @@ def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Pa
     return num_recomputed
 
 
-def refuse_missing_input(args: argparse.Namespace, folder: Path) -> None:
+def require_input(args: argparse.Namespace, folder: Path) -> None:
     """Raise ArgumentError unless there is what a set was made from."""
     made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
     is_retrieved = "retrieval_k" in made_with

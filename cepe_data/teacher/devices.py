@@ -1,4 +1,4 @@
-"""Where models run: devices, free memory, and lanes that keep a device busy. Torch is imported when it is needed."""
+"""Where models run: devices, free memory, and streams that keep a device busy. Torch is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -113,20 +113,20 @@ def run_batches(
     Raises:
         PipelineError: if the memory of the device is not enough.
     """
-    lane = _CudaLane(device, compute) if device.startswith("cuda") else _CpuLane(compute, num_threads)
+    stream = _CudaLane(device, compute) if device.startswith("cuda") else _CpuLane(compute, num_threads)
     pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
     try:
         with memory_errors(device):
             for batch in batches:
-                pending.append((batch, lane.launch(batch)))
-                if len(pending) >= lane.depth:
+                pending.append((batch, stream.launch(batch)))
+                if len(pending) >= stream.depth:
                     done, result = pending.popleft()
                     yield done, result()
             while pending:
                 done, result = pending.popleft()
                 yield done, result()
     finally:
-        lane.close()
+        stream.close()
 
 
 class _CpuLane:

@@ -35,22 +35,22 @@ class InputRows:
         if self._retrieved is not None and annotation.retrieval_folder is not None:
             passages = self._retrieved[row]["retrieved_token_ids"]
             context = passages[: annotation.retrieval_k].reshape(-1)
-            self._refuse_foreign(context, annotation.retrieval_folder, row)
+            self._check_row(context, annotation.retrieval_folder, row)
         else:
             context = window["prev_token_ids"][-annotation.num_encoder_tokens :]
         ids = np.concatenate([context, window["token_ids"][: annotation.num_decoder_tokens]]).astype(np.int64)
-        self._refuse_foreign(ids, annotation.input_folder, row)
+        self._check_row(ids, annotation.input_folder, row)
         if len(ids) != annotation.num_tokens:
             raise DamagedFileError(f"row {row} of {annotation.input_folder} has {len(ids)} tokens: make the set again")
         return ids
 
-    def batches(self, borders: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[np.ndarray]]:
+    def batches(self, part_ranges: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[np.ndarray]]:
         """The rows of each range, some at a time; a batch never has rows of two ranges. Raises as `input_ids`."""
-        for start, stop in borders:
+        for start, stop in part_ranges:
             for first in range(start, stop, batch_size):
                 yield [self.input_ids(row) for row in range(first, min(first + batch_size, stop))]
 
-    def refuse_foreign_ids(self, borders: Sequence[tuple[int, int]]) -> None:
+    def check_ids(self, part_ranges: Sequence[tuple[int, int]]) -> None:
         """Raise ArgumentError if any of these rows has an id that the model does not know. Where the input says that
         its tokenizer knows no more words than the model, no row is read."""
         folders = [self._annotation.input_folder]
@@ -65,11 +65,11 @@ class InputRows:
                     f"sure that it is the model's own"
                 )
             if vocab_size is None or vocab_size > known:
-                for _ in self.batches(borders, 1):
+                for _ in self.batches(part_ranges, 1):
                     pass
                 return
 
-    def _refuse_foreign(self, ids: np.ndarray, folder: Path, row: int) -> None:
+    def _check_row(self, ids: np.ndarray, folder: Path, row: int) -> None:
         known = self._annotation.model.vocab_size
         if ids.min() < 0 or ids.max() >= known:
             raise ArgumentError(

@@ -199,8 +199,8 @@ class Teacher:
                 yield rows.float()
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head with float32 sums (bfloat16 logits tie at the border of the top-k, and are off by up to 0.4 %), then
-        what Granite, Cohere and Gemma do to their logits."""
+        """The head with float32 sums (bfloat16 logits tie at the boundary of the top-k, and are off by up to 0.4 %),
+        then what Granite, Cohere and Gemma do to their logits."""
         import torch
 
         if self._sums_float32:

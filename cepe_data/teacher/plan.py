@@ -90,7 +90,7 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
     input_folder = args.input_dir / args.domain
     retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
     num_rows = mds.num_rows(input_folder)
-    refuse_short_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
+    require_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     num_context_tokens = check_context(args, input_folder, retrieval_folder)
     model = teacher_model.find_model(args.model_dir)
     if args.topk > model.vocab_size:
@@ -127,7 +127,7 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
 def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
     """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
     the GPU that made them), else what the device is best at."""
-    for made in [folder, *sorted(mds.pool_path(folder).glob("part-*"))][:2]:
+    for made in [folder, *sorted(mds.parts_dir(folder).glob("part-*"))][:2]:
         meta = None
         with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
             meta = provenance.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
@@ -163,9 +163,9 @@ def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder:
         ArgumentError: if it is shorter than asked for, or the retrieved rows are not those of the input.
     """
     if retrieval_folder is None:
-        refuse_short_column(input_folder, "prev_token_ids", 1, args.num_encoder_tokens, "--num_encoder_tokens")
+        require_column(input_folder, "prev_token_ids", 1, args.num_encoder_tokens, "--num_encoder_tokens")
         return int(args.num_encoder_tokens)
-    refuse_short_column(retrieval_folder, "retrieved_token_ids", 2, args.retrieval_k, "--retrieval_k")
+    require_column(retrieval_folder, "retrieved_token_ids", 2, args.retrieval_k, "--retrieval_k")
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
@@ -176,16 +176,16 @@ def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder:
     return int(args.retrieval_k * chunk)
 
 
-def refuse_short_column(folder: Path, name: str, num_axes: int, wanted: int, flag: str) -> None:
-    """Raise ArgumentError unless the column is there, integers of so many axes, at least `wanted` along the first."""
+def require_column(folder: Path, name: str, num_axes: int, expected: int, flag: str) -> None:
+    """Raise ArgumentError unless the column is there, integers of so many axes, at least `expected` along the first."""
     columns = mds.read_columns(folder)
     if name not in columns:
         raise ArgumentError(f"{folder} has no column {name}, only {', '.join(columns)}")
     dtype, shape = mds.column_array(columns[name]) if columns[name].startswith("ndarray:") else (np.dtype(object), ())
     if dtype.kind not in "iu" or len(shape) != num_axes:
         raise ArgumentError(f"the column {name} of {folder} is {columns[name]}, not ids in {num_axes} axes")
-    if shape[0] < wanted:
-        raise ArgumentError(f"{flag} {wanted} is more than the {shape[0]} that {name} has in {folder}")
+    if shape[0] < expected:
+        raise ArgumentError(f"{flag} {expected} is more than the {shape[0]} that {name} has in {folder}")
 
 
 def output_folder(args: AnnotationOptions) -> Path:

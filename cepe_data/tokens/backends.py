@@ -117,7 +117,7 @@ def check_documents_have_no_borders(tokenizer: TokenizerFiles, encode: Encoder) 
         if text is not None and number in encode([text, f" {text} ", f"a{text}a", f"a {text} a"])[0]:
             raise ArgumentError(
                 f"the text {text!r} in a document gets the id {number} of {key}, so that it cannot be told from the "
-                f"border of a document: name another {key} in tokenizer_config.json"
+                f"boundary of a document: name another {key} in tokenizer_config.json"
             )
 
 

@@ -28,7 +28,7 @@ MAX_TEXT_CHARACTERS = 1 << 20  # the slowest reference takes a second for it
 
 @dataclass
 class DomainCounts:
-    """What the table and the picture have of a domain. `windows`: those of so many tokens inside one document, each
+    """What the table and the figure have of a domain. `windows`: those of so many tokens inside one document, each
     WINDOW_STEP after the last, whatever its split. `lengths`: int64 [NUM_LENGTH_BINS], documents by `length_bins`."""
 
     files: int = 0
@@ -164,7 +164,7 @@ class FileChecker:
             result.of_bits.append((bits, f"{error} ({MARK_AGAIN})"))
 
     def _check_documents(self, tokens: TokenFile, result: FileResult) -> None:
-        """Lengths; BOS and EOS at the borders of documents, and their ids: of all of them, or of a sample."""
+        """Lengths; BOS and EOS at the boundaries of documents, and their ids: of all of them, or of a sample."""
         identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
         ids = DocumentIds(tokens, identity, self.is_deep)
         sample = verify.sample(tokens.num_documents, self.num_documents, self.seed, tokens.path.name)

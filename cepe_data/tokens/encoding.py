@@ -91,7 +91,7 @@ class EncodedSegment:
     hashes: np.ndarray
     num_lines: int
     skipped: readers.LineReport
-    mended: readers.LineReport
+    repaired: readers.LineReport
     failure: str = ""
 
 
@@ -130,7 +130,7 @@ class SegmentEncoder:
             stop = document + len(lines.texts)
             end = position + int(lengths[document:stop].sum())
             arrays = ids[position:end], lengths[document:stop], hashes[document:stop]
-            encoded.append(EncodedSegment(*arrays, lines.num_lines, lines.skipped, lines.mended, failure))
+            encoded.append(EncodedSegment(*arrays, lines.num_lines, lines.skipped, lines.repaired, failure))
             document, position = stop, end
         return encoded
 
@@ -186,7 +186,7 @@ class Totals:
     documents: int = 0
     tokens: int = 0
     skipped: int = 0
-    mended: int = 0
+    repaired: int = 0
     failures: list[str] = field(default_factory=list)
     without_key: list[Path] = field(default_factory=list)
 
@@ -221,7 +221,7 @@ class Job:
         try:
             is_made = self.output(file).is_done()
             if is_made and (self.root / file.path).exists():
-                self._refuse_other_size(file)
+                self._check_size(file)
             return is_made
         except DamagedFileError as error:
             totals.failures.append(str(error))
@@ -247,7 +247,7 @@ class Job:
                         message = describe_missing_key(totals.without_key[0], self.text_key)
                         raise ArgumentError(f"{number} files failed alike: {message}")
 
-    def _refuse_other_size(self, file: listing.ListedFile) -> None:
+    def _check_size(self, file: listing.ListedFile) -> None:
         source = self.root / file.path
         if (size := source.stat().st_size) != file.num_bytes:
             raise DamagedFileError(
@@ -262,7 +262,7 @@ class Job:
         version: tuple[int, ...] = ()
         try:
             version = _version(source)
-            self._refuse_other_size(file)
+            self._check_size(file)
             if readers.is_compressed(source):
                 blocks = readers.LineBlocks(source, BATCH_BYTES)
                 for _, block in blocks:
@@ -284,7 +284,7 @@ class _Publisher:
     def __init__(self, job: Job, totals: Totals) -> None:
         self._job, self._totals = job, totals
         self._writer: token_file.TokenFileWriter | None = None
-        self._skipped, self._mended = readers.LineReport(), readers.LineReport()
+        self._skipped, self._repaired = readers.LineReport(), readers.LineReport()
         self._num_lines, self._failure = 0, ""
         self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
         self._publishing: deque[Future[None]] = deque()
@@ -312,11 +312,11 @@ class _Publisher:
         """Append a segment to its token file; the last one sends the file off."""
         if self._writer is None:
             self._writer = token_file.TokenFileWriter(self._job.output(segment.file))
-            self._skipped, self._mended = readers.LineReport(), readers.LineReport()
+            self._skipped, self._repaired = readers.LineReport(), readers.LineReport()
             self._num_lines, self._failure = 0, ""
         self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
         self._skipped.merge(encoded.skipped, self._num_lines)
-        self._mended.merge(encoded.mended, self._num_lines)
+        self._repaired.merge(encoded.repaired, self._num_lines)
         self._num_lines += encoded.num_lines
         self._failure = self._failure or segment.failure or encoded.failure
         if segment.is_last:
@@ -363,7 +363,7 @@ class _Publisher:
             self._totals.failures.append(failure)
             cli.warn(failure)
             return
-        for what, report in (("skipped", self._skipped), ("mended", self._mended)):
+        for what, report in (("skipped", self._skipped), ("repaired", self._repaired)):
             if report.total:
                 cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
         if not writer.num_documents:
@@ -372,8 +372,8 @@ class _Publisher:
         self._totals.documents += writer.num_documents
         self._totals.tokens += writer.num_tokens
         self._totals.skipped += self._skipped.total
-        self._totals.mended += self._mended.total
-        facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._mended.as_json()}
+        self._totals.repaired += self._repaired.total
+        facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._repaired.as_json()}
         if writer.num_tokens < _SMALL_TOKENS:
             writer.seal(facts)
             self._sealed.append(writer)

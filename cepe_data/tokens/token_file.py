@@ -4,7 +4,7 @@
               tokenizer has one), its tokens, EOS, and its length counts all of them
 `X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
 `X.meta.json` see storage/provenance.py; `made_with` names source, source bytes, text key and tokenizer; further
-              documents, tokens, skipped and mended lines
+              documents, tokens, skipped and repaired lines
 
 The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a
 document is then xxh3_64 of its tokens as little-endian int32.
@@ -106,7 +106,7 @@ class TokenFileWriter:
             file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
             self._lengths.copy_to(file)
             self._tokens.copy_to(file)
-        with self.draft.companion(hash_path(self.path)).open("wb") as file:
+        with self.draft.sidecar(hash_path(self.path)).open("wb") as file:
             write_header(file, HASH_DTYPE, self.num_documents)
             self._hashes.copy_to(file)
         self._close_spools()
@@ -265,9 +265,9 @@ class TokenFile:
 
     def lengths_of(self, documents: np.ndarray) -> np.ndarray:
         """int64 [n]: the lengths of these documents, int [n] in ascending order. Raises as `lengths`."""
-        borders = np.flatnonzero(np.diff(documents) > _BRIDGED_DOCUMENTS) + 1
+        boundaries = np.flatnonzero(np.diff(documents) > _BRIDGED_DOCUMENTS) + 1
         lengths = [np.empty(0, np.int64)]
-        for group in np.split(documents, borders) if len(documents) else ():
+        for group in np.split(documents, boundaries) if len(documents) else ():
             first = int(group[0])
             lengths.append(self.lengths(first, int(group[-1]) + 1)[group - first])
         return np.concatenate(lengths)

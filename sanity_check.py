@@ -15,6 +15,7 @@ import sys
 from cepe_data import cli
 from cepe_data.inspect import check_all, overlap, progress, show
 from cepe_data.inspect import duplicates as inspect_duplicates
+from cepe_data.storage.report import Report
 
 COMMANDS = {
     **check_all.CHECKS,
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     if args.command in check_all.CHECKS:
-        return check_all.run_check(args.command, args)
+        return check_all.run_check(args.command, args, Report(args.command, args.json), set())
     if args.command == "progress":
         return progress.run(args, parsers_of_steps())
     return COMMANDS[args.command].run(args)

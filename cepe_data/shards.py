@@ -40,7 +40,7 @@ def resolve_shard(shard_id: int | None, num_shards: int | None) -> tuple[int, in
             tasks = os.environ.get("SLURM_ARRAY_TASK_COUNT", "N")
             raise ArgumentError(
                 f"this is task {task} of a slurm array, but --num_shards is missing (it is not read from slurm: a "
-                f"resubmission of a few tasks would share out the work anew). This line works, with the number of "
+                f"resubmission of a few tasks would partition the work anew). This line works, with the number of "
                 f"shards of the first submission:\n  {cli.this_command('--num_shards', tasks)}"
             )
         if shard_id:

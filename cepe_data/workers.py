@@ -263,6 +263,6 @@ def _start_worker(parent: int, prepare: Callable[..., None] | None, arguments: t
 
 def _worker_died() -> PipelineError:
     return PipelineError(
-        "a worker process died, most likely for want of memory. What is published is whole; run the same command "
-        "again, with fewer of them (--num_workers, --num_gpus)"
+        "a worker process died, most likely because there is not enough memory. What is published is whole; run the "
+        "same command again with fewer processes (--num_workers, --num_gpus)"
     )

@@ -94,8 +94,8 @@ def as_commands(shown: list[tuple[str, str]]) -> list[Command]:
 
 
 def check(run: Run, command: Command, folder: Path) -> None:
-    """A command is accepted: it fails for want of files, and shows no usage. Benchmarks and the demo, which want none,
-    are there, and shown without arguments."""
+    """A command is accepted: it fails because its files are missing, and shows no usage. Benchmarks and the demo, which
+    need none, exist and are shown without arguments."""
     if command.sbatch_flags is not None:
         check_sbatch(command.sbatch_flags, folder)
     script, arguments = command.script, command.arguments

@@ -42,14 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run_check(name: str, args: argparse.Namespace) -> int:
-    """Run the check of a stage, with what other modules of this folder add to it."""
+def run_check(name: str, args: argparse.Namespace, report: Report, checked: set[Path]) -> int:
+    """Run the check of a stage, with what other modules of this folder add to it. Embeddings and hits that are in
+    `checked` are not looked at again."""
+    if name == "tokens":
+        return tokens_check.run(args, report, plots.draw_tokens)
     if name == "samples":
-        return samples_check.run(args, overlap.check_clean_lists)
-    if name in {"tokens", "teacher"}:
-        draw = {"tokens": plots.draw_tokens, "teacher": plots.draw_teacher}[name]
-        return CHECKS[name].run(args, draw)
-    return CHECKS[name].run(args)
+        return samples_check.run(args, report, overlap.check_clean_lists)
+    if name == "teacher":
+        return teacher_check.run(args, report, plots.draw_teacher)
+    return retrieval_check.run(args, report, checked)
 
 
 @dataclass
@@ -80,19 +82,18 @@ class CheckSummary:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run every check that there is something for; the exit status is the worst of theirs."""
+    """Run every check that there is something for; the exit status is the worst of all checks."""
     args.folders = args.folders or [Path()]
     found, summary, units_checked = find(args.folders), CheckSummary(), set[Path]()
     for name, arguments in checks_of(args, found):
         parser = argparse.ArgumentParser()
         CHECKS[name].add_arguments(parser)
         of_module = parser.parse_args([*arguments, *shared_flags(args)])
-        of_module.collected = summary.reports if args.json else None
-        of_module.units_checked = units_checked
+        report = Report(name, args.json, collected=summary.reports if args.json else None)
         if not args.json:
             cli.say(f"== {name} {' '.join(arguments)}")
         try:
-            summary.statuses.append(run_check(name, of_module))
+            summary.statuses.append(run_check(name, of_module, report, units_checked))
         except PipelineError as error:
             summary.reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{name} {' '.join(arguments)}: {error}")
@@ -112,11 +113,12 @@ def check_others(args: argparse.Namespace, found: Found, checked: set[Path], sum
     if not embedded and not found_hits and not found.unknown:
         return
     report = Report("others", args.json, collected=summary.reports)
+    effort = cli.typed(verify.Effort, args)
     report.say(f"== others {' '.join(map(str, [*embedded, *found_hits, *found.unknown]))}")
     for path in embedded:
-        check_hits.check_embedded(report, args, path)
+        check_hits.check_embedded(report, effort, path)
     for path in found_hits:
-        check_hits.check_hits(report, args, path)
+        check_hits.check_hits(report, effort, path)
     for path in found.unknown:
         report.found(path, "has shards or an index, and neither its columns nor a meta file say what it is")
     if found.retrieved and not report.findings:

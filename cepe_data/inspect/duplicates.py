@@ -128,7 +128,7 @@ def take_blocks(finder: duplicates.CopyFinder, num_documents: int) -> Iterator:
 
 def run(args: argparse.Namespace) -> int:
     """Mark the copies of every domain that is not marked yet, and print how many there are."""
-    report = Report.of("duplicates", args)
+    report = Report("duplicates", args.json)
     files = choose_domains(args)
     tokens = options.find_tokens(files, args.tokenized_dir)
     domains = [

@@ -146,7 +146,7 @@ class Shared:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the test windows of OUT with training windows and the retrieval corpus."""
-    report, start_time = Report.of("overlap", args), time.monotonic()
+    report, start_time = Report("overlap", args.json), time.monotonic()
     verify.open_rows.cache_clear()  # a set of the same name may be another one by now
     test = verify.find_sets(args.output / "test")
     sides = find_sides(args)

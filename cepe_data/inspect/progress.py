@@ -38,7 +38,7 @@ Parsers = Mapping[str, Callable[[Sequence[str]], argparse.Namespace]]  # by batc
 
 def run(args: argparse.Namespace, parsers: Parsers) -> int:
     """Look at the outputs of every step; print what is there, and the lines for what is not."""
-    report = Report.of("progress", args)
+    report = Report("progress", args.json)
     pipeline = Pipeline.read(args.settings, parsers)
     steps = [(job, job.step) for job in pipeline.jobs.values() if job.step]
     for job, step in steps:

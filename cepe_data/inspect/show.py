@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class ShowOptions:
+    """The arguments of this command."""
+
+    path: Path
+    row: int
+    tokenized_dir: Path
+    tokenizer: str | None
+    input_dir: Path | None
+    max_characters: int
+    positions: int
+    passages: int
+
+
+def run(namespace: argparse.Namespace) -> int:
     """Print one row of an MDS set: where it comes from, and its tokens as text."""
-    args.path = verify.with_parents(args.path, 1)
+    args = cli.typed(ShowOptions, namespace)
+    args = replace(args, path=verify.with_parents(args.path, 1))
     columns = mds.read_columns(args.path)
     rows = mds.Rows(args.path)
     if args.row >= len(rows):
@@ -98,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     return cli.EXIT_OK
 
 
-def retrieved_passages(args: argparse.Namespace, row: dict) -> Iterator[tuple[str, np.ndarray]]:
+def retrieved_passages(args: ShowOptions, row: dict) -> Iterator[tuple[str, np.ndarray]]:
     """A title with score and id, and the token ids, of the best passages of a row."""
     keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), provenance.read_meta(args.path)
     names = [""] * len(row["retrieval_scores"])
@@ -158,7 +174,7 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
 
 
-def input_folder(args: argparse.Namespace) -> Path:
+def input_folder(args: ShowOptions) -> Path:
     """The set that a teacher's set belongs to."""
     meta = provenance.read_meta(args.path) or {}
     input_dir = args.input_dir or verify.with_parents(args.path, 2).parent.parent / (meta.get("input_name") or "")
@@ -170,7 +186,7 @@ def input_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def input_row(args: argparse.Namespace) -> dict:
+def input_row(args: ShowOptions) -> dict:
     """The row that a teacher's row belongs to."""
     folder = input_folder(args)
     for line in describe_source(folder, args.row, args.tokenized_dir):

@@ -40,18 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check every set of RET."""
-    report = Report.of("retrieval", args)
+@dataclass(frozen=True)
+class Inputs:
+    """What passages are compared with, as far as it is named."""
+
+    folder: Path
+    queries: Path | None
+    corpus: Path | None
+    embeddings: Path | None
+    hits: Path | None
+
+
+def run(args: argparse.Namespace, report: Report, checked: set[Path]) -> int:
+    """Check every set of RET. What is in `checked` is not looked at again; what is looked at is added."""
+    inputs, effort = cli.typed(Inputs, args), cli.typed(verify.Effort, args)
     for flag, folder in (("--queries", args.queries), ("--corpus", args.corpus)):
         if folder is not None and not folder.is_dir():
             raise ArgumentError(f"{flag} {folder} is not there, or no folder")
     folders = verify.find_sets(args.folder)
-    find_missing_sets(report, args, folders)
-    warn_of_what_is_not_checked(args)
-    embedded, found_hits = usable_inputs(report, args)
+    find_missing_sets(report, inputs, folders)
+    warn_of_what_is_not_checked(inputs)
+    embedded, found_hits = usable_inputs(report, inputs, effort, checked)
     checker = RetrievalChecker(args.queries, args.corpus, embedded, found_hits, args.passages)
-    num_compared = verify.check_sets(report, args, folders, checker)
+    num_compared = verify.check_sets(report, effort, folders, checker)
     num_rows = verify.count_rows(folders)
     report.facts |= {"sets": len(folders), "rows": num_rows, "passages_compared": num_compared}
     return report.finish(
@@ -60,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def find_missing_sets(report: Report, args: argparse.Namespace, folders: Sequence[Path]) -> None:
+def find_missing_sets(report: Report, args: Inputs, folders: Sequence[Path]) -> None:
     """Queries of domains that have no passages are findings, unless RET is a single domain."""
     if args.queries is None or verify.has_set(args.folder):
         return
@@ -73,7 +84,7 @@ def find_missing_sets(report: Report, args: argparse.Namespace, folders: Sequenc
             report.found(args.folder / queries.name, f"is missing: {queries} has rows, and no passages were written")
 
 
-def warn_of_what_is_not_checked(args: argparse.Namespace) -> None:
+def warn_of_what_is_not_checked(args: Inputs) -> None:
     """Say what the flags leave out."""
     if args.queries is None:
         cli.warn("that the rows are those of the queries is not checked without --queries")
@@ -83,17 +94,17 @@ def warn_of_what_is_not_checked(args: argparse.Namespace) -> None:
         cli.warn("scores are compared with those in --hits, and not computed once more without --embeddings")
 
 
-def usable_inputs(report: Report, args: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """--embeddings and --hits, where rows can be compared with them; what is wrong with them is found. What a run of
-    all checks has looked at before is not looked at again.
+def usable_inputs(
+    report: Report, args: Inputs, effort: verify.Effort, checked: set[Path]
+) -> tuple[Path | None, Path | None]:
+    """--embeddings and --hits, where rows can be compared with them; what is wrong with them is found.
 
     Raises:
         ArgumentError: if there is nothing of the kind.
     """
-    checked: set[Path] = getattr(args, "units_checked", set())
     for folder, check in ((args.embeddings, check_hits.check_embedded), (args.hits, check_hits.check_hits)):
         if folder is not None and folder not in checked:
-            check(report, args, folder)
+            check(report, effort, folder)
             checked.add(folder)
     embedded = args.embeddings
     if embedded is not None:

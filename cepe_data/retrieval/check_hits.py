@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def is_hit_folder(path: Path) -> bool:
     return verify.is_domain_folder(path) and any((path / name).exists() for name in (*HIT_FILES, "meta.json"))
 
 
-def check_embedded(report: Report, args: argparse.Namespace, folder: Path) -> None:
+def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:
     """That all parts of an embedded corpus are there, and fit each other.
 
     Raises:
@@ -55,7 +54,7 @@ def check_embedded(report: Report, args: argparse.Namespace, folder: Path) -> No
         report.found(folder / embeddings.MANIFEST, verify.describe(error))
         return
     parts = [embeddings.part_path(folder, file, part) for file in files for part in range(file.num_parts)]
-    check_units(report, args, parts)
+    check_units(report, effort, parts)
     if len(report.findings) == before:
         try:
             embeddings.Embeddings(folder)
@@ -63,7 +62,7 @@ def check_embedded(report: Report, args: argparse.Namespace, folder: Path) -> No
             report.found(folder, str(error))
 
 
-def check_hits(report: Report, args: argparse.Namespace, folder: Path) -> None:
+def check_hits(report: Report, effort: verify.Effort, folder: Path) -> None:
     """That the hits of all domains that are there are whole; what is left of the search, too.
 
     Raises:
@@ -72,7 +71,7 @@ def check_hits(report: Report, args: argparse.Namespace, folder: Path) -> None:
     if not is_hits(folder):
         what = f"no domain folder with {' and '.join(HIT_FILES)} is in it"
         raise ArgumentError(f"{folder} holds no hits: {what}. Pass what search wrote")
-    check_units(report, args, list(_units_of_search(folder)))
+    check_units(report, effort, list(_units_of_search(folder)))
 
 
 def _units_of_search(folder: Path) -> Iterator[Path]:
@@ -84,12 +83,12 @@ def _units_of_search(folder: Path) -> Iterator[Path]:
         yield from sorted(mds.parts_dir(hits).glob("part-*"))
 
 
-def check_units(report: Report, args: argparse.Namespace, units: Sequence[Path]) -> None:
+def check_units(report: Report, effort: verify.Effort, units: Sequence[Path]) -> None:
     """Look at units, folders each, on all cores."""
-    look = functools.partial(verify.unit_findings, is_deep=args.deep)
+    look = functools.partial(verify.unit_findings, is_deep=effort.deep)
     with (
         cli.progress_bar(len(units), "unit", "looking at units") as bar,
-        workers.Workers(min(args.num_workers, len(units) or 1) if args.deep else 1, look) as pool,
+        workers.Workers(min(effort.num_workers, len(units) or 1) if effort.deep else 1, look) as pool,
     ):
         for _, findings in pool.map_in_order(units, lambda _: 1, 2 * pool.num_workers):
             for path, what in findings:

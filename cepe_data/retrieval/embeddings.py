@@ -75,7 +75,7 @@ class Embeddings:
     """All parts of an embedded corpus, in the order of their keys.
 
     Raises:
-        ArgumentError: if there is no such folder, or parts are missing, with what makes them.
+        ArgumentError: if the folder does not exist, or parts are missing, with what makes them.
         DamagedFileError: if parts were made by different encoders, or files of them are lost.
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import shards
+from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.check_passages import check_passages
 from cepe_data.samples.check_sources import SourceDocuments
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | None = None) -> int:
+def run(args: argparse.Namespace, report: Report, check_more: Callable[[Report, Path], None]) -> int:
     """Check every set of OUT, and its retrieval corpus; with `check_more`, what else stands in OUT."""
-    report = Report.of("samples", args)
+    effort = cli.typed(verify.Effort, args)
     folders = [one for split in ("test", "train") for one in sorted(args.output.glob(f"{split}/*"))]
     folders = [one for one in folders if verify.is_domain_folder(one) and verify.has_set(one)]
     passages = sorted(args.output.glob("retrieval/*/*.jsonl"))
@@ -48,10 +48,9 @@ def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | N
         raise ArgumentError(f"{args.output} holds no sets: pass the OUT of a sampler")
     check_agreement(report, [*folders, *passages])
     check_shards(report, args.output, passages)
-    if check_more:
-        check_more(report, args.output)
-    num_compared = verify.check_sets(report, args, folders, WindowChecker(args.tokenized_dir))
-    num_passages = check_passages(report, args, passages)
+    check_more(report, args.output)
+    num_compared = verify.check_sets(report, effort, folders, WindowChecker(args.tokenized_dir))
+    num_passages = check_passages(report, args.tokenized_dir, effort, passages)
     report.facts |= {"sets": len(folders), "rows_compared": num_compared}
     report.facts |= {"passage_files": len(passages), "passages_compared": num_passages}
     return report.finish(

@@ -5,7 +5,6 @@ Of a file, 40 bytes a passage are kept until all were read; then each token file
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -26,13 +25,13 @@ from cepe_data.tokens.check_file import sample_lines
 LINES_BYTES = 16 << 20
 
 
-def check_passages(report: Report, args: argparse.Namespace, paths: list[Path]) -> int:
+def check_passages(report: Report, tokenized_dir: Path, effort: verify.Effort, paths: list[Path]) -> int:
     """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
     num_compared, collected = 0, verify.Collected(report)
-    checker = PassageChecker(args.tokenized_dir, args.deep, args.rows, args.seed)
+    checker = PassageChecker(tokenized_dir, effort.deep, effort.rows, effort.seed)
     with (
         cli.progress_bar(len(paths), "file", "checking passages") as bar,
-        workers.Workers(min(args.num_workers, len(paths) or 1), checker) as pool,
+        workers.Workers(min(effort.num_workers, len(paths) or 1), checker) as pool,
     ):
         for path, result in pool.map_in_order(paths, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared

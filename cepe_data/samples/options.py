@@ -1,4 +1,4 @@
-"""What both samplers do: read their arguments, find the token files, share out the rows, say what made an output."""
+"""What both samplers do: read their arguments, find the token files, partition the rows, describe a run."""
 
 from __future__ import annotations
 

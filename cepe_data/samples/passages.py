@@ -221,7 +221,7 @@ class PassageShard:
         return todo
 
     def account(self, requests: Mapping[str, int], run: Mapping[str, Any], summary: Summary) -> None:
-        """Add what came of every request to the summary, and write it into the manifest."""
+        """Add the result of every request to the summary, and write it into the manifest."""
         sets = {}
         for domain, requested in requests.items():
             if not requested:

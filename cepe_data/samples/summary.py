@@ -1,4 +1,4 @@
-"""What came of a run of a sampler, or would come of it: the table of every set, the shortage, the exit status."""
+"""The summary of a run of a sampler, or of a dry run: the table of every set, the shortage, the exit status."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def format_minutes(minutes: float) -> str:
 
 @dataclass
 class Summary:
-    """What came of a run, set by set; in a dry run, with what each would take."""
+    """The summary of a run, set by set; in a dry run, with what each would take."""
 
     sets: list[SetSummary] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)

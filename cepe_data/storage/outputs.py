@@ -268,7 +268,7 @@ class Draft:
 
 
 def publish_together(drafts: Sequence[Draft]) -> list[bool]:
-    """Publish sealed units, as `Draft.publish` does each; the disk is waited for once, not for every file of theirs.
+    """Publish sealed units, as `Draft.publish` does each; the disk is waited for once, not for every file.
 
     Returns what that does, of each. What it raises for one, comes when all others that can be published are.
     """

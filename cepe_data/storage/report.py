@@ -61,11 +61,6 @@ class Report:
     collected: list[dict[str, Any]] | None = None
     start: float = field(default_factory=time.monotonic)
 
-    @classmethod
-    def of(cls, check: str, args: argparse.Namespace) -> Report:
-        """The report of a check with these arguments."""
-        return cls(check, args.json, collected=getattr(args, "collected", None))
-
     def found(self, path: Path, what: str, row: int | None = None) -> None:
         """Something is wrong with a file, or with a row of a set."""
         self.findings.append({"path": str(path), "row": row, "what": what})

@@ -36,10 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_report_arguments(parser)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much a check looks at: all rows and hashes, or a seeded sample of rows of every set; and with how many
+    processes."""
+
+    deep: bool
+    rows: int
+    seed: int
+    num_workers: int
+
+
 @dataclass
 class Result:
-    """What came of some rows: findings (row, what is wrong), how many were compared with what they were made from, and
-    why others were not."""
+    """The result of looking at some rows: findings (row, what is wrong), how many were compared with what they were
+    made from, and why others were not."""
 
     findings: list[tuple[int | None, str]] = field(default_factory=list)
     num_compared: int = 0
@@ -55,7 +66,7 @@ class Collected:
     said: set[str] = field(default_factory=set)
 
     def add(self, path: Path, result: Result) -> None:
-        """Say what came of some rows of a set, or of a file of passages."""
+        """Report the result for some rows of a set, or of a file of passages."""
         for row, what in result.findings:
             self.num_findings[path] += 1
             if self.num_findings[path] <= MAX_FINDINGS:
@@ -122,7 +133,7 @@ def is_domain_folder(path: Path) -> bool:
 
 def check_sets(
     report: Report,
-    args: argparse.Namespace,
+    effort: Effort,
     folders: Sequence[Path],
     checker: Checker,
     collect: Callable[[Path, Result], object] = lambda folder, result: None,
@@ -133,13 +144,13 @@ def check_sets(
     jobs: list[_Job] = []
     for folder in folders:
         try:
-            jobs += _jobs_of(report, args, folder, checker)
+            jobs += _jobs_of(report, effort, folder, checker)
         except FAILURES as error:
             report.found(folder, describe(error))
     num_compared, collected = 0, Collected(report)
     with (
         cli.progress_bar(sum(len(job.rows) for job in jobs), "row", f"checking {report.check}") as bar,
-        workers.Workers(min(args.num_workers, len(jobs) or 1), functools.partial(_run_job, checker)) as pool,
+        workers.Workers(min(effort.num_workers, len(jobs) or 1), functools.partial(_run_job, checker)) as pool,
     ):
         for job, result in pool.map_in_order(jobs, lambda _: 1, 2 * pool.num_workers):
             num_compared += result.num_compared
@@ -150,14 +161,14 @@ def check_sets(
     return num_compared
 
 
-def _jobs_of(report: Report, args: argparse.Namespace, folder: Path, checker: Checker) -> list[_Job]:
+def _jobs_of(report: Report, effort: Effort, folder: Path, checker: Checker) -> list[_Job]:
     """What is to be done for a set, once everything but its rows was looked at; nothing if that is not right."""
     if not _is_whole_set(report, folder) or not checker.check_set(report, folder):
         return []
     meta, num_rows = provenance.read_meta(folder), mds.num_rows(folder)
-    rows = np.arange(num_rows) if args.deep else sample(num_rows, args.rows, args.seed, folder.name)
+    rows = np.arange(num_rows) if effort.deep else sample(num_rows, effort.rows, effort.seed, folder.name)
     jobs = [_Job(folder, group) for group in checker.groups(folder, rows)]
-    if args.deep and meta is not None:
+    if effort.deep and meta is not None:
         jobs += [_Job(folder, np.empty(0, np.int64), name) for name in sorted(meta["files"])]
     return jobs
 

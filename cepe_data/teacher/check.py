@@ -39,10 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
+@dataclass(frozen=True)
+class Recomputation:
+    """By which teacher, and from what, how many rows of every set are computed once more."""
+
+    input_dir: Path | None
+    model_dir: str
+    retrieval_input_dir: Path | None
+    recomputed_rows: int
+    seed: int
+
+
+def run(args: argparse.Namespace, report: Report, draw: Callable[..., None]) -> int:
     """Check every set of DIR. `draw` makes the file of `--plot`."""
     check_plot_path(args.plot)
-    report = Report.of("teacher", args)
     folders = verify.find_sets(args.folder)
     positions: dict[str, Positions] = {}
 
@@ -50,10 +60,12 @@ def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> in
         if isinstance(result, TeacherResult) and result.positions is not None:
             positions.setdefault(folder.name, result.positions.empty()).add(result.positions)
 
-    verify.check_sets(report, args, folders, TeacherChecker(args.input_dir, args.plot is not None), collect)
+    verify.check_sets(
+        report, cli.typed(verify.Effort, args), folders, TeacherChecker(args.input_dir, args.plot is not None), collect
+    )
     num_rows = verify.count_rows(folders)
-    num_recomputed = recompute_all(report, args, folders) if args.model_dir else 0
-    if args.plot and draw:
+    num_recomputed = recompute_all(report, cli.typed(Recomputation, args), folders) if args.model_dir else 0
+    if args.plot:
         report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
         draw(report, args.plot, positions)
     report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
@@ -235,7 +247,7 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
     return ""
 
 
-def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Path]) -> int:
+def recompute_all(report: Report, args: Recomputation, folders: Sequence[Path]) -> int:
     """Compute some rows of every set without a finding once more; returns how many.
 
     Raises:
@@ -256,7 +268,7 @@ def recompute_all(report: Report, args: argparse.Namespace, folders: Sequence[Pa
     return num_recomputed
 
 
-def require_input(args: argparse.Namespace, folder: Path) -> None:
+def require_input(args: Recomputation, folder: Path) -> None:
     """Raise ArgumentError unless there is what a set was made from."""
     made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
     is_retrieved = "retrieval_k" in made_with
@@ -267,7 +279,7 @@ def require_input(args: argparse.Namespace, folder: Path) -> None:
         )
 
 
-def recompute(report: Report, args: argparse.Namespace, folder: Path) -> int:
+def recompute(report: Report, args: Recomputation, folder: Path) -> int:
     """Compute some rows of a set once more; returns how many."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -35,7 +35,7 @@ def choose_devices(device: str | None, num_gpus: int) -> list[str]:
     """The device of each process.
 
     Raises:
-        ArgumentError: if there is no such device, or there are not so many GPUs.
+        ArgumentError: if the device does not exist, or there are not so many GPUs.
     """
     import torch
 

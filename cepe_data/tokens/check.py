@@ -77,11 +77,10 @@ def check_tokenizer(report: Report, folder: Path) -> tokenizers.TokenizerIdentit
     return None
 
 
-def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
+def run(args: argparse.Namespace, report: Report, draw: Callable[..., None]) -> int:
     """Check every token file of the list; print what is wrong, what to run again, and a table per domain. `draw` makes
     the file of `--plot`."""
     check_plot_path(args.plot)
-    report = Report.of("tokens", args)
     files = listing.read_file_list(args.file_list)
     saved = check_tokenizer(report, args.tokenized_dir / "tokenizer")
     root = listing.read_root(args.file_list)
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> in
     print_domain_table(report, counts)
     if missing or damaged:
         print_remedy(report, args, files, {*missing, *damaged}, bool(damaged))
-    if args.plot and draw:
+    if args.plot:
         draw(report, args.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
     report.facts |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
     return report.finish(

@@ -73,8 +73,8 @@ def lowest_length(length_bin: int) -> int:
 
 @dataclass
 class FileResult:
-    """What came of the check of one token file; a finding is a path and what is wrong with it. Those of its bits, which
-    mark copies, stand apart: they are not made again with it. `tokenizer` is the fingerprint, where it is known."""
+    """The result of the check of one token file; a finding is a path and what is wrong with it. Findings about the bits
+    that mark copies stand apart: these are not made again with the file. `tokenizer` is the fingerprint, if known."""
 
     counts: DomainCounts = field(default_factory=DomainCounts)
     findings: list[tuple[Path, str]] = field(default_factory=list)

@@ -180,7 +180,7 @@ def count_bytes(segments: Sequence[Segment]) -> int:
 
 @dataclass
 class Totals:
-    """What came of the files of a run; every failure names its file."""
+    """Totals over the files of a run; every failure names its file."""
 
     files: int = 0
     documents: int = 0

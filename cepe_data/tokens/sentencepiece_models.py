@@ -73,7 +73,7 @@ class SentencePieceModel:
         return self._processor.id_to_piece(number)
 
     def id_of(self, piece: str) -> int | None:
-        """The id of a piece, None if there is no such piece."""
+        """The id of a piece, None if it does not exist."""
         return self._ids.get(piece)
 
     @cached_property

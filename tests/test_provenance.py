@@ -8,7 +8,7 @@ import pytest
 
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import outputs, provenance
-from tests.test_atomic import publish_file
+from tests.test_outputs import publish_file
 
 
 def test_overwrite_replaces_what_differs_or_is_damaged_and_keeps_what_is_right(tmp_path: Path) -> None:

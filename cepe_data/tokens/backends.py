@@ -45,6 +45,7 @@ HARD_TEXTS = (
     "".join(chr(0x4E00 + 7 * number % 20000) for number in range(3000)),
 )
 _NUM_GENERATED_TEXTS = 500
+_COMPARED_TEXTS = 128  # at once
 _CODE_POINTS_PER_TEXT = 256
 _ASSIGNED = (range(0x40000), range(0xE0000, 0xE0200))  # the other planes are private or empty
 _SURROGATES = range(0xD800, 0xE000)
@@ -127,18 +128,18 @@ def _is_installed() -> bool:
 
 def check_same_ids(backend: str, encode: Encoder, reference: Encoder, texts: Sequence[str]) -> None:
     """Raise ArgumentError, with the text, if a backend gives other ids than the reference for any text."""
-    for text in texts:
-        expected, _ = reference([text])
-        ids, _ = encode([text])
-        if not np.array_equal(ids, expected):
-            pairs = zip(ids.tolist(), expected.tolist(), strict=False)
-            same = next(
-                (index for index, (one, other) in enumerate(pairs) if one != other), min(len(ids), len(expected))
-            )
-            raise ArgumentError(
-                f"{backend} gives other ids than the library that defines this tokenizer, from token {same} on, for "
-                f"the text {text[:200]!r}{'…' if len(text) > 200 else ''}"
-            )
+    for start in range(0, len(texts), _COMPARED_TEXTS):
+        batch = texts[start : start + _COMPARED_TEXTS]
+        of_batch = (np.split(ids, np.cumsum(lengths)[:-1]) for ids, lengths in (encode(batch), reference(batch)))
+        for text, ids, expected in zip(batch, *of_batch, strict=True):
+            if not np.array_equal(ids, expected):
+                pairs = zip(ids.tolist(), expected.tolist(), strict=False)
+                differing = (index for index, (one, other) in enumerate(pairs) if one != other)
+                first = next(differing, min(len(ids), len(expected)))
+                raise ArgumentError(
+                    f"{backend} gives other ids than the library that defines this tokenizer, from token {first} on, "
+                    f"for the text {text[:200]!r}{'…' if len(text) > 200 else ''}"
+                )
 
 
 def generated_texts(tokenizer: TokenizerFiles) -> list[str]:

@@ -47,7 +47,17 @@ class Windows(ABC):
 
 
 class DocumentWindows(Windows):
-    """Windows inside one document, in every document that holds one. With step = total_length: its full chunks."""
+    """Windows inside one document, in every document that holds one. With step = total_length: its full chunks.
+
+    Windows of 4 tokens, one every 2, in documents of 10, 3 and 8 tokens: four begin at tokens 0, 2, 4 and 6 of the
+    first, the second is too short, three are in the last.
+
+    >>> windows = DocumentWindows(total_length=4, step=2)
+    >>> windows.units(np.array([10, 3, 8])).tolist()
+    [4, 0, 3]
+    >>> windows.offset(np.arange(4)).tolist()
+    [0, 2, 4, 6]
+    """
 
     def units(self, lengths: np.ndarray) -> np.ndarray:
         return np.maximum((lengths - self.total_length) // self.step + 1, 0)
@@ -66,7 +76,17 @@ class DocumentWindows(Windows):
 
 
 class ConcatWindows(Windows):
-    """The same windows over the concatenation of the documents of a file; the tail that fills none is dropped."""
+    """The same windows over the concatenation of the documents of a file; the tail that fills none is dropped.
+
+    Documents of 5 and 4 tokens are 9 in a row, which hold three windows of 4, one every 2: tokens 0–3, 2–5 and 4–7. The
+    second and the third end in the second document; token 8 is in none.
+
+    >>> windows = ConcatWindows(total_length=4, step=2)
+    >>> windows.available(windows.units(np.array([5, 4])).sum()).item()
+    3
+    >>> windows.first_unit(np.arange(3)).tolist(), windows.last_unit(np.arange(3)).tolist()
+    ([0, 2, 4], [3, 5, 7])
+    """
 
     def units(self, lengths: np.ndarray) -> np.ndarray:
         return lengths
@@ -91,6 +111,9 @@ class KeyedPermutation:
     x = (L, R) of h bits each, h = max(4, ⌈bits(size − 1) / 2⌉); round i: (L, R) → (R, L ⊕ F_i(R)), where
     F_i(R) = mix(R + key("{name}/{i}")) >> (64 − h); repeated while the result is not below size. Test vectors stand in
     docs/formats.md.
+
+    >>> KeyedPermutation("seed 42, arxiv", 5)(np.arange(5)).tolist()
+    [2, 0, 4, 3, 1]
     """
 
     def __init__(self, name: str, size: int) -> None:

@@ -237,8 +237,9 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arg
 
 
 def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | None) -> None:
-    """Wait for the workers to end. After Ctrl-C they are killed, and a second one must not stop this halfway; so are
-    those of a pool that broke, which does not know of one that it was just starting."""
+    """Wait for the workers to end. After Ctrl-C or SIGTERM (`cli.Stopped` is a KeyboardInterrupt) they are killed, and
+    a second signal must not stop this halfway; so are those of a pool that broke, which does not know of one that it
+    was just starting."""
     if kind is not None and issubclass(kind, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _kill(executor)

@@ -1,4 +1,4 @@
-"""The jsonl corpus: domains and their weights, the list of files, where a token file goes.
+"""The jsonl corpus: domains, the list of files, where a token file goes; and how weights of domains are parsed.
 
 `all_jsonl.txt` has one path per line, relative to the data folder, sorted by code point. `all_jsonl.json` beside it:
 `{"root": absolute path, "files": [{"path", "domain", "bytes"}, …]}` in the same order, with a hash of its own as meta

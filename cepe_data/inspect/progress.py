@@ -2,8 +2,8 @@
 
 SETTINGS is the file that slurm/submit_pipeline.sh reads; that script says what the lines are, and each step's own
 arguments say what it would make. The outputs are looked at, not the queue: what a job is at work on counts as missing.
-Nothing is read but meta files and sizes, so this is quick, and no proof; the other commands are (cepe_data/checks/
-steps.py says what is not seen). The exit status is 1 if something is damaged, else 0.
+Nothing is read but meta files and sizes, so this is quick, and no proof; the other commands are (steps.py beside this
+file says what is not seen). The exit status is 1 if something is damaged, else 0.
 """
 
 from __future__ import annotations

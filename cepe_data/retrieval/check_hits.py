@@ -1,5 +1,5 @@
 """Is what embed_passages and search wrote whole: every unit with its meta file, and its files with their sizes, with
-`--deep` their hashes, too. What is in hits is compared with the passages written from them, in retrieval.py.
+`--deep` their hashes, too. What is in hits is compared with the passages written from them, in check.py.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def check_part_size(columns: Columns, part_rows: int) -> None:
         raise ArgumentError(f"--rows_per_part {part_rows}: an MDS shard holds at most {most} such rows")
 
 
-def part_path(pool: Path, part: int) -> Path:
+def part_path(parts_dir: Path, part: int) -> Path:
     """The folder of a part."""
-    return pool / f"part-{part:05d}"
+    return parts_dir / f"part-{part:05d}"
 
 
 def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
@@ -385,15 +385,15 @@ def _decode_column(column: str, cells: np.ndarray) -> Any:
     return texts if column == "str" else [json.loads(text) for text in texts]
 
 
-def join_parts(draft: outputs.Draft, pool: Path, part_ranges: Sequence[tuple[int, int]]) -> None:
+def join_parts(draft: outputs.Draft, parts_dir: Path, part_ranges: Sequence[tuple[int, int]]) -> None:
     """Link the shards of all parts into the folder `draft.path` and write its index; says so where it has to copy.
 
     Raises:
-        DamagedFileError: if a part has other rows than its part_ranges, or another size than it was written with.
+        DamagedFileError: if a part has another number of rows than its range, or another size than it was written with.
     """
     shards, num_copied = [], 0
     for part, (start, stop) in enumerate(part_ranges):
-        path = part_path(pool, part)
+        path = part_path(parts_dir, part)
         index, meta = read_index(path), provenance.read_meta(path)
         if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
             raise DamagedFileError(f"{path} does not have its {stop - start} rows: remove it and make it again")

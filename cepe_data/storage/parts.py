@@ -130,7 +130,7 @@ class PartedSet:
             cli.say(f"{self.parts_dir}: removed")
 
 
-def require_parts(missing: list[int], num_parts: int, num_shards: int, pool: Path, overwrite: bool) -> None:
+def require_parts(missing: list[int], num_parts: int, num_shards: int, parts_dir: Path, overwrite: bool) -> None:
     """Raise PipelineError if parts are missing, with the shards to run again."""
     if not missing:
         return
@@ -142,6 +142,6 @@ def require_parts(missing: list[int], num_parts: int, num_shards: int, pool: Pat
         ("missing", "without --merge") if not overwrite else ("missing or not right", "--overwrite, no --merge")
     )
     raise PipelineError(
-        f"{len(missing)} of {num_parts} parts are {what} in {pool}: run shard ids {ids} of --num_shards {num_shards} "
-        f"({flag}; sbatch --array={ids})"
+        f"{len(missing)} of {num_parts} parts are {what} in {parts_dir}: run shard ids {ids} of --num_shards "
+        f"{num_shards} ({flag}; sbatch --array={ids})"
     )

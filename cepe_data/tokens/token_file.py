@@ -4,7 +4,7 @@
               tokenizer has one), its tokens, EOS, and its length counts all of them
 `X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
 `X.meta.json` see storage/provenance.py; `made_with` names source, source bytes, text key and tokenizer; further
-              documents, tokens, skipped and repaired lines
+              documents, tokens, `skipped_lines` and `mended_lines`
 
 The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a
 document is then xxh3_64 of its tokens as little-endian int32.

@@ -88,7 +88,7 @@ def test_special_pieces_of_a_unigram_model_are_plain_text(tmp_path: Path) -> Non
     assert loaded.identity.vocab_size == 700
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen, NFC", "unigram json"])
+@pytest.mark.parametrize("name", ["llama", "qwen, NFC", "unigram json"])
 def test_the_default_backend_is_used_for_what_it_can_do_and_the_next_one_says_why(
     run: Run, tmp_path: Path, name: str
 ) -> None:
@@ -96,7 +96,7 @@ def test_the_default_backend_is_used_for_what_it_can_do_and_the_next_one_says_wh
     write_jsonl(tmp_path / "data/arxiv/a.jsonl", kinds.generated_texts(50))
     run("get_all_jsonl.py", "data", cwd=tmp_path)
     done = run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path)
-    is_default = name in {"llama", "gpt2"}
+    is_default = name == "llama"
     assert ("the backend is tokenizers: gigatoken cannot take this tokenizer" in done.stdout) == (not is_default)
     assert "Location" not in done.stdout + done.stderr
     run("sanity_check.py", "--deep", "--texts", 100, cwd=tmp_path)

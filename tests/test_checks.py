@@ -382,7 +382,9 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
 
 
 @pytest.mark.parametrize(
-    "number", range(len(DAMAGES)), ids=[f"{check} {' '.join(flags)}: {what}" for check, flags, _, what in DAMAGES]
+    "number",
+    range(len(DAMAGES)),
+    ids=[f"{check} {' '.join(map(str, flags))}: {what}" for check, flags, _, what in DAMAGES],
 )
 def test_every_damage_is_found_and_named(run: Run, made: Path, tmp_path: Path, number: int) -> None:
     check, flags, damage, message = DAMAGES[number]

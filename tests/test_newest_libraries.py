@@ -65,7 +65,7 @@ def test_token_files_are_the_same_with_the_newest_libraries(
     assert trees[0] == trees[1]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3", "neox, NFC and runs of spaces"])
+@pytest.mark.parametrize("name", ["llama", "neox, NFC and runs of spaces"])
 def test_transformers_4_and_5_read_the_saved_tokenizer_alike_and_what_5_saves_is_read_here(
     tmp_path: Path, newest: dict[str, str], name: str
 ) -> None:

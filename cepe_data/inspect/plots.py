@@ -150,8 +150,8 @@ def draw_lengths(
     highest_power = max(1, int(np.ceil(np.log10(max(2, histograms.max())))))
     for row, (domain, one) in enumerate(counts.items()):
         axes = page.axes(left, top + row * pitch, width, height)
-        for place, (boundary, next_border) in enumerate(pairwise(boundaries)):
-            inside = np.flatnonzero((edges[:-1] >= boundary) & (edges[:-1] < next_border))
+        for place, (boundary, next_boundary) in enumerate(pairwise(boundaries)):
+            inside = np.flatnonzero((edges[:-1] >= boundary) & (edges[:-1] < next_boundary))
             heights = np.maximum(one.lengths[inside], 0.5)  # a logarithmic axis has no 0
             grey = str(0.78 - 0.26 * place)
             axes.stairs(heights, edges[[*inside, inside[-1] + 1]], baseline=0.5, fill=True, color=grey)

@@ -23,7 +23,7 @@ import numpy as np
 
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
-from cepe_data.tokens.sentencepiece_models import LLAMA_DECODER, SPACE
+from cepe_data.tokens.sentencepiece_models import BYTE_PIECE, LLAMA_DECODER, SPACE
 from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, is_text_token, read_content
 
 BACKENDS = ("gigatoken", "tokenizers", "sentencepiece")  # fastest first
@@ -51,7 +51,6 @@ _ASSIGNED = (range(0x40000), range(0xE0000, 0xE0200))  # the other planes are pr
 _SURROGATES = range(0xD800, 0xE000)
 _TABLE_FREE_NORMALIZERS = {"Prepend", "Replace"}
 _UNREACHABLE = "\U0010fffd" * 32  # a character without a meaning, as often as no text has it
-_BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _SOURCE_LOCATION = re.compile(r"\s+Location:\s.*", re.DOTALL)  # what the report of a Rust error ends with
 
 
@@ -348,7 +347,7 @@ class _PieceTable:
         for number, piece in pieces.items():
             if number in special:
                 continue
-            byte = _BYTE_PIECE.fullmatch(piece)
+            byte = BYTE_PIECE.fullmatch(piece)
             self._is_byte[number], self._is_nothing[number] = byte is not None, False
             self._bytes[number] = bytes.fromhex(byte[1]) if byte else piece.replace(SPACE, " ").encode()
 

@@ -10,6 +10,7 @@ of a LLaMA model (`legacy=True`), piece for piece, so that fingerprints stay tho
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from cepe_data.corpus import sniff
 from cepe_data.errors import ArgumentError
 
 SPACE = "\u2581"  # ▁, which stands for a space inside of pieces
+BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")  # a piece of byte fallback
 _BPE = 2
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 LLAMA_DECODER = {

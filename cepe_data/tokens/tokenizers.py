@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,12 +25,11 @@ from cepe_data import hub
 from cepe_data.corpus import sniff
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import outputs, provenance
-from cepe_data.tokens.sentencepiece_models import SentencePieceModel
+from cepe_data.tokens.sentencepiece_models import BYTE_PIECE, SentencePieceModel
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-2-7b-hf"
 _JSON_NAME, _CONFIG_NAME, _MODEL_NAME = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _CONFIG_NAMES = (_CONFIG_NAME, "special_tokens_map.json", "added_tokens.json")  # the first two may name BOS and EOS
-_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _MAX_IDS = 1 << 31
 _ACCEPTED = "a hub name, a folder with tokenizer.json or tokenizer.model, or a SentencePiece .model file"
 
@@ -231,7 +229,7 @@ def hidden_pieces(content: Mapping[str, Any], special_tokens: set[str | None]) -
         if not is_text_token(token, special_tokens) and len(token["content"]) > 1
     }
     if model.get("byte_fallback"):
-        special = {piece for piece in special if not _BYTE_PIECE.fullmatch(piece)}
+        special = {piece for piece in special if not BYTE_PIECE.fullmatch(piece)}
     for merge in model.get("merges") or ():  # a merge needs the pieces that it names
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         special -= {left, right, left + right.removeprefix(model.get("continuing_subword_prefix") or "")}

@@ -108,7 +108,7 @@ def main() -> int:
             workers.run_shares(annotate, [share for share in shares if share[1]], bar.update)
     cli.say(
         f"shard {shard_id} of {num_shards}: {num_rows:,} rows in {len(todo)} parts, {cli.seconds_since(start)} → "
-        f"{of_set.parts_dir}"
+        f"{of_set.parts.directory}"
     )
     if num_shards == 1:
         of_set.join(num_shards, args.delete_parts, annotation.facts, start)

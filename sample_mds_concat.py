@@ -74,7 +74,7 @@ def main() -> int:
     corpus_shard = PassageShard(tokens, splits, passages, inventories, args.output, shard_id, args.retrieval_shards)
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
     planned = sampler.plan(requests)
-    todo = corpus_shard.missing(passage_requests, tokenizer, args.overwrite)
+    todo = corpus_shard.missing(passage_requests, tokenizer, args)
     replaced = [*(one.folder for one in planned), *(file.output.path for file in todo)]
     check = functools.partial(sampler.check_other_sets, replaced)
     check()

@@ -91,8 +91,8 @@ def main() -> int:
     root = listing.require_data_dir(args.data_dir, args.file_list)
     mine = files_of_shard(files, shard_id, num_shards)
     outputs.remove_stale_temporaries(args.output_dir)
-    identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args.overwrite)
-    job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
+    identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args)
+    job = Job(root, args.output_dir, args.text_key, args.max_bad_lines, identity, args)
     for folder in {(args.output_dir / file.token_file).parent for file in mine}:
         outputs.remove_stale_temporaries(folder)
     totals = Totals()
@@ -130,14 +130,14 @@ def check_data_dir(job: Job, files: Sequence[listing.ListedFile]) -> None:
         )
 
 
-def prepare_tokenizer(name: str | None, folder: Path, overwrite: bool) -> TokenizerIdentity:
+def prepare_tokenizer(name: str | None, folder: Path, options: outputs.WriteOptions) -> TokenizerIdentity:
     """Save the tokenizer in `folder`, or find it saved; one that differs from a saved one is refused."""
     saved = tokenizers.saved_identity(folder)
     if name is None and saved is not None:
         tokenizers.check_saved(folder, saved)
         return saved
     tokenizer = tokenizers.load(name or tokenizers.DEFAULT_TOKENIZER)
-    tokenizers.save(tokenizer, folder, overwrite)
+    tokenizers.save(tokenizer, folder, options)
     return tokenizer.identity
 
 
@@ -177,10 +177,10 @@ def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> in
     saved = args.output_dir / "tokenizer"
     with outputs.naming(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
-        identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", False)
+        identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", args)
         if not args.overwrite:
-            tokenizers.output_of(identity, saved).is_done()
-        job = Job(root, args.output_dir, args.text_key, args.overwrite, args.max_bad_lines, identity)
+            args.output_at(saved, tokenizers.made_with(identity)).is_done()
+        job = Job(root, args.output_dir, args.text_key, args.max_bad_lines, identity, args)
         totals = Totals()
         todo = [file for file in files if not job.is_done(file, totals)]
         if totals.failures:

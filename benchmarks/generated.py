@@ -58,7 +58,7 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
 def made_with(folder: Path, file: listing.ListedFile) -> provenance.Meta:
     """The record of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
-    return encoding.Job(folder, folder / "tokenized", "text", False, 0.0, identity).made_with(file)
+    return encoding.Job(folder, folder / "tokenized", "text", 0.0, identity).made_with(file)
 
 
 def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:

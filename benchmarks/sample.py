@@ -36,7 +36,7 @@ from cepe_data.samples.splits import Splits
 from cepe_data.samples.summary import Summary
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
 from cepe_data.samples.writer import SHARD_BYTES, Part, WindowSampler
-from cepe_data.storage import mds
+from cepe_data.storage import mds, outputs
 from cepe_data.tokens import tokenizers
 
 TOTAL, DECODER = 8192, 4096
@@ -89,7 +89,9 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     tokens = open_domain(folder, name)
     inventories = reader.inventory(tokens, SPLITS, {"test": windows, "train": windows})
     dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
-    sampler = WindowSampler(tokens, SPLITS, windows, "benchmark", DECODER, dtype, inventories, output, None, False)
+    sampler = WindowSampler(
+        tokens, SPLITS, windows, "benchmark", DECODER, dtype, inventories, output, None, outputs.REPLACE_NOTHING
+    )
     summary = Summary()
     seconds = time.perf_counter() - start
     with workers.Workers(num_workers, functools.partial(write_or_wait, sampler)) as pool:
@@ -199,7 +201,7 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     inventories = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})
     shard = passages.PassageShard(tokens, SPLITS, PASSAGES, inventories, output, 0, 1)
     start = time.perf_counter()
-    todo = shard.missing({"short": num_rows}, tokenizer, False)
+    todo = shard.missing({"short": num_rows}, tokenizer, outputs.REPLACE_NOTHING)
     shard.write_all(todo, tokenizer, 1, lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)

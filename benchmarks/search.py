@@ -146,7 +146,7 @@ def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
     draw = np.random.default_rng(0)
     columns = {"token_ids": "ndarray:int16:64", "prev_token_ids": "ndarray:int16:64"}
     rows = ({name: draw.integers(300, 2000, 64, np.int16) for name in columns} for _ in range(500))
-    mds.write_part(outputs.Output(folder / "queries/some", {}), columns, 500, rows)
+    mds.write_shard(outputs.Output(folder / "queries/some", {}), columns, 500, rows)
     name = str(SHARED / "tokenizer/tokenizer.model") if SHARED.is_dir() else str(folder / "tokenizer.model")
     if not SHARED.is_dir():
         train_tokenizer(snippets(folder), folder / "tokenizer.model")

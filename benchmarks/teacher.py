@@ -123,7 +123,7 @@ def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
     draw = np.random.default_rng(0)
     columns = {name: mds.array_column(np.dtype(np.int16), num_tokens // 2) for name in ("token_ids", "prev_token_ids")}
     rows = ({name: draw.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
-    mds.write_part(outputs.Output(folder / "some", {}), columns, num_rows, rows)
+    mds.write_shard(outputs.Output(folder / "some", {}), columns, num_rows, rows)
 
 
 def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> teacher_plan.Annotation:
@@ -191,7 +191,9 @@ def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
     usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
     what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
     bars.report(what, usual / ours, 1.5, f"{ours / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
-    bytes_of = [sum(path.stat().st_size for path in annotation.of_set.parts_dir.rglob("*.mds")) / 8 / (num_tokens // 2)]
+    bytes_of = [
+        sum(path.stat().st_size for path in annotation.of_set.parts.directory.rglob("*.mds")) / 8 / (num_tokens // 2)
+    ]
     print(f"       {bytes_of[0]:.0f} bytes a token on disk, the usual loop 302")
 
 

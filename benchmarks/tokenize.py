@@ -162,7 +162,7 @@ def project_seconds(folder: Path, files: list[listing.ListedFile], tokenizer_fol
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))
     (output / "tokenizer").symlink_to(tokenizer_folder)
-    job = encoding.Job(folder / "data", output, "text", False, 0.001, saved_identity(tokenizer_folder))
+    job = encoding.Job(folder / "data", output, "text", 0.001, saved_identity(tokenizer_folder))
     startup = startup_seconds(tokenizer_folder, num_workers)
     totals, start = encoding.Totals(), time.perf_counter()
     job.tokenize(files, "gigatoken", num_workers, "", totals)

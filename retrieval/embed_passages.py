@@ -27,6 +27,7 @@ from cepe_data.retrieval.plan_embedding import CHUNK_BYTES, Chunk, EmbeddingOpti
 from cepe_data.samples.passage_lines import lines_of
 from cepe_data.storage import outputs
 from cepe_data.storage.npy import write_npy
+from cepe_data.storage.parts import Parts
 from cepe_data.teacher import devices
 
 PART_BYTES = 256_000_000
@@ -76,11 +77,9 @@ def main() -> int:
     model = EncoderModel.find(args.model_dir)
     [device] = devices.choose_devices(args.device, 1)
     args = replace(args, dtype=devices.resolve_dtype(args.dtype, device, GPU_DTYPE))
-    parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
-    first, stop = shards.row_range(shard_id, num_shards, len(parts))
-    todo = [part for part in parts[first:stop] if not part.output.is_done()]
-    if skipped := stop - first - len(todo):
-        cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
+    planned = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
+    parts = Parts(args.output, [part.output for part in planned])
+    todo = [planned[part] for part in parts.todo(shard_id, num_shards)]
     num_rows = 0
     for folder in {part.output.path.parent for part in todo}:
         outputs.remove_stale_temporaries(folder)
@@ -181,13 +180,13 @@ def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: Embedd
         for chunk, passages in read:
             collected.append(passages)
             if chunk.stop == chunk.part.stop:
-                num_rows += write_part(chunk.part, collected, encoder)
+                num_rows += write_embeddings(chunk.part, collected, encoder)
                 bar.update(chunk.part.stop - chunk.part.start)
                 collected = []
     return num_rows
 
 
-def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder) -> int:
+def write_embeddings(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder) -> int:
     """Embed the passages of a part and publish it. Returns their number.
 
     Raises:

@@ -85,22 +85,23 @@ def main() -> int:
         if one not in todo:
             cli.say(f"{one.hits.path}: skipped, made before with the same arguments")
     if todo and not args.merge:
-        first, stop = shards.row_range(shard_id, num_shards, len(corpus.shards))
-        search(args, corpus, todo, corpus.shards[first:stop], model)
+        missing = {one.domain: one.parts.todo(shard_id, num_shards) for one in todo}
+        search(args, corpus, [(one, missing[one.domain]) for one in todo if missing[one.domain]], model)
         num_queries = sum(one.num_rows for one in todo)
+        num_searched = len(set().union(*missing.values()))
         cli.say(
-            f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {stop - first} shards of the corpus, "
+            f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {num_searched} shards of the corpus, "
             f"{cli.seconds_since(start)} → {args.output}"
         )
     if not args.merge and num_shards > 1:
         return cli.EXIT_OK
     for one in todo:
-        one.require_parts(corpus, num_shards)
+        one.parts.require_all(num_shards)
     for one in todo:
         merge(args, corpus, one, start)
     if args.delete_parts:
         for one in sets:
-            outputs.remove(one.parts_dir)
+            outputs.remove(one.parts.directory)
             outputs.remove(one.embedded_queries.path)
     return report_shortage(args, sets)
 
@@ -108,36 +109,33 @@ def main() -> int:
 def search(
     args: SearchOptions,
     corpus: Embeddings,
-    sets: Sequence[Search],
-    corpus_shards: Sequence[int],
+    todo: Sequence[tuple[Search, Sequence[int]]],
     model: EncoderModel,
 ) -> None:
-    """Search these shards of the corpus for the rows of all sets at once."""
-    missing = {shard: [one for one in sets if not one.part(corpus, shard).is_done()] for shard in corpus_shards}
-    todo = [shard for shard in corpus_shards if missing[shard]]
-    if skipped := len(corpus_shards) - len(todo):
-        cli.say(f"skipped {skipped} of {len(corpus_shards)} shards of the corpus: searched before")
+    """Make these parts of each search. A shard of the corpus is read once for the rows of all sets."""
     if not todo:
         return
+    sets = [one for one, _ in todo]
     [device] = devices.choose_devices(args.device, 1)
     for one in sets:
-        for folder in (one.hits.path.parent, one.parts_dir):
+        for folder in (one.hits.path.parent, one.parts.directory):
             outputs.remove_stale_temporaries(folder)
     embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
     boundaries = np.cumsum([0, *(one.num_rows for one in sets)])
-    of_todo = {shard: corpus.parts_of(shard) for shard in todo}
+    numbers = sorted(set().union(*(missing for _, missing in todo)))
+    of_todo = {number: corpus.parts_of(corpus.shards[number]) for number in numbers}
     num_passages = sum(part.num_rows for of_shard in of_todo.values() for part in of_shard)
     with cli.progress_bar(num_passages, "passage", "search", unit_scale=True) as bar:
-        for shard, of_shard in of_todo.items():
+        for number, of_shard in of_todo.items():
             with closing(TopK(vectors, sets[0].fetch, device)) as best:
                 for first_key, block in corpus.blocks(of_shard):
                     best.add(block, first_key)
                     bar.update(len(block))
                 keys, scores = best.best()
-            for one, start, stop in zip(sets, boundaries[:-1], boundaries[1:], strict=True):
-                if one in missing[shard]:
-                    with one.part(corpus, shard).draft(is_folder=True) as draft:
+            for (one, missing), start, stop in zip(todo, boundaries[:-1], boundaries[1:], strict=True):
+                if number in missing:
+                    with one.parts.outputs[number].draft(is_folder=True) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
                         write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
@@ -218,10 +216,10 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
     ):
         found = [
             (
-                opened.enter_context(NpyRows(mds.part_path(one.parts_dir, shard) / "keys.npy", num_axes=2)),
-                opened.enter_context(NpyRows(mds.part_path(one.parts_dir, shard) / "scores.npy", "f", 2)),
+                opened.enter_context(NpyRows(part.path / "keys.npy", num_axes=2)),
+                opened.enter_context(NpyRows(part.path / "scores.npy", "f", 2)),
             )
-            for shard in corpus.shards
+            for part in one.parts.outputs
         ]
         keys_file, scores_file = (
             opened.enter_context((draft.path / name).open("wb")) for name in ("keys.npy", "scores.npy")

@@ -103,7 +103,7 @@ class RetrievedSet:
         # An id of a neighbour takes about six bytes as JSON, and most neighbours are as long as a passage.
         row_bytes = mds.row_bytes(columns) + 6 * passages.size * self._topk
         part_rows = args.rows_per_part or max(1, SHARD_BYTES // row_bytes)
-        self.of_set = PartedSet(args.output / domain, columns, num_rows, part_rows, made_with, args.overwrite)
+        self.of_set = PartedSet(args.output / domain, columns, num_rows, part_rows, made_with, args)
         self.facts = {
             "corpus_files": [file.name for file in corpus.files],
             "query_tokens": meta["made_with"]["query_tokens"],

@@ -42,7 +42,7 @@ def rows(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Pa
         }
         for _ in range(11)
     )
-    mds.write_part(outputs.Output(folder / "RET/train/book", {}), columns, 11, retrieved)
+    mds.write_shard(outputs.Output(folder / "RET/train/book", {}), columns, 11, retrieved)
     return folder
 
 
@@ -227,7 +227,7 @@ def test_bad_input_is_refused_before_anything_is_written(
         (tmp_path / "narrow/config.json").write_text(config.replace('_embeddings": 4096', '_embeddings": 63'))
     if "short" in change:
         retrieved = read(tmp_path / "RET/train/book")[:3]
-        mds.write_part(
+        mds.write_shard(
             outputs.Output(tmp_path / "short/book", {}), mds.read_columns(tmp_path / "RET/train/book"), 3, retrieved
         )
     before = sorted(os.listdir(tmp_path / "OUT"))
@@ -358,7 +358,7 @@ def test_shards_of_an_input_that_differ_are_refused(run: Run, world: World, rows
     columns = mds.read_columns(tmp_path / "OUT/train/book")
     short = {**columns, "token_ids": mds.array_column(np.dtype(np.int16), 30)}
     shortened = [{**row, "token_ids": row["token_ids"][:30]} for row in read(tmp_path / "OUT/train/book")]
-    mds.write_part(outputs.Output(tmp_path / "short", {}), short, len(shortened), shortened)
+    mds.write_shard(outputs.Output(tmp_path / "short", {}), short, len(shortened), shortened)
     shutil.copy(tmp_path / "short/shard.00000.mds", tmp_path / "OUT/train/book/shard.00001.mds")
     [other] = json.loads((tmp_path / "short/index.json").read_text())["shards"]
     other["raw_data"]["basename"] = "shard.00001.mds"

@@ -184,7 +184,7 @@ def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], object]) -> Da
         index = json.loads((unit / "index.json").read_text())
         for shard in index["shards"]:
             stop = start + shard["samples"]
-            mds.write_part(outputs.Output(folder / "rewritten", {}), columns, stop - start, rows[start:stop])
+            mds.write_shard(outputs.Output(folder / "rewritten", {}), columns, stop - start, rows[start:stop])
             target = unit / shard["raw_data"]["basename"]
             target.unlink()
             shutil.move(folder / "rewritten/shard.00000.mds", target)

@@ -27,7 +27,7 @@ def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
         {"token_ids": one[boundary:], "prev_token_ids": one[:boundary], "domain": folder.name}
         for one in windows.astype(np.int16)
     ]
-    mds.write_part(outputs.Output(folder, record), columns, len(rows), rows)
+    mds.write_shard(outputs.Output(folder, record), columns, len(rows), rows)
 
 
 def write_passages(path: Path, passages: list[np.ndarray]) -> None:

@@ -133,7 +133,7 @@ def write_teacher(folder: Path, num_rows: dict[str, int]) -> dict[str, np.ndarra
         probs[domain] = np.concatenate([exact[..., :TOPK], rest], axis=-1).astype(np.float16)
         index = np.tile(np.arange(TOPK, dtype=np.int16), (POSITIONS, 1))
         rows = ({"target_prob": row, "target_index": index} for row in probs[domain])
-        mds.write_part(outputs.Output(folder / domain, {"rows": number}), columns, number, rows)
+        mds.write_shard(outputs.Output(folder / domain, {"rows": number}), columns, number, rows)
     return probs
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from cepe_data import shards
 from cepe_data.corpus import listing
-from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage import mds, outputs, parts, provenance
 from tests.conftest import PROJECT, Run, World
 from tests.test_retrieval import make_encoder
 
@@ -256,9 +256,9 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
     part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
-    mds.write_part(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
+    mds.write_shard(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
-    shutil.copytree(part, mds.part_path(mds.parts_dir(folder), 0))
+    shutil.copytree(part, parts.part_path(parts.parts_dir(folder), 0))
     [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
     assert (task["state"], task["units_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
 

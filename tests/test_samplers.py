@@ -21,7 +21,7 @@ from cepe_data.corpus import listing
 from cepe_data.samples import passages, reader
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.windows import DocumentWindows
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds, outputs, provenance
 from cepe_data.tokens import tokenizers
 from demo import models
 from tests import reference
@@ -193,7 +193,7 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
         for shard_id in range(100):
             shard = passages.PassageShard(tokens, splits, chunks, inventory, Path("OUT"), shard_id, 100)
             tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
-            [file] = shard.missing({"cc": requested}, tokenizer, False)
+            [file] = shard.missing({"cc": requested}, tokenizer, outputs.REPLACE_NOTHING)
             block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
             rows += [json.loads(line) for line in passages.PassageFormatter(shard, tokenizer)(block).splitlines()]
         assert [row["contents_token_ids"] for row in rows] == drawn[:num_written].tolist()

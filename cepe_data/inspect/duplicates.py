@@ -29,9 +29,7 @@ DOCUMENTS_AT_ONCE = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     parser.add_argument("--domains", default=None, metavar="DOMAIN,…", help="the domains (default: all of the list)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace bits that were made from other token files, or are damaged"
-    )
+    cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--partition_documents",
         type=cli.positive_count,
@@ -65,7 +63,7 @@ class DomainBits:
         cls,
         tokens: reader.Tokens,
         domain: str,
-        overwrite: bool = False,
+        write: outputs.WriteOptions = outputs.REPLACE_NOTHING,
         partition_documents: int = duplicates.PARTITION_DOCUMENTS,
     ) -> DomainBits:
         """What is left to write for a domain.
@@ -80,7 +78,7 @@ class DomainBits:
         made_with = duplicates.made_with(inventory.fingerprint, inventory.document_hash)
         todo = {}
         for file in tokens.files[domain]:
-            bits = Output(duplicates.bits_path(tokens.folder / file.token_file), made_with, overwrite)
+            bits = write.output_at(duplicates.bits_path(tokens.folder / file.token_file), made_with)
             if not duplicates.is_made(bits):
                 todo[file.path] = bits
         return cls(alone, domain, todo, partition_documents)
@@ -132,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
     files = choose_domains(args)
     tokens = options.find_tokens(files, args.tokenized_dir)
     domains = [
-        DomainBits.of_domain(tokens, domain, args.overwrite, args.partition_documents) for domain in sorted(files)
+        DomainBits.of_domain(tokens, domain, cli.typed(outputs.WriteOptions, args), args.partition_documents)
+        for domain in sorted(files)
     ]
     todo = {one.domain: one for one in domains if one.todo}
     for one in domains:

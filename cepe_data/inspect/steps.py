@@ -41,7 +41,7 @@ from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PassageShard
 from cepe_data.samples.windows import DocumentWindows, Windows
 from cepe_data.samples.writer import WindowSampler
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds, parts, provenance
 from cepe_data.teacher import plan as teacher_plan
 from cepe_data.tokens import tokenizers
 from cepe_data.tokens.encoding import Job, TokenizeOptions
@@ -56,7 +56,7 @@ def tokenize(args: TokenizeOptions) -> Step:
     saved, job = look(folder / "tokenizer", {}), None
     try:
         if identity := tokenizers.saved_identity(folder / "tokenizer"):
-            job = Job(Path(), folder, args.text_key, False, 0.0, identity)
+            job = Job(Path(), folder, args.text_key, 0.0, identity)
     except DamagedFileError as error:
         saved = Found(DAMAGED, str(error))
     of_path = {}
@@ -184,14 +184,14 @@ def annotate(args: teacher_plan.AnnotationOptions) -> Step:
         return Step(folder, "sets", "rows", [Task([joined_unit(folder, joined, num_rows or 0)])])
     if not num_rows or not rows_per_part:  # no part is there, and how large they will be is for the model to say
         return Step.unknown(folder, num_shards, joined.state, joined.what)
-    part_ranges, pool = mds.part_ranges(num_rows, rows_per_part), mds.parts_dir(folder)
+    ranges, directory = parts.part_ranges(num_rows, rows_per_part), parts.parts_dir(folder)
     tasks = []
     for shard in range(num_shards):
-        start, stop = shards.row_range(shard, num_shards, len(part_ranges))
+        start, stop = shards.row_range(shard, num_shards, len(ranges))
         units = []
-        for part, (start_row, stop_row) in enumerate(part_ranges[start:stop], start):
+        for part, (start_row, stop_row) in enumerate(ranges[start:stop], start):
             of_part = {**known, "rows_per_part": rows_per_part, "first_row": start_row, "stop_row": stop_row}
-            units.append(part_unit(mds.part_path(pool, part), of_part, stop_row - start_row, folder, joined))
+            units.append(part_unit(parts.part_path(directory, part), of_part, stop_row - start_row, folder, joined))
         tasks.append(Task(units))
     return Step(folder, "parts", "rows", tasks)
 
@@ -273,9 +273,9 @@ def search_passages(args: plan_search.SearchOptions) -> Step:
     for shard in range(num_shards):
         first, stop = shards.row_range(shard, num_shards, len(corpus_there.shards))
         units = []
-        for corpus_shard in corpus_there.shards[first:stop]:
+        for number in range(first, stop):
             for one in searches:
-                part = one.part(corpus_there, corpus_shard)
+                part = one.parts.outputs[number]
                 units.append(part_unit(part.path, part.made_with, one.num_rows, one.hits.path, joined[one.domain]))
         tasks.append(Task(units))
     return Step(args.output, "parts", "rows", tasks, True)

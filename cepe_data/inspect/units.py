@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cepe_data.errors import DamagedFileError
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import parts, provenance
 from cepe_data.storage.verify import compare_records
 
 DONE, PART_DONE, MISSING, OTHER, DAMAGED = "done", "part done", "missing", "other arguments", "damaged"
@@ -165,8 +165,8 @@ def set_unit(folder: Path, known: provenance.Meta, requested: int) -> Unit:
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """The parts of a set that are in its pool."""
-    return sorted(mds.parts_dir(folder).glob("part-*"))
+    """The parts of a set that are there."""
+    return parts.paths_there(folder)
 
 
 def part_unit(path: Path, known: provenance.Meta, num_rows: int, folder: Path, joined: Found) -> Unit:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.retrieval import embeddings
-from cepe_data.storage import mds, verify
+from cepe_data.storage import parts, verify
 from cepe_data.storage.report import Report
 
 HIT_FILES = ("keys.npy", "scores.npy")
@@ -80,7 +80,7 @@ def _units_of_search(folder: Path) -> Iterator[Path]:
         queries = hits.with_name(f"{hits.name}.queries")
         if queries.exists():  # --delete_parts removes them, and the parts
             yield queries
-        yield from sorted(mds.parts_dir(hits).glob("part-*"))
+        yield from parts.paths_there(hits)
 
 
 def check_units(report: Report, effort: verify.Effort, units: Sequence[Path]) -> None:

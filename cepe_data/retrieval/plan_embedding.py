@@ -14,13 +14,13 @@ from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.embeddings import CorpusFile
 from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, provenance
-from cepe_data.storage.outputs import Output
+from cepe_data.storage.outputs import Output, WriteOptions
 
 CHUNK_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
-class EmbeddingOptions:
+class EmbeddingOptions(WriteOptions):
     """The arguments of retrieval/embed_passages.py."""
 
     corpus: Path
@@ -32,7 +32,6 @@ class EmbeddingOptions:
     normalize: bool
     part_bytes: int
     num_workers: int
-    overwrite: bool
     shard_id: int | None
     num_shards: int | None
 
@@ -122,7 +121,7 @@ class PlannedPart:
             "dimension": model.dimension,
             "max_word_pieces": model.max_word_pieces,
         }
-        output = Output(embeddings.part_path(args.output, file, part), made_with, args.overwrite)
+        output = args.output_at(embeddings.part_path(args.output, file, part), made_with)
         start, stop = part_range(source, part, args.part_bytes)
         return cls(source, file, start, stop, output, vocab_size)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import Embeddings
 from cepe_data.retrieval.encoder import EncoderModel
-from cepe_data.storage import mds, parts, provenance
-from cepe_data.storage.outputs import Output
+from cepe_data.storage import mds, provenance
+from cepe_data.storage.outputs import Output, WriteOptions
+from cepe_data.storage.parts import Parts, part_path, parts_dir
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(WriteOptions):
     """The arguments of retrieval/search.py."""
 
     queries: Path
@@ -34,14 +35,13 @@ class SearchOptions:
     merge: bool
     delete_parts: bool
     allow_shortage: bool
-    overwrite: bool
     num_workers: int
     shard_id: int | None
     num_shards: int | None
 
 
 @dataclass(frozen=True)
-class RetrievedSetOptions:
+class RetrievedSetOptions(WriteOptions):
     """The arguments of retrieval/write_mds.py."""
 
     hits: Path
@@ -53,7 +53,6 @@ class RetrievedSetOptions:
     merge: bool
     delete_parts: bool
     rows_per_part: int | None
-    overwrite: bool
     shard_id: int | None
     num_shards: int | None
 
@@ -66,24 +65,9 @@ class Search:
     queries: Path
     num_rows: int
     embedded_queries: Output
-    found_with: provenance.Meta
     hits: Output
     fetch: int
-
-    @property
-    def parts_dir(self) -> Path:
-        return mds.parts_dir(self.hits.path)
-
-    def part(self, corpus: Embeddings, shard: int) -> Output:
-        """What is found in a shard of the corpus."""
-        fingerprint = corpus.fingerprint(corpus.parts_of(shard))
-        made_with = {**self.found_with, "corpus_shard": shard, "embeddings": fingerprint}
-        return Output(mds.part_path(self.parts_dir, shard), made_with, self.hits.overwrite)
-
-    def require_parts(self, corpus: Embeddings, num_shards: int) -> None:
-        """Raise PipelineError if the search of a shard of the corpus is missing, with the shards to run again."""
-        missing = [number for number, shard in enumerate(corpus.shards) if not self.part(corpus, shard).is_done()]
-        parts.require_parts(missing, len(corpus.shards), num_shards, self.parts_dir, self.hits.overwrite)
+    parts: Parts  # what is found in each shard of the corpus
 
 
 def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
@@ -159,9 +143,23 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         "embeddings": corpus.fingerprint(corpus.parts),
         "exclude_overlap": args.exclude_overlap,
     }
-    hits = Output(args.output / domain, made_with, args.overwrite)
-    embedded_queries = Output(args.output / f"{domain}.queries", query_made_with, args.overwrite)
-    return Search(domain, queries, num_rows, embedded_queries, found_with, hits, fetch)
+    hits, directory = args.output / domain, parts_dir(args.output / domain)
+    of_shards = [
+        args.output_at(
+            part_path(directory, shard),
+            {**found_with, "corpus_shard": shard, "embeddings": corpus.fingerprint(corpus.parts_of(shard))},
+        )
+        for shard in corpus.shards
+    ]
+    return Search(
+        domain,
+        queries,
+        num_rows,
+        args.output_at(args.output / f"{domain}.queries", query_made_with),
+        args.output_at(hits, made_with),
+        fetch,
+        Parts(directory, of_shards),
+    )
 
 
 def query_dtype(args: SearchOptions, corpus: Embeddings) -> str:

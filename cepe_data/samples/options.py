@@ -18,6 +18,7 @@ from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows
 from cepe_data.storage import provenance
+from cepe_data.storage.outputs import WriteOptions
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
@@ -25,7 +26,7 @@ INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation" 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(WriteOptions):
     """The arguments that both samplers have."""
 
     output: Path
@@ -42,7 +43,6 @@ class SampleOptions:
     token_dtype: str | None
     rows_per_part: int | None
     allow_shortage: bool
-    overwrite: bool
     dry_run: bool
     num_workers: int
 
@@ -160,8 +160,8 @@ def mark_command(files: Mapping[str, list[listing.ListedFile]], args: SampleOpti
     command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
     command += ["--domains", ",".join(files)]
     paths = (args.tokenized_dir / file.token_file for domain_files in files.values() for file in domain_files)
-    overwrite = ["--overwrite"] if any(duplicates.bits_path(path).exists() for path in paths) else []
-    return shlex.join([*command, *overwrite])
+    is_there = any(duplicates.bits_path(path).exists() for path in paths)
+    return shlex.join([*command, *["--overwrite"] * is_there])
 
 
 def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mark_command: str | None = None) -> Tokens:
@@ -219,12 +219,12 @@ def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict
     return counts
 
 
-def check_differences(unit: Path, rule: provenance.Meta, overwrite: bool) -> None:
-    """Raise ArgumentError, or with `overwrite` warn, if a neighbouring set that is there was made by another rule."""
+def check_differences(unit: Path, rule: provenance.Meta, only_warn: bool) -> None:
+    """Raise ArgumentError, or warn, if a neighbouring set that is there was made by another rule."""
     try:
         meta = provenance.read_meta(unit)
     except DamagedFileError as error:
-        if not overwrite:
+        if not only_warn:
             raise
         cli.warn(str(error))
         return
@@ -232,7 +232,7 @@ def check_differences(unit: Path, rule: provenance.Meta, overwrite: bool) -> Non
     old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
     if differences := provenance.describe_differences(old, rule):
         message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
-        if not overwrite:
+        if not only_warn:
             raise ArgumentError(
                 f"{message}. Use the same, or another OUT; --overwrite goes on and replaces sets it makes"
             )

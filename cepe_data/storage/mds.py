@@ -1,8 +1,9 @@
-"""MDS sets: column types, numbered parts, joining them, reading them. The only place that imports streaming.
+"""MDS sets: column types, writing a shard, reading rows. The only place that imports streaming.
 
-A set is written as parts of fixed ranges of rows, one MDS shard each, in a parts directory
-`{name}.parts/part-00017/`, by any number of processes and in any order. Joining links the shards into one flat folder
-and writes one `index.json`; no sample is read. Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`.
+    index.json           {"shards": [{"column_names", "column_encodings", "samples", "raw_data": {"basename"}, …}, …]}
+    shard.00000.mds …    uint32 [1 + rows + 1]: the number of rows, the offset of each, the end; the same as JSON; rows
+
+Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`. Sets are joined from parts: storage/parts.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs, provenance
 
@@ -78,25 +78,10 @@ def row_bytes(columns: Columns) -> int:
     return 4 + sum(_column_bytes(column) or 0 for column in columns.values())
 
 
-def check_part_size(columns: Columns, part_rows: int) -> None:
-    """Raise ArgumentError if an MDS shard cannot hold so many rows."""
-    if part_rows > (most := rows_per_shard(columns, MAX_SHARD_BYTES)):
-        raise ArgumentError(f"--rows_per_part {part_rows}: an MDS shard holds at most {most} such rows")
-
-
-def part_path(parts_dir: Path, part: int) -> Path:
-    """The folder of a part."""
-    return parts_dir / f"part-{part:05d}"
-
-
-def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
-    """First row, and the row after the last, of every part."""
-    return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
-
-
-def parts_dir(folder: Path) -> Path:
-    """The parts directory of a set: `arxiv` → `arxiv.parts`."""
-    return folder.with_name(f"{folder.name}.parts")
+def check_shard_size(columns: Columns, num_rows: int, flag: str) -> None:
+    """Raise ArgumentError, naming `flag`, if an MDS shard cannot hold so many rows."""
+    if num_rows > (most := rows_per_shard(columns, MAX_SHARD_BYTES)):
+        raise ArgumentError(f"{flag} {num_rows}: an MDS shard holds at most {most} such rows")
 
 
 def window_rows(columns: Columns, texts: Mapping[str, str], num_rows: int) -> np.ndarray:
@@ -134,10 +119,10 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
     return b"".join([np.array(sizes, "<u4").tobytes(), *values])
 
 
-def write_part(
-    part: outputs.Output, columns: Columns, num_rows: int, rows: np.ndarray | Iterable[Mapping[str, Any]]
+def write_shard(
+    output: outputs.Output, columns: Columns, num_rows: int, rows: np.ndarray | Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write one part, a folder with one MDS shard, and publish it. Its bytes are those that MDSWriter writes, which
+    """Write and publish a set of one MDS shard. Its bytes are those that MDSWriter writes, which
     copies them three times, holds the shard in memory, and takes seconds to import.
 
     Args:
@@ -150,7 +135,7 @@ def write_part(
     text = json.dumps(config, sort_keys=True).encode()
     offsets = np.zeros(num_rows + 1, np.int64)
     offsets[0], done = 4 + 4 * len(offsets) + len(text), 0
-    with part.draft(is_folder=True) as draft:
+    with output.draft(is_folder=True) as draft:
         with (draft.path / SHARD_NAME).open("wb") as file:
             file.seek(offsets[0])
             if isinstance(rows, np.ndarray):
@@ -164,12 +149,12 @@ def write_part(
             ends = np.cumsum(offsets)
             if done != num_rows or not num_rows or ends[-1] > MAX_SHARD_BYTES:
                 raise PipelineError(
-                    f"{part.path}: {done} rows of {num_rows}, {ends[-1]:,} bytes; lower --rows_per_part"
+                    f"{output.path}: {done} rows of {num_rows}, {ends[-1]:,} bytes; lower --rows_per_part"
                 )
             file.seek(0)
             file.write(np.uint32(num_rows).tobytes() + ends.astype("<u4").tobytes() + text)
         raw_data = {"basename": SHARD_NAME, "bytes": int(ends[-1]), "hashes": {}}
-        _write_index(draft.path, [{**config, "raw_data": raw_data, "samples": num_rows, "zip_data": None}])
+        write_index(draft.path, [{**config, "raw_data": raw_data, "samples": num_rows, "zip_data": None}])
         draft.publish({"rows": num_rows})
 
 
@@ -188,7 +173,8 @@ def _shard_config(columns: Columns) -> dict[str, Any]:
     }
 
 
-def _write_index(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+def write_index(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Write the index of a set, from what it says of every shard."""
     index = json.dumps({"shards": shards, "version": 2}, sort_keys=True)
     (folder / INDEX_NAME).write_text(index, encoding="utf-8")
 
@@ -383,25 +369,3 @@ def _decode_column(column: str, cells: np.ndarray) -> Any:
         return np.array(cells).view(column).ravel().tolist()
     texts = [cell.tobytes().decode() for cell in cells]
     return texts if column == "str" else [json.loads(text) for text in texts]
-
-
-def join_parts(draft: outputs.Draft, parts_dir: Path, part_ranges: Sequence[tuple[int, int]]) -> None:
-    """Link the shards of all parts into the folder `draft.path` and write its index; says so where it has to copy.
-
-    Raises:
-        DamagedFileError: if a part has another number of rows than its range, or another size than it was written with.
-    """
-    shards, num_copied = [], 0
-    for part, (start, stop) in enumerate(part_ranges):
-        path = part_path(parts_dir, part)
-        index, meta = read_index(path), provenance.read_meta(path)
-        if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
-            raise DamagedFileError(f"{path} does not have its {stop - start} rows: remove it and make it again")
-        source, shard = path / index[0]["raw_data"]["basename"], index[0]
-        facts = meta["files"][source.name]
-        shard["raw_data"]["basename"] = f"shard.{part:05d}.mds"
-        num_copied += not draft.link(shard["raw_data"]["basename"], source, facts)
-        shards.append(shard)
-    _write_index(draft.path, shards)
-    if num_copied:
-        cli.warn(f"{draft.final}: this file system refuses links, so {num_copied} shards were copied")

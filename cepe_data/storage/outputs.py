@@ -139,15 +139,31 @@ class Output:
     def is_done(self) -> bool:
         """Whether it is there, so that nothing is left to do. Raises as `provenance.is_made`.
 
-        With `overwrite`, all its files are hashed to know that, but only once.
+        Where it may be replaced, one that other arguments made, or that is damaged, is not done. All its files are
+        hashed to know that, but only once: a set may have a terabyte.
         """
-        if not self._is_verified and provenance.is_made(self.path, self.made_with, self.overwrite):
-            object.__setattr__(self, "_is_verified", True)
+        if not self._is_verified:
+            is_made = provenance.is_made_and_intact if self.overwrite else provenance.is_made
+            object.__setattr__(self, "_is_verified", is_made(self.path, self.made_with))
         return self._is_verified
 
     def draft(self, is_folder: bool = False) -> Draft:
         """Begin to write it."""
         return Draft(self, is_folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """The option that every step has that writes outputs."""
+
+    overwrite: bool
+
+    def output_at(self, path: Path, made_with: provenance.Meta) -> Output:
+        """A unit of output of the step."""
+        return Output(path, made_with, self.overwrite)
+
+
+REPLACE_NOTHING = WriteOptions(overwrite=False)
 
 
 class Draft:

@@ -1,20 +1,74 @@
-"""A set that many processes make together: numbered parts of fixed ranges of rows in one directory, joined when all are
-there.
+"""Numbered parts: outputs that many processes make together, in any order, and that are joined when all are there.
+
+    arxiv.parts/part-00000/  arxiv.parts/part-00001/  …        beside the set `arxiv` that they become
 
 Shard i of N makes a contiguous range of the parts, whatever N is: a run that was stopped may go on with another number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cepe_data import cli, shards
-from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import mds, outputs, provenance
+
+
+def parts_dir(folder: Path) -> Path:
+    """The parts directory of a set: `arxiv` → `arxiv.parts`."""
+    return folder.with_name(f"{folder.name}.parts")
+
+
+def part_path(directory: Path, number: int) -> Path:
+    """The folder of a part."""
+    return directory / f"part-{number:05d}"
+
+
+def paths_there(folder: Path) -> list[Path]:
+    """The parts of the set `folder` that are there, whatever made them."""
+    return sorted(parts_dir(folder).glob("part-*"))
+
+
+def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
+    """First row, and the row after the last, of every part."""
+    return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All parts of an output, below one directory."""
+
+    directory: Path
+    outputs: Sequence[outputs.Output]
+
+    def todo(self, shard_id: int, num_shards: int) -> list[int]:
+        """The parts of a shard that are still to be made; says how many are not."""
+        first, stop = shards.row_range(shard_id, num_shards, len(self.outputs))
+        todo = [part for part in range(first, stop) if not self.outputs[part].is_done()]
+        if skipped := stop - first - len(todo):
+            cli.say(f"{self.directory}: skipped {skipped} of {stop - first} parts: made before with the same arguments")
+        return todo
+
+    def require_all(self, num_shards: int) -> None:
+        """Raise PipelineError if parts are missing, with the shards to run again."""
+        missing = [number for number, part in enumerate(self.outputs) if not part.is_done()]
+        if not missing:
+            return
+        ranges = [shards.row_range(shard, num_shards, len(self.outputs)) for shard in range(num_shards)]
+        ids = shards.array_ids(
+            shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
+        )
+        what, flag = ("missing", "without --merge")
+        if self.outputs[0].overwrite:
+            what, flag = ("missing or not right", "--overwrite, no --merge")
+        raise PipelineError(
+            f"{len(missing)} of {len(self.outputs)} parts are {what} in {self.directory}: run shard ids {ids} of "
+            f"--num_shards {num_shards} ({flag}; sbatch --array={ids})"
+        )
 
 
 @dataclass(frozen=True)
@@ -30,29 +84,28 @@ class PartedSet:
     num_rows: int
     part_rows: int
     made_with: provenance.Meta
-    overwrite: bool
+    options: outputs.WriteOptions
     parts_depend_on_rows: bool = True
 
     def __post_init__(self) -> None:
-        mds.check_part_size(self.columns, self.part_rows)
-
-    @property
-    def parts_dir(self) -> Path:
-        return mds.parts_dir(self.folder)
+        mds.check_shard_size(self.columns, self.part_rows, "--rows_per_part")
 
     @cached_property
     def joined(self) -> outputs.Output:
         """The set, once its parts are joined."""
-        return outputs.Output(self.folder, self.set_made_with, self.overwrite)
+        return self.options.output_at(self.folder, self.set_made_with)
 
-    def part(self, number: int) -> outputs.Output:
-        """One of its parts."""
-        path = mds.part_path(self.parts_dir, number)
-        return outputs.Output(path, self.part_made_with(number), self.overwrite)
+    @cached_property
+    def parts(self) -> Parts:
+        """Its parts."""
+        directory = parts_dir(self.folder)
+        made_with = map(self.part_made_with, range(len(self.part_ranges)))
+        paths = (part_path(directory, part) for part in range(len(self.part_ranges)))
+        return Parts(directory, list(map(self.options.output_at, paths, made_with)))
 
     @cached_property
     def part_ranges(self) -> list[tuple[int, int]]:
-        return mds.part_ranges(self.num_rows, self.part_rows)
+        return part_ranges(self.num_rows, self.part_rows)
 
     @property
     def set_made_with(self) -> provenance.Meta:
@@ -65,38 +118,34 @@ class PartedSet:
         return {**self.made_with, **rows, "rows_per_part": self.part_rows, "first_row": start, "stop_row": stop}
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
-        """The parts of a shard that are still to be made; says how many are not."""
+        """The parts of a shard that are still to be made. Raises ArgumentError if other arguments made those there."""
         self._check_other_parts()
-        first, stop = shards.row_range(shard_id, num_shards, len(self.part_ranges))
-        todo = [part for part in range(first, stop) if not self.part(part).is_done()]
-        if skipped := stop - first - len(todo):
-            cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
-        return todo
+        return self.parts.todo(shard_id, num_shards)
 
     def _check_other_parts(self) -> None:
         """Raise ArgumentError if the first part that is there, whatever run wrote it, was made with other arguments."""
-        there = next(iter(sorted(self.parts_dir.glob("part-*"))), None)
-        meta = provenance.read_meta(there) if there and not self.overwrite else None
+        there = next(iter(paths_there(self.folder)), None)
+        meta = provenance.read_meta(there) if there and not self.options.overwrite else None
         made_with = meta["made_with"] if meta else self.set_made_with
         of_part = {name: value for name, value in made_with.items() if name not in {"first_row", "stop_row"}}
         if differences := provenance.describe_differences(of_part, self.set_made_with):
             raise ArgumentError(
                 f"{there} was made with other arguments or inputs: {differences}. All parts of {self.folder} are made "
-                f"with the same: use those, remove {self.parts_dir}, or replace what is in it with --overwrite"
+                f"with the same: use those, remove {parts_dir(self.folder)}, or replace what is in it with --overwrite"
             )
 
-    def count_rows(self, parts: Iterable[int]) -> int:
+    def count_rows(self, numbers: Iterable[int]) -> int:
         """Rows of these parts."""
-        return sum(stop - start for start, stop in (self.part_ranges[part] for part in parts))
+        return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
 
     def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write one part and publish it. Raises as `mds.write_part`."""
+        """Write one part and publish it. Raises as `mds.write_shard`."""
         start, stop = self.part_ranges[part]
-        mds.write_part(self.part(part), self.columns, stop - start, rows)
+        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows)
 
     def remove_stale_temporaries(self) -> None:
         """What dead processes left, beside the set and in its parts directory."""
-        for folder in (self.folder.parent, self.parts_dir):
+        for folder in (self.folder.parent, self.parts.directory):
             outputs.remove_stale_temporaries(folder)
 
     def join(
@@ -105,9 +154,9 @@ class PartedSet:
         delete_parts: bool,
         facts: provenance.Meta,
         start_time: float,
-        write_sidecars: Callable[[outputs.Draft], None] | None = None,
+        prepare: Callable[[outputs.Draft], object] = lambda draft: None,
     ) -> None:
-        """Join all parts into the final folder, or find it joined; then the parts may go.
+        """Publish the set from its parts, or find it published; then the parts may go.
 
         Raises:
             PipelineError: if parts are missing, with the shards to run again.
@@ -116,32 +165,35 @@ class PartedSet:
         if self.joined.is_done():
             cli.say(f"{self.folder}: skipped, made before with the same arguments")
         else:
-            missing = [part for part in range(len(self.part_ranges)) if not self.part(part).is_done()]
-            require_parts(missing, len(self.part_ranges), num_shards, self.parts_dir, self.overwrite)
-            with self.joined.draft(is_folder=True) as draft:
-                mds.join_parts(draft, self.parts_dir, self.part_ranges)
-                if write_sidecars is not None:
-                    write_sidecars(draft)
-                draft.publish(facts)
+            self.parts.require_all(num_shards)
+            self.publish(facts, prepare)
             taken = cli.seconds_since(start_time)
             cli.say(f"{self.num_rows:,} rows of {len(self.part_ranges)} parts joined, {taken} → {self.folder}")
-        if delete_parts and self.parts_dir.exists():
-            outputs.remove(self.parts_dir)
-            cli.say(f"{self.parts_dir}: removed")
+        if delete_parts and self.parts.directory.exists():
+            outputs.remove(self.parts.directory)
+            cli.say(f"{self.parts.directory}: removed")
 
+    def publish(self, facts: provenance.Meta, prepare: Callable[[outputs.Draft], object]) -> None:
+        """Link the shards of all parts into the folder of the set, write its index, and publish it: no row is read.
+        `prepare` is called before that, to write sidecars. Says so where shards have to be copied.
 
-def require_parts(missing: list[int], num_parts: int, num_shards: int, parts_dir: Path, overwrite: bool) -> None:
-    """Raise PipelineError if parts are missing, with the shards to run again."""
-    if not missing:
-        return
-    ranges = [shards.row_range(shard, num_shards, num_parts) for shard in range(num_shards)]
-    ids = shards.array_ids(
-        shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
-    )
-    what, flag = (
-        ("missing", "without --merge") if not overwrite else ("missing or not right", "--overwrite, no --merge")
-    )
-    raise PipelineError(
-        f"{len(missing)} of {num_parts} parts are {what} in {parts_dir}: run shard ids {ids} of --num_shards "
-        f"{num_shards} ({flag}; sbatch --array={ids})"
-    )
+        Raises:
+            DamagedFileError: if a part has other rows than its range, or another size than it was written with.
+        """
+        entries, num_copied = [], 0
+        with self.joined.draft(is_folder=True) as draft:
+            for number, (part, (start, stop)) in enumerate(zip(self.parts.outputs, self.part_ranges, strict=True)):
+                index, meta = mds.read_index(part.path), provenance.read_meta(part.path)
+                if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
+                    raise DamagedFileError(
+                        f"{part.path} does not have its {stop - start} rows: remove it and make it again"
+                    )
+                raw_data = index[0]["raw_data"]
+                source, raw_data["basename"] = part.path / raw_data["basename"], f"shard.{number:05d}.mds"
+                num_copied += not draft.link(raw_data["basename"], source, meta["files"][source.name])
+                entries.append(index[0])
+            mds.write_index(draft.path, entries)
+            prepare(draft)
+            draft.publish(facts)
+        if num_copied:
+            cli.warn(f"{self.folder}: this file system refuses links, so {num_copied} shards were copied")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.parts import PartedSet
 from cepe_data.teacher import devices
 from cepe_data.teacher import model as teacher_model
@@ -19,7 +20,7 @@ SHARD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
-class AnnotationOptions:
+class AnnotationOptions(WriteOptions):
     """The arguments of calculate_logits.py."""
 
     input_dir: Path
@@ -32,7 +33,6 @@ class AnnotationOptions:
     retrieval_k: int
     merge: bool
     delete_parts: bool
-    overwrite: bool
     dry_run: bool
     shard_id: int | None
     num_shards: int | None
@@ -110,7 +110,7 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
     made_with = {**record_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
     part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
     return Annotation(
-        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args.overwrite),
+        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args),
         input_folder=input_folder,
         retrieval_folder=retrieval_folder,
         retrieval_k=args.retrieval_k,
@@ -127,7 +127,7 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
 def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
     """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
     the GPU that made them), else what the device is best at."""
-    for made in [folder, *sorted(mds.parts_dir(folder).glob("part-*"))][:2]:
+    for made in [folder, *parts.paths_there(folder)][:2]:
         meta = None
         with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
             meta = provenance.read_meta(made) if args.dtype == "auto" and made.is_dir() else None

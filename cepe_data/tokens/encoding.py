@@ -35,13 +35,12 @@ _MAX_BATCH_SEGMENTS = 1024
 
 
 @dataclass(frozen=True)
-class TokenizeOptions:
+class TokenizeOptions(outputs.WriteOptions):
     """The arguments of tokenize_jsonl.py."""
 
     data_dir: str | None
     file_list: Path
     output_dir: Path
-    overwrite: bool
     dry_run: bool
     tokenizer: str | None
     text_key: str
@@ -198,9 +197,9 @@ class Job:
     root: Path
     output_dir: Path
     text_key: str
-    overwrite: bool
     max_bad_lines: float
     identity: TokenizerIdentity
+    options: outputs.WriteOptions = outputs.REPLACE_NOTHING
 
     def made_with(self, file: listing.ListedFile) -> provenance.Meta:
         """What determines the bytes of a token file."""
@@ -213,7 +212,7 @@ class Job:
 
     def output(self, file: listing.ListedFile) -> outputs.Output:
         """The token file of a listed file."""
-        return outputs.Output(self.output_dir / file.token_file, self.made_with(file), self.overwrite)
+        return self.options.output_at(self.output_dir / file.token_file, self.made_with(file))
 
     def is_done(self, file: listing.ListedFile, totals: Totals) -> bool:
         """Whether there is nothing to do for a file: it is made, and its source is gone or as it was listed; or one of

@@ -51,7 +51,7 @@ def main() -> int:
         raise ArgumentError(f"--output {args.output}: a name ending in .txt is expected, the json goes beside it")
     root = args.data_dir.resolve()
     if args.domain_map and (absent := [name for name in mapped if not (root / name).is_dir()]):
-        raise ArgumentError(f"--domain_map: {', '.join(absent)} is no folder in {root}")
+        raise ArgumentError(f"--domain_map: {', '.join(absent)} is not a folder in {root}")
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
     outputs.remove_stale_temporaries(args.output.absolute().parent)

@@ -1,4 +1,4 @@
-"""Names on the model hub: what a tokenizer or a model that is no folder here is taken for."""
+"""Names on the model hub: what a tokenizer or a model that is not a folder here is taken for."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class PassageReader:
     """The task that parses and tokenizes the lines of a chunk.
 
     Raises (when called):
-        DamagedFileError: naming the file and the line, for one that is no passage.
+        DamagedFileError: naming the file and the line, for one that is not a passage.
     """
 
     tokenizer_json: str
@@ -135,14 +135,14 @@ class PassageReader:
                 if domain_and_shard != name:
                     raise ValueError(f"its id is {record['id']}, not {name}…")
                 if not isinstance(record["contents"], str):
-                    raise ValueError("its contents are no text")
+                    raise ValueError("its contents are not text")
                 ids.append(token_ids(record["contents_token_ids"], part.token_dtype))
                 neighbors.append(token_ids(record["neighbor_token_ids"], part.token_dtype))
                 if ids[-1].shape != ids[0].shape or ids[-1].ndim != 1:
                     raise ValueError(f"it has {ids[-1].shape} tokens, others have {ids[0].shape}")
             except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise DamagedFileError(
-                    f"{part.source}: the line at byte {position:,} is no passage ({error}): make the file again"
+                    f"{part.source}: the line at byte {position:,} is not a passage ({error}): make the file again"
                 ) from None
             numbers.append(number)
             contents.append(record["contents"])

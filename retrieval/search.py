@@ -64,7 +64,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_encoder_arguments(parser)
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
-    parser.add_argument("--allow_shortage", action="store_true", help="fewer than --topk for some rows is no failure")
+    parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
     cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"

@@ -20,7 +20,7 @@ import numpy as np
 from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.plan_search import RetrievedSetOptions, query_domains, record_of_hits
+from cepe_data.retrieval.plan_search import RetrievedSetOptions, provenance_of_hits, query_domains
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
 from cepe_data.storage.parts import PartedSet
@@ -99,7 +99,7 @@ class RetrievedSet:
             "retrieved_neighbor_token_ids": "json",
             "retrieval_scores": mds.array_column(np.dtype(np.float32), self._topk),
         }
-        made_with = {**record_of_hits(domain, meta, args.topk), **inputs}
+        made_with = {**provenance_of_hits(domain, meta, args.topk), **inputs}
         # An id of a neighbour takes about six bytes as JSON, and most neighbours are as long as a passage.
         row_bytes = mds.row_bytes(columns) + 6 * passages.size * self._topk
         part_rows = args.rows_per_part or max(1, SHARD_BYTES // row_bytes)

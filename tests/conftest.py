@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a hub name that is no folder must fail at once, here and in the scripts
+os.environ["HF_HUB_OFFLINE"] = "1"  # a hub name that is not a folder must fail at once, here and in the scripts
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes that wait for each other take forever
 
 PROJECT = Path(__file__).resolve().parent.parent

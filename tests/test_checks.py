@@ -66,7 +66,7 @@ Damage = Callable[[Path], None]
 
 
 def flip(name: str) -> Damage:
-    """Another bit in a byte in the middle of a file that is no white space."""
+    """Another bit in a byte in the middle of a file that is not a white space."""
 
     def damage(folder: Path) -> None:
         content = bytearray((folder / name).read_bytes())
@@ -323,7 +323,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", QUICK, remove("OUT/manifest.json"), "OUT/manifest.json: is missing"),
     ("samples", QUICK, together(remove("OUT/manifest.json"), remove(SET), copy("OTHER/train/book", SET),
                                 copy("OTHER/train/book.rows.npy", f"{SET}.rows.npy")), "was made with seed 7"),
-    ("samples", DEEP, rename_key("OUT/retrieval/0/book.jsonl", "position"), "in line 3 is no record of a passage"),
+    ("samples", DEEP, rename_key("OUT/retrieval/0/book.jsonl", "position"), "in line 3 is not a record of a passage"),
     ("tokens", QUICK, together(copy("tokenized/book", "aside"), tokenize_otherwise,
                                remove("tokenized/tokenizer", "tokenized/book"), copy("aside", "tokenized/book")),
      "another tokenizer than"),

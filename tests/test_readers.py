@@ -1,4 +1,4 @@
-"""Blocks of whole lines, and what is no document.    pytest tests/test_readers.py"""
+"""Blocks of whole lines, and what is not a document.    pytest tests/test_readers.py"""
 
 from __future__ import annotations
 

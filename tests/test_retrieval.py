@@ -319,8 +319,8 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
         ((*WRITE, "--topk", 8), "more than the 7"),
         ((*WRITE, "--hits", "OUT"), "holds no hits"),
         ((*EMBED, "--corpus", "OUT"), "holds no retrieval corpus"),
-        ((*SEARCH, "--domain", "../test/arxiv"), "is no name of a domain folder"),
-        ((*SEARCH, "--exclude_overlap", 5, "--overfetch", "nan"), "is no number from 1 on"),
+        ((*SEARCH, "--domain", "../test/arxiv"), "is not a name of a domain folder"),
+        ((*SEARCH, "--exclude_overlap", 5, "--overfetch", "nan"), "is not a number from 1 on"),
         ((*SEARCH, "--exclude_overlap", CHUNK + 1), "passages have only 32 tokens"),
         ((*EMBED, "--normalize"), "normalize: was false, now true"),
         ((*EMBED, "--dtype", "bfloat16"), "dtype: was"),
@@ -393,10 +393,10 @@ def test_damage_in_the_corpus_and_missing_parts_are_named(run: Run, corpus: Path
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     provenance.meta_path(path).unlink()
     for damage, message in (
-        ({"id": "cc_2_x"}, "is no passage"),
+        ({"id": "cc_2_x"}, "is not a passage"),
         ({"id": "cc_1_3"}, "its id is cc_1_3, not cc_2_…"),
         ({"id": "cc_2_99"}, "not numbered one after the other"),
-        ({"contents": None}, "its contents are no text"),
+        ({"contents": None}, "its contents are not text"),
         ({"contents_token_ids": [1, 2]}, "tokens"),
         ({"contents_token_ids": [1 << 40] * CHUNK}, "it has ids from"),
     ):

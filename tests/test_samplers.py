@@ -441,7 +441,7 @@ def test_sets_of_other_lengths_in_one_output_are_refused_also_where_nothing_is_a
             error = run("sample_mds_ab.py", "OUT", *lengths, *counts, *flags, cwd=tmp_path, status=2).stderr
             assert f"total_length: was 128, now {lengths[0]}" in error
     assert "rows_per_part" in run(*AB, 4, 4, *flags, "--rows_per_part", "1e9", cwd=tmp_path, status=2).stderr
-    assert "is no folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=make_file(tmp_path), status=2).stderr
+    assert "is not a folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=make_file(tmp_path), status=2).stderr
     (tmp_path / "file").unlink()
     assert reference.tree_bytes(tmp_path) == before
     # With --overwrite, what nothing takes the place of goes away; what this run does not make is named.
@@ -485,7 +485,7 @@ def test_token_files_that_are_not_what_they_say_are_refused(run: Run, world: Wor
         ("shorter", "gone or has not the size"),
         ("no hashes", "gone or has not the size"),
         ("no meta file", "book.meta.json is missing"),
-        ("header", "is no .npy file"),
+        ("header", "is not an .npy file"),
     ):
         shutil.copytree(world.tokenized, tmp_path / "tokenized")
         if damage == "shorter":

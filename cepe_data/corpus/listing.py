@@ -87,7 +87,7 @@ def read_file_list(file_list: Path, root: Path | None = None) -> list[ListedFile
     try:
         lines = file_list.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ArgumentError(f"{file_list} is no UTF-8 text ({error}): run get_all_jsonl.py again") from None
+        raise ArgumentError(f"{file_list} is not UTF-8 text ({error}): run get_all_jsonl.py again") from None
     except FileNotFoundError:
         raise ArgumentError(f"{file_list} is missing: make it with `python get_all_jsonl.py DATA_DIR`") from None
     content = _read_list_json(file_list)
@@ -167,7 +167,7 @@ def parse_weights(text: str) -> dict[str, float]:
         except ValueError:
             weights[domain] = math.nan
         if not 0 <= weights[domain] < math.inf:
-            raise ArgumentError(f"--domains {text}: {value!r} is no weight; a number of at least 0 is expected")
+            raise ArgumentError(f"--domains {text}: {value!r} is not a weight; a number of at least 0 is expected")
     total = math.fsum(weights.values())
     if total == 0:
         raise ArgumentError(f"--domains {text}: every weight is 0")

@@ -1,4 +1,4 @@
-"""Reading jsonl files: plain, gzip or zstandard; in blocks of whole lines; lines that are no documents are counted.
+"""Reading jsonl files: plain, gzip or zstandard; in blocks of whole lines; lines that are not documents are counted.
 
 A byte-order mark at the start of a file is dropped. A blank line is neither a document nor an error.
 """
@@ -241,7 +241,7 @@ class ParsedLines:
 def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines:
     """Parse a block of json lines.
 
-    Skipped: a line that is no JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
+    Skipped: a line that is not a JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
     becomes U+FFFD. A blank line is neither.
 
     A line without its end can only be the last of a file; if it is not JSON, it is counted as `CUT_OFF`.

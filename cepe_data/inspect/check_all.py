@@ -190,7 +190,7 @@ def _add_sets(found: Found, folder: Path) -> None:
 
 def kind_of(folder: Path) -> str | None:
     """What a domain folder holds, from its columns, or else from its record or the name of the folder around it; None
-    if nothing says so, or it is no set."""
+    if nothing says so, or it is not a set."""
     if not verify.is_domain_folder(folder) or not (verify.has_set(folder) or is_left_of_set(folder)):
         return None
     made_with: provenance.Meta = {}

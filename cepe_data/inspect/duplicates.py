@@ -1,7 +1,7 @@
 """Mark exact copies: a bit per document beside each token file, set where the same text stood before in its domain.
 
 A domain's files stand in sorted order of their path, so the first of several copies is the one that is not marked. The
-samplers leave marked documents out with --drop_duplicates. Copies are no damage: the exit status is 0.
+samplers leave marked documents out with --drop_duplicates. Copies are not damage: the exit status is 0.
 
     python sanity_check.py duplicates
 """

@@ -225,7 +225,7 @@ def window_pieces(folder: Path, with_rows: bool = False) -> list[Piece]:
     """The rows of a set of windows in pieces.
 
     Raises:
-        ArgumentError: if it is no set of windows.
+        ArgumentError: if it is not a set of windows.
         DamagedFileError: if its index is damaged.
     """
     row_bytes = window_tokens(folder) * mds.column_array(mds.read_columns(folder)["token_ids"])[0].itemsize

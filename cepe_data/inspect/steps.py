@@ -176,7 +176,7 @@ def annotate(args: teacher_plan.AnnotationOptions) -> Step:
     folder, num_shards = teacher_plan.output_folder(args), args.num_shards or 1
     known: provenance.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
     with contextlib.suppress(PipelineError):
-        known |= {**teacher_plan.record_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
+        known |= {**teacher_plan.provenance_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
     joined = look(folder, known)
     first = joined if joined.meta else first_part(folder)
     num_rows, rows_per_part = (known.get(name) or first.made_with(name) for name in ("rows", "rows_per_part"))
@@ -231,12 +231,12 @@ def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
 def embedded_units(args: plan_embedding.EmbeddingOptions, file: embeddings.CorpusFile, is_there: bool) -> list[Unit]:
     """The parts of a file of the corpus, which may be gone."""
     source = plan_embedding.source_path(args.corpus, file)
-    of_source = plan_embedding.record_of_source(source, provenance.read_meta(source)) if is_there else {}
+    of_source = plan_embedding.provenance_of_source(source, provenance.read_meta(source)) if is_there else {}
     units = []
     for part in range(file.num_parts):
         path = embeddings.part_path(args.output, file, part)
         start, stop = plan_embedding.part_range(source, part, args.part_bytes) if is_there else (0, 0)
-        found = look(path, {**of_source, **plan_embedding.record_of_request(args, part)})
+        found = look(path, {**of_source, **plan_embedding.provenance_of_request(args, part)})
         done = stop - start if found.state == DONE else 0
         units.append(Unit(path, found.state, stop - start, done, found.what))
     return units
@@ -308,7 +308,7 @@ def write_retrieved(args: plan_search.RetrievedSetOptions) -> Step:
         known: provenance.Meta = {"domain": domain}
         with contextlib.suppress(PipelineError):
             if meta := provenance.read_meta(args.hits / domain):
-                known |= plan_search.record_of_hits(domain, meta, args.topk)
+                known |= plan_search.provenance_of_hits(domain, meta, args.topk)
                 known["input"] = mds.fingerprint(args.queries / domain)
         units.append(set_unit(args.output / domain, known, count_rows(args, domain)))
     return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)

@@ -134,7 +134,7 @@ def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["arguments"], dict) or not isinstance(content["sets"], dict):
-            raise TypeError("arguments and sets are no objects")
+            raise TypeError("arguments and sets are not objects")
     except FileNotFoundError:
         return Unit(path, MISSING, 0, is_counted=False), {"arguments": {}, "sets": {}}
     except (ValueError, KeyError, TypeError) as error:

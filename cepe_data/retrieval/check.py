@@ -209,7 +209,7 @@ class RetrievalChecker:
                 try:
                     names = passage_ids(meta["corpus_files"], keys)
                 except DamagedFileError as error:
-                    result.findings.append((number, f"has in {keys_path(folder)} what is no key: {error}"))
+                    result.findings.append((number, f"has in {keys_path(folder)} what is not a key: {error}"))
                     continue
                 what = describe_wrong(row, keys, vocab_size)
                 if not what and self.embedded is not None:
@@ -284,7 +284,7 @@ def describe_wrong(row: dict[str, Any], keys: np.ndarray, vocab_size: int) -> st
     """What cannot be right about a row; empty if nothing."""
     scores, ids, neighbors = row["retrieval_scores"], row["retrieved_token_ids"], row["retrieved_neighbor_token_ids"]
     if not np.isfinite(scores).all():
-        return "has scores that are no numbers"
+        return "has scores that are not numbers"
     if (scores[1:] > scores[:-1]).any():
         return f"has scores that do not descend, at place {1 + int(np.argmax(scores[1:] > scores[:-1]))}"
     if len(np.unique(keys)) < len(keys):

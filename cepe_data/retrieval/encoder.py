@@ -125,7 +125,7 @@ class Encoder:
         if vectors is None:
             return np.empty((0, 0), np.float32)
         if not np.isfinite(vectors).all():
-            raise PipelineError("the encoder gives vectors that are no numbers: try another --dtype")
+            raise PipelineError("the encoder gives vectors that are not numbers: try another --dtype")
         return vectors
 
     def batches(

@@ -72,7 +72,7 @@ def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
     return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
 
 
-def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
+def provenance_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
     """What the record of a part says of its jsonl file, whose meta file has `meta`."""
     made_with = meta["made_with"] if meta else {}
     return {
@@ -82,7 +82,7 @@ def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.M
     }
 
 
-def record_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
+def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
     """What the record of a part has from the arguments, but for the encoder and its dtype."""
     return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
 
@@ -114,8 +114,8 @@ class PlannedPart:
         meta = provenance.read_meta(source)
         vocab_size = (meta or {}).get("vocab_size")
         made_with = {
-            **record_of_source(source, meta),
-            **record_of_request(args, part),
+            **provenance_of_source(source, meta),
+            **provenance_of_request(args, part),
             "model": model.fingerprint,
             "dtype": args.dtype,
             "dimension": model.dimension,

@@ -79,7 +79,7 @@ def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
     if args.topk > corpus.num_passages:
         raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
     if not 1 <= args.overfetch < math.inf:
-        raise ArgumentError(f"--overfetch {args.overfetch} is no number from 1 on")
+        raise ArgumentError(f"--overfetch {args.overfetch} is not a number from 1 on")
     chunk_size = corpus.kind["chunk_size"]
     if args.exclude_overlap and chunk_size and args.exclude_overlap > chunk_size:
         raise ArgumentError(f"--exclude_overlap {args.exclude_overlap}: passages have only {chunk_size} tokens")
@@ -102,7 +102,7 @@ def query_domains(queries: Path, domain: str) -> list[str]:
     if domain != "all":
         name = domain.rstrip("/")
         if Path(name).name != name or name.startswith("."):
-            raise ArgumentError(f"--domain {domain} is no name of a domain folder in {queries}")
+            raise ArgumentError(f"--domain {domain} is not a name of a domain folder in {queries}")
         return [name]
     folders = [path for path in sorted(queries.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
     for folder in folders:
@@ -167,6 +167,6 @@ def query_dtype(args: SearchOptions, corpus: Embeddings) -> str:
     return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
 
 
-def record_of_hits(domain: str, hits: provenance.Meta, topk: int | None) -> provenance.Meta:
+def provenance_of_hits(domain: str, hits: provenance.Meta, topk: int | None) -> provenance.Meta:
     """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
     return {"domain": domain, "hits": provenance.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}

@@ -138,7 +138,9 @@ class PassageChecker:
                     raise ValueError(f"has the id {record['id']}, not {prefix}{first + row}")
                 right.append((where, *self._check_record(record, meta)))
             except (TypeError, KeyError, AttributeError, orjson.JSONDecodeError) as error:
-                result.findings.append((None, f"{self._describe_place(where)} is no record of a passage ({error!r})"))
+                result.findings.append(
+                    (None, f"{self._describe_place(where)} is not a record of a passage ({error!r})")
+                )
             except ValueError as error:
                 result.findings.append((None, f"{self._describe_place(where)} {error}"))
         columns = zip(*right, strict=True) if right else ((),) * len(fields(Passages))

@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
         default=None,
         help="rows of a part; a killed run repeats at most one a worker (default: what fills an MDS shard of 64 MiB)",
     )
-    output.add_argument("--allow_shortage", action="store_true", help="fewer windows than requested is no failure")
+    output.add_argument("--allow_shortage", action="store_true", help="exit 0 with fewer windows than requested")
     cli.add_overwrite_argument(output)
     output.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     output.add_argument(

@@ -146,7 +146,7 @@ class WindowSampler:
             DamagedFileError: if one is there and damaged.
         """
         if self.output.exists() and not self.output.is_dir():
-            raise ArgumentError(f"{self.output} is no folder: choose another OUT")
+            raise ArgumentError(f"{self.output} is not a folder: choose another OUT")
         return [
             self._plan_set(split, domain, requested)
             for split, by_domain in requests.items()

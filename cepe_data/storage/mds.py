@@ -64,7 +64,7 @@ def column_array(column: str) -> tuple[np.dtype, tuple[int, ...]]:
     kind, _, rest = column.partition(":")
     dtype, _, shape = rest.partition(":")
     if kind != "ndarray" or not shape:
-        raise ValueError(f"the column type {column} is no array of a known dtype and shape")
+        raise ValueError(f"the column type {column} is not an array of a known dtype and shape")
     return np.dtype(dtype), tuple(int(size) for size in shape.split(","))
 
 
@@ -101,7 +101,7 @@ def window_rows(columns: Columns, texts: Mapping[str, str], num_rows: int) -> np
 
 def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
     """A row as it stands in a shard: the bytes of its columns in the order of their names, and before them the sizes of
-    those that are no arrays, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
+    those that are not arrays, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
 
     Raises:
         ValueError: if an array is not of its column's dtype and shape.

@@ -69,7 +69,7 @@ def _is_stale(temporary: Path) -> bool:
 
 def _is_running(process: str) -> bool:
     """Whether there is such a process that is not a dead one which its parent has not noticed: in a container whose
-    first process is no init, workers of a killed run stay like that."""
+    first process is not an init, workers of a killed run stay like that."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except OSError:

@@ -85,13 +85,13 @@ def read_meta(unit: Path) -> Meta | None:
     """The meta file of a unit that is there; None where it has none (it was not made by this pipeline).
 
     Raises:
-        DamagedFileError: if it is no meta file.
+        DamagedFileError: if it is not a meta file.
     """
     path = meta_path(unit, unit.is_dir())
     try:
         meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
-            raise TypeError("made_with and files are no objects")
+            raise TypeError("made_with and files are not objects")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -109,7 +109,7 @@ def find_sets(folder: Path) -> list[Path]:
         return [with_parents(folder, 1)]
     sets = [one for one in sorted(folder.glob("*")) if is_domain_folder(one) and has_set(one)]
     if not sets:
-        what = "holds no MDS sets" if folder.is_dir() else "does not exist, or is no folder"
+        what = "holds no MDS sets" if folder.is_dir() else "does not exist, or is not a folder"
         raise ArgumentError(f"{folder} {what}: pass the folder of the domain folders")
     return sets
 

@@ -235,7 +235,7 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
     ordered = np.sort(index, axis=1)
     top = prob[:, :-1]
     wrongs = {
-        "has probabilities that are no numbers from 0 to 1": ~((prob >= 0) & (prob <= 1)).all(axis=1),
+        "has probabilities that are not numbers from 0 to 1": ~((prob >= 0) & (prob <= 1)).all(axis=1),
         "has probabilities that do not descend": (top[:, 1:] > top[:, :-1]).any(axis=1),
         "has probabilities that do not add up to 1": ~(np.abs(prob.sum(axis=1) - 1) <= SUM_TOLERANCE),
         f"has ids outside of 0 … {vocab_size - 1}": ((index < 0) | (index >= vocab_size)).any(axis=1),

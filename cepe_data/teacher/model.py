@@ -141,7 +141,7 @@ class Teacher:
             target_index: int16 or int32 [positions, topk], their ids.
 
         Raises:
-            PipelineError: if probabilities are no numbers, or the memory of the device is not enough.
+            PipelineError: if probabilities are not numbers, or the memory of the device is not enough.
         """
         on_gpu = self.settings.device.startswith("cuda")
         lengths: deque[int] = deque()
@@ -159,7 +159,7 @@ class Teacher:
         for _, (prob, index) in devices.run_batches(self.settings.device, self.compute, stacked(), num_threads):
             num_rows = lengths.popleft()
             if not np.isfinite(prob).all():
-                raise PipelineError("the teacher gives probabilities that are no numbers: try another --dtype")
+                raise PipelineError("the teacher gives probabilities that are not numbers: try another --dtype")
             for row in range(num_rows):
                 yield {"target_prob": prob[row], "target_index": index[row]}
 

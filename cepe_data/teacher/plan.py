@@ -107,7 +107,7 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
         "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
     }
-    made_with = {**record_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
+    made_with = {**provenance_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
     part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
     return Annotation(
         of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args),
@@ -136,7 +136,7 @@ def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
-def record_of_request(args: AnnotationOptions) -> provenance.Meta:
+def provenance_of_request(args: AnnotationOptions) -> provenance.Meta:
     """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
 
     Raises:

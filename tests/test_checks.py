@@ -278,7 +278,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", DEEP, flip("OUT/retrieval/0/book.jsonl"), "0/book.jsonl: is not what was written"),
     ("samples", QUICK, flip("OUT/retrieval/0/book.meta.json"), "book.meta.json is damaged"),
     ("samples", QUICK, flip("OUT/overlap.json"), "overlap.json is damaged"),
-    ("samples", QUICK, flip("OUT/test/book.clean.npy"), r"OUT/test/book.clean.npy: (lists other|is no \.npy)"),
+    ("samples", QUICK, flip("OUT/test/book.clean.npy"), r"OUT/test/book.clean.npy: (lists other|is not an \.npy)"),
     ("samples", QUICK, truncate("OUT/test/book.clean.npy"), "OUT/test/book.clean.npy: is damaged"),
     ("samples", QUICK, remove("OUT/overlap.json"), "OUT/test/book.clean.npy: lists other rows than OUT/overlap"),
     ("teacher", DEEP, flip(f"{TEACHER}/book/shard.00001.mds"), "shard.00001.mds is not what was written"),

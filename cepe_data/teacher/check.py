@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,39 +39,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-@dataclass(frozen=True)
-class Recomputation:
-    """By which teacher, and from what, how many rows of every set are computed once more."""
-
-    input_dir: Path | None
-    model_dir: str
-    retrieval_input_dir: Path | None
-    recomputed_rows: int
-    seed: int
+def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
+    """Check every set of DIR."""
+    return check(Report("teacher", args.json), cli.typed(TeacherCheck, args), draw)
 
 
-def run(args: argparse.Namespace, report: Report, draw: Callable[..., None]) -> int:
+def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | None = None) -> int:
     """Check every set of DIR. `draw` makes the file of `--plot`."""
-    check_plot_path(args.plot)
-    folders = verify.find_sets(args.folder)
+    check_plot_path(options.plot)
+    folders = verify.find_sets(options.folder)
     positions: dict[str, Positions] = {}
 
     def collect(folder: Path, result: verify.Result) -> None:
         if isinstance(result, TeacherResult) and result.positions is not None:
             positions.setdefault(folder.name, result.positions.empty()).add(result.positions)
 
-    verify.check_sets(
-        report, cli.typed(verify.Effort, args), folders, TeacherChecker(args.input_dir, args.plot is not None), collect
-    )
+    verify.check_sets(report, options, folders, collect)
     num_rows = verify.count_rows(folders)
-    num_recomputed = recompute_all(report, cli.typed(Recomputation, args), folders) if args.model_dir else 0
-    if args.plot:
+    num_recomputed = recompute_all(report, options, options.model_dir, folders) if options.model_dir else 0
+    if options.plot and draw:
         report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
-        draw(report, args.plot, positions)
+        draw(report, options.plot, positions)
     report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_recomputed} computed once more: {len(report.findings)} findings",
-        args.folder,
+        options.folder,
     )
 
 
@@ -186,11 +178,16 @@ class TeacherResult(verify.Result):
 
 
 @dataclass(frozen=True)
-class TeacherChecker:
-    """Looks at annotated sets."""
+class TeacherCheck(verify.SetCheck):
+    """The options: by which teacher, and from what, how many rows of every set are computed once more; and the check of
+    a set and its rows."""
 
-    input_dir: Path | None
-    with_positions: bool
+    folder: Path
+    input_dir: Path | None = None
+    model_dir: str | None = None
+    retrieval_input_dir: Path | None = None
+    recomputed_rows: int = 2
+    plot: Path | None = None
 
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, and the input."""
@@ -212,10 +209,6 @@ class TeacherChecker:
             cli.warn(f"{source} is not there: that the rows of {folder} are its rows is not checked (--input_dir)")
         return True
 
-    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """A row is half a megabyte."""
-        yield from np.array_split(rows, max(1, len(rows) // 256))
-
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
         vocab_size = (provenance.read_meta(folder) or {}).get("vocab_size") or 1 << 31
@@ -223,7 +216,7 @@ class TeacherChecker:
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
             if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
                 result.findings.append((number, what))
-            elif self.with_positions:
+            elif self.plot is not None:
                 num_positions, topk = row["target_index"].shape
                 result.positions = result.positions or Positions(num_positions, topk)
                 result.positions.add_row(row["target_prob"])
@@ -247,7 +240,7 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
     return ""
 
 
-def recompute_all(report: Report, args: Recomputation, folders: Sequence[Path]) -> int:
+def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders: Sequence[Path]) -> int:
     """Compute some rows of every set without a finding once more; returns how many.
 
     Raises:
@@ -256,48 +249,50 @@ def recompute_all(report: Report, args: Recomputation, folders: Sequence[Path]) 
     damaged = [Path(finding["path"]) for finding in report.findings]
     whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
     for folder in whole:
-        require_input(args, folder)
+        require_input(options, folder)
     num_recomputed = 0
     for folder in whole:
-        if input_folder(folder, args.input_dir) in damaged:
+        if input_folder(folder, options.input_dir) in damaged:
             continue
         try:
-            num_recomputed += recompute(report, args, folder)
+            num_recomputed += recompute(report, options, model_dir, folder)
         except DamagedFileError as error:
             report.found(folder, f"cannot be computed once more: {error}")
     return num_recomputed
 
 
-def require_input(args: Recomputation, folder: Path) -> None:
+def require_input(options: TeacherCheck, folder: Path) -> None:
     """Raise ArgumentError unless there is what a set was made from."""
-    made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+    made_with = provenance.made_with(folder)
     is_retrieved = "retrieval_k" in made_with
-    if not verify.has_set(input_folder(folder, args.input_dir)) or (is_retrieved and args.retrieval_input_dir is None):
+    if not verify.has_set(input_folder(folder, options.input_dir)) or (
+        is_retrieved and options.retrieval_input_dir is None
+    ):
         raise ArgumentError(
             f"the rows of {folder} cannot be computed without their input: pass --input_dir"
             + (" and --retrieval_input_dir" if is_retrieved else "")
         )
 
 
-def recompute(report: Report, args: Recomputation, folder: Path) -> int:
+def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Path) -> int:
     """Compute some rows of a set once more; returns how many."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from cepe_data.teacher import model as teacher_model
 
-    made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
-    source = input_folder(folder, args.input_dir)
-    retrieved = args.retrieval_input_dir / folder.name if args.retrieval_input_dir else None
-    model_folder = teacher_model.find_model(args.model_dir).folder
+    made_with = provenance.made_with(folder)
+    source = input_folder(folder, options.input_dir)
+    retrieved = options.retrieval_input_dir / folder.name if options.retrieval_input_dir else None
+    model_folder = teacher_model.find_model(model_dir).folder
     if made_with.get("model") != teacher_model.fingerprint(model_folder):
-        report.found(folder, f"was made with another model than {args.model_dir}")
+        report.found(folder, f"was made with another model than {model_dir}")
         return 0
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     windows, passages = mds.Rows(source), mds.Rows(retrieved) if retrieved else None
     rows, num_decoder = mds.Rows(folder), made_with["num_decoder_tokens"]
-    tolerance = LOG_TOLERANCE.get(made_with.get("dtype"), HALF_LOG_TOLERANCE)
-    numbers = np.random.default_rng(args.seed).permutation(len(rows))[: args.recomputed_rows]
+    tolerance = LOG_TOLERANCE.get(made_with["dtype"], HALF_LOG_TOLERANCE)
+    numbers = np.random.default_rng(options.seed).permutation(len(rows))[: options.recomputed_rows]
     for number in sorted(numbers.tolist()):
         window, row = windows[number], rows[number]
         if passages is not None:

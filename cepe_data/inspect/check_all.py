@@ -147,14 +147,19 @@ def find(bases: Sequence[Path]) -> Found:
     """What the manifests and meta files in these folders and below say."""
     found = Found()
     for base in bases:
-        for folder, files in walk(base):
+        for name, folders, files in os.walk(base, followlinks=True):
+            folder = Path(name)
             unit = verify.with_parents(folder, 2)
-            if embeddings.MANIFEST in files:
-                found.add(EMBEDDED, folder)
+            content = [one for one in files if one.endswith(".mds") or one in check_hits.HIT_FILES]
+            is_unit = bool(content) or "meta.json" in files
+            if is_unit and folder != base:
+                add_unit(found, unit, bool(content))
             if samples_check.MANIFEST in files:
                 found.add(OUTPUT, unit.parent.parent if unit.parent.name == "retrieval" else folder)
-            if is_unit(files) and folder != base:
-                add_unit(found, unit, files)
+            if is_embedded := embeddings.MANIFEST in files:
+                found.add(EMBEDDED, folder)
+            is_last = is_unit or is_embedded or len(folder.relative_to(base).parts) == MAX_DEPTH
+            folders[:] = sorted(one for one in folders if not is_last and verify.is_domain_folder(folder / one))
     known = {folder for folders in found.folders.values() for folder in folders}
     found.unknown = [unit for unit in found.unknown if unit.parent not in known or not verify.has_set(unit)]
     for output in [one for one in found.folders[OUTPUT] if not any(one.is_relative_to(base) for base in bases)]:
@@ -162,30 +167,12 @@ def find(bases: Sequence[Path]) -> Found:
     return found
 
 
-def walk(base: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The folders at and below `base`, each with the names of its files; none inside a unit or an embedded corpus."""
-    for name, folders, files in os.walk(base, followlinks=True):
-        folder = Path(name)
-        yield folder, files
-        is_last = len(folder.relative_to(base).parts) == MAX_DEPTH or is_unit(files) or embeddings.MANIFEST in files
-        folders[:] = [] if is_last else sorted(one for one in folders if verify.is_domain_folder(folder / one))
-
-
-def is_unit(files: Sequence[str]) -> bool:
-    """Whether a folder with these files is a unit, or what is left of one."""
-    return "meta.json" in files or has_content(files)
-
-
-def has_content(files: Sequence[str]) -> bool:
-    """Whether there are files of a set or of hits."""
-    return any(name.endswith(".mds") or name in check_hits.HIT_FILES for name in files)
-
-
-def add_unit(found: Found, unit: Path, files: Sequence[str]) -> None:
-    """Put a unit where its check finds it."""
+def add_unit(found: Found, unit: Path, has_content: bool) -> None:
+    """Put a unit where its check finds it. Without a meta file that can be read it is one if there are files of a set
+    or of hits."""
     meta = verify.readable_metas([unit]).get(unit)
     if meta is None:
-        found.unknown += [unit] if has_content(files) else []
+        found.unknown += [unit] if has_content else []
         return
     made_with = meta["made_with"]
     kind = next((kind for name, kind in KINDS.items() if name in made_with), None)
@@ -215,17 +202,11 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
         embedded, corpus = embeddings_of(folder, found)
         links = ("input", "embeddings")
         made_from = found.links(RETRIEVED, folder, *links)
-        hits = (path for path in found.folders[HITS] if made_from & found.links(HITS, path, *links))
+        hits = next((path for path in found.folders[HITS] if made_from & found.links(HITS, path, *links)), None)
+        queries = input_of(RETRIEVED, folder, found)
         yield (
             "retrieval",
-            RetrievalCheck(
-                **effort,
-                folder=folder,
-                queries=input_of(RETRIEVED, folder, found),
-                embeddings=embedded,
-                corpus=corpus,
-                hits=next(hits, None),
-            ),
+            RetrievalCheck(**effort, folder=folder, queries=queries, embeddings=embedded, corpus=corpus, hits=hits),
         )
 
 
@@ -245,11 +226,10 @@ def embeddings_of(folder: Path, found: Found) -> tuple[Path | None, Path | None]
 
 
 def corpus_of(embedded: embeddings.Embeddings, outputs: Iterable[Path]) -> Path | None:
-    """The retrieval corpus with the most of the files that were embedded; None if they are in none."""
+    """The retrieval corpus that has files that were embedded, if it is there."""
     sources = [part.meta["made_with"].get("source") for part in embedded.parts]
-    num_files = {}
     for output in outputs:
         metas = verify.readable_metas(output.glob("retrieval/*/*.jsonl"))
-        num_files[output / "retrieval"] = sum(meta["files"].get(path.name) in sources for path, meta in metas.items())
-    best = max(num_files, key=lambda corpus: num_files[corpus], default=None)
-    return best if best and num_files[best] else None
+        if any(meta["files"].get(path.name) in sources for path, meta in metas.items()):
+            return output / "retrieval"
+    return None

@@ -142,7 +142,9 @@ class RetrievalCheck(verify.SetCheck):
         except (KeyError, ValueError):
             report.found(folder, f"has not the columns of retrieved passages, but {columns}")
             return False
-        self._check_keys(report, folder, topk)
+        with NpyRows(keys_path(folder), num_axes=2) as keys:
+            if (shape := [keys.size, *keys.row_shape]) != [mds.num_rows(folder), topk]:
+                report.found(keys_path(folder), f"has the shape {shape}, not {topk} keys for every row")
         if self.queries is not None:
             if verify.has_set(queries := self.queries / folder.name):
                 verify.compare_with_source(report, folder, queries, "found for")
@@ -151,47 +153,34 @@ class RetrievalCheck(verify.SetCheck):
         if self.embedded and made_with.get("embeddings") != self.embedded.fingerprint(self.embedded.parts):
             report.found(folder, f"was found in other passages than those that are in {self.embeddings} now")
         if self.hits is not None:
-            self._check_hits(report, folder, made_with)
+            self._check_hits(report, folder, self.hits / folder.name, made_with.get("hits"))
         return len(report.findings) == before
 
-    def _check_keys(self, report: Report, folder: Path, topk: int) -> None:
-        try:
-            with NpyRows(keys_path(folder), num_axes=2) as keys:
-                if (keys.size, *keys.row_shape) != (mds.num_rows(folder), topk):
-                    what = f"has the shape {[keys.size, *keys.row_shape]}, not {topk} keys for every row"
-                    report.found(keys_path(folder), what)
-        except (DamagedFileError, FileNotFoundError) as error:
-            report.found(keys_path(folder), verify.describe(error))
-
-    def _check_hits(self, report: Report, folder: Path, made_with: provenance.Meta) -> None:
+    def _check_hits(self, report: Report, folder: Path, found: Path, fingerprint: str | None) -> None:
         """That a set was written from the hits that are there."""
-        found = self.hits_of(folder)
+        metas = verify.readable_metas([found]).values()
         if not check_hits.is_hit_folder(found):
             report.found(folder, f"has no hits: {found} is not there")
-        elif not self.has_whole_hits(folder):
+        elif self.hits_of(folder) is None:
             return  # what is wrong with them was found before
-        elif made_with.get("hits") != provenance.fingerprint((provenance.read_meta(found) or {"files": {}})["files"]):
+        elif [fingerprint] != [provenance.fingerprint(meta["files"]) for meta in metas]:
             report.found(folder, f"was written from other hits than those that are in {found} now")
         elif not (vectors := check_hits.query_vectors_path(found)).exists():
             cli.warn(f"{vectors} is not there: the scores of {folder} are not computed once more")
 
-    def hits_of(self, folder: Path) -> Path:
-        """The hits of a set."""
-        assert self.hits is not None
-        return self.hits / folder.name
-
-    def has_whole_hits(self, folder: Path) -> bool:
-        """Whether the rows of a set can be compared with hits."""
-        return self.hits is not None and verify.is_whole(self.hits_of(folder))
+    def hits_of(self, folder: Path) -> Path | None:
+        """The hits of a set, where its rows can be compared with them."""
+        hits = self.hits / folder.name if self.hits else None
+        return hits if hits and not verify.unit_findings(hits) else None
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Scores that descend, passages that differ and are what their keys say."""
         meta, result = provenance.read_meta(folder), verify.Result()
         assert meta is not None
         vocab_size = meta.get("vocab_size") or 1 << 31
-        found = self.hits_of(folder) if self.has_whole_hits(folder) else None
+        found = self.hits_of(folder)
         vectors = check_hits.query_vectors_path(found) if found else None
-        vectors = vectors if vectors and verify.is_whole(vectors.parent) else None
+        vectors = vectors if vectors and not verify.unit_findings(vectors.parent) else None
         with NpyRows(keys_path(folder), num_axes=2) as all_keys:
             for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
                 keys = all_keys.read(number, number + 1)[0]

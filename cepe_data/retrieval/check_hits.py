@@ -14,17 +14,6 @@ from cepe_data.storage.report import Report
 HIT_FILES = ("keys.npy", "scores.npy")
 
 
-def is_embedded(folder: Path) -> bool:
-    """Whether a folder is an embedded corpus, or what is left of one."""
-    is_listed = (folder / embeddings.MANIFEST).exists()
-    return is_listed or next(folder.glob("*/*/part-*/neighbor_offsets.npy"), None) is not None
-
-
-def is_hits(folder: Path) -> bool:
-    """Whether a folder holds the hits of some domains, or what is left of them."""
-    return any((one / name).exists() for one in hit_folders(folder) for name in HIT_FILES)
-
-
 def hit_folders(folder: Path) -> list[Path]:
     """The hits of every domain."""
     return [one for one in sorted(folder.glob("*")) if is_hit_folder(one)]
@@ -41,7 +30,7 @@ def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:
     Raises:
         ArgumentError: if no embedded corpus is there at all.
     """
-    if not is_embedded(folder):
+    if not (folder / embeddings.MANIFEST).exists() and not any(folder.glob("*/*/part-*/neighbor_offsets.npy")):
         what = f"no {embeddings.MANIFEST} is in it"
         raise ArgumentError(f"{folder} holds no embeddings: {what}. Pass what embed_passages wrote")
     before = len(report.findings)
@@ -65,7 +54,7 @@ def check_hits(report: Report, effort: verify.Effort, folder: Path) -> None:
     Raises:
         ArgumentError: if there are none at all.
     """
-    if not is_hits(folder):
+    if not any((one / name).exists() for one in hit_folders(folder) for name in HIT_FILES):
         what = f"no domain folder with {' and '.join(HIT_FILES)} is in it"
         raise ArgumentError(f"{folder} holds no hits: {what}. Pass what search wrote")
     units: list[Path] = []

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -147,6 +147,7 @@ class SampleCheck(verify.SetCheck):
 
     output: Path
     tokenized_dir: Path
+    rows_at_once: ClassVar[int] = 4096  # the documents before the first of them are gone through
 
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, names, and the numbers in `{domain}.rows.npy`."""
@@ -163,17 +164,17 @@ class SampleCheck(verify.SetCheck):
             "token_ids": f"ndarray:{dtype}:{decoder}",
         }:
             report.found(folder, f"has other columns than its meta file says: {columns}")
-        try:
-            with NpyRows(rows_path(folder), num_axes=2) as sources:
-                numbers = sources.read(0, sources.size)
-            if numbers.shape != (mds.num_rows(folder), 2):
-                report.found(rows_path(folder), f"has the shape {list(numbers.shape)}, not two numbers for every row")
-            elif len(numbers) and not 0 <= numbers[:, 0].min() <= numbers[:, 0].max() < len(meta["source_files"]):
-                report.found(rows_path(folder), f"names files beyond the {len(meta['source_files'])} of the meta file")
-            elif len(same := _same_as_before(numbers)):
-                report.found(folder, "comes from the same place as another row", int(same[0]))
-        except (DamagedFileError, FileNotFoundError) as error:
-            report.found(rows_path(folder), str(error))
+        with NpyRows(rows_path(folder), num_axes=2) as sources:
+            numbers = sources.read(0, sources.size)
+        if numbers.shape != (mds.num_rows(folder), 2):
+            report.found(rows_path(folder), f"has the shape {list(numbers.shape)}, not two numbers for every row")
+        elif len(numbers) and not 0 <= numbers[:, 0].min() <= numbers[:, 0].max() < len(meta["source_files"]):
+            report.found(rows_path(folder), f"names files beyond the {len(meta['source_files'])} of the meta file")
+        else:
+            order = np.lexsort((numbers[:, 1], numbers[:, 0]))
+            is_same = (numbers[order][1:] == numbers[order][:-1]).all(axis=1)
+            if is_same.any():
+                report.found(folder, "comes from the same place as another row", int(order[1:][is_same].min()))
         return len(report.findings) == before
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -182,7 +183,7 @@ class SampleCheck(verify.SetCheck):
             numbers = sources.read(0, sources.size)[rows]
         order = np.lexsort((numbers[:, 1], numbers[:, 0]))
         for group in np.split(order, np.flatnonzero(np.diff(numbers[order, 0])) + 1) if len(order) else ():
-            yield from verify.groups_in_order(rows[group])
+            yield from super().groups(folder, rows[group])
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Look at rows of one token file, in the order of their positions."""
@@ -207,10 +208,3 @@ class SampleCheck(verify.SetCheck):
                     result.findings.append((number, what))
                 result.num_compared += 1
         return result
-
-
-def _same_as_before(numbers: np.ndarray) -> np.ndarray:
-    """The rows, int64 [n], whose file number and position, int64 [rows, 2], a row before them has too."""
-    order = np.lexsort((numbers[:, 1], numbers[:, 0]))
-    is_same = (numbers[order][1:] == numbers[order][:-1]).all(axis=1)
-    return np.sort(order[1:][is_same])

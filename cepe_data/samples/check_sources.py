@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,9 @@ from cepe_data.samples.reader import SampledFile
 from cepe_data.samples.splits import SPLITS, Splits
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import duplicates
-from cepe_data.tokens.token_file import read_tokenizer
+from cepe_data.tokens.token_file import Place, read_tokenizer
 
 DOCUMENTS_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a window starts: a position, its document, and the position at which that ends. No document: nowhere."""
-
-    position: int
-    document: int | None = None
-    document_stop: int = 0
 
 
 class SourceDocuments:
@@ -65,18 +55,7 @@ class SourceDocuments:
 
     def find(self, positions: np.ndarray) -> list[Place]:
         """The documents at positions, int64 [n], ascending."""
-        places = [Place(int(position)) for position in positions]
-        done = int(np.searchsorted(positions, self._tokens.tokens_start))
-        for first, start, lengths, _ in self._tokens.document_blocks():
-            ends = start + np.cumsum(lengths)
-            until = int(np.searchsorted(positions, ends[-1])) if len(ends) else done
-            for index in range(done, until):
-                document = int(np.searchsorted(ends, positions[index], "right"))
-                places[index] = Place(int(positions[index]), first + document, int(ends[document]))
-            done = max(done, until)
-            if done == len(positions):
-                break
-        return places
+        return self._tokens.find(positions)
 
     def describe_difference(self, place: Place, ids: np.ndarray, is_inside: bool) -> str:
         """What is wrong with a window that is said to start there; empty if nothing."""
@@ -105,8 +84,7 @@ class SourceDocuments:
     def split_of(self, place: Place) -> str:
         """The split of the document; empty for a copy that was to be dropped."""
         assert place.document is not None
-        length = self._tokens.lengths(place.document, place.document + 1)
-        hashes = self._tokens.hashes(place.document, place.document_stop - int(length[0]), length)
+        hashes = self._tokens.hashes(place.document, place.start, np.array([place.stop - place.start]))
         dropped = self._tokens.dropped([place.document], [place.document + 1])
         if dropped is not None and dropped[0]:
             return ""
@@ -114,28 +92,24 @@ class SourceDocuments:
 
     def inside(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids of the document from the place on."""
-        return self._tokens.tokens(place.position, min(place.position + length, place.document_stop))
+        return self._tokens.tokens(place.position, min(place.position + length, place.stop))
 
     def concatenated(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids from the place on, of documents of the split."""
         pieces = [self.inside(place, length)]
         missing = length - len(pieces[0])
         assert place.document is not None
-        document, position = place.document + 1, place.document_stop
+        document, position = place.document + 1, place.stop
         while missing and document < self._tokens.num_documents:
             stop = min(document + DOCUMENTS_AT_ONCE, self._tokens.num_documents)
             lengths = self._tokens.lengths(document, stop)
             dropped = self._tokens.dropped([document], [stop])
             hashes = self._tokens.hashes(document, position, lengths)
             is_mine = self._splits.contains(self.split, hashes, dropped).tolist()
-            for start, end, mine in zip(*_borders(position, lengths), is_mine, strict=True):
+            for length_of_document, mine in zip(lengths.tolist(), is_mine, strict=True):
                 if mine and missing:
-                    pieces.append(self._tokens.tokens(start, min(end, start + missing)))
+                    pieces.append(self._tokens.tokens(position, position + min(length_of_document, missing)))
                     missing -= len(pieces[-1])
-            document, position = stop, position + int(lengths.sum())
+                position += length_of_document
+            document = stop
         return np.concatenate(pieces)
-
-
-def _borders(position: int, lengths: np.ndarray) -> tuple[list[int], list[int]]:
-    ends = (position + np.cumsum(lengths)).tolist()
-    return [position, *ends[:-1]], ends

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from cepe_data.storage.report import Report, add_report_arguments
 # What reading a damaged file may raise: a finding, so that the rest is looked at, too.
 FAILURES = (PipelineError, OSError, ValueError, KeyError, IndexError, TypeError)
 MAX_FINDINGS = 20  # of a set; the others are counted
-ROWS_AT_ONCE = 4096
 NUM_SAMPLED = 64
 UNITS_OF_WORKER = 1000  # fewer are looked at before another process has started
 OTHER_HASH = "is not what was written: its hash differs from the meta file"
@@ -73,13 +72,15 @@ class Result:
 class SetCheck(Effort):
     """The options of the check of a kind of sets, and what only that kind can know. It is sent to other processes."""
 
+    rows_at_once: ClassVar[int] = 256
+
     def check_set(self, report: Report, folder: Path) -> bool:
         """Look at everything but rows; whether these can be looked at."""
         raise NotImplementedError
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
         """These rows, int64 [n], in groups that are best looked at together."""
-        yield from np.array_split(rows, max(1, len(rows) // 256))
+        yield from np.array_split(rows, -(-len(rows) // self.rows_at_once) or 1)
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> Result:
         """Look at rows, int64 [n]. May raise one of FAILURES."""
@@ -202,7 +203,7 @@ def on_all_cores(
             bar.update(size)
 
 
-def check_files(report: Report, effort: Effort, units: Sequence[Path], remedy: str = "make it again") -> list[Path]:
+def check_files(report: Report, effort: Effort, units: Sequence[Path], remedy: str = "") -> list[Path]:
     """Look at the files of units: at their sizes, and with `deep` at their hashes, on all cores. Returns the units that
     have all of their files."""
     whole: list[Path] = []
@@ -216,11 +217,6 @@ def check_files(report: Report, effort: Effort, units: Sequence[Path], remedy: s
     for _, findings in on_all_cores(hash_findings, files, effort.num_workers, sizes, "B", "comparing hashes"):
         report.found_all(findings, remedy)
     return whole
-
-
-def is_whole(unit: Path) -> bool:
-    """Whether a unit has its files with their sizes."""
-    return not unit_findings(unit)
 
 
 def unit_findings(unit: Path) -> list[Finding]:
@@ -273,12 +269,8 @@ def describe(error: Exception) -> str:
 
 
 def count_rows(folders: Iterable[Path]) -> int:
-    """The rows of those sets that have a whole index; of the others there is a finding."""
-    num_rows = 0
-    for folder in folders:
-        with contextlib.suppress(*FAILURES):
-            num_rows += mds.num_rows(folder)
-    return num_rows
+    """The rows that these sets were written with; of a set that has no meta file there is a finding."""
+    return sum(recorded_rows(meta["made_with"], 0) for meta in readable_metas(folders).values())
 
 
 def compare_with_source(report: Report, folder: Path, source: Path, how: str) -> None:
@@ -303,12 +295,6 @@ def sample(total: int, number: int, seed: int, name: str) -> np.ndarray:
     ends = [0, total - 1][:number]
     inside = random.Random(f"{seed} {name}").sample(range(1, total - 1), number - len(ends))
     return np.array(sorted([*ends, *inside]), np.int64)
-
-
-def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows, int64 [n], in groups of neighbours."""
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        yield rows[start : start + ROWS_AT_ONCE]
 
 
 def compare_records(found: Mapping[str, object], expected: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ from cepe_data.corpus import listing, readers
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.encoding import hash_text
-from cepe_data.tokens.token_file import TOKEN_DTYPE, TokenFile, add_bos_eos, hash_path, read_tokenizer
+from cepe_data.tokens.token_file import TOKEN_DTYPE, Place, TokenFile, add_bos_eos, hash_path, read_tokenizer
 
 CHUNK_TOKENS = 4096
 LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
@@ -180,12 +180,12 @@ class FileChecker:
             for text in readers.parse_documents(1, line, tokens.meta["made_with"]["text_key"]).texts:
                 if len(text) <= MAX_TEXT_CHARACTERS:
                     texts[hash_text(text)] = start, text
-        for found in find_documents(tokens, np.array(sorted(texts), np.uint64)):
-            start, text = texts.pop(found.hash)
+        for text_hash, found in find_documents(tokens, np.array(sorted(texts), np.uint64)).items():
+            start, text = texts.pop(text_hash)
             ids = add_bos_eos(*self._encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
             result.num_texts += 1
             if not np.array_equal(tokens.tokens(found.start, found.stop), ids):
-                what = f"document {found.number} has not the ids of its text, at byte {start} of {source}"
+                what = f"document {found.document} has not the ids of its text, at byte {start} of {source}"
                 result.findings.append((tokens.path, what))
         for start, _ in texts.values():
             result.findings.append((tokens.path, f"the text at byte {start} of {source} is not in it"))
@@ -270,22 +270,11 @@ def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tup
     return sample
 
 
-@dataclass(frozen=True)
-class FoundDocument:
-    """A document at positions [start, stop)."""
-
-    hash: int
-    number: int
-    start: int
-    stop: int
-
-
-def find_documents(tokens: TokenFile, hashes: np.ndarray) -> list[FoundDocument]:
+def find_documents(tokens: TokenFile, hashes: np.ndarray) -> dict[int, Place]:
     """The first document with each of these hashes (uint64 [n], sorted), where there is one."""
-    found: dict[int, FoundDocument] = {}
+    found: dict[int, Place] = {}
     for first, position, lengths, of_block in tokens.document_blocks():
         for index in np.flatnonzero(np.isin(of_block, hashes)).tolist():
             start = position + int(lengths[:index].sum())
-            one = FoundDocument(int(of_block[index]), first + index, start, start + int(lengths[index]))
-            found.setdefault(one.hash, one)
-    return list(found.values())
+            found.setdefault(int(of_block[index]), Place(start, first + index, start, start + int(lengths[index])))
+    return found

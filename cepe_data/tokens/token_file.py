@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -187,6 +188,16 @@ def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:
         ) from None
 
 
+@dataclass(frozen=True)
+class Place:
+    """A position, and the document that is there, at positions [start, stop); no document: nowhere."""
+
+    position: int
+    document: int | None = None
+    start: int = 0
+    stop: int = 0
+
+
 class TokenFile:
     """Reads a token file; use as a context manager. Positions count from the start of the array, so that
     `np.load(path)[position]` is the token, and the first token of the first document is at position 1 + documents.
@@ -299,6 +310,22 @@ class TokenFile:
                 f"{self.path} is damaged: the lengths of its documents do not add up to {self.num_tokens:,} tokens. "
                 f"Remove it and make it again"
             )
+
+    def find(self, positions: np.ndarray) -> list[Place]:
+        """The documents at positions, int64 [n], ascending."""
+        places = [Place(position) for position in positions.tolist()]
+        done = int(np.searchsorted(positions, self.tokens_start))
+        for first, start, lengths, _ in self.document_blocks():
+            ends = start + np.cumsum(lengths)
+            until = int(np.searchsorted(positions, ends[-1]))
+            for index in range(done, until):
+                number = int(np.searchsorted(ends, positions[index], "right"))
+                end = int(ends[number])
+                places[index] = Place(places[index].position, first + number, end - int(lengths[number]), end)
+            done = until
+            if done == len(positions):
+                break
+        return places
 
     def hashes(self, first_document: int, position: int, lengths: np.ndarray) -> np.ndarray:
         """uint64 [documents]: the hashes of consecutive documents, of which the first starts at `position`."""

@@ -77,13 +77,14 @@ def check(options: AllChecks) -> int:
     what could not be checked."""
     folders = options.folders or [Path()]
     found, inputs_checked = find(folders), set[Path]()
+    added = {**ADDED, "retrieval": inputs_checked}
     statuses: list[int] = []
     reports: list[dict[str, Any]] = []
     for name, of_stage in options_of_checks(options, found):
         title, report = f"{name} {describe(of_stage)}", Report(name, options.json, collected=reports)
         report.say(f"== {title}")
         try:
-            statuses.append(CHECKS[name].check(report, of_stage, {**ADDED, "retrieval": inputs_checked}[name]))
+            statuses.append(CHECKS[name].check(report, of_stage, added[name]))
         except PipelineError as error:
             reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{title}: {error}")
@@ -109,7 +110,8 @@ def check_others(report: Report, options: AllChecks, found: Found, checked: set[
         check_hits.check_embedded(report, options, path)
     for path in found_hits:
         check_hits.check_hits(report, options, path)
-    verify.check_files(report, options, found.unknown)
+    for unit in verify.check_files(report, options, found.unknown):
+        report.found(unit, "has rows or hits, and its meta file does not say what they are")
     if found.folders[RETRIEVED] and not report.findings:
         for path in [*embedded, *found_hits]:
             cli.warn(
@@ -162,24 +164,28 @@ def find(bases: Sequence[Path]) -> Found:
             folders[:] = sorted(one for one in folders if not is_last and verify.is_domain_folder(folder / one))
     known = {folder for folders in found.folders.values() for folder in folders}
     found.unknown = [unit for unit in found.unknown if unit.parent not in known or not verify.has_set(unit)]
-    for output in [one for one in found.folders[OUTPUT] if not any(one.is_relative_to(base) for base in bases)]:
+    for output in [one for one in found.folders[OUTPUT] if not any(is_near(one, base) for base in bases)]:
         del found.folders[OUTPUT][output]
     return found
 
 
+def is_near(output: Path, base: Path) -> bool:
+    """Whether an output of a sampler is in a folder that was named, so that its sets are not deeper than MAX_DEPTH."""
+    return output.is_relative_to(base) and len(output.relative_to(base).parts) <= MAX_DEPTH - 2
+
+
 def add_unit(found: Found, unit: Path, has_content: bool) -> None:
-    """Put a unit where its check finds it. Without a meta file that can be read it is one if there are files of a set
-    or of hits."""
-    meta = verify.readable_metas([unit]).get(unit)
-    if meta is None:
-        found.unknown += [unit] if has_content else []
-        return
+    """Put a unit where its check finds it. `has_content`: there are files of a set or of hits, so it must be a unit."""
+    meta = verify.readable_metas([unit]).get(unit, {"made_with": {}})
     made_with = meta["made_with"]
     kind = next((kind for name, kind in KINDS.items() if name in made_with), None)
     if kind == EMBEDDED:  # without its manifest
         found.add(kind, unit.parents[2])
     elif kind:
-        found.add(kind, unit.parent, made_with if not meta.get("input_name") else {})
+        is_beside_input = meta.get("input_name")  # where its check finds it
+        found.add(kind, unit.parent, {} if is_beside_input else made_with)
+    elif has_content:
+        found.unknown.append(unit)
     if kind == WINDOWS:
         with contextlib.suppress(*verify.FAILURES):  # the check of samples says so
             found.windows[mds.fingerprint(unit)] = unit.parent

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cepe_data import cli, shards, workers
 from cepe_data.corpus import listing
@@ -127,7 +128,7 @@ def take_blocks(finder: duplicates.CopyFinder, num_documents: int) -> Iterator:
 def run(args: argparse.Namespace) -> int:
     """Mark the copies of every domain that is not marked yet, and print how many there are."""
     report = Report("duplicates", args.json)
-    files = choose_domains(args)
+    files = choose_domains(args.file_list, args.domains)
     tokens = options.find_tokens(files, args.tokenized_dir)
     domains = [
         DomainBits.of_domain(tokens, domain, cli.typed(outputs.WriteOptions, args), args.partition_documents)
@@ -151,17 +152,17 @@ def run(args: argparse.Namespace) -> int:
     return report.finish(what, args.tokenized_dir)
 
 
-def choose_domains(args: argparse.Namespace) -> dict[str, list[listing.ListedFile]]:
+def choose_domains(file_list: Path, domains: str | None) -> dict[str, list[listing.ListedFile]]:
     """The listed files of the domains that are asked for."""
     files: dict[str, list[listing.ListedFile]] = {}
-    for file in listing.read_file_list(args.file_list):
+    for file in listing.read_file_list(file_list):
         files.setdefault(file.domain, []).append(file)
-    if args.domains is None:
+    if domains is None:
         return files
-    expected = [name.strip() for name in args.domains.split(",")]
+    expected = [name.strip() for name in domains.split(",")]
     if unknown := [name for name in expected if name not in files]:
         raise ArgumentError(
-            f"--domains {args.domains}: {args.file_list} lists no files of {', '.join(unknown)}; it has "
+            f"--domains {domains}: {file_list} lists no files of {', '.join(unknown)}; it has "
             f"{', '.join(sorted(files))}"
         )
     return {name: files[name] for name in expected}

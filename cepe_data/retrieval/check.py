@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=Path, default=None, help="the retrieval corpus: OUT/retrieval")
     parser.add_argument("--embeddings", type=Path, default=None, help="what embed_passages wrote")
     parser.add_argument("--hits", type=Path, default=None, help="what search wrote")
-    parser.add_argument("--passages", type=cli.count, default=2, help="with --corpus: looked up for a row, the best")
+    parser.add_argument(
+        "--passages",
+        type=cli.count,
+        default=RetrievalCheck.passages,
+        help="with --corpus: looked up for a row, the best",
+    )
     verify.add_arguments(parser)
 
 

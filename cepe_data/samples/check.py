@@ -67,12 +67,6 @@ def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Pa
     )
 
 
-def find_manifests(output: Path) -> list[Path]:
-    """The manifests of what a sampler wrote: of its sets, and of each shard of the retrieval corpus."""
-    paths = [output / MANIFEST, *sorted(output.glob(f"retrieval/*/{MANIFEST}"))]
-    return [path for path in paths if path.exists()]
-
-
 def check_manifests(report: Report, output: Path, folders: Sequence[Path], passages: Sequence[Path]) -> None:
     """That everything is there of which a manifest says that it was written, and is what it says; and that there is a
     manifest of everything."""
@@ -80,7 +74,9 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
     for folder in sorted(expected):
         if not (folder / MANIFEST).exists():
             report.found(folder / MANIFEST, "is missing: run the sampler again")
-    for path in find_manifests(output):
+    for path in [output / MANIFEST, *sorted(output.glob(f"retrieval/*/{MANIFEST}"))]:
+        if not path.exists():
+            continue
         try:
             listed = provenance.read_signed(path, "run the sampler again")["sets"]
         except DamagedFileError as error:
@@ -198,7 +194,7 @@ class SampleCheck(verify.SetCheck):
         is_inside = meta["made_with"]["kind"] == "inside documents"
         windows = verify.open_rows(folder)
         with source:
-            places = dict(zip(rows.tolist(), source.find(positions), strict=True))
+            places = dict(zip(rows.tolist(), source.tokens.find(positions), strict=True))
             for number, row in verify.read_ids(windows, rows.tolist(), result):
                 place, ids = places[number], np.concatenate([row["prev_token_ids"], row["token_ids"]])
                 if row["domain"] != folder.name:

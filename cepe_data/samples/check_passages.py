@@ -5,6 +5,7 @@ Of a file, 40 bytes a passage are kept until all were read; then each token file
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,16 +43,13 @@ class PassageChecker:
     tokenized_dir: Path
 
     @cached_property
-    def _identity(self) -> tokenizers.TokenizerIdentity | None:
-        try:
-            return tokenizers.saved_identity(self.tokenized_dir / "tokenizer")
-        except DamagedFileError:  # the check of the token files says so
-            return None
-
-    @cached_property
-    def _decode(self) -> backends.Decoder | None:
+    def _decoder(self) -> tuple[str, backends.Decoder] | None:
+        """The fingerprint of the saved tokenizer, and what makes text of its ids."""
         saved = self.tokenized_dir / "tokenizer"
-        return backends.make_decoder(tokenizers.read_saved(saved)) if self._identity else None
+        with contextlib.suppress(DamagedFileError):  # the check of the token files says so
+            if identity := tokenizers.saved_identity(saved):
+                return identity.fingerprint, backends.make_decoder(tokenizers.read_saved(saved))
+        return None
 
     def check(self, path: Path, _: np.ndarray) -> verify.Result:
         """Look at its lines, or at a sample of them."""
@@ -126,8 +124,8 @@ class PassageChecker:
         together = np.concatenate(ids)
         if together.min() < 0 or together.max() >= vocab_size:
             raise ValueError(f"has ids outside of 0 … {vocab_size - 1}")
-        if self._decode and self._identity and self._identity.fingerprint == meta["made_with"].get("tokenizer"):
-            texts = self._decode(together.astype(np.int32), np.array(list(map(len, ids))))
+        if self._decoder and self._decoder[0] == meta["made_with"].get("tokenizer"):
+            texts = self._decoder[1](together.astype(np.int32), np.array(list(map(len, ids))))
             for name, text in zip(("contents", "neighbor"), texts, strict=True):
                 if record[name] != text:
                     raise ValueError(f"has a {name!r} that is not the text of its ids")
@@ -146,7 +144,7 @@ class PassageChecker:
             if source is None:
                 continue
             with source:
-                for passage, place in zip(group, source.find(group["position"]), strict=True):
+                for passage, place in zip(group, source.tokens.find(group["position"]), strict=True):
                     what = source.describe_wrong_place(place)
                     ids = source.inside(place, 2 * chunk_size) if not what else np.empty(0)
                     if not what and hash_ids(ids[:chunk_size]) != passage["hash"]:

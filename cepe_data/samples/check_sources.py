@@ -20,7 +20,7 @@ class SourceDocuments:
     """The documents of one token file, and which of them are of a split; use as a context manager."""
 
     def __init__(self, tokens: SampledFile, made_with: provenance.Meta) -> None:
-        self._tokens, self.split = tokens, made_with.get("split", "retrieval")
+        self.tokens, self.split = tokens, made_with.get("split", "retrieval")
         self._splits = Splits(made_with["seed"], made_with["test_fraction"], made_with.get("train_fraction", 0.0))
 
     @classmethod
@@ -51,15 +51,11 @@ class SourceDocuments:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tokens.__exit__()
-
-    def find(self, positions: np.ndarray) -> list[Place]:
-        """The documents at positions, int64 [n], ascending."""
-        return self._tokens.find(positions)
+        self.tokens.__exit__()
 
     def describe_difference(self, place: Place, ids: np.ndarray, is_inside: bool) -> str:
         """What is wrong with a window that is said to start there; empty if nothing."""
-        path = self._tokens.path
+        path = self.tokens.path
         if what := self.describe_wrong_place(place):
             return what
         expected = self.inside(place, len(ids)) if is_inside else self.concatenated(place, len(ids))
@@ -75,24 +71,24 @@ class SourceDocuments:
     def describe_wrong_place(self, place: Place) -> str:
         """Why nothing of the split can start there; empty if it can."""
         if place.document is None:
-            return f"comes from position {place.position:,} of {self._tokens.path}, where no document is"
+            return f"comes from position {place.position:,} of {self.tokens.path}, where no document is"
         if (split := self.split_of(place)) != self.split:
-            what = f"comes from document {place.document} of {self._tokens.path}"
+            what = f"comes from document {place.document} of {self.tokens.path}"
             return f"{what}, which is of {split or 'no split, a copy'}"
         return ""
 
     def split_of(self, place: Place) -> str:
         """The split of the document; empty for a copy that was to be dropped."""
         assert place.document is not None
-        hashes = self._tokens.hashes(place.document, place.start, np.array([place.stop - place.start]))
-        dropped = self._tokens.dropped([place.document], [place.document + 1])
+        hashes = self.tokens.hashes(place.document, place.start, np.array([place.stop - place.start]))
+        dropped = self.tokens.dropped([place.document], [place.document + 1])
         if dropped is not None and dropped[0]:
             return ""
         return SPLITS[int(self._splits.assign(hashes)[0])]
 
     def inside(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids of the document from the place on."""
-        return self._tokens.tokens(place.position, min(place.position + length, place.stop))
+        return self.tokens.tokens(place.position, min(place.position + length, place.stop))
 
     def concatenated(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids from the place on, of documents of the split."""
@@ -100,15 +96,15 @@ class SourceDocuments:
         missing = length - len(pieces[0])
         assert place.document is not None
         document, position = place.document + 1, place.stop
-        while missing and document < self._tokens.num_documents:
-            stop = min(document + DOCUMENTS_AT_ONCE, self._tokens.num_documents)
-            lengths = self._tokens.lengths(document, stop)
-            dropped = self._tokens.dropped([document], [stop])
-            hashes = self._tokens.hashes(document, position, lengths)
+        while missing and document < self.tokens.num_documents:
+            stop = min(document + DOCUMENTS_AT_ONCE, self.tokens.num_documents)
+            lengths = self.tokens.lengths(document, stop)
+            dropped = self.tokens.dropped([document], [stop])
+            hashes = self.tokens.hashes(document, position, lengths)
             is_mine = self._splits.contains(self.split, hashes, dropped).tolist()
             for length_of_document, mine in zip(lengths.tolist(), is_mine, strict=True):
                 if mine and missing:
-                    pieces.append(self._tokens.tokens(position, position + min(length_of_document, missing)))
+                    pieces.append(self.tokens.tokens(position, position + min(length_of_document, missing)))
                     missing -= len(pieces[-1])
                 position += length_of_document
             document = stop

@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser, sampled: str = "rows", unit: 
         "--deep", action="store_true", help=f"look at all {sampled}, and compare the hashes of all files"
     )
     parser.add_argument(
-        f"--{sampled}", type=cli.count, dest="rows", default=NUM_SAMPLED, help=f"without --deep: of every {unit}"
+        f"--{sampled}",
+        type=cli.count,
+        dest="rows",
+        metavar=sampled.upper(),
+        default=NUM_SAMPLED,
+        help=f"without --deep: looked at in every {unit}",
     )
     parser.add_argument("--seed", type=cli.count, default=0, help=f"another seed looks at other {sampled}")
     parser.add_argument(

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input_dir", type=Path, default=None, help="what was annotated (default: beside DIR)")
     parser.add_argument("--model_dir", default=None, help="the teacher, to compute some rows once more")
     parser.add_argument("--retrieval_input_dir", type=Path, default=None, help="with --model_dir, as it was given then")
-    parser.add_argument("--recomputed_rows", type=cli.count, default=2, help="with --model_dir, of every set")
+    parser.add_argument(
+        "--recomputed_rows", type=cli.count, default=TeacherCheck.recomputed_rows, help="with --model_dir, of every set"
+    )
     add_plot_argument(parser)
     verify.add_arguments(parser)
 

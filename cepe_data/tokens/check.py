@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as given to tokenize_jsonl.py: then the array ids to run again are printed",
     )
     parser.add_argument(
-        "--texts", type=cli.count, default=4, help="of every jsonl file that is there, tokenized again and compared"
+        "--texts",
+        type=cli.count,
+        default=TokenCheck.texts,
+        help="of every jsonl file that is there, tokenized again and compared",
     )
     add_plot_argument(parser)
     verify.add_arguments(parser, "documents", "file")
@@ -56,7 +59,8 @@ def check_tokenizer(report: Report, options: TokenCheck) -> tokenizers.Tokenizer
     folder = options.tokenized_dir / "tokenizer"
     before = len(report.findings)
     if provenance.meta_path(folder, True).exists():
-        verify.check_files(report, replace(options, deep=True), [folder], "remove it, and name the tokenizer again")
+        remedy = f"remove {folder}, and name the tokenizer again"
+        verify.check_files(report, replace(options, deep=True), [folder], remedy)
     if len(report.findings) == before:
         try:
             if (identity := tokenizers.saved_identity(folder)) is not None:

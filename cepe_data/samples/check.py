@@ -194,7 +194,7 @@ class SampleCheck(verify.SetCheck):
         is_inside = meta["made_with"]["kind"] == "inside documents"
         windows = verify.open_rows(folder)
         with source:
-            places = dict(zip(rows.tolist(), source.tokens.find(positions), strict=True))
+            places = dict(zip(rows.tolist(), source.find(positions), strict=True))
             for number, row in verify.read_ids(windows, rows.tolist(), result):
                 place, ids = places[number], np.concatenate([row["prev_token_ids"], row["token_ids"]])
                 if row["domain"] != folder.name:

@@ -144,7 +144,7 @@ class PassageChecker:
             if source is None:
                 continue
             with source:
-                for passage, place in zip(group, source.tokens.find(group["position"]), strict=True):
+                for passage, place in zip(group, source.find(group["position"]), strict=True):
                     what = source.describe_wrong_place(place)
                     ids = source.inside(place, 2 * chunk_size) if not what else np.empty(0)
                     if not what and hash_ids(ids[:chunk_size]) != passage["hash"]:

@@ -16,11 +16,12 @@ from cepe_data.tokens.token_file import Place, read_tokenizer
 DOCUMENTS_AT_ONCE = 64
 
 
-class SourceDocuments:
-    """The documents of one token file, and which of them are of a split; use as a context manager."""
+class SourceDocuments(SampledFile):
+    """A token file, and which of its documents are of a split."""
 
-    def __init__(self, tokens: SampledFile, made_with: provenance.Meta) -> None:
-        self.tokens, self.split = tokens, made_with.get("split", "retrieval")
+    def __init__(self, path: Path, mark_command: str | None, made_with: provenance.Meta) -> None:
+        super().__init__(path, mark_command)
+        self.split = made_with.get("split", "retrieval")
         self._splits = Splits(made_with["seed"], made_with["test_fraction"], made_with.get("train_fraction", 0.0))
 
     @classmethod
@@ -38,24 +39,18 @@ class SourceDocuments:
                 what = f"copies are not marked in {path.parent} as they were when rows were drawn from there"
                 result.warnings.append(f"{what}: these are not compared")
                 return None
-        tokens = SampledFile(path, command)
-        made_by = read_tokenizer(path, tokens.meta).fingerprint if tokens.meta else None
+        source_file = cls(path, command, meta["made_with"])
+        made_by = read_tokenizer(path, source_file.meta).fingerprint if source_file.meta else None
         if None not in {made_by, meta.get("tokenizer")} and made_by != meta["tokenizer"]:
-            tokens.__exit__()
+            source_file.__exit__()
             what = f"comes from {path}, which another tokenizer has made since ({made_by}, not {meta['tokenizer']})"
             result.findings.append((None, what))
             return None
-        return cls(tokens, meta["made_with"])
-
-    def __enter__(self) -> SourceDocuments:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.tokens.__exit__()
+        return source_file
 
     def describe_difference(self, place: Place, ids: np.ndarray, is_inside: bool) -> str:
         """What is wrong with a window that is said to start there; empty if nothing."""
-        path = self.tokens.path
+        path = self.path
         if what := self.describe_wrong_place(place):
             return what
         expected = self.inside(place, len(ids)) if is_inside else self.concatenated(place, len(ids))
@@ -71,24 +66,24 @@ class SourceDocuments:
     def describe_wrong_place(self, place: Place) -> str:
         """Why nothing of the split can start there; empty if it can."""
         if place.document is None:
-            return f"comes from position {place.position:,} of {self.tokens.path}, where no document is"
+            return f"comes from position {place.position:,} of {self.path}, where no document is"
         if (split := self.split_of(place)) != self.split:
-            what = f"comes from document {place.document} of {self.tokens.path}"
+            what = f"comes from document {place.document} of {self.path}"
             return f"{what}, which is of {split or 'no split, a copy'}"
         return ""
 
     def split_of(self, place: Place) -> str:
         """The split of the document; empty for a copy that was to be dropped."""
         assert place.document is not None
-        hashes = self.tokens.hashes(place.document, place.start, np.array([place.stop - place.start]))
-        dropped = self.tokens.dropped([place.document], [place.document + 1])
+        hashes = self.hashes(place.document, place.start, np.array([place.stop - place.start]))
+        dropped = self.dropped([place.document], [place.document + 1])
         if dropped is not None and dropped[0]:
             return ""
         return SPLITS[int(self._splits.assign(hashes)[0])]
 
     def inside(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids of the document from the place on."""
-        return self.tokens.tokens(place.position, min(place.position + length, place.stop))
+        return self.tokens(place.position, min(place.position + length, place.stop))
 
     def concatenated(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids from the place on, of documents of the split."""
@@ -96,15 +91,15 @@ class SourceDocuments:
         missing = length - len(pieces[0])
         assert place.document is not None
         document, position = place.document + 1, place.stop
-        while missing and document < self.tokens.num_documents:
-            stop = min(document + DOCUMENTS_AT_ONCE, self.tokens.num_documents)
-            lengths = self.tokens.lengths(document, stop)
-            dropped = self.tokens.dropped([document], [stop])
-            hashes = self.tokens.hashes(document, position, lengths)
+        while missing and document < self.num_documents:
+            stop = min(document + DOCUMENTS_AT_ONCE, self.num_documents)
+            lengths = self.lengths(document, stop)
+            dropped = self.dropped([document], [stop])
+            hashes = self.hashes(document, position, lengths)
             is_mine = self._splits.contains(self.split, hashes, dropped).tolist()
             for length_of_document, mine in zip(lengths.tolist(), is_mine, strict=True):
                 if mine and missing:
-                    pieces.append(self.tokens.tokens(position, position + min(length_of_document, missing)))
+                    pieces.append(self.tokens(position, position + min(length_of_document, missing)))
                     missing -= len(pieces[-1])
                 position += length_of_document
             document = stop

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.common import find_corpus, save_tokenizer, saved_identity
 from cepe_data import workers
 from cepe_data.corpus import listing, readers
+from cepe_data.corpus.domains import RecordKeys
 from cepe_data.samples import reader
 from cepe_data.storage import outputs, provenance
 from cepe_data.tokens import backends, encoding, token_file, tokenizers
@@ -28,7 +29,7 @@ def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
     encode, ids = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer)), []
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in readers.LineBlocks(path):
-            texts = readers.parse_documents(1, block, "text").texts
+            texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             ids.append(encode(texts)[0])
     return np.concatenate(ids)
 
@@ -58,7 +59,7 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
 def made_with(folder: Path, file: listing.ListedFile) -> provenance.Meta:
     """The record of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
-    return encoding.Job(folder, folder / "tokenized", "text", 0.0, identity).made_with(file)
+    return encoding.Job(folder, folder / "tokenized", RecordKeys("text"), 0.0, identity).made_with(file)
 
 
 def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:
@@ -68,7 +69,7 @@ def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray
 
 def open_domain(folder: Path, name: str) -> reader.Tokens:
     identity = saved_identity(folder / "tokenized/tokenizer")
-    files = listing.read_file_list(folder / f"{name}.txt")
+    files = list(listing.read_file_list(folder / f"{name}.txt").files)
     return reader.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
 
 

@@ -41,6 +41,7 @@ from benchmarks.common import (
 )
 from cepe_data import workers
 from cepe_data.corpus import listing, readers
+from cepe_data.corpus.domains import KNOWN_NAMES, RecordKeys, domain_of
 from cepe_data.tokens import backends, encoding, tokenizers
 
 Text = list[bytes]  # json lines
@@ -110,14 +111,14 @@ def fill_up(lines: Text) -> Text:
 def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
     lines: Text = []
     for path in sorted(data.rglob("*.jsonl*")):
-        if listing.domain_of(str(path.relative_to(data)), listing.FOLDER_DOMAINS) in domains:
+        if domain_of(str(path.relative_to(data)), KNOWN_NAMES) in domains:
             for _, block in readers.LineBlocks(path):
                 lines += block.splitlines(keepends=True)
     return lines
 
 
 def texts_of(lines: Text) -> list[str]:
-    return readers.parse_documents(1, b"".join(lines), "text").texts
+    return readers.parse_documents(1, b"".join(lines), RecordKeys("text")).texts
 
 
 def text_megabytes(lines: Text) -> float:
@@ -145,7 +146,8 @@ def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> lis
 def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
     """Seconds until each of a pool of workers has encoded a first text, for which gigatoken makes tables; the best of
     three."""
-    encoder = encoding.SegmentEncoder("gigatoken", tokenizer_folder, saved_identity(tokenizer_folder), "text")
+    identity = saved_identity(tokenizer_folder)
+    encoder = encoding.SegmentEncoder("gigatoken", tokenizer_folder, identity, RecordKeys("text"))
     file = listing.ListedFile("a.jsonl", "any", 0)
     segment = encoding.Segment(file, Path("a.jsonl"), 0, 0, b'{"text": "a"}\n')
 
@@ -162,7 +164,7 @@ def project_seconds(folder: Path, files: list[listing.ListedFile], tokenizer_fol
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))
     (output / "tokenizer").symlink_to(tokenizer_folder)
-    job = encoding.Job(folder / "data", output, "text", 0.001, saved_identity(tokenizer_folder))
+    job = encoding.Job(folder / "data", output, RecordKeys("text"), 0.001, saved_identity(tokenizer_folder))
     startup = startup_seconds(tokenizer_folder, num_workers)
     totals, start = encoding.Totals(), time.perf_counter()
     job.tokenize(files, "gigatoken", num_workers, "", totals)

@@ -42,6 +42,11 @@ class Strings:
         """A string. Raises UnicodeDecodeError if it is not UTF-8."""
         return self.data[self.offsets[row] : self.offsets[row + 1]].decode() if self.is_valid[row] else None
 
+    def row(self, row: int) -> Strings:
+        """One of them."""
+        data = self.data[self.offsets[row] : self.offsets[row + 1]]
+        return Strings(data, np.array([0, len(data)]), self.is_valid[row : row + 1])
+
     @classmethod
     def of(cls, column: pa.Array) -> Strings:
         """The strings of an array of strings."""
@@ -66,6 +71,10 @@ class TextRows:
 
     def __len__(self) -> int:
         return len(self.texts.is_valid)
+
+    def row(self, row: int) -> TextRows:
+        """One of them."""
+        return TextRows(self.texts.row(row), self.domains and self.domains.row(row), self.domain_key)
 
     @property
     def num_bytes(self) -> int:

@@ -20,7 +20,7 @@ class SourceDocuments(SampledFile):
     """A token file, and which of its documents are of a split."""
 
     def __init__(self, path: Path, mark_command: str | None, made_with: provenance.Meta) -> None:
-        super().__init__(path, mark_command)
+        super().__init__(path, mark_command, made_with["domain"])
         self.split = made_with.get("split", "retrieval")
         self._splits = Splits(made_with["seed"], made_with["test_fraction"], made_with.get("train_fraction", 0.0))
 
@@ -69,11 +69,11 @@ class SourceDocuments(SampledFile):
             return f"comes from position {place.position:,} of {self.path}, where no document is"
         if (split := self.split_of(place)) != self.split:
             what = f"comes from document {place.document} of {self.path}"
-            return f"{what}, which is of {split or 'no split, a copy'}"
+            return f"{what}, which is of {split or 'another domain, or a copy'}"
         return ""
 
     def split_of(self, place: Place) -> str:
-        """The split of the document; empty for a copy that was to be dropped."""
+        """The split of the document; empty for one of another domain, and for a copy that was to be dropped."""
         assert place.document is not None
         hashes = self.hashes(place.document, place.start, np.array([place.stop - place.start]))
         dropped = self.dropped([place.document], [place.document + 1])

@@ -39,7 +39,7 @@ class SampledFile(TokenFile):
     def __init__(self, path: Path, mark_command: str | None, domain: str | None = None) -> None:
         super().__init__(path)
         self._bits = duplicates.DuplicateBits(path, self.num_documents, mark_command) if mark_command else None
-        self._number = self.domain_names.index(domain) if domain in self.domain_names else None
+        self._number = self.domain_names.index(domain) if domain and self.domain_names else None
 
     def __enter__(self) -> SampledFile:
         return self
@@ -185,7 +185,7 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
 
 def bits_made_with(tokens: Tokens, domain: str) -> provenance.Meta:
     """The provenance of the bits that mark the copies of a domain: all files among which they are marked."""
-    whole = replace(tokens, files={domain: list(tokens.marked_with(domain))}, mark_command=None)
+    whole = replace(tokens, files={domain: list(tokens.marked_with(domain))}, mark_command=None, _versions={})
     one = inventory(whole, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
     return duplicates.made_with(one.fingerprint, one.document_hash)
 

@@ -88,9 +88,10 @@ def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None 
     the file of `--plot`."""
     check_plot_path(options.plot)
     folder = options.tokenized_dir
-    files = listing.read_file_list(options.file_list)
+    listed = listing.read_file_list(options.file_list)
+    files = listed.files
     saved = check_tokenizer(report, options)
-    checker = FileChecker(options, listing.read_root(options.file_list), saved)
+    checker = FileChecker(options, listed.root, saved)
     counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
     present = [file for file in files if (folder / file.token_file).exists()]
     damaged: list[str] = []
@@ -98,9 +99,10 @@ def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None 
     for jsonl_path in missing:
         report.found(folder / listing.token_path(jsonl_path), "is missing")
     num_texts, made_by = 0, dict[str, Path]()
-    sizes = [file.num_bytes for file in present]
+    sizes = [file.num_bytes or 0 for file in present]
     for file, result in verify.on_all_cores(checker, present, options.num_workers, sizes, "B", "checking"):
-        counts[file.domain].add(result.counts)
+        for domain, of_domain in result.counts.items():
+            counts[domain].add(of_domain)
         num_texts += result.num_texts
         report.found_all(result.findings)
         made_by.setdefault(result.tokenizer, folder / file.token_file)
@@ -116,7 +118,7 @@ def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None 
             report.found(path, f"was made with another tokenizer than {first}")
     print_domain_table(report, counts)
     if missing or damaged:
-        print_remedy(report, options, files, {*missing, *damaged}, bool(damaged))
+        print_remedy(report, options, listed, {*missing, *damaged}, bool(damaged))
     if options.plot and draw:
         draw(report, options.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
     report.facts |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
@@ -148,21 +150,21 @@ def print_domain_table(report: Report, counts: dict[str, DomainCounts]) -> None:
 
 
 def print_remedy(
-    report: Report, options: TokenCheck, files: Sequence[listing.ListedFile], broken: set[str], overwrite: bool
+    report: Report, options: TokenCheck, listed: listing.FileList, broken: set[str], overwrite: bool
 ) -> None:
     """The command that makes what is missing or damaged."""
     flags = f" --file_list {options.file_list}" if options.file_list != Path("all_jsonl.txt") else ""
     flags += f" --output_dir {options.tokenized_dir}" if options.tokenized_dir != Path("tokenized") else ""
-    if (text_key := used_text_key(options, files)) != "text":
+    if (text_key := used_text_key(options, listed.files)) != "text":
         flags += f" --text_key {text_key}"
     flags += " --overwrite" if overwrite else ""
     home = Path(sys.argv[0]).parent
     if options.num_shards is None:
         report.say(f"make them: python {home / 'tokenize_jsonl.py'}{flags}   (pass --num_shards for the array ids)")
         return
-    assigned = shards.assign_files([(file.path, file.num_bytes) for file in files], options.num_shards)
+    assigned = shards.assign_files([(file.path, file.num_bytes or 0) for file in listed.files], options.num_shards)
     ids = shards.array_ids(shard for shard, paths in enumerate(assigned) if broken.intersection(paths))
-    data_dir = listing.read_root(options.file_list) or "DATA_DIR"
+    data_dir = listed.root or "DATA_DIR"
     where = "" if home == Path() else f"CEPE_DATA_HOME={home.absolute()} "  # slurm runs a copy of the batch file
     script = home / "run_tokenize.sh"
     line = f"{where}sbatch --array={ids} {script} {data_dir} --num_shards {options.num_shards}{flags}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +14,8 @@ import numpy as np
 
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
+from cepe_data.corpus.domains import RecordDomains, RecordKeys
+from cepe_data.corpus.parquet import ParquetBlocks, TextRows, is_parquet
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.encoding import hash_text
@@ -21,6 +26,7 @@ LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
 WINDOW_STEP = 4096  # the DECODER_LENGTH of the README's sample_mds_ab.py
 NUM_LENGTH_BINS = 64
 READ_TOKENS = 1 << 18  # what is read stays in a core's cache while it is hashed and looked at
+SAMPLED_BYTES = 4 << 20
 MAX_TEXT_CHARACTERS = 1 << 20  # the slowest reference takes a second for it
 
 
@@ -43,7 +49,9 @@ class DomainCounts:
             setattr(self, name, getattr(self, name) + number)
 
     def add_lengths(self, lengths: np.ndarray) -> None:
-        """Count documents of these lengths, int64 [n], but not their tokens."""
+        """Count documents of these lengths, int64 [n]."""
+        self.documents += len(lengths)
+        self.tokens += int(lengths.sum())
         self.lengths = self.lengths + np.bincount(length_bins(lengths), minlength=NUM_LENGTH_BINS)
         for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
             lengths = lengths[lengths >= threshold]
@@ -66,10 +74,10 @@ def lowest_length(length_bin: int) -> int:
 
 @dataclass
 class FileResult:
-    """The result of the check of one token file; a finding is a path and what is wrong with it. `tokenizer` is the
-    fingerprint, if known."""
+    """The result of the check of one token file; `counts` are by domain; a finding is a path and what is wrong with it.
+    `tokenizer` is the fingerprint, if known."""
 
-    counts: DomainCounts = field(default_factory=DomainCounts)
+    counts: dict[str, DomainCounts] = field(default_factory=dict)
     findings: list[verify.Finding] = field(default_factory=list)
     tokenizer: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -111,7 +119,7 @@ class FileChecker:
             with TokenFile(path) as tokens:
                 if tokens.meta is not None:
                     self._check_meta(tokens, tokens.meta, file, result)
-                self._check_documents(tokens, result)
+                self._check_documents(tokens, file.domain, result)
                 if not result.findings:
                     self._compare_texts(tokens, file, result)
         except verify.FAILURES as error:
@@ -129,9 +137,13 @@ class FileChecker:
         if tokens.dtype != TOKEN_DTYPE:
             found.append((tokens.path, f"has dtype {tokens.dtype}, not {TOKEN_DTYPE}"))
         source = (meta["made_with"].get("source"), meta["made_with"].get("source_bytes"))
+        if file.num_bytes is None:
+            source = source[0], None
         if source != (file.path, file.num_bytes):
             what = f"was made from {source[0]} with {source[1]} bytes, the list says {file.path} with {file.num_bytes}"
             found.append((tokens.path, what))
+        if file.domain is None and not tokens.domain_names:
+            found.append((tokens.path, "does not say the domains of its documents, the list says that records do"))
         identity = read_tokenizer(tokens.path, meta)
         for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
             if number is not None and not 0 <= number < identity.vocab_size:
@@ -142,13 +154,12 @@ class FileChecker:
             found.append((tokens.path, what))
         result.findings += found
 
-    def _check_documents(self, tokens: TokenFile, result: FileResult) -> None:
-        """Lengths; BOS and EOS at the boundaries of documents, and their ids: of all of them, or of a sample."""
+    def _check_documents(self, tokens: TokenFile, domain: str | None, result: FileResult) -> None:
+        """Lengths and domains; BOS and EOS at the boundaries of documents, and their ids: of all, or of a sample."""
         identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
         ids = DocumentIds(tokens, identity, self.options.deep)
         sample = verify.sample(tokens.num_documents, self.options.rows, self.options.seed, tokens.path.name)
-        counts = DomainCounts(1, tokens.num_documents, tokens.num_tokens)
-        counts.chunks = tokens.num_tokens // CHUNK_TOKENS
+        counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
         for first, position, lengths, _ in tokens.document_blocks():
             ends = position + np.cumsum(lengths)
             chosen = (
@@ -157,14 +168,22 @@ class FileChecker:
                 else sample[(sample >= first) & (sample < first + len(lengths))] - first
             )
             ids.check(np.arange(first, first + len(lengths))[chosen], (ends - lengths)[chosen], ends[chosen])
-            counts.add_lengths(lengths)
+            for name, of_domain in lengths_by_domain(tokens, domain, first, lengths):
+                counts[name].add_lengths(of_domain)
+        for of_file in counts.values():
+            of_file.files, of_file.chunks = 1, of_file.tokens // CHUNK_TOKENS
         result.findings += [(tokens.path, f"document {document} {what}") for what, document in ids.first_wrong.items()]
         if self.options.deep and tokens.meta is not None:
             others = dict(tokens.meta["files"])
             if ids.digest != others.pop(tokens.path.name)["xxh3_64"]:
                 result.findings.append((tokens.path, verify.OTHER_HASH))
             result.findings += verify.hash_findings((tokens.path, others))
-        result.counts = counts
+        if tokens.meta and tokens.domain_names:
+            of_meta, names = tokens.meta["domains"], tokens.domain_names
+            for what in ("documents", "tokens"):
+                if of_meta[what] != [getattr(counts[name], what) for name in names]:
+                    result.findings.append((tokens.path, f"has other {what} by domain than its meta file says"))
+        result.counts = {name: one for name, one in counts.items() if one.documents}
 
     def _compare_texts(self, tokens: TokenFile, file: listing.ListedFile, result: FileResult) -> None:
         """Tokenize some documents of the jsonl file once more."""
@@ -175,20 +194,41 @@ class FileChecker:
             result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
             return
         draw = np.random.default_rng([self.options.seed, int(hashing.key(file.path))])
-        texts: dict[int, tuple[int, str]] = {}
-        for start, line in sample_lines(source, self.options.texts, draw):
-            for text in readers.parse_documents(1, line, tokens.meta["made_with"]["text_key"]).texts:
+        keys = keys_of(tokens.meta["made_with"])
+        texts: dict[tuple[int, int], tuple[str, str]] = {}
+        for where, block in sample_blocks(source, self.options.texts, draw, keys):
+            parsed = readers.parse_block(1, block, keys)
+            for text, domain in zip(parsed.texts, parsed.domains or [0] * len(parsed.texts), strict=True):
                 if len(text) <= MAX_TEXT_CHARACTERS:
-                    texts[hash_text(text)] = start, text
-        for text_hash, found in find_documents(tokens, np.array(sorted(texts), np.uint64)).items():
-            start, text = texts.pop(text_hash)
+                    texts[hash_text(text), domain] = where, text
+        for key, found in find_documents(tokens, texts.keys()).items():
+            where, text = texts.pop(key)
             ids = add_bos_eos(*self._encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
             result.num_texts += 1
             if not np.array_equal(tokens.tokens(found.start, found.stop), ids):
-                what = f"document {found.document} has not the ids of its text, at byte {start} of {source}"
+                what = f"document {found.document} has not the ids of its text, at {where} of {source}"
                 result.findings.append((tokens.path, what))
-        for start, _ in texts.values():
-            result.findings.append((tokens.path, f"the text at byte {start} of {source} is not in it"))
+        of_domain = " in its domain" if keys.domains else ""
+        for where, _ in texts.values():
+            result.findings.append((tokens.path, f"the text at {where} of {source} is not in it{of_domain}"))
+
+
+def keys_of(made_with: provenance.Meta) -> RecordKeys:
+    """The keys with which a token file was made."""
+    key = made_with.get("domain_key")
+    return RecordKeys(made_with["text_key"], RecordDomains(key, made_with.get("domain_map", {})) if key else None)
+
+
+def lengths_by_domain(
+    tokens: TokenFile, domain: str | None, first: int, lengths: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Lengths of documents from number `first` on, int64 [n], those of each domain together."""
+    if domain is not None or not tokens.domain_names:
+        yield domain or "(unknown)", lengths
+        return
+    numbers = tokens.domain_numbers(first, first + len(lengths))
+    for number, name in enumerate(tokens.domain_names):
+        yield name, lengths[numbers == number]
 
 
 class DocumentIds:
@@ -252,6 +292,19 @@ def _run_length(starts: np.ndarray, ends: np.ndarray) -> int:
     return int(gaps[0]) + 1 if len(gaps) else len(starts)
 
 
+def sample_blocks(
+    path: Path, number: int, draw: np.random.Generator, keys: RecordKeys
+) -> Iterator[tuple[str, bytes | TextRows]]:
+    """Lines of a corpus file, or rows of a parquet file's beginning, and where each is."""
+    if not is_parquet(path):
+        for start, line in sample_lines(path, number, draw):
+            yield f"byte {start}", line
+        return
+    for first, rows in itertools.islice(ParquetBlocks(path, keys, SAMPLED_BYTES), 1):
+        for row in draw.permutation(len(rows))[:number].tolist():
+            yield f"row {first + row}", rows.row(row)
+
+
 def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tuple[int, bytes]]:
     """Lines of a jsonl file with the byte each starts at: of a plain one the first, and some that follow random bytes;
     of a compressed one, whose bytes are counted decompressed, from its beginning."""
@@ -270,11 +323,15 @@ def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tup
     return sample
 
 
-def find_documents(tokens: TokenFile, hashes: np.ndarray) -> dict[int, Place]:
-    """The first document with each of these hashes (uint64 [n], sorted), where there is one."""
-    found: dict[int, Place] = {}
+def find_documents(tokens: TokenFile, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], Place]:
+    """The first document with each of these pairs of a hash and the number of a domain, 0 where documents do not say
+    theirs; of those that are there."""
+    hashes = np.array(sorted(text_hash for text_hash, _ in keys), np.uint64)
+    found: dict[tuple[int, int], Place] = {}
     for first, position, lengths, of_block in tokens.document_blocks():
         for index in np.flatnonzero(np.isin(of_block, hashes)).tolist():
-            start = position + int(lengths[:index].sum())
-            found.setdefault(int(of_block[index]), Place(start, first + index, start, start + int(lengths[index])))
+            document, start = first + index, position + int(lengths[:index].sum())
+            domain = int(tokens.domain_numbers(document, document + 1)[0]) if tokens.domain_names else 0
+            if (key := (int(of_block[index]), domain)) in keys:
+                found.setdefault(key, Place(start, document, start, start + int(lengths[index])))
     return found

@@ -15,11 +15,12 @@ from cepe_data.errors import ArgumentError
 
 def test_token_paths_and_their_collisions() -> None:
     assert listing.token_path("c/en.json.gz.dedup.classifier.jsonl.zst") == "c/en.json.gz.dedup.classifier.npy"
-    assert listing.token_path("a.jsonl") == listing.token_path("a.jsonl.gz") == "a.npy"
+    for suffix in (".jsonl", ".jsonl.gz", ".json", ".json.zst", ".parquet"):
+        assert listing.token_path(f"a{suffix}") == "a.npy"
     with pytest.raises(ArgumentError, match="ends in none of"):
-        listing.token_path("a.json")
+        listing.token_path("a.txt")
     listing.check_targets_differ(["a/x.jsonl", "b/x.jsonl", "a/y.jsonl.gz"])
-    for paths in (["x.jsonl", "x.jsonl.zst"], ["x.jsonl", "x.jsonl"], ["x.jsonl", "x.hash.jsonl"]):
+    for paths in (["x.jsonl", "x.parquet"], ["x.jsonl", "x.jsonl"], ["x.json", "x.domain.json"]):
         with pytest.raises(ArgumentError, match="both write x"):
             listing.check_targets_differ(paths)
 

@@ -167,12 +167,13 @@ def require_domains(file_list: Path, weights: Mapping[str, float], sizes: Mappin
     absent = [domain for domain in weights if domain not in there]
     if not absent:
         return
-    lines = [f"{file_list} has no files of {', '.join(absent)}, only of {', '.join(sorted(there))}."]
-    if rest := {domain: weight for domain, weight in weights.items() if domain in there}:
-        lines.append(f"Without them:\n  --domains {domains.format_weights(rest)}")
+    lines = [f"{file_list} lists no files of {', '.join(absent)}, only of {', '.join(sorted(there))}."]
+    rest = {domain: weight for domain, weight in weights.items() if domain in there}
     if set(there) != set(rest):
         by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
         lines.append(f"All domains there are, by their size:\n  --domains {domains.format_weights(by_size)}")
+    if rest:
+        lines.append(f"Without them:\n  --domains {domains.format_weights(rest)}")
     raise ArgumentError("\n".join(lines))
 
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import pytest
 import zstandard
 
 from cepe_data.storage import mds, provenance
-from tests.conftest import Run, World, run_script, write_jsonl
+from tests.conftest import PROJECT, Run, World, run_script, write_jsonl
 
 KEY = ("--domain_key", "meta.redpajama_set_name")
 NAMES = {
@@ -306,3 +307,45 @@ def test_copies_are_marked_within_a_domain(mixed: Mixed) -> None:
         meta = provenance.read_meta(bits)
         assert meta is not None and meta["copies"] == int(is_copy.sum())
     assert marked == 5
+
+
+def test_the_commands_of_the_page_on_own_corpora_work(mixed: Mixed, world: World, run: Run, tmp_path: Path) -> None:
+    """As they stand there, but for lengths and counts, which suit a small corpus, and the tokenizer of the hub."""
+    shutil.copytree(world.data / "book", tmp_path / "my_corpus/law")
+    shutil.copytree(world.data / "arxiv", tmp_path / "my_corpus/archive/news")
+    shutil.copytree(mixed.folder / "mixed/data", tmp_path / "slimpajama")
+    page = (PROJECT / "docs/own_corpus.md").read_text()
+    small = {"8192 4096": "128 64", "4096 4096": "64 64", "100000": "40", "10000": "40", "1000": "8"}
+    small |= {"meta-llama/Llama-2-7b-hf": str(world.tokenizer)}
+    for shown, number in small.items():
+        page = page.replace(shown, number)
+    for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL):
+        for line in block.strip().splitlines():
+            flags = ("--test_fraction", 0.2, "--retrieval_shards", 1)[: 4 if "concat" in line else 2]
+            run(*line.split()[1:], *(flags if "sample" in line else ()), cwd=tmp_path)
+    assert (tmp_path / "slimpajama.txt").read_text().splitlines() == sorted(SOURCES)
+
+
+def test_growth_keeps_splits_and_token_files_and_a_finished_test_set_stays_apart(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "data/arxiv").mkdir(parents=True)
+    shutil.copy(world.data / "arxiv/arxiv_0.jsonl", tmp_path / "data/arxiv/b.jsonl")
+    sample = ("sample_mds_concat.py", "OLD", 64, 64, 8, 20, 0, 0, "--domains", "arxiv=1", "--test_fraction", 0.3)
+
+    def list_and_tokenize() -> str:
+        run("get_all_jsonl.py", "data", cwd=tmp_path)
+        return run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path).stdout
+
+    list_and_tokenize()
+    run(*sample, cwd=tmp_path)
+    shutil.copy(world.data / "book/book.jsonl", tmp_path / "data/arxiv/a.jsonl")
+    assert "skipped 1 of 2 files" in list_and_tokenize()
+    assert "token_files: was" in run(*sample, cwd=tmp_path, status=2).stderr
+    grown = ("sample_mds_concat.py", "NEW", 64, 64, 0, 80, *sample[6:])
+    run(*grown, cwd=tmp_path)
+    assert not (tmp_path / "NEW/test").exists()
+    done = run("sanity_check.py", "overlap", "OLD", "--train", "NEW/train", cwd=tmp_path)
+    assert [line.split() for line in done.stdout.splitlines() if "total" in line] == [["total", "8", "0", "8"]]
+    run(*sample, "--overwrite", cwd=tmp_path)
+    assert len(mds.Rows(tmp_path / "OLD/train/arxiv")) == 20

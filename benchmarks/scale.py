@@ -24,14 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import PROJECT, find_corpus
-from benchmarks.generated import write_repeated
+from benchmarks.generated import BILLIONS, write_repeated
 from cepe_data import cli
 from cepe_data.corpus import listing, readers
 from cepe_data.storage import mds
 from cepe_data.tokens.token_file import TokenFile
 
-# Billions of LLaMA tokens, as published with RedPajama-Data-1T.
-BILLIONS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
 SAMPLE_BYTES = 10 << 20
 SHRUNK = 1000
 PASSAGES, PASSAGE_TOKENS, WORD_PIECES, DIMENSION = 200_000_000, 256, 256, 768

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,18 @@ def find_folder(name: str, what: str) -> Path:
     if not (folder / "config.json").exists():
         raise ArgumentError(f"no {what} {name!r}: {folder} has no config.json")
     return folder
+
+
+def num_parameters(name: str, usual: float) -> float:
+    """Parameters of a model that is a folder here, from the bytes of its weights; else `usual`."""
+    folder = Path(name)
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        is_half = "16" in str(config.get("torch_dtype") or config.get("dtype"))
+    except (OSError, ValueError, AttributeError):
+        return usual
+    return sum(file.stat().st_size for file in files) / (2 if is_half else 4) or usual
 
 
 def _download(name: str) -> Path:

@@ -1,0 +1,153 @@
+"""What the samplers are as steps: their sets and files of passages. Windows are not counted: a set that is not there
+yet has the rows that are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cepe_data.corpus import domains
+from cepe_data.errors import DamagedFileError, PipelineError
+from cepe_data.samples import options, reader
+from cepe_data.samples.passages import PassageShard
+from cepe_data.samples.windows import DocumentWindows, Windows
+from cepe_data.samples.writer import WindowSampler
+from cepe_data.storage import mds, provenance
+from cepe_data.storage.steps import DONE, MISSING, Script, Step, Takes, Task, Unit, look, look_at_manifest, look_at_set
+from cepe_data.tokens import tokenizers
+
+WINDOW_BYTES_PER_CORE = 340e6  # a second
+PASSAGES_PER_CORE = 25_000
+PASSAGE_BYTES = 17.2  # of JSON for each of its tokens, those of its neighbor among them
+USUAL_VOCABULARY = 32_000  # of LLaMA-2's tokenizer, before any is saved
+ROW_SOURCE_BYTES = 16  # in `{domain}.rows.npy`
+
+
+def look_at_inside(args: options.InsideOptions, _: Sequence[Unit] = ()) -> Step:
+    """Test and train sets."""
+    windows, tokens = options.inside_documents(args.total_length, args.decoder_length), OpenTokens.of(args)
+    units = window_units(options.INSIDE_DOCUMENTS, windows, args, tokens)
+    takes = Takes(sum(unit.num_bytes for unit in units) / WINDOW_BYTES_PER_CORE)
+    return Step(args.output, "sets", "rows", [Task(units)], reads=[args.tokenized_dir], takes=takes)
+
+
+def look_at_concat(args: options.ConcatOptions, _: Sequence[Unit] = ()) -> Step:
+    """Passages of every shard, and in the first the test and train sets."""
+    tokens, weights = OpenTokens.of(args), domains.parse_weights(args.domains)
+    units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
+    windows = options.over_concatenation(args.encoder_length, args.decoder_length)
+    units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
+    core_seconds = sum(unit.num_bytes for unit in units[0]) / WINDOW_BYTES_PER_CORE
+    if args.retrieval_shards and args.retrieval_samples:
+        requests = domains.largest_remainder(weights, args.retrieval_samples)
+        decoding = find_decoding(args, tokens)
+        for shard in range(args.retrieval_shards):
+            units[shard] += passage_units(args, tokens, requests, decoding, shard)
+        core_seconds += args.retrieval_shards * args.retrieval_samples / PASSAGES_PER_CORE
+    return Step(
+        args.output,
+        "sets and files",
+        "rows",
+        [Task(of_shard) for of_shard in units],
+        reads=[args.tokenized_dir],
+        intermediates=[args.output / "retrieval"],
+        takes=Takes(core_seconds),
+    )
+
+
+@dataclass(frozen=True)
+class OpenTokens:
+    """The token files of a sampler with the fingerprints of its domains; `inventories` is empty if some are missing."""
+
+    tokens: reader.Tokens
+    inventories: dict[str, reader.Inventory]
+
+    @classmethod
+    def of(cls, args: options.SampleOptions) -> OpenTokens:
+        """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
+        fingerprints would be hashes of all their bytes."""
+        with contextlib.suppress(PipelineError):
+            tokens, _ = options.open_tokens(args)
+            paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
+            if all(provenance.meta_path(path).exists() for path in paths):
+                return cls(tokens, reader.inventory(tokens, options.make_splits(args), {}))
+        vocab_size = USUAL_VOCABULARY
+        with contextlib.suppress(DamagedFileError):
+            if identity := tokenizers.saved_identity(args.tokenized_dir / "tokenizer"):
+                vocab_size = identity.vocab_size
+        return cls(reader.Tokens({}, args.tokenized_dir, vocab_size, None), {})
+
+
+def window_units(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[Unit]:
+    """The test and train sets of a sampler, and its manifest, which comes last."""
+    sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
+    row_bytes = mds.row_bytes(sampler.columns) + ROW_SOURCE_BYTES
+    of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
+    is_of_these = manifest["arguments"] == options.described_arguments(args)
+    units = []
+    for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
+        for domain, requested in domains.largest_remainder(domains.parse_weights(args.domains), number).items():
+            if requested:
+                listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
+                known = known_of_windows(sampler, split, domain)
+                unit = look_at_set(args.output / split / domain, known, requested, requested * row_bytes)
+                units.append(none_wanted(unit, listed))
+    return [*units, of_manifest]
+
+
+def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Meta:
+    """What is known of the provenance of a set without counting windows."""
+    if sampler.inventories:
+        return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}
+    return {"split": split, "domain": domain, **sampler.window_rule(split)}
+
+
+def none_wanted(unit: Unit, listed: dict[str, Any]) -> Unit:
+    """A unit that is missing because nothing is available, as the manifest of the same run says, is done."""
+    is_empty = unit.state == MISSING and listed.get("written") == 0
+    return Unit(unit.path, DONE, is_counted=False) if is_empty else unit
+
+
+def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
+    """The hash of how texts are decoded; None if it is not to be known without loading a tokenizer."""
+    if args.tokenizer is None and tokens.inventories:
+        with contextlib.suppress(PipelineError):
+            return tokenizers.find(None, args.tokenized_dir, tokens.tokens.fingerprint).decoding_fingerprint
+    return None
+
+
+def passage_units(
+    args: options.ConcatOptions, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
+) -> list[Unit]:
+    """The files of passages of a shard, and its manifest, which comes last."""
+    splits = options.make_splits(args)
+    passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
+    of_shard = PassageShard(
+        tokens.tokens, splits, passages, tokens.inventories, args.output, shard, args.retrieval_shards
+    )
+    of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
+    is_of_these = manifest["arguments"] == options.described_arguments(args)
+    units = []
+    for domain, requested in requests.items():
+        if requested:
+            known = {**of_shard.own_made_with(domain), **of_shard.request_made_with(requested)}
+            if decoding:
+                known |= of_shard.shared_made_with(domain, requested, decoding)
+            num_bytes = requested * args.retrieval_chunk_size * PASSAGE_BYTES
+            unit = look(of_shard.path(domain), known, requested, num_bytes)
+            if unit.meta and unit.state == DONE:
+                unit = replace(unit, total=int(unit.meta["rows"]), done=int(unit.meta["rows"]))
+            units.append(none_wanted(unit, manifest["sets"].get(domain, {}) if is_of_these else {}))
+    return [*units, replace(of_manifest, is_result=False)]
+
+
+_LENGTHS = ("decoder_length", "eval_samples", "train_samples")
+INSIDE = Script("sample_mds_ab.py", options.InsideOptions, look_at_inside, ("output", "total_length", *_LENGTHS))
+CONCAT = Script(
+    "sample_mds_concat.py",
+    options.ConcatOptions,
+    look_at_concat,
+    ("output", "encoder_length", *_LENGTHS, "retrieval_samples", "shard_id"),
+)

@@ -1,0 +1,216 @@
+"""What a step says of itself: its units (files, sets, parts) in the tasks that make them, and what the rest will take.
+
+Read are meta files and manifests, and a unit's files are looked up by their size. That is cheap, and does not see a
+changed byte in a file that kept its size, nor another teacher or encoder of the same name (their weights would have to
+be read). Where an input is gone that a unit was made from (token files after sampling, say), the unit is compared with
+the arguments alone. What a process has in flight has a temporary name, and counts as missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cepe_data.errors import DamagedFileError
+from cepe_data.storage import parts, provenance
+from cepe_data.storage.verify import compare_records
+
+DONE, PART_DONE, MISSING, OTHER, DAMAGED = "done", "part done", "missing", "other arguments", "damaged"
+OTHERWISE = "was made with other arguments or inputs"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file, a set or a part of one: `done` of its `total` rows (of some steps: bytes) are there; 0 where that is not
+    known. `num_bytes`: what it takes on the disk, or will take. A unit of the state OTHER or DAMAGED says in `what` why
+    it is not right. A manifest is not counted, nor what stands for units that are not known yet. Whatever is not a
+    result is there for later steps only."""
+
+    path: Path
+    state: str = MISSING
+    total: int = 0
+    done: int = 0
+    what: str = ""
+    num_bytes: float = 0
+    is_counted: bool = True
+    is_result: bool = False
+    meta: provenance.Meta | None = field(default=None, repr=False)
+
+    def made_with(self, name: str) -> Any:
+        """What the provenance says of an argument; None without a meta file."""
+        return self.meta["made_with"].get(name) if self.meta else None
+
+
+class Counts(NamedTuple):
+    """How many units are done, and how many rows or bytes of all there will be."""
+
+    units_done: int
+    units: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one task of a job makes; nothing at all is done at once."""
+
+    units: Sequence[Unit]
+
+    @property
+    def state(self) -> str:
+        """Of its units the worst: DAMAGED, OTHER, then whether all, some or none of them are DONE."""
+        states = {unit.state for unit in self.units}
+        for worst in (DAMAGED, OTHER):
+            if worst in states:
+                return worst
+        if states <= {DONE}:
+            return DONE
+        return PART_DONE if any(unit.done or unit.state == DONE for unit in self.units) else MISSING
+
+    @property
+    def counts(self) -> Counts:
+        """How much of it is there."""
+        counted = [unit for unit in self.units if unit.is_counted]
+        units_done = sum(unit.state == DONE for unit in counted)
+        return Counts(units_done, len(counted), sum(unit.done for unit in counted), sum(unit.total for unit in counted))
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What all of a step takes, whatever is there of it: seconds of one core, which cores of a task share; seconds of
+    one process, which they do not; operations of a GPU; bytes that are there only while it runs."""
+
+    core_seconds: float = 0
+    serial_seconds: float = 0
+    flops: float = 0
+    scratch_bytes: float = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a job writes, and what there is of each of its tasks.
+
+    `unit` and `measure` are what is counted: parts and rows, say. Where `ranges_move`, another input that comes gives
+    every task other units, so that nothing can be said of a single task before all inputs are there. `reads` are the
+    files and folders that it needs; `intermediates` those of its own that may go once all who read them are done.
+    """
+
+    output: Path
+    unit: str
+    measure: str
+    tasks: Sequence[Task]
+    ranges_move: bool = False
+    reads: Sequence[Path] = ()
+    intermediates: Sequence[Path] = ()
+    takes: Takes = Takes()
+
+    @property
+    def units(self) -> list[Unit]:
+        return [unit for task in self.tasks for unit in task.units]
+
+    @property
+    def is_done(self) -> bool:
+        return all(task.state == DONE for task in self.tasks)
+
+    @property
+    def counts(self) -> Counts:
+        """How much of all tasks is there."""
+        return Task(self.units).counts
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script that is a step: its file, or module; its arguments; what looks at its output, given these and the units
+    of the steps before it. Arguments in `positionals` have no flag."""
+
+    name: str
+    options: type
+    look: Callable[[Any, Sequence[Unit]], Step]
+    positionals: Sequence[str] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of all its arguments."""
+        return [field.name for field in fields(self.options)]
+
+
+def unknown_tasks(output: Path, num_tasks: int, num_bytes: float = 0, found: Unit | None = None) -> list[Task]:
+    """The tasks of a step of whose units nothing is known but how many bytes they will take, because an input is not
+    there yet; `found` is what is at the place of all."""
+    share = replace(found or Unit(output), path=output, num_bytes=num_bytes / num_tasks, is_counted=False)
+    return [Task([replace(share, total=0, done=0)])] * num_tasks
+
+
+def below(units: Iterable[Unit], folder: Path) -> list[Unit]:
+    """The units in a folder, or the one that it is."""
+    return [unit for unit in units if unit.path.is_relative_to(folder)]
+
+
+def look(path: Path, known: provenance.Meta, total: int = 0, num_bytes: float = 0, is_result: bool = False) -> Unit:
+    """Look at a unit of `total` rows; `known` is as much of its provenance as is known without it, `num_bytes` what it
+    will take."""
+    unit = Unit(path, total=total, num_bytes=num_bytes, is_result=is_result)
+    if not path.exists():
+        return unit
+    try:
+        meta = provenance.read_meta(path)
+    except DamagedFileError as error:
+        return replace(unit, state=DAMAGED, what=str(error))
+    if meta is None:
+        return replace(unit, state=OTHER, what="nothing says what made it")
+    unit = replace(unit, meta=meta)
+    if differences := compare_records(meta["made_with"], known):
+        return replace(unit, state=OTHER, what=f"{OTHERWISE}: {differences}")
+    if lost := provenance.lost_files(path, meta):
+        return replace(unit, state=DAMAGED, what=f"its {lost[0].name} is gone or has another size")
+    return replace(unit, state=DONE, done=total, num_bytes=sum(facts["bytes"] for facts in meta["files"].values()))
+
+
+def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
+    """The manifest of a run as a unit without rows, and its content."""
+    unit = Unit(path, is_counted=False, is_result=True)
+    empty: dict[str, Any] = {"arguments": {}, "sets": {}}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["arguments"], dict) or not isinstance(content["sets"], dict):
+            raise TypeError("arguments and sets are not objects")
+    except FileNotFoundError:
+        return unit, empty
+    except (ValueError, KeyError, TypeError) as error:
+        return replace(unit, state=DAMAGED, what=f"is damaged ({error})"), empty
+    return replace(unit, state=DONE), content
+
+
+def look_at_set(folder: Path, known: provenance.Meta, requested: int, num_bytes: float) -> Unit:
+    """A set that one task makes: the set, or before it is joined, its parts that are there.
+
+    `requested` rows are expected; fewer are right where the meta file says that no more windows were available.
+    """
+    unit = look(folder, known, requested, num_bytes, is_result=True)
+    if unit.state == DONE and unit.meta:
+        rows, expected = unit.made_with("rows"), min(requested, unit.meta.get("windows_available", requested))
+        if rows != expected:
+            return replace(unit, state=OTHER, done=0, what=f"{OTHERWISE}: rows: was {rows}, now {expected}")
+        return replace(unit, total=rows, done=rows)
+    if unit.state == MISSING:
+        for path in parts.paths_there(folder):
+            part = look(path, known)
+            if part.state != DONE:
+                return replace(unit, path=path, state=part.state, done=0, what=part.what)
+            unit = replace(unit, done=unit.done + part.made_with("stop_row") - part.made_with("first_row"))
+    return unit
+
+
+def look_at_part(path: Path, known: provenance.Meta, num_rows: int, num_bytes: float, joined: Unit) -> Unit:
+    """A part of the set `joined`: once that is there all of them are done. What a damaged set has no part of any more
+    can only be made with --overwrite, and so it is damaged, too."""
+    if joined.state in {DONE, OTHER}:
+        done = num_rows if joined.state == DONE else 0
+        return replace(joined, total=num_rows, done=done, num_bytes=num_bytes, meta=None)
+    part = look(path, known, num_rows, num_bytes, joined.is_result)
+    if part.state == MISSING and joined.state == DAMAGED:
+        return replace(part, path=joined.path, state=DAMAGED, what=joined.what)
+    return part

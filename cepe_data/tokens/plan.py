@@ -1,0 +1,99 @@
+"""What tokenizing is as a step: a token file for every listed file, in shards of about as many bytes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cepe_data import shards
+from cepe_data.corpus import listing
+from cepe_data.corpus.domains import RecordKeys
+from cepe_data.errors import DamagedFileError
+from cepe_data.storage.steps import DAMAGED, DONE, Script, Step, Takes, Task, Unit, look, unknown_tasks
+from cepe_data.tokens import tokenizers
+from cepe_data.tokens.encoding import Job, TokenizeOptions
+
+TOKEN_BYTES = 0.98  # of token files for a byte of JSON lines: RedPajama's 4.95 TB make 4.84 TB
+UNPACKED_BYTES = 3.0  # of JSON lines for a byte of a compressed file
+BYTES_PER_CORE = 37e6  # of JSON lines a second
+BYTES_PER_PROCESS = 300e6  # which one process reads, and writes as tokens, whatever its workers (measured: 250 to 390)
+
+
+def look_at_tokens(args: TokenizeOptions, before: Sequence[Unit] = ()) -> Step:
+    """Token files; the first task has the saved tokenizer, too. What is there tells how large the others will be.
+    Without a list, the corpus is as large as the unit of it `before` is.
+
+    Raises:
+        PipelineError: for a list that is not right.
+    """
+    num_shards, folder, data_dir = args.num_shards or 1, args.output_dir, Path(args.data_dir or ".")
+    if not args.file_list.exists():
+        text_bytes = sum(unit.num_bytes for unit in before)
+        return Step(
+            folder,
+            "",
+            "",
+            unknown_tasks(folder, num_shards, text_bytes * TOKEN_BYTES),
+            True,
+            reads=[data_dir],
+            intermediates=[folder / "files"],
+            takes=Takes(text_bytes / BYTES_PER_CORE, text_bytes / BYTES_PER_PROCESS),
+        )
+    listed = listing.read_file_list(args.file_list)
+    listed.require_sizes()
+    saved, job = look(folder / "tokenizer", {}), None
+    try:
+        if identity := tokenizers.saved_identity(folder / "tokenizer"):
+            job = Job(Path(), folder, RecordKeys(args.text_key, listed.record_domains), 0.0, identity)
+    except DamagedFileError as error:
+        saved = replace(saved, state=DAMAGED, what=str(error))
+    sizes = {file.path: file.num_bytes or 0 for file in listed.files}
+    units = {
+        file.path: look(folder / file.token_file, job.made_with(file) if job else {}, sizes[file.path])
+        for file in listed.files
+    }
+    units = with_expected_bytes(listed.files, units)
+    assigned = shards.assign_files(list(sizes.items()), num_shards)
+    tasks = [[units[path] for path in paths] for paths in assigned]
+    tasks[0].append(replace(saved, is_counted=False))
+    text_bytes = sum(size * unpacked(path) for path, size in sizes.items())
+    in_flight = min(num_shards, len(sizes)) * max((unit.num_bytes for unit in units.values()), default=0)
+    return Step(
+        folder,
+        "files",
+        "bytes",
+        [Task(of_task) for of_task in tasks],
+        reads=[data_dir],
+        intermediates=sorted({folder / Path(file.token_file).parts[0] for file in listed.files}),
+        takes=Takes(text_bytes / BYTES_PER_CORE, text_bytes / BYTES_PER_PROCESS, scratch_bytes=in_flight),
+    )
+
+
+def with_expected_bytes(files: Sequence[listing.ListedFile], units: dict[str, Unit]) -> dict[str, Unit]:
+    """These units, with the bytes that the token file of each will take: as many for a byte as in its domain, or as in
+    all of those that are there."""
+    there: dict[str | None, float] = defaultdict(float)
+    made: dict[str | None, float] = defaultdict(float)
+    for file in files:
+        if units[file.path].state == DONE:
+            for domain in {file.domain, "all of them"}:
+                there[domain] += (file.num_bytes or 0) * unpacked(file.path)
+                made[domain] += units[file.path].num_bytes
+    expected = {}
+    for file in files:
+        domain = file.domain if there[file.domain] else "all of them"
+        ratio = made[domain] / there[domain] if there[domain] else TOKEN_BYTES
+        num_bytes = (file.num_bytes or 0) * unpacked(file.path) * ratio
+        unit = units[file.path]
+        expected[file.path] = unit if unit.state == DONE else replace(unit, num_bytes=num_bytes)
+    return expected
+
+
+def unpacked(path: str) -> float:
+    """Bytes of JSON lines that a byte of a file stands for."""
+    return 1.0 if path.endswith((".jsonl", ".json")) else UNPACKED_BYTES
+
+
+TOKENIZE = Script("tokenize_jsonl.py", TokenizeOptions, look_at_tokens)

@@ -13,13 +13,12 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.inspect import check_all, overlap, progress, show
+from cepe_data.inspect import check_all, overlap, show
 from cepe_data.inspect import duplicates as inspect_duplicates
 
 COMMANDS = {
     **check_all.CHECKS,
     "all": check_all,
-    "progress": progress,
     "duplicates": inspect_duplicates,
     "overlap": overlap,
     "show": show,
@@ -44,28 +43,7 @@ def main() -> int:
     args = parse_args()
     if args.command in check_all.CHECKS:
         return check_all.run_one(args)
-    if args.command == "progress":
-        return progress.run(args, parsers_of_steps())
     return COMMANDS[args.command].run(args)
-
-
-def parsers_of_steps() -> progress.Parsers:
-    """What parses the arguments of each batch file in slurm/: its script."""
-    import calculate_logits
-    import sample_mds_ab
-    import sample_mds_concat
-    import tokenize_jsonl
-    from retrieval import embed_passages, search, write_mds
-
-    return {
-        "tokenize.sh": tokenize_jsonl.parse_args,
-        "sample_ab.sh": sample_mds_ab.parse_args,
-        "sample_concat.sh": sample_mds_concat.parse_args,
-        "annotate.sh": calculate_logits.parse_args,
-        "embed.sh": embed_passages.parse_args,
-        "search.sh": search.parse_args,
-        "write_mds.sh": write_mds.parse_args,
-    }
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class Command:
     sbatch_flags: tuple[str, ...] | None
     script: str
     arguments: tuple[str, ...]
+    batch_file: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, shown_in: str, line: str) -> Command:
@@ -70,15 +71,15 @@ class Command:
             is_wrapped = words[num_flags] == "--wrap"
             sbatch_flags = tuple(words[1:num_flags])
             words = shlex.split(words[num_flags + 1]) if is_wrapped else ["bash", *words[num_flags:]]
-        start = 2 if words[1:2] == ["-m"] else 1
-        return cls(shown_in, sbatch_flags, words[start] if words[start:] else "", tuple(words[start + 1 :]))
+        start = 2 if words[1:2] in (["-m"], ["slurm/step.sh"]) else 1
+        batch_file = ("slurm/step.sh",) if words[1:2] == ["slurm/step.sh"] else ()
+        script = words[start] if words[start:] else ""
+        return cls(shown_in, sbatch_flags, script, tuple(words[start + 1 :]), batch_file)
 
     @property
     def key(self) -> str:
-        """The same for a script and its batch file."""
-        batch_files = {"annotate": "calculate_logits", "embed": "embed_passages", "check": "sanity_check"}
-        stem = Path(self.script.removesuffix(".py").replace("retrieval.", "")).stem
-        return batch_files.get(stem, stem)
+        """The same for a module and its file."""
+        return Path(self.script.removesuffix(".py").replace("retrieval.", "")).stem
 
 
 def as_commands(shown: list[tuple[str, str]]) -> list[Command]:
@@ -104,9 +105,10 @@ def check(run: Run, command: Command, folder: Path) -> None:
     if script.startswith(("benchmarks/", "demo.")):
         assert not arguments, where
         return
-    task = {"CEPE_DATA_HOME": str(PROJECT), "SLURM_ARRAY_TASK_ID": "0"} if script.endswith(".sh") else {}
-    shell = "bash" if task else sys.executable
-    done = run(script, *arguments, cwd=folder, status=None, environment=task, shell=shell)
+    is_shell = bool(command.batch_file) or script.endswith(".sh")
+    task = {"CEPE_DATA_HOME": str(PROJECT), "SLURM_ARRAY_TASK_ID": "0"} if is_shell else {}
+    shell = "bash" if is_shell else sys.executable
+    done = run(*command.batch_file, script, *arguments, cwd=folder, status=None, environment=task, shell=shell)
     assert done.returncode in {1, 2} and "usage:" not in done.stderr, f"{where}\n{done.stderr}"
     assert "Traceback" not in done.stderr, f"{where}\n{done.stderr}"
 
@@ -135,31 +137,33 @@ def test_every_command_that_is_shown_is_accepted(run: Run, tmp_path: Path) -> No
             ours.append((name, line))
         else:
             assert words[0] in OTHERS, f"{name}: {line}"
-    commands = [one for one in as_commands(ours) if one.script != "slurm/submit_pipeline.sh"]  # which is run below
+    commands = as_commands(ours)
     by_file = Counter(one.shown_in for one in commands)
     assert by_file["README.md"] > 40 and len(by_file) > 20, by_file
-    assert sum(one.sbatch_flags is not None for one in commands) > 12
+    assert sum(one.sbatch_flags is not None for one in commands) > 8
     assert len(demo.tour_commands((PROJECT / "README.md").read_text())) == 16
     for one in commands:
         if one.arguments or not one.script.startswith("retrieval."):  # else it is a name in a sentence
             check(run, one, tmp_path)
 
 
-def test_what_the_settings_to_copy_submit_is_accepted(run: Run, world: World, tmp_path: Path) -> None:
-    """The example's numbers, for a corpus, a tokenizer and folders that are here."""
-    settings = (PROJECT / "slurm/settings.example.sh").read_text()
-    here = {"DATA_DIR": world.data, "WORK_DIR": tmp_path / "work", "PYTHON": sys.executable}
-    for name, value in {**here, "TOKENIZER": world.tokenizer}.items():
-        settings, number = re.subn(rf"^{name}=\S*", f"{name}={value}", settings, flags=re.MULTILINE)
+def test_what_the_settings_to_copy_run_is_accepted(run: Run, world: World, tmp_path: Path) -> None:
+    """The example's numbers, for a corpus, a tokenizer and folders that are here; of every array the first task. What
+    it takes is told before anything is there."""
+    settings = (PROJECT / "settings.example.toml").read_text()
+    here = {"data_dir": world.data, "work_dir": tmp_path / "work", "python": sys.executable}
+    for name, value in {**here, "tokenizer": world.tokenizer}.items():
+        settings, number = re.subn(rf"^{name} = \S*", f'{name} = "{value}"', settings, flags=re.MULTILINE)
         assert number == 1, name
-    (tmp_path / "my_settings.sh").write_text(settings)
-    submit = ("slurm/submit_pipeline.sh", "my_settings.sh", "--dry_run")
-    lines = [
-        line for line in run(*submit, cwd=tmp_path, shell="bash").stderr.splitlines() if line.startswith("sbatch ")
-    ]
-    assert len(lines) == 18
+    (tmp_path / "my_settings.toml").write_text(settings)
+    assert "4.85 TB" in run("pipeline.py", "my_settings.toml", "plan", cwd=tmp_path, status=1).stdout
+    lines = run("pipeline.py", "my_settings.toml", "print", cwd=tmp_path).stdout.splitlines()
+    commands = [shlex.join(shlex.split(line)[3:]) for line in lines if line.startswith("cd ")]
+    first = [line for line in commands if not re.search(r"--shard_id [1-9]|2000000 [1-9]", line)]
+    assert len(first) == 18
     (tmp_path / "empty").mkdir()
-    for one in as_commands([("settings.example.sh", line) for line in lines]):
+    of_project = (line.replace(f"{PROJECT}/", "").replace(f"env PYTHONPATH={PROJECT} ", "") for line in first)
+    for one in as_commands([("settings.example.toml", line) for line in of_project]):
         check(run, one, tmp_path / "empty")
 
 

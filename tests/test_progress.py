@@ -1,4 +1,4 @@
-"""sanity_check.py progress: what it says of a pipeline that stands still anywhere, and that its lines finish it.
+"""pipeline.py progress: what it says of a pipeline that stands still anywhere, and that its lines finish it.
 
 pytest tests/test_progress.py
 """
@@ -21,18 +21,9 @@ from filelock import FileLock
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.storage import mds, outputs, parts, provenance
-from tests.conftest import PROJECT, Run, World
+from tests.conftest import Run, World
 from tests.test_retrieval import make_encoder
 
-SUBMIT = PROJECT / "slurm/submit_pipeline.sh"
-SCRIPTS = {
-    "sample_ab.sh": "sample_mds_ab.py",
-    "sample_concat.sh": "sample_mds_concat.py",
-    "annotate.sh": "calculate_logits.py",
-    "embed.sh": "retrieval.embed_passages",
-    "search.sh": "retrieval.search",
-    "write_mds.sh": "retrieval.write_mds",
-}
 SET = "ab/train-logits-enc64-dec64-teacher/book"
 PARTS = f"{SET}.parts"
 FAKE_SBATCH = """#!/usr/bin/env bash
@@ -50,38 +41,68 @@ done
 """
 
 
-def write_settings(folder: Path, world: World, **changes: str) -> None:
-    settings = {
-        "DATA_DIR": str(world.data),
-        "WORK_DIR": str(folder),
-        "PYTHON": sys.executable,
-        "SBATCH_FLAGS": "",
-        "GPU_FLAGS": "--gpus=1",
-        "TOKENIZER": str(world.tokenizer),
-        "TOKENIZE_SHARDS": "3",
-        "SAMPLER_FLAGS": "--test_fraction 0.2 --allow_shortage",
-        "CONCAT_SET": "concat 64 64 20 20 120",
-        "RETRIEVAL_SHARDS": "2",
-        "CONCAT_FLAGS": "--retrieval_chunk_size 32",
-        "TEACHER": str(world.folder / "teacher"),
-        "TEACHER_SHARDS": "2",
-        "TEACHER_FLAGS": "--num_encoder_tokens 64 --num_decoder_tokens 64 --topk 5 --rows_per_part 4 --device cpu",
-        "ENCODER": str(folder / "encoder"),
-        "EMBED_SHARDS": "2",
-        "EMBED_FLAGS": "--part_bytes 20000",
-        "SEARCH_SPLIT": "test",
-        "SEARCH_SHARDS": "2",
-        "SEARCH_FLAGS": "--topk 5",
-        **changes,
-    }
-    lines = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    lines += ['AB_SETS=("ab 128 64 8 24")', 'TEACHER_INPUTS=("ab/train book")']
-    (folder / "settings.sh").write_text("\n".join(lines) + "\n")
+SETTINGS = """
+work_dir = {folder}
+python = {python}
+[corpus]
+data_dir = {data}
+[tokenize]
+tokenizer = {tokenizer}
+shards = 3
+[samplers]
+test_fraction = 0.2
+allow_shortage = true
+[[ab]]
+output = "ab"
+total_length = 128
+decoder_length = 64
+eval_samples = 8
+train_samples = 24
+[concat]
+output = "concat"
+encoder_length = 64
+decoder_length = 64
+eval_samples = 20
+train_samples = 20
+retrieval_samples = 120
+shards = 2
+retrieval_chunk_size = 32
+[[teacher]]
+model_dir = {teacher}
+inputs = ["ab/train/book"]
+shards = 2
+gpus = 1
+num_encoder_tokens = 64
+num_decoder_tokens = 64
+topk = 5
+rows_per_part = 4
+device = "cpu"
+[embed]
+model_dir = "encoder"
+shards = 2
+part_bytes = 20000
+[[search]]
+topk = 5
+shards = 2
+"""
 
 
-def ask(run: Run, folder: Path, status: int = 0) -> dict[str, Any]:
+def write_settings(folder: Path, world: World, *changes: tuple[str, str], work_dir: Path | None = None) -> None:
+    """Settings of a run in `folder`, in which these lines are others."""
+    paths = {"folder": work_dir or folder, "python": sys.executable, "data": world.data}
+    paths |= {"tokenizer": world.tokenizer, "teacher": world.folder / "teacher"}
+    text = SETTINGS.format(**{name: json.dumps(str(path)) for name, path in paths.items()})
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "settings.toml").write_text(text)
+
+
+def ask(run: Run, folder: Path, *flags: str, status: int = 0) -> dict[str, Any]:
     """What progress says with --json; `by_job` has the steps by their job."""
-    said = json.loads(run("sanity_check.py", "progress", "settings.sh", "--json", cwd=folder, status=status).stdout)
+    said = json.loads(
+        run("pipeline.py", "settings.toml", "progress", "--json", *flags, cwd=folder, status=status).stdout
+    )
     assert said["ok"] == (status == 0)
     return {**said, "by_job": {step["job"]: step for step in said["steps"]}}
 
@@ -103,20 +124,12 @@ def array_of(line: str) -> str | None:
 
 
 def run_line(run: Run, folder: Path, line: str) -> None:
-    """What slurm would run for a line, with the ids of the tasks as arguments: that is quicker."""
+    """Run a plain line; in a process that has made the imports, which is quicker."""
     words = shlex.split(line)
-    place = next(number for number, word in enumerate(words) if word.endswith(".sh"))
-    script, arguments, array = SCRIPTS[Path(words[place]).name], words[place + 1 :], array_of(line)
-    if array is None:
-        run(script, *arguments, cwd=folder)
-        return
-    for ids in array.split(","):
-        first, _, last = ids.partition("-")
-        for task in range(int(first), int(last or first) + 1):
-            if script == "sample_mds_concat.py":
-                run(script, *arguments[:6], task, *arguments[6:], cwd=folder)
-            else:
-                run(script, *arguments, "--shard_id", task, cwd=folder)
+    where = words.index(sys.executable) + 1
+    script, *arguments = words[where + 1 :] if words[where] == "-m" else words[where:]
+    assert words[:3] == ["cd", str(folder), "&&"]
+    run(Path(script).name if script.endswith(".py") else script, *arguments, cwd=folder)
 
 
 def add_tokens(folder: Path, world: World) -> None:
@@ -137,7 +150,7 @@ def finished(run: Run, world: World) -> Path:
         add_tokens(folder, world)
         make_encoder(folder / "encoder")
         write_settings(folder, world)
-        for line in all_lines(ask(run, folder)):
+        for line in all_lines(ask(run, folder, "--plain")):
             run_line(run, folder, line)
         (folder / "complete").touch()
     return folder
@@ -153,20 +166,20 @@ def pipeline(finished: Path, world: World, tmp_path: Path) -> Path:
 
 
 def test_nothing_is_there(run: Run, world: World, tmp_path: Path) -> None:
-    """All is missing, and the lines are those of the script that submits them."""
-    write_settings(tmp_path, world, WORK_DIR=str(tmp_path / "it's new"))
+    """All is missing, and the lines are those that are printed for the whole run."""
+    write_settings(tmp_path, world, work_dir=tmp_path / "it's new")
     said = ask(run, tmp_path)
     assert all(state == "missing" for step in said["steps"] for state in states(step))
-    shown = subprocess.run(
-        ["bash", SUBMIT, "settings.sh", "--lines"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    jobs = [shlex.split(line.split("\t")[2]) for line in shown.stdout.splitlines() if "\t" in line]
-    with_output = [words for words in jobs if words[words.index("--job-name") + 1] not in {"check", "count"}]
-    assert [shlex.split(line) for line in all_lines(said)] == with_output
+    shown = run("pipeline.py", "settings.toml", "print", cwd=tmp_path).stdout.splitlines()
+    printed = [shlex.split(line)[3:] for line in shown if line.startswith("cd ") and "--dry_run" not in line]
+    plain = [shlex.split(line)[3:] for line in all_lines(ask(run, tmp_path, "--plain"))]
+    assert [words for words in printed if "--deep" not in words] == plain
+    with_arrays = sum(len(step["tasks"]) for step in said["steps"])
+    assert len(plain) == with_arrays > len(all_lines(said)) == len(said["steps"])
     assert [step["waits_for"] for step in said["steps"][:3]] == [[], ["tokenize tokenized"], ["tokenize tokenized"]]
     assert said["by_job"]["write_mds"]["waits_for"] == ["search_merge hits/test"]
     assert not (tmp_path / "it's new").exists()
-    text = run("sanity_check.py", "progress", "settings.sh", cwd=tmp_path).stdout
+    text = run("pipeline.py", "settings.toml", "progress", cwd=tmp_path).stdout
     assert "tokenize tokenized: missing\n" in text and "# once tokenize tokenized is done:\nsbatch " in text
     snippet = text.split("to submit:\n")[1].rpartition("\n\n")[0]
     done = subprocess.run(
@@ -193,7 +206,7 @@ def test_a_finished_pipeline(run: Run, pipeline: Path) -> None:
     said = ask(run, pipeline)
     assert not undone(said) and not all_lines(said)
     assert all(task["done"] == task["total"] for step in said["steps"] for task in step["tasks"])
-    text = run("sanity_check.py", "progress", "settings.sh", cwd=pipeline).stdout
+    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
     assert "9 of 9 steps done, 0 lines to submit" in text and "to submit:" not in text
 
 
@@ -238,11 +251,11 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
     assert [(task["state"], task["done"], task["total"]) for task in annotate["tasks"]] == [
         ("missing", 0, 4), ("done", 8, 8)]  # fmt: skip
     assert [array_of(line) for line in annotate["lines"]] == ["0"]
-    assert merge["waits_for"] == [f"annotate {SET}"] and merge["lines"][0].endswith(" --merge")
+    assert merge["waits_for"] == [f"annotate {SET}"] and " --merge " in merge["lines"][0]
     shutil.rmtree(parts[2])
     said = ask(run, pipeline)
     assert states(said["by_job"]["annotate"]) == ["missing", "part done"]
-    text = run("sanity_check.py", "progress", "settings.sh", cwd=pipeline).stdout
+    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
     assert (
         f"annotate {SET}: 0 of 2 tasks done, 1 of 3 parts, 4 of 12 rows\n  part done 1: 1 of 2 parts, 4 of 8 rows\n"
         in text
@@ -305,30 +318,58 @@ def test_damage(run: Run, pipeline: Path, harm: Harm, job: str, expected: str, a
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "jobs", "what"),
+    ("old", "new", "jobs", "what"),
     [
-        ("SAMPLER_FLAGS", "--test_fraction 0.3 --allow_shortage", ["sample_ab", "sample_concat"],
-         "test_fraction: was 0.2"),
-        ("CONCAT_SET", "concat 64 64 20 20 100", ["sample_concat"], "requested: was"),
-        ("TEACHER_FLAGS", "--num_encoder_tokens 64 --num_decoder_tokens 64 --topk 4 --rows_per_part 4",
-         ["annotate", "annotate_merge"], "topk: was 5, now 4"),
-        ("EMBED_FLAGS", "--part_bytes 20000 --normalize", ["embed"], "normalize: was false, now true"),
-        ("SEARCH_FLAGS", "--topk 4", ["search", "search_merge"], "topk: was 5, now 4"),
+        ("test_fraction = 0.2", "test_fraction = 0.3", ["sample_ab", "sample_concat"], "test_fraction: was 0.2"),
+        ("retrieval_samples = 120", "retrieval_samples = 100", ["sample_concat"], "requested: was"),
+        ("topk = 5\nrows_per_part", "topk = 4\nrows_per_part", ["annotate", "annotate_merge"], "topk: was 5, now 4"),
+        ("part_bytes = 20000", "part_bytes = 20000\nnormalize = true", ["embed"], "normalize: was false, now true"),
+        ("topk = 5\nshards", "topk = 4\nshards", ["search", "search_merge"], "topk: was 5, now 4"),
     ],
-)  # fmt: skip
+    ids=["split", "passages", "teacher", "encoder", "search"],
+)
 def test_other_arguments(
-    run: Run, world: World, pipeline: Path, setting: str, value: str, jobs: list[str], what: str
+    run: Run, world: World, pipeline: Path, old: str, new: str, jobs: list[str], what: str
 ) -> None:
     """They are named, never done, and in no line: what is to become of what is there is for a person to say."""
-    write_settings(pipeline, world, **{setting: value})
+    write_settings(pipeline, world, (old, new))
     said = ask(run, pipeline)
     assert undone(said) == jobs
     for job in jobs:
         step = said["by_job"][job]
         assert "other arguments" in states(step) and not step["lines"]
         assert any(what in one["what"] for one in step["wrong"])
-    text = run("sanity_check.py", "progress", "settings.sh", cwd=pipeline).stdout
-    assert what in text and "submit with --overwrite" in text
+    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
+    assert what in text and "run it with --overwrite" in text
+
+
+FAILING_SBATCH = """#!/usr/bin/env bash
+# Keeps the lines, answers as sites with several clusters do, and fails at the fifth line.
+echo "$*" >> calls
+number=$(wc -l < calls)
+((number < 5)) && echo "$((100 + number));big"
+"""
+
+
+def make_executable(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def test_a_submission_that_fails(run: Run, world: World, tmp_path: Path) -> None:
+    """What is queued is printed; arrays are as long as slurm allows, and wait for ids without the cluster's name."""
+    shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
+    write_settings(tmp_path, world, ("shards = 3", "shards = 12"))
+    make_executable(tmp_path / "bin/scontrol", "#!/bin/sh\necho 'MaxArraySize            = 5'\n")
+    make_executable(tmp_path / "bin/sbatch", FAILING_SBATCH)
+    path = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    failed = run("pipeline.py", "settings.toml", "submit", cwd=tmp_path, status=1, environment=path)
+    assert "queued: 101;big 102;big 103;big 104;big\n" in failed.stdout and "sbatch failed" in failed.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [array_of(line) for line in calls] == ["0-4", "0-4", "0-1", None, None]
+    assert [" +5 " in line for line in calls[:3]] == [False, True, False] and " +10 " in calls[2]
+    assert "--dependency afterok:101:102:103 " in calls[3] and "--dependency afterok:104 " in calls[4]
 
 
 def test_the_lines_finish_the_pipeline(run: Run, pipeline: Path) -> None:
@@ -337,11 +378,9 @@ def test_the_lines_finish_the_pipeline(run: Run, pipeline: Path) -> None:
     shutil.rmtree(pipeline / PARTS / "part-00001")
     (pipeline / "concat/retrieval/1/cc.jsonl").unlink()
     shutil.rmtree(pipeline / "retrieved")
-    text = run("sanity_check.py", "progress", "settings.sh", cwd=pipeline).stdout
+    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
     snippet = text.split("to submit:\n")[1].rpartition("\n\n")[0]
-    (pipeline / "bin").mkdir()
-    (pipeline / "bin/sbatch").write_text(FAKE_SBATCH)
-    (pipeline / "bin/sbatch").chmod(0o755)
+    make_executable(pipeline / "bin/sbatch", FAKE_SBATCH)
     (pipeline / "paste.sh").write_text(snippet)
     environment = {"PATH": f"{pipeline / 'bin'}:{os.environ['PATH']}"}
     assert snippet.count("\nsbatch ") == 4
@@ -349,9 +388,19 @@ def test_the_lines_finish_the_pipeline(run: Run, pipeline: Path) -> None:
     assert not undone(ask(run, pipeline))
 
 
-def test_wrong_settings(run: Run, world: World, tmp_path: Path) -> None:
-    missing = run("sanity_check.py", "progress", "other.sh", cwd=tmp_path, status=2)
-    assert "other.sh" in missing.stderr and "settings.example.sh" in missing.stderr
-    write_settings(tmp_path, world, TEACHER_FLAGS="--no_such_flag")
-    wrong = run("sanity_check.py", "progress", "settings.sh", cwd=tmp_path, status=2)
-    assert "annotate.sh does not take what SETTINGS has for it" in wrong.stderr
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ("shards = 3", "shard = 3", 8, "no key shard: did you mean shards?"),
+        ("[embed]", "[embde]", 37, "no key embde: did you mean embed?"),
+        ("topk = 5\nrows", 'topk = "five"\nrows', 34, "'five' is not a count"),
+        ('"ab/train/book"', '"abc/train/book"', 29, "nothing in these settings makes abc/train"),
+        ("part_bytes = 20000", "part_bytes =", 40, "not TOML"),
+    ],
+    ids=["key", "table", "value", "input", "syntax"],
+)
+def test_wrong_settings(run: Run, world: World, tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
+    """They are named with their line."""
+    write_settings(tmp_path, world, (old, new))
+    wrong = run("pipeline.py", "settings.toml", "plan", cwd=tmp_path, status=2)
+    assert what in wrong.stderr and f"line {line}" in wrong.stderr

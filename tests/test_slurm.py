@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import reference
-from tests.conftest import PROJECT, Run, World
+from tests.conftest import PROJECT, World
+from tests.test_progress import finished, write_settings  # noqa: F401
 from tests.test_retrieval import make_encoder
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue")
@@ -39,6 +39,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
+MaxArraySize=2
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
 DependencyParameters=kill_invalid_depend
@@ -115,68 +116,50 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             daemon.wait(20)
 
 
-def write_settings(path: Path, world: World, folder: Path) -> None:
-    path.write_text(f"""
-DATA_DIR={world.data}
-WORK_DIR={folder}
-PYTHON={sys.executable}
-SBATCH_FLAGS="--cpus-per-task=1 --mem=0 --time=10"
-GPU_FLAGS=""
-TOKENIZER={world.tokenizer}
-TOKENIZE_SHARDS=2
-SAMPLER_FLAGS="--test_fraction 0.2 --num_workers 1 --allow_shortage"
-AB_SETS=("ab 128 64 8 24")
-CONCAT_SET="concat 64 64 20 20 120"
-RETRIEVAL_SHARDS=2
-CONCAT_FLAGS="--retrieval_chunk_size 32"
-TEACHER={world.folder}/teacher
-TEACHER_INPUTS=("ab/train book")
-TEACHER_SHARDS=2
-TEACHER_FLAGS="--num_encoder_tokens 64 --num_decoder_tokens 64 --topk 5 --rows_per_part 4 --device cpu"
-ENCODER={folder}/encoder
-EMBED_SHARDS=2
-EMBED_FLAGS="--part_bytes 20000 --num_workers 1"
-SEARCH_SPLIT=test
-SEARCH_SHARDS=2
-SEARCH_FLAGS="--topk 5 --num_workers 1"
-""")
+ON_SLURM = (  # one core a task; and 3 tasks of tokenizing in arrays of 2
+    ("[corpus]", 'slurm = ["--cpus-per-task=1", "--mem=0", "--time=10"]\n[corpus]'),
+    ("gpus = 1\n", ""),
+    ("part_bytes = 20000", "part_bytes = 20000\ncores = 1"),
+)
 
 
-def test_the_whole_pipeline_is_submitted_and_a_second_submission_skips_all_of_it(
-    slurm: Slurm, run: Run, world: World, tmp_path: Path
+def test_the_whole_pipeline_is_submitted_and_once_more_after_a_task_was_cancelled(
+    slurm: Slurm,
+    world: World,
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
+    """Arrays make what single commands have made, though slurm allows them two tasks only."""
     make_encoder(tmp_path / "encoder")
-    write_settings(tmp_path / "settings.sh", world, tmp_path)
-    submit = ("bash", PROJECT / "slurm/submit_pipeline.sh", tmp_path / "settings.sh")
-    shown = slurm.run(*submit, "--dry_run", cwd=tmp_path)
-    assert shown.count("sbatch --parsable") == 12 and "afterok:ID_OF_tokenize" in shown and not slurm.jobs(tmp_path)
-    settings = (tmp_path / "settings.sh").read_text()
-    flags = re.sub('(?m)^SAMPLER_FLAGS="', 'SAMPLER_FLAGS="--drop_duplicates ', settings)
-    (tmp_path / "marking.sh").write_text(flags)
-    shown = slurm.run(*submit[:2], tmp_path / "marking.sh", "--dry_run", cwd=tmp_path)
-    assert re.search(r"name mark_duplicates .*afterok:ID_OF_check_2 .*check\.sh duplicates", shown), shown
-    slurm.run(*submit, cwd=tmp_path)
+    write_settings(tmp_path, world, *ON_SLURM, ("test_fraction = 0.2", "test_fraction = 0.2\ndrop_duplicates = true"))
+    tool = (sys.executable, PROJECT / "pipeline.py", tmp_path / "settings.toml")
+    shown = slurm.run(*tool, "submit", "--dry_run", cwd=tmp_path)
+    assert re.search(r"name mark_duplicates .*afterok:ID_OF_check_3 .*/step\.sh sanity_check\.py duplicates", shown), (
+        shown
+    )
+    write_settings(tmp_path, world, *ON_SLURM)
+    shown = slurm.run(*tool, "submit", "--dry_run", cwd=tmp_path)
+    assert shown.count("sbatch --parsable") == 13 and "afterok:ID_OF_tokenize_1:ID_OF_tokenize_2" in shown
+    assert not slurm.jobs(tmp_path)
+    said = slurm.run(*tool, "submit", cwd=tmp_path)
+    [queued] = re.findall(r"^queued: (.*)", said, re.MULTILINE)
+    slurm.run("scancel", queued.split()[1], cwd=tmp_path)  # task 2 of tokenizing
+    slurm.wait(tmp_path)
+    progress = slurm.run(*tool, "progress", cwd=tmp_path)
+    assert "tokenize tokenized: 2 of 3 tasks done" in progress and "--array=2 " in progress, progress
+    slurm.run(*tool, "submit", cwd=tmp_path)
     slurm.wait(tmp_path)
     assert not [text for text in logs(tmp_path) if "error" in text], "\n".join(logs(tmp_path))
-    for made in ("ab/train/book", "ab/train-logits-enc64-dec64-teacher/book", "concat/test/cc", "retrieved/test/cc"):
-        assert (tmp_path / made / "index.json").exists(), "\n".join(logs(tmp_path))
-    progress = sys.executable, PROJECT / "sanity_check.py", "progress", tmp_path / "settings.sh"
-    assert "9 of 9 steps done, 0 lines to submit" in slurm.run(*progress, cwd=tmp_path)
-    # Two tasks of an array made what one process makes.
-    by_hand = tmp_path / "by_hand"
-    by_hand.mkdir()
-    command: tuple[Any, ...] = ("calculate_logits.py", "--input_dir", tmp_path / "ab/train", "--domain", "book")
-    command += ("--model_dir", world.folder / "teacher", "--num_encoder_tokens", 64, "--num_decoder_tokens", 64)
-    command += ("--topk", 5, "--rows_per_part", 4, "--device", "cpu")
-    whole = reference.tree_bytes(tmp_path / "ab/train-logits-enc64-dec64-teacher")
-    shutil.rmtree(tmp_path / "ab/train-logits-enc64-dec64-teacher")
-    run(*command, cwd=by_hand)
-    assert reference.tree_bytes(tmp_path / "ab/train-logits-enc64-dec64-teacher") == whole
-    before = reference.tree_bytes(tmp_path / "retrieved")
-    slurm.run(*submit, cwd=tmp_path)
-    slurm.wait(tmp_path)
-    assert reference.tree_bytes(tmp_path / "retrieved") == before
-    assert sum("skipped" in text for text in logs(tmp_path)) >= 10
+    assert "9 of 9 steps done, 0 lines to submit" in slurm.run(*tool, "progress", cwd=tmp_path)
+    assert "all is there" in slurm.run(*tool, "submit", cwd=tmp_path)
+    for name in ("ab", "concat", "tokenized"):
+        assert reference.tree_bytes(tmp_path / name) == reference.tree_bytes(finished / name), name
+    vectors = reference.tree_bytes(tmp_path / "embeddings")  # which depend on the cores of the encoder
+    shutil.rmtree(tmp_path / "embeddings")
+    lines = slurm.run(*tool, "print", "embed", cwd=tmp_path)
+    xargs = ("xargs", "-P", "2", "-d", "\\n", "-I{}", "bash", "-c", "{}")
+    subprocess.run(xargs, input=lines, env=slurm.environment, text=True, check=True)
+    assert lines.count("\n") == 2 and reference.tree_bytes(tmp_path / "embeddings") == vectors
 
 
 def test_a_cancelled_task_says_how_to_go_on_and_is_submitted_alone(slurm: Slurm, world: World, tmp_path: Path) -> None:
@@ -185,10 +168,11 @@ def test_a_cancelled_task_says_how_to_go_on_and_is_submitted_alone(slurm: Slurm,
     slurm.run(sys.executable, PROJECT / "sample_mds_ab.py", "OUT", 64, 4, 0, 2000, *flags, cwd=tmp_path)
     slurm.environment["CEPE_DATA_HOME"] = str(PROJECT)
     (tmp_path / "logs").mkdir()
-    sbatch = ("sbatch", "--parsable", "--cpus-per-task=1", "--mem=0", "--output", "logs/%x-%A_%a.log")
-    arguments = (PROJECT / "slurm/annotate.sh", "--input_dir", "OUT/train", "--domain", "book", "--model_dir",
-                 world.folder / "teacher", "--num_encoder_tokens", 60, "--num_decoder_tokens", 4, "--topk", 5,
-                 "--rows_per_part", 20, "--num_shards", 2, "--device", "cpu")  # fmt: skip
+    how = ("--cpus-per-task=1", "--mem=0", "--job-name=annotate", "--output=logs/%x-%A_%a.log")
+    sbatch = ("sbatch", "--parsable", *how)
+    arguments = (PROJECT / "slurm/step.sh", "calculate_logits.py", "--input_dir", "OUT/train", "--domain", "book",
+                 "--model_dir", world.folder / "teacher", "--num_encoder_tokens", 60, "--num_decoder_tokens", 4,
+                 "--topk", 5, "--rows_per_part", 20, "--num_shards", 2, "--device", "cpu")  # fmt: skip
     job = slurm.run(*sbatch, "--array=0-1", *arguments, cwd=tmp_path).strip()
     pool = tmp_path / "OUT/train-logits-enc60-dec4-teacher/book.parts"
     while not list(pool.glob(".tmp-part-0005*")) + list(pool.glob("part-0005*")):
@@ -196,9 +180,9 @@ def test_a_cancelled_task_says_how_to_go_on_and_is_submitted_alone(slurm: Slurm,
         time.sleep(0.01)
     slurm.run("scancel", "--batch", "--signal=TERM", f"{job}_1", cwd=tmp_path)
     slurm.wait(tmp_path)
-    text = (tmp_path / f"logs/cepe-annotate-{job}_1.log").read_text()
+    text = (tmp_path / f"logs/annotate-{job}_1.log").read_text()
     assert "stopped by SIGTERM" in text and "goes on from here" in text, text
-    merge = [sys.executable, PROJECT / "calculate_logits.py", *arguments[1:], "--merge"]
+    merge = [sys.executable, PROJECT / "calculate_logits.py", *arguments[2:], "--merge"]
     assert "run shard ids 1 of --num_shards 2" in slurm.run(*merge, cwd=tmp_path, status=1)
     slurm.run(*sbatch, "--array=1", *arguments, cwd=tmp_path)
     slurm.wait(tmp_path)

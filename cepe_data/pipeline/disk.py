@@ -1,0 +1,105 @@
+"""What a run takes, step by step, before it is run; and what of it may be deleted when.
+
+The numbers are the steps' own: of what is there from meta files, of what is to come from the arguments, and as large as
+what is there of its kind. Steps count one after the other, in the order of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cepe_data import cli
+from cepe_data.pipeline.jobs import Job, Pipeline
+from cepe_data.storage import outputs
+from cepe_data.storage.steps import DONE, below
+
+NO_FIT = "does not fit on"
+
+
+def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
+    """Print what each step reads, writes and takes, the disk at the peak and at the end, and whether it fits."""
+    steps = list(pipeline.steps)
+    units = [pipeline.corpus, *(unit for job, _ in steps for unit in job.units)]
+    last_readers = {id(job): job.readers[-1] for job, _ in steps if job.readers}
+    total, peak, least, least_peak = 0.0, 0.0, 0.0, 0.0  # the last two: of what is deleted as soon as it may be
+    rows, notes = [], []
+    for job, step in steps:
+        written = sum(unit.num_bytes for unit in job.units)
+        total, least = total + written, least + written
+        peak = max(peak, total + step.takes.scratch_bytes)
+        least_peak = max(least_peak, least + step.takes.scratch_bytes)
+        read = sum(unit.num_bytes for path in step.reads for unit in below(units, path))
+        gpu_seconds = step.takes.flops / pipeline.gpu_tflops / 1e12
+        seconds = max(step.takes.core_seconds / job.cores, step.takes.serial_seconds) + gpu_seconds
+        rows.append((pipeline.label(job), len(job.tasks), size(read), size(written), size(total),
+                     *map(hours, (step.takes.core_seconds, gpu_seconds, seconds / len(job.tasks)))))  # fmt: skip
+        if step.takes.serial_seconds and job.cores > (most := step.takes.core_seconds / step.takes.serial_seconds):
+            notes.append(f"{job.name}: more than {math.ceil(most)} cores a task do not help, more shards do")
+        for other, of_other in steps:
+            passing = sum(unit.num_bytes for unit in other.units if not unit.is_result)
+            if passing and last_readers.get(id(other)) is job:
+                least -= passing
+                first, *more = (str(pipeline.shown(path)) for path in of_other.intermediates)
+                paths = f"{first} and {len(more)} like it" if more else first
+                notes.append(f"after {pipeline.label(job)}: {paths} may go, {size(passing)} (`clean` does it)")
+    header = ("step", "tasks", "reads", "writes", "disk then", "core hours", "GPU hours", "hours a task")
+    cli.say("\n".join([cli.table(header, rows), *notes]))
+    there = sum(unit.num_bytes for job, _ in steps for unit in job.units if unit.state == DONE)
+    place = next(folder for folder in (pipeline.folder, *pipeline.folder.parents) if folder.exists())
+    room = shutil.disk_usage(place).free + there
+    verdict = "fits on" if peak <= room else "fits, with `clean` in between, on" if least_peak <= room else NO_FIT
+    cli.say(f"at the peak {size(peak)}, at the end {size(total)}; with `clean`: at the peak {size(least_peak)}, at the "
+            f"end {size(least)}; there now: {size(there)}")  # fmt: skip
+    cli.say(f"that {verdict} the disk of {place}, which has {size(room)} for it → {pipeline.folder}")
+    return cli.EXIT_FAILED if verdict == NO_FIT else cli.EXIT_OK
+
+
+def size(num_bytes: float) -> str:
+    """`4.84 TB`."""
+    power = min(5, int(math.log10(num_bytes)) // 3) if num_bytes >= 1 else 0
+    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}" if num_bytes else "-"
+
+
+def hours(seconds: float) -> str:
+    """`37`, or `0.05`."""
+    return f"{seconds / 3600:.2g}" if seconds < 36_000 else f"{seconds / 3600:,.0f}"
+
+
+def add_clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--delete", action="store_true", help="delete what is listed; without it, nothing is touched")
+
+
+def clean(args: argparse.Namespace, pipeline: Pipeline) -> int:
+    """List what no later step needs, with its bytes and what making it again takes; or delete it."""
+    found = [(job, path, freed_bytes(path)) for job, path in not_needed(pipeline)]
+    found = [one for one in found if one[2]]
+    rows = []
+    for job, path, num_bytes in found:
+        takes = job.step.takes if job.step else None
+        again = [f"{hours(takes.core_seconds)} core hours"] if takes and takes.core_seconds else []
+        again += [f"{hours(takes.flops / pipeline.gpu_tflops / 1e12)} GPU hours"] if takes and takes.flops else []
+        rows.append((str(pipeline.shown(path)), size(num_bytes), job.name, " and ".join(again) or "little"))
+        if args.delete:
+            outputs.retract(path) if path.is_dir() else outputs.remove(path)
+    if rows:
+        cli.say(cli.table(("path", "bytes", "made by", "to make all of that step again"), rows))
+    what = "deleted" if args.delete else "may be deleted with --delete"
+    cli.say(f"{len(rows)} paths, {size(sum(one[2] for one in found))} {what} → {pipeline.folder}")
+    return cli.EXIT_OK
+
+
+def not_needed(pipeline: Pipeline) -> Iterator[tuple[Job, Path]]:
+    """What is there of intermediates that all who read them are done with."""
+    for job, step in pipeline.steps:
+        if job.readers and not any(reader.is_needed for reader in job.readers):
+            yield from ((job, path) for path in step.intermediates if path.exists())
+
+
+def freed_bytes(path: Path) -> int:
+    """What deleting a file or folder frees: files that have another name elsewhere keep their bytes."""
+    files: Sequence[Path] = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(status.st_size for status in map(Path.stat, files) if status.st_nlink == 1)

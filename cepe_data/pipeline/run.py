@@ -1,0 +1,153 @@
+"""Run what is left: as plain lines of bash, or as arrays of slurm, each of which starts when those it needs are done.
+
+python pipeline.py settings.toml print tokenize | xargs -P 4 -d '\\n' -I{} bash -c {}
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from cepe_data import cli, shards
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
+from cepe_data.pipeline import progress
+from cepe_data.pipeline.jobs import Job, Pipeline
+from cepe_data.storage.steps import DAMAGED
+
+DRY_RUN_STEPS = ("tokenize", "sample_ab", "sample_concat")  # which say before what a run comes to
+
+
+def add_print_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("step", nargs="?", metavar="STEP", help="only the lines of this step, and nothing else")
+
+
+def print_lines(args: argparse.Namespace, pipeline: Pipeline) -> int:
+    """Print a line of bash for every task of every job, whatever is there; in groups that run one after the other."""
+    names = list(dict.fromkeys(job.name for job in pipeline.jobs))
+    if args.step not in {None, "list", *names}:
+        raise ArgumentError(f"there is no step {args.step}, only list, {', '.join(names)}")
+    groups = {"list": [f"mkdir -p {shlex.quote(str(pipeline.folder))} && {pipeline.plain(pipeline.list_words)}"]}
+    for job in pipeline.jobs:
+        groups.setdefault(job.name, []).extend(pipeline.plain(job.words(task)) for task in job.tasks)
+    for name, lines in groups.items():
+        if args.step is None:
+            cli.say(f"# {name}: {len(lines)} lines")
+        if args.step in {None, name}:
+            cli.say("\n".join(lines))
+    return cli.EXIT_OK
+
+
+def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry_run", action="store_true", help="print the sbatch lines, and submit nothing")
+
+
+def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
+    """Submit what is left. Before that, the steps whose inputs are there are asked what they would do: a shortage,
+    other arguments than before, or damage end it here. Windows can only be counted once there are token files; before
+    that, a job between tokenizing and sampling does it."""
+    for job, step in pipeline.steps:
+        for unit in progress.wrong_units(step) if job.is_needed else []:
+            error = DamagedFileError if unit.state == DAMAGED else ArgumentError
+            raise error(f"{pipeline.label(job)}: {unit.path} {unit.what}. `progress` has the lines that replace it")
+    jobs = jobs_to_submit(pipeline)
+    if not jobs:
+        cli.say(f"all is there → {pipeline.folder}")
+        return cli.EXIT_OK
+    max_array_size = find_max_array_size()
+    groups = {id(job): array_groups(job, max_array_size) for job in jobs}
+    (pipeline.folder / "logs").mkdir(parents=True, exist_ok=True)
+    os.environ.update(progress.environment(pipeline))
+    if status := next(filter(None, map(run_line, [*progress.list_lines(pipeline), *dry_runs(pipeline, jobs)])), 0):
+        cli.warn("nothing is submitted")
+        return status
+    ids: dict[int, list[str]] = {}
+    queued: list[str] = []
+
+    def ids_before(job: Job) -> list[str]:
+        return [one for before in job.after for one in ids.get(id(before)) or ids_before(before)]
+
+    try:
+        for job in jobs:
+            after = ":".join(one.partition(";")[0] for one in dict.fromkeys(ids_before(job)))
+            for first_task, numbers in groups[id(job)]:
+                words = [*progress.sbatch_words(job, shards.array_ids(numbers), first_task, after), *job.words()]
+                print(shlex.join(words), file=sys.stderr, flush=True)
+                answer = f"ID_OF_{job.name}_{len(queued) + 1}" if args.dry_run else sbatch(words, pipeline)
+                ids.setdefault(id(job), []).append(answer)
+                queued.append(answer)
+    finally:
+        if queued and not args.dry_run:
+            cli.say(f"queued: {' '.join(queued)}")
+    cli.say(f"{len(queued)} jobs {'would be' if args.dry_run else 'are'} queued → {pipeline.folder}")
+    return cli.EXIT_OK
+
+
+def jobs_to_submit(pipeline: Pipeline) -> list[Job]:
+    """The jobs of which something is left, and the checks that these wait for; a job counts windows only if that cannot
+    be done now."""
+    wanted: dict[int, Job] = {}
+    for job in reversed(pipeline.jobs):
+        is_counting = "--dry_run" in job.flags
+        if job.step is None:
+            is_wanted = any(job in other.after for other in wanted.values()) and (job.waits_for or not is_counting)
+        else:
+            is_wanted = bool(job.left())
+        if is_wanted:
+            wanted[id(job)] = job
+    return [job for job in pipeline.jobs if id(job) in wanted]
+
+
+def array_groups(job: Job, max_array_size: int) -> list[tuple[int, list[int]]]:
+    """The arrays that the tasks left of a job are submitted as: the task that slurm's task 0 is, and slurm's ids, all
+    below `max_array_size`."""
+    tasks = [number for numbers, overwrite in job.left() for number in numbers if not overwrite] or [0]
+    groups: dict[int, list[int]] = {}
+    for task in tasks:
+        groups.setdefault(task - task % max_array_size, []).append(task % max_array_size)
+    return list(groups.items())
+
+
+def find_max_array_size() -> int:
+    """How many tasks an array of this slurm may have.
+
+    Raises:
+        ArgumentError: if there is no slurm.
+    """
+    try:
+        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        raise ArgumentError("no slurm is installed here: `print` has lines that run without it") from None
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
+    return max(1, int(found[1])) if found else 1001  # slurm's default
+
+
+def dry_runs(pipeline: Pipeline, jobs: Sequence[Job]) -> Iterator[str]:
+    """The lines that ask the steps whose inputs are there what they would do."""
+    for job in jobs:
+        if job.name in DRY_RUN_STEPS and not job.waits_for:
+            task = 0 if job.num_tasks and not job.id_flag else None
+            yield pipeline.plain([*job.words(task), "--dry_run"])
+
+
+def run_line(line: str) -> int:
+    """Run a line of bash, and return its exit status."""
+    cli.say(line)
+    return subprocess.run(["bash", "-c", line], check=False).returncode
+
+
+def sbatch(words: Sequence[str], pipeline: Pipeline) -> str:
+    """Submit; returns what sbatch answers: an id, on some sites with the name of a cluster behind it, `101;cluster`.
+
+    Raises:
+        PipelineError: if it fails.
+    """
+    done = subprocess.run(words, cwd=pipeline.folder, stdout=subprocess.PIPE, text=True, check=False)
+    answer = done.stdout.strip()
+    if done.returncode or not answer[:1].isdigit():
+        raise PipelineError(f"sbatch failed with exit status {done.returncode} {answer}: {shlex.join(words)}")
+    return answer

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from cepe_data.storage import outputs
 from tests import reference
-from tests.conftest import VOCAB_SIZE, Run, World
+from tests.conftest import VOCAB_SIZE, Run, World, make_wide_teacher
 
 LENGTHS = ("--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 10)
 NAME = "train-logits-enc40-dec24-teacher"
@@ -235,26 +235,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert sorted(os.listdir(tmp_path / "OUT")) == before
 
 
-@pytest.fixture(scope="module")
-def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of a shape whose products depend on the number of threads in the matrix library."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "wide"
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4,
-        initializer_range=0.1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def test_batch_size_threads_and_processes_change_no_byte(
-    run: Run, world: World, rows: Path, wide_teacher: Path, tmp_path: Path
-) -> None:
+def test_batch_size_threads_and_processes_change_no_byte(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
     _, command = lay_out(tmp_path, rows, world)
-    command += ("--model_dir", wide_teacher, "--num_encoder_tokens", 53, "--rows_per_part", 4)
+    make_wide_teacher(tmp_path / "wide")
+    command += ("--model_dir", "wide", "--num_encoder_tokens", 53, "--rows_per_part", 4)
     out = tmp_path / "OUT/train-logits-enc53-dec24-wide"
     trees = []
     for flags, environment in (
@@ -268,20 +252,6 @@ def test_batch_size_threads_and_processes_change_no_byte(
         trees.append(reference.tree_bytes(out))
         shutil.rmtree(out)
     assert trees[0] == trees[1] == trees[2] == trees[3]
-
-
-def test_a_run_killed_at_ten_moments_goes_on_and_gives_the_same_bytes(
-    run: Run, world: World, rows: Path, wide_teacher: Path, tmp_path: Path
-) -> None:
-    _, command = lay_out(tmp_path, rows, world)
-    arguments = (*command[1:], "--model_dir", wide_teacher, "--rows_per_part", 1, "--delete_parts")
-    run(command[0], *arguments, cwd=tmp_path)
-    out = tmp_path / "OUT/train-logits-enc40-dec24-wide"
-    whole = reference.tree_bytes(out)
-    shutil.rmtree(out)
-    done = run("tests/kills.py", 10, 0, out, command[0], *arguments, cwd=tmp_path)
-    assert done.stdout.startswith("10 killed")
-    assert reference.tree_bytes(out) == whole
 
 
 def test_a_process_that_fails_ends_the_others(run: Run, world: World, rows: Path, tmp_path: Path) -> None:

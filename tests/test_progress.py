@@ -21,8 +21,7 @@ from filelock import FileLock
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.storage import mds, outputs, provenance
-from tests.conftest import PROJECT, Run, World
-from tests.test_retrieval import make_encoder
+from tests.conftest import PROJECT, Run, World, make_encoder
 
 SUBMIT = PROJECT / "slurm/submit_pipeline.sh"
 SCRIPTS = {

@@ -27,7 +27,7 @@ from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from demo.models import find_encoder
 from tests import reference
-from tests.conftest import PROJECT, Run, World, make_texts
+from tests.conftest import PROJECT, Run, World, make_encoder
 
 CHUNK = 32
 EMBED: tuple[Any, ...] = (
@@ -53,29 +53,6 @@ WRITE = (
     "--output",
     "RET/test",
 )
-
-
-def make_encoder(folder: Path, seed: int = 0) -> None:
-    """A BERT with two small layers and random weights, and a word piece tokenizer."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    texts = [text for number in range(1, 10) for text in make_texts(number, 20, 300)]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -248,25 +225,6 @@ def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Pat
     done = run(*SEARCH, "--delete_parts", cwd=tmp_path)
     assert "skipped" in done.stdout and sorted(os.listdir(tmp_path / "HITS"))[:2] == ["arxiv", "book"]
     assert not list(tmp_path.glob("HITS/*.parts")) and not list(tmp_path.glob("HITS/*.queries"))
-
-
-@pytest.mark.parametrize("step", ["embed_passages", "search", "write_mds"])
-def test_runs_killed_at_random_moments_go_on_and_give_the_same_bytes(
-    run: Run, corpus: Path, whole: Path, tmp_path: Path, step: str
-) -> None:
-    command, made, output = {
-        "embed_passages": (EMBED, (), "EMB"),
-        "search": (SEARCH, ("EMB",), "HITS"),
-        "write_mds": ((*WRITE, "--rows_per_part", 4), ("EMB", "HITS"), "RET"),
-    }[step]
-    lay_out(tmp_path, corpus)
-    for name in made:
-        (tmp_path / name).symlink_to(whole / name)
-    if step == "embed_passages":
-        command = (*command, "--num_workers", 1)
-    done = run("tests/kills.py", 4, 0, output, *command, cwd=tmp_path)
-    assert done.stdout.startswith("4 killed")
-    assert reference.tree_bytes(tmp_path / output) == reference.tree_bytes(whole / output)
 
 
 @pytest.mark.parametrize("overfetch", [1, 10])

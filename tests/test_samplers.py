@@ -293,37 +293,6 @@ def test_any_number_of_workers_gives_the_same_bytes(run: Run, world: World, tmp_
     assert "rows_per_part: was 7, now 8" in error
 
 
-def test_a_run_killed_at_any_stage_goes_on_and_gives_the_same_bytes(run: Run, world: World, tmp_path: Path) -> None:
-    flags = (*EVERYTHING, "--domains", "cc=1", "--rows_per_part", 9, *world.source_flags)
-    flags += ("--retrieval_shards", 1, "--retrieval_chunk_size", 8)
-    run(CONCAT[0], "whole", *CONCAT[2:], "1e6", "1e6", "1e6", *flags, cwd=tmp_path)
-    command = [sys.executable, str(PROJECT / CONCAT[0]), "killed", *map(str, CONCAT[2:]), "1e6", "1e6", "1e6"]
-    stages = (
-        ("test/cc.parts/part-*", 2),
-        ("test/cc/index.json", 1),
-        ("train/cc.parts/.tmp-*", 1),
-        ("train/cc.parts/part-*", 4),
-        ("train/.tmp-cc-*", 1),
-        ("train/cc/index.json", 1),
-        ("retrieval/0/.tmp-*", 1),
-    )
-    for pattern, number in stages:
-        process = subprocess.Popen(
-            [*command, *map(str, flags), "--num_workers", "2"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list((tmp_path / "killed").glob(pattern))) < number:
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, f"it ended before {pattern}"
-        for index in tmp_path.glob("killed/*/cc/index.json"):
-            assert index.read_bytes() == (tmp_path / "whole" / index.relative_to(tmp_path / "killed")).read_bytes()
-    run(*CONCAT[:1], "killed", *CONCAT[2:], "1e6", "1e6", "1e6", *flags, cwd=tmp_path)
-    assert reference.tree_bytes(tmp_path / "killed") == reference.tree_bytes(tmp_path / "whole")
-
-
 def test_the_test_documents_are_the_same_for_all_lengths_both_samplers_and_another_tokenizer(
     run: Run, world: World, tmp_path: Path
 ) -> None:

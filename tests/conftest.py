@@ -37,7 +37,7 @@ HARD_TEXTS = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PRELOADED = ("calculate_logits.py", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
+PRELOADED = ("calculate_logits.py", "examples/", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
 _preloaded: list[subprocess.Popen[str]] = []
 
 

@@ -46,9 +46,7 @@ def write_windows(folder: Path, num_rows: int, num_tokens: int) -> None:
     """A set of windows of random ids, half of `num_tokens` in either column."""
     column = mds.array_column(np.dtype(np.int16), num_tokens)
     columns = {"token_ids": column, "prev_token_ids": column, "domain": "str"}
-    of_set = PartedSet(
-        folder, columns, num_rows, mds.rows_per_shard(columns, SHARD_BYTES), {}, outputs.REPLACE_NOTHING
-    )
+    of_set = PartedSet(folder, columns, num_rows, mds.rows_per_shard(columns, SHARD_BYTES), {}, outputs.REPLACE_NOTHING)
     ids = np.random.default_rng(0).integers(0, 32_000, (1 << 12, num_tokens), np.int16)
     for part, (start, stop) in enumerate(of_set.part_ranges):
         rows = mds.window_rows(columns, {"domain": folder.name}, stop - start)

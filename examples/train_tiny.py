@@ -35,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, default=None, help="what calculate_logits.py wrote for these rows")
     parser.add_argument("--passages", type=Path, default=None, help="what retrieval.write_mds wrote for these rows")
     parser.add_argument("--num_contexts", type=int, default=2, help="contexts, or with --passages passages, of a row")
-    parser.add_argument("--context_size", type=int, default=64, help="tokens of a context; passages have their own size")
+    parser.add_argument(
+        "--context_size", type=int, default=64, help="tokens of a context; passages have their own size"
+    )
     parser.add_argument("--num_decoder_tokens", type=int, default=128, help="tokens that the loss is taken over")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=4)

@@ -1,4 +1,7 @@
-"""The public way to read sets: rows that are paired, cut and cast; batches; documents.    pytest tests/test_reading.py"""
+"""The public way to read sets: rows that are paired, cut and cast; batches; documents.
+
+pytest tests/test_reading.py
+"""
 
 from __future__ import annotations
 
@@ -160,7 +163,10 @@ def test_two_processes_with_workers_see_every_row_once(folder: Path) -> None:
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    expected = [(row["token_ids"].numpy().tobytes(), row["target_prob"].numpy().tobytes()) for row in rows]
+    expected = [
+        (row["token_ids"].numpy().tobytes(), row["target_prob"].numpy().tobytes())
+        for row in map(rows.__getitem__, range(8))
+    ]
     assert sorted(found) == sorted(expected) and len({*expected}) == 8
     sent = pickle.loads(pickle.dumps(rows))  # as to a worker that is spawned
     assert torch.equal(sent[7]["target_prob"], rows[7]["target_prob"])
@@ -204,8 +210,8 @@ def test_documents_are_those_of_the_file_by_number(world: World, tmp_path: Path)
         assert documents.tokenizer is None
         for number, document in enumerate(documents):
             assert np.array_equal(document, ids[ends[number] - lengths[number] : ends[number]])
-            if number % 97 == 0:
-                assert np.array_equal(documents[number], document)
+        for number in range(0, 3000, 97):
+            assert np.array_equal(documents[number], ids[ends[number] - lengths[number] : ends[number]])
     np.save(tmp_path / "X.npy", np.concatenate([[3000], lengths, ids[:-1]]))
     with pytest.raises(PipelineError, match="do not add up"), Documents(tmp_path / "X.npy") as documents:
         documents[0]
@@ -231,19 +237,19 @@ def test_losses_of_the_example_fall_in_each_mode_and_exchanged_targets_are_seen(
         assert meta is not None
         output = outputs.Output(folder / "exchanged" / domain, meta["made_with"])
         mds.write_shard(output, mds.read_columns(targets), len(rows), [*rows[1:], rows[0]])
-    short = ("--num_decoder_tokens", 512, "--context_size", 16, "--num_contexts", 1, "--steps", 40)
+    short = ("--num_decoder_tokens", 512, "--context_size", 16, "--num_contexts", 1, "--steps", 24)
 
     def losses(*flags: object) -> tuple[float, float]:
         printed = run("examples/train_tiny.py", "8k_concat/train", *flags, *short, cwd=folder).stdout
-        assert printed.count("step ") == 5 and printed.count("*") == 40, printed
+        assert printed.count("step ") == 3 and printed.count("*") == 24, printed
         first, last = re.findall(r"\d+\.\d+", printed.splitlines()[-1])
         return float(first), float(last)
 
     first, last = losses()
-    assert last < 0.9 * first
+    assert last < 0.92 * first
     first, last = losses("--passages", "RET/train")
-    assert last < 0.9 * first
+    assert last < 0.92 * first
     first, last = losses("--teacher", TEACHER)
-    assert last < 0.7 * first
+    assert last < 0.8 * first
     _, of_exchanged = losses("--teacher", "exchanged")
-    assert of_exchanged > 1.3 * last
+    assert of_exchanged > 1.2 * last

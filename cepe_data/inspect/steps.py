@@ -83,12 +83,12 @@ def sample_ab(args: options.InsideOptions) -> Step:
 
 def sample_concat(args: options.ConcatOptions) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
-    tokens, weights = open_tokens(args), domains.parse_weights(args.domains)
+    tokens = open_tokens(args)
     units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
     units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
     if args.retrieval_shards and args.retrieval_samples:
-        requests = domains.largest_remainder(weights, args.retrieval_samples)
+        requests = domains.largest_remainder(options.split_weights(args)["retrieval"], args.retrieval_samples)
         decoding = find_decoding(args, tokens)
         for shard in range(args.retrieval_shards):
             units[shard] += passage_units(args, tokens, requests, decoding, shard)
@@ -107,7 +107,7 @@ def open_tokens(args: options.SampleOptions) -> OpenTokens:
     """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
     fingerprints would be hashes of all their bytes."""
     with contextlib.suppress(PipelineError):
-        tokens, _ = options.open_tokens(args)
+        tokens = options.open_tokens(args)
         paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
         if all(provenance.meta_path(path).exists() for path in paths):
             return OpenTokens(tokens, reader.inventory(tokens, options.make_splits(args), {}))
@@ -119,9 +119,9 @@ def window_units(kind: str, windows: Windows, args: options.SampleOptions, token
     sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
-    units = []
+    units, weights = [], options.split_weights(args)
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
-        for domain, requested in domains.largest_remainder(domains.parse_weights(args.domains), number).items():
+        for domain, requested in domains.largest_remainder(weights[split], number).items():
             if requested:
                 listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
                 unit = set_unit(args.output / split / domain, known_of_windows(sampler, split, domain), requested)

@@ -16,8 +16,8 @@ _DOCUMENTS_PER_START = 1 << 10  # one position is kept for so many documents: 8 
 
 
 class Documents:
-    """The documents of the token file `path`, `tokenized/**/X.npy`. Any number of processes may read, and it can be sent
-    to other processes. Use as a context manager, or `close` it.
+    """The documents of the token file `path`, `tokenized/**/X.npy`. Any number of processes may read, and it can be
+    sent to other processes. Use as a context manager, or `close` it.
 
         with Documents("tokenized/arxiv/arxiv_0.npy") as documents:
             print(len(documents), documents.num_tokens, documents[3])

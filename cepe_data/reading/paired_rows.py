@@ -156,7 +156,8 @@ class _PairedSets:
         columns = mds.read_columns(rows_dir)
         left_out = {"prev_token_ids"} if cut.num_contexts == 0 else set()
         rows = mds.Rows(rows_dir, columns.keys() - left_out, max_open)
-        slices, num_tokens = {}, cut.num_decoder_tokens
+        slices: dict[str, slice] = {}
+        num_tokens = cut.num_decoder_tokens
         if cut.num_contexts != 0 and cut.context_size:
             slices |= _context_slices(rows_dir, columns, cut.num_contexts, cut.context_size)
         others = []
@@ -269,9 +270,9 @@ def _check_pair(rows_dir: Path, other: Path, num_rows: int, passages_dir: Path |
             f"{other} was made from other rows than those of {rows_dir}: pass the folder it was made from, or make it "
             f"again"
         )
-    if passages_dir is not None and "retrieval_input" in made_with:
-        if made_with["retrieval_input"] != mds.fingerprint(passages_dir):
-            raise ArgumentError(f"the teacher of {other} read other passages than those of {passages_dir}")
+    of_passages = made_with.get("retrieval_input")
+    if passages_dir is not None and of_passages is not None and of_passages != mds.fingerprint(passages_dir):
+        raise ArgumentError(f"the teacher of {other} read other passages than those of {passages_dir}")
 
 
 def _context_slices(

@@ -37,7 +37,8 @@ HARD_TEXTS = (
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PRELOADED = ("calculate_logits.py", "examples/", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
+MODULES = ("cepe_data.", "retrieval.")
+PRELOADED = ("calculate_logits.py", "examples/", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", *MODULES)
 _preloaded: list[subprocess.Popen[str]] = []
 
 
@@ -56,7 +57,7 @@ def run_script(
     if str(script).startswith(PRELOADED) and not own_processes:
         [done] = run_preloaded([command], cwd, inherited)
     else:
-        module = ["-m"] if str(script).startswith("retrieval.") else []
+        module = ["-m"] if str(script).startswith(MODULES) else []
         done = subprocess.run(
             [shell, *module, *command], cwd=cwd, env=inherited, capture_output=True, text=True, check=False, timeout=300
         )
@@ -81,7 +82,7 @@ def environment_of_scripts() -> dict[str, str]:
 
 
 def command_of(script: object, *arguments: object) -> list[str]:
-    what = str(script) if str(script).startswith("retrieval.") else str(PROJECT / str(script))
+    what = str(script) if str(script).startswith(MODULES) else str(PROJECT / str(script))
     return [what, *map(str, arguments)]
 
 

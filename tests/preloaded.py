@@ -66,7 +66,7 @@ def become(request: dict) -> int:
     sys.argv = [script, *request["arguments"]]
     status = 1
     try:
-        if script.startswith("retrieval."):
+        if script.startswith(("cepe_data.", "retrieval.")):
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
             sys.path[0] = str(Path(script).parent)

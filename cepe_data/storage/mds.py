@@ -106,7 +106,7 @@ def window_rows(columns: Columns, texts: Mapping[str, str], num_rows: int) -> np
 
 def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
     """A row as it stands in a shard: the bytes of its columns in the order of their names, and before them the sizes of
-    those that are not arrays, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
+    texts and JSON, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
 
     Raises:
         ValueError: if an array is not of its column's dtype and shape.
@@ -118,6 +118,8 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
             if (value.dtype, value.shape) != column_array(column):
                 raise ValueError(f"{name} is {value.dtype} {value.shape}, the column is {column}")
             values.append(value.tobytes())
+        elif column in _NUMBERS:
+            values.append(np.array(value, column).tobytes())
         else:
             values.append((value if column == "str" else json.dumps(value)).encode())
             sizes.append(len(values[-1]))
@@ -238,8 +240,9 @@ def num_rows(folder: Path) -> int:
     return sum(shard["samples"] for shard in read_index(folder))
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
     """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
+    `decoded_types` as in `read_index`.
 
     Raises:
         DamagedFileError: if they are not what the meta file says.
@@ -251,7 +254,7 @@ def fingerprint(folder: Path) -> str:
         return provenance.fingerprint(
             {name: facts for name, facts in meta["files"].items() if not name.startswith("../")}
         )
-    names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder))]
+    names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder, decoded_types))]
     return provenance.fingerprint({name: provenance.file_facts(folder / name) for name in names})
 
 

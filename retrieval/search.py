@@ -15,8 +15,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,15 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
 from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_domains, query_dtype
+from cepe_data.retrieval.row_texts import RowTexts
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header, write_npy
 from cepe_data.teacher import devices
-from cepe_data.tokens import backends, tokenizers
-from cepe_data.tokens.tokenizers import TokenizerFiles
+from cepe_data.tokens import tokenizers
 from retrieval.embed_passages import add_encoder_arguments
 
 QUERIES_AT_ONCE = 1024
@@ -157,7 +155,7 @@ def embed_queries(
         ranges = [
             (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
         ]
-        read = QueryReader(one.queries, tokenizer, word_pieces, args.query_tokens)
+        read = RowTexts(one.queries, tokenizer, word_pieces, args.query_tokens)
         with (
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
@@ -174,34 +172,6 @@ def read_queries(one: Search) -> np.ndarray:
     """float32 [rows, dimension]: the embedded queries, as the first process to make them published them."""
     with NpyRows(one.embedded_queries.path / "embeddings.npy", "f", 2) as vectors:
         return vectors.read(0, vectors.size)
-
-
-@dataclass(frozen=True)
-class QueryReader:
-    """The task that reads queries and tokenizes them for the encoder: rows [start, stop) → word pieces, int32 [total]
-    ids and int64 [rows] lengths."""
-
-    queries: Path
-    tokenizer: TokenizerFiles
-    word_pieces: str
-    query_tokens: int
-
-    @cached_property
-    def _rows(self) -> mds.Rows:
-        return mds.Rows(self.queries)
-
-    @cached_property
-    def _decode(self) -> backends.Decoder:
-        return backends.make_decoder(self.tokenizer)
-
-    @cached_property
-    def _word_pieces(self) -> WordPieces:
-        return WordPieces(self.word_pieces)
-
-    def __call__(self, rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        ids = [self._rows[row]["token_ids"][: self.query_tokens].astype(np.int32) for row in range(*rows)]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        return self._word_pieces.encode(self._decode(np.concatenate(ids), lengths))
 
 
 def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: float) -> None:

@@ -21,8 +21,9 @@ from cepe_data import cli
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.inspect import overlap, plots
 from cepe_data.retrieval import check as retrieval_check
-from cepe_data.retrieval import check_hits, embeddings
+from cepe_data.retrieval import check_hits, check_scores, embeddings
 from cepe_data.retrieval.check import RetrievalCheck
+from cepe_data.retrieval.check_scores import ScoreCheck
 from cepe_data.samples import check as samples_check
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report, add_source_arguments
@@ -34,14 +35,16 @@ from cepe_data.tokens.check_file import TokenCheck
 HELP = "all of these checks, of the token files and of every set below some folders"
 CHECKS: dict[str, Any] = {
     "tokens": tokens_check, "samples": samples_check, "teacher": teacher_check, "retrieval": retrieval_check,
+    "scores": check_scores,
 }  # fmt: skip
 # What other modules of this folder add to a check.
 ADDED = {"tokens": plots.draw_tokens, "samples": overlap.check_clean_lists, "teacher": plots.draw_teacher}
 OUTPUT, WINDOWS, ANNOTATED, RETRIEVED, HITS, EMBEDDED = "output", "windows", "teacher", "retrieved", "hits", "embedded"
+SCORED = "scored"
 CONVERTED = "converted"  # from a set made elsewhere: there is nothing to compare rows with
 # What a unit is, by an argument that made it and nothing else.
-KINDS = {"split": WINDOWS, "num_decoder_tokens": ANNOTATED, "hits": RETRIEVED, "query_tokens": HITS,
-         "part_bytes": EMBEDDED, "converted_from": CONVERTED}  # fmt: skip
+KINDS = {"split": WINDOWS, "num_decoder_tokens": ANNOTATED, "hits": RETRIEVED, "chunk_tokens": SCORED,
+         "query_tokens": HITS, "part_bytes": EMBEDDED, "converted_from": CONVERTED}  # fmt: skip
 MAX_DEPTH = 4  # of units, below a folder that was named
 
 
@@ -85,7 +88,7 @@ def check(options: AllChecks) -> int:
         title, report = f"{name} {describe(of_stage)}", Report(name, options.json, collected=reports)
         report.say(f"== {title}")
         try:
-            statuses.append(CHECKS[name].check(report, of_stage, added[name]))
+            statuses.append(CHECKS[name].check(report, of_stage, added.get(name)))
         except PipelineError as error:
             reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{title}: {error}")
@@ -132,7 +135,8 @@ def describe(options: verify.Effort) -> str:
 @dataclass
 class Found:
     """What is there. `folders`: by kind, what its check is given, with what made the units in it. `windows`: the folder
-    of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what has no meta file that can be read."""
+    of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what has no meta file
+    that can be read."""
 
     folders: dict[str, dict[Path, list[provenance.Meta]]] = field(default_factory=lambda: defaultdict(dict))
     windows: dict[str, Path] = field(default_factory=dict)
@@ -209,6 +213,8 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
         yield "samples", samples_check.SampleCheck(**effort, output=output, tokenized_dir=tokenized_dir)
     for folder in found.folders[ANNOTATED]:
         yield "teacher", TeacherCheck(**effort, folder=folder, input_dir=input_of(ANNOTATED, folder, found))
+    for folder in found.folders[SCORED]:
+        yield "scores", ScoreCheck(**effort, folder=folder, input_dir=input_of(SCORED, folder, found))
     for folder in found.folders[RETRIEVED]:
         embedded, corpus = embeddings_of(folder, found)
         links = ("input", "embeddings")

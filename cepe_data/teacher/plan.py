@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import mds, parts, provenance
+from cepe_data.errors import ArgumentError
+from cepe_data.storage import mds, provenance
 from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.parts import PartedSet
 from cepe_data.teacher import devices
@@ -102,7 +101,7 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
             f"{model.max_positions} positions of {args.model_dir}"
         )
     folder = output_folder(args)
-    dtype = choose_dtype(args, folder)
+    dtype = devices.choose_dtype(args.dtype, args.device, "bfloat16", folder, args.overwrite)
     columns = {
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
         "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
@@ -122,18 +121,6 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
         dtype=dtype,
         running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
     )
-
-
-def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
-    """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
-    the GPU that made them), else what the device is best at."""
-    for made in [folder, *parts.paths_there(folder)][:2]:
-        meta = None
-        with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
-            meta = provenance.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
-        if meta is not None and "dtype" in meta["made_with"]:
-            return str(meta["made_with"]["dtype"])
-    return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
 def provenance_of_request(args: AnnotationOptions) -> provenance.Meta:

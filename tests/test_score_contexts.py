@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,13 @@ def test_scores_of_previous_chunks_are_those_of_the_encoder(run: Run, world: Wor
     make_encoder(tmp_path / "other_encoder", seed=1)
     flags = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--domains", "book=0.5,wiki=0.5", "--retrieval_shards", 0)
     run("sample_mds_concat.py", "OUT", 96, 64, 14, 0, 0, *flags, *world.source_flags, cwd=tmp_path)
-    score = ("retrieval.score_contexts", "--input_dir", "OUT/test", "--model_dir", tmp_path / "encoder")
+    score: tuple[Any, ...] = (
+        "retrieval.score_contexts",
+        "--input_dir",
+        "OUT/test",
+        "--model_dir",
+        tmp_path / "encoder",
+    )
     score = (*score, "--chunk_tokens", 24, "--query_tokens", 30, "--rows_per_part", 3)
     score = (*score, "--tokenized_dir", world.tokenized)
     beside = (*score, "--output", "OUT/test_scores")
@@ -59,7 +66,7 @@ def test_scores_of_previous_chunks_are_those_of_the_encoder(run: Run, world: Wor
             assert row["context_scores"].dtype == np.float32
             np.testing.assert_allclose(row["context_scores"], expected, rtol=1e-4, atol=1e-4)
 
-    check = ("sanity_check.py", "scores", "OUT/test_scores", "--model_dir", tmp_path / "encoder")
+    check: tuple[Any, ...] = ("sanity_check.py", "scores", "OUT/test_scores", "--model_dir", tmp_path / "encoder")
     check = (*check, "--tokenized_dir", world.tokenized)
     assert "14 compared with the input, 4 computed once more: 0 findings" in run(*check, cwd=tmp_path).stdout
     assert "== scores sharded --rows 64 --input_dir OUT/test" in run("sanity_check.py", "all", cwd=tmp_path).stdout

@@ -24,7 +24,7 @@ from cepe_data.storage import mds, provenance, verify
 TARGETS = ("target_prob", "target_index")
 PASSAGES, NEIGHBORS, SCORES = "retrieved_token_ids", "retrieved_neighbor_token_ids", "retrieval_scores"
 MAX_OPEN_FILES = 256  # of a process; most systems allow 1,024
-PIPELINE_FOLDERS = "the folder of the domain folders is expected, such as 8k_ab/train"
+EXPECTED_FOLDER = "the folder of the domain folders is expected, such as 8k_ab/train"
 
 
 class PairedRows(Dataset[dict[str, Any]]):
@@ -234,7 +234,7 @@ def _as_tensors(value: Any) -> Any:
 def _chosen_domains(rows_dir: Path, domains: str | Sequence[str] | None) -> list[str]:
     """The domains that are asked for, once it is known that they are there."""
     if (rows_dir / mds.INDEX_NAME).exists():
-        raise ArgumentError(f"{rows_dir} is the folder of one domain: {PIPELINE_FOLDERS}")
+        raise ArgumentError(f"{rows_dir} is the folder of one domain: {EXPECTED_FOLDER}")
     if domains is None:
         return [folder.name for folder in verify.find_sets(rows_dir)]
     chosen = [domains] if isinstance(domains, str) else list(domains)
@@ -302,7 +302,7 @@ def _length(folder: Path, columns: Mapping[str, str], name: str) -> int:
     try:
         return mds.column_array(columns[name])[1][0]
     except (KeyError, ValueError):
-        raise ArgumentError(f"{folder} has no arrays {name}, only {', '.join(columns)}: {PIPELINE_FOLDERS}") from None
+        raise ArgumentError(f"{folder} has no arrays {name}, only {', '.join(columns)}: {EXPECTED_FOLDER}") from None
 
 
 def _at_most(available: int, wanted: int | None, argument: str, what: str) -> int:

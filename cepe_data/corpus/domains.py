@@ -182,8 +182,7 @@ def parse_weights(text: str, flag: str = "--domains") -> dict[str, float]:
         raise ArgumentError(f"{flag} {text}: every weight is 0")
     if abs(total - 1) > 1e-9:
         raise ArgumentError(
-            f"{flag} {text}: the weights add up to {total:g}, not 1. Normalised:\n"
-            f"  {flag} {format_weights(weights)}"
+            f"{flag} {text}: the weights add up to {total:g}, not 1. Normalised:\n  {flag} {format_weights(weights)}"
         )
     return {domain: weight for domain, weight in weights.items() if weight > 0}
 

@@ -63,7 +63,7 @@ def check(report: Report, options: ScoreCheck, added: None = None) -> int:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ScoreCheck(verify.SetCheck):
     """The options: by which encoder, and from what, how many rows of every set are computed once more; and the check of
     a set and its rows."""
@@ -87,7 +87,9 @@ class ScoreCheck(verify.SetCheck):
         _, (num_tokens,) = mds.column_array(expected["prev_token_ids"])
         num_chunks = num_tokens // made_with.get("chunk_tokens", 256)
         if columns != {**expected, COLUMN: mds.array_column(np.dtype(np.float32), num_chunks)}:
-            report.found(folder, f"has not the columns of {source} and the scores of {num_chunks} chunks, but {columns}")
+            report.found(
+                folder, f"has not the columns of {source} and the scores of {num_chunks} chunks, but {columns}"
+            )
         return len(report.findings) == before
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:

@@ -69,7 +69,7 @@ def test_scores_of_previous_chunks_are_those_of_the_encoder(run: Run, world: Wor
     check: tuple[Any, ...] = ("sanity_check.py", "scores", "OUT/test_scores", "--model_dir", tmp_path / "encoder")
     check = (*check, "--tokenized_dir", world.tokenized)
     assert "14 compared with the input, 4 computed once more: 0 findings" in run(*check, cwd=tmp_path).stdout
-    assert "== scores sharded --rows 64 --input_dir OUT/test" in run("sanity_check.py", "all", cwd=tmp_path).stdout
+    assert "== scores sharded --input_dir OUT/test" in run("sanity_check.py", "all", cwd=tmp_path).stdout
     folder = tmp_path / "OUT/test_scores/wiki"
     rows, columns, meta = list(mds.Rows(folder)), mds.read_columns(folder), provenance.read_meta(folder)
     rows[0]["context_scores"], rows[3]["token_ids"] = rows[1]["context_scores"], rows[2]["token_ids"]

@@ -279,18 +279,18 @@ def require_input(options: TeacherCheck, folder: Path) -> None:
 def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Path) -> int:
     """Compute some rows of a set once more; returns how many."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from cepe_data.teacher import model as teacher_model
+    from cepe_data.teacher.checkpoint import Checkpoint
 
     made_with = provenance.made_with(folder)
     source = input_folder(folder, options.input_dir)
     retrieved = options.retrieval_input_dir / folder.name if options.retrieval_input_dir else None
-    model_folder = teacher_model.find_model(model_dir).folder
-    if made_with.get("model") != teacher_model.fingerprint(model_folder):
+    checkpoint = Checkpoint.find(model_dir, "model")
+    if made_with.get("model") != checkpoint.fingerprint():
         report.found(folder, f"was made with another model than {model_dir}")
         return 0
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    # eager writes out the formula of the model, which other implementations may only come close to.
+    model = checkpoint.load("AutoModelForCausalLM", "model", dtype=torch.float32, attn_implementation="eager")
     windows, passages = mds.Rows(source), mds.Rows(retrieved) if retrieved else None
     rows, num_decoder = mds.Rows(folder), made_with["num_decoder_tokens"]
     tolerance = LOG_TOLERANCE.get(made_with["dtype"], HALF_LOG_TOLERANCE)
@@ -303,7 +303,7 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
             context = window["prev_token_ids"][-made_with["num_encoder_tokens"] :]
         ids = np.concatenate([context, window["token_ids"][:num_decoder]]).astype(np.int64)
         with torch.inference_mode():
-            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:].float()
+            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:, : made_with.get("num_words")].float()
             expected = logits.log_softmax(-1).gather(1, torch.from_numpy(row["target_index"].astype(np.int64)))
         stored = row["target_prob"][:, :-1].astype(np.float32)
         # Below this, steps of float16 are coarser than the tolerance.

@@ -500,7 +500,7 @@ def test_encoders_without_weights_and_other_tokenizers_are_refused(corpus: Path,
     weights = load_file(path)
     del weights["embeddings.word_embeddings.weight"]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ArgumentError, match="lacks weights, such as embeddings"):
+    with pytest.raises(ArgumentError, match="lacks 1 weights, such as embeddings"):
         Encoder(EncoderModel.find(str(tmp_path / "broken")), "float32", "cpu", False)
 
 

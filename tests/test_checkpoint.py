@@ -33,13 +33,15 @@ OF_LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
     "max_position_embeddings": 256, "tie_word_embeddings": False, **SMALL, **MLP,
 }  # fmt: skip
-VERSION_4 = {
-    "default": {"transformers_version": "4.40.0", "rope_theta": THETA, "rope_scaling": None},
-    "llama3": {"transformers_version": "4.43.0", "rope_theta": THETA, "rope_scaling": LLAMA3},
-}
-VERSION_5 = {
-    "default": {"transformers_version": "5.1.0", "rope_parameters": {"rope_theta": THETA, "rope_type": "default"}},
-    "llama3": {"transformers_version": "5.1.0", "rope_parameters": {"rope_theta": THETA, **LLAMA3}},
+VERSIONS: dict[int, dict[str, dict[str, Any]]] = {
+    4: {
+        "default": {"transformers_version": "4.40.0", "rope_theta": THETA, "rope_scaling": None},
+        "llama3": {"transformers_version": "4.43.0", "rope_theta": THETA, "rope_scaling": LLAMA3},
+    },
+    5: {
+        "default": {"transformers_version": "5.1.0", "rope_parameters": {"rope_theta": THETA, "rope_type": "default"}},
+        "llama3": {"transformers_version": "5.1.0", "rope_parameters": {"rope_theta": THETA, **LLAMA3}},
+    },
 }
 
 
@@ -77,7 +79,7 @@ def frequencies(rope_type: str) -> list[float]:
 def test_rotary_frequencies_are_those_of_the_configuration_or_it_is_refused(
     llama: Path, tmp_path: Path, version: int, rope_type: str
 ) -> None:
-    config = {**OF_LLAMA, **{4: VERSION_4, 5: VERSION_5}[version][rope_type]}
+    config = {**OF_LLAMA, **VERSIONS[version][rope_type]}
     folder = with_config(llama, tmp_path / "model", config)
     if version > MAJOR:
         with pytest.raises(

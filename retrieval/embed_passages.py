@@ -91,7 +91,7 @@ def main() -> int:
     for folder in {part.output.path.parent for part in todo}:
         outputs.remove_stale_temporaries(folder)
     if todo:
-        model.check_prefix(args.passage_prefix, "--passage_prefix")
+        model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)

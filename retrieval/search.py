@@ -151,7 +151,7 @@ def embed_queries(
     todo = [one for one in sets if not one.embedded_queries.is_done()]
     if not todo:
         return
-    model.check_prefix(args.query_prefix, "--query_prefix")
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:

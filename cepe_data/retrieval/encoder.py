@@ -9,6 +9,7 @@ when they are needed.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +67,13 @@ class EncoderModel:
         fingerprint = checkpoint.fingerprint(TOKENIZER_FILES)
         return cls(checkpoint, fingerprint, dimension, min(MAX_WORD_PIECES, positions), pooling, normalize)
 
-    def check_prefix(self, prefix: str, flag: str) -> None:
-        """Warn if texts are embedded without a prefix, and the encoder's folder names one that it was trained with."""
+    def check_prefix(self, prefix: str, flag: str, names: Sequence[str]) -> None:
+        """Warn if texts are embedded without a prefix, and the encoder's folder has one under one of these names."""
         path = self.checkpoint.folder / "config_sentence_transformers.json"
         prompts = _read_json(path).get("prompts") if path.exists() else None
-        if not prefix and isinstance(prompts, dict) and any(prompts.values()):
-            named = {name: prompt for name, prompt in prompts.items() if prompt}
-            cli.warn(f"{path} names prefixes for texts, {json.dumps(named)}: see {flag}")
+        named = [prompts[name] for name in names if prompts.get(name)] if isinstance(prompts, dict) else []
+        if named and not prefix:
+            cli.warn(f"{path} names a prefix, which is not put before texts: {flag} {shlex.quote(named[0])} does")
 
 
 def _read_modules(folder: Path) -> tuple[str, bool]:
@@ -81,28 +82,27 @@ def _read_modules(folder: Path) -> tuple[str, bool]:
     Raises:
         ArgumentError: if a module of the encoder is of another kind.
     """
-    path, pooling_folder, normalize = folder / "modules.json", folder / "1_Pooling", False
-    if path.exists():
-        for module in _read_json(path, list):
-            kind = str(module.get("type", "")).rpartition(".")[2]
-            if kind == "Pooling":
-                pooling_folder = folder / str(module.get("path", ""))
-            elif kind == "Normalize":
-                normalize = True
-            elif kind != "Transformer":
-                raise ArgumentError(f"{path} has a module {kind}, which is not supported: its vectors would be others")
-    config_path = pooling_folder / "config.json"
-    if pooling_folder == folder or not config_path.exists():
+    path, pooling, normalize = folder / "modules.json", folder / "1_Pooling/config.json", False
+    modules = _read_json(path, list) if path.exists() else []
+    for module in modules:
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = folder / module["path"] / "config.json"
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise ArgumentError(f"{path} has a module {kind}, which is not supported: its vectors would be others")
+    if not modules and not pooling.exists():
         return MEAN, normalize
-    config = _read_json(config_path)
-    modes = {config["pooling_mode"]} if "pooling_mode" in config else set()
-    modes |= {
-        _POOLING_FLAGS.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value
-    }
-    if len(modes) != 1 or not modes <= {MEAN, CLS}:
-        what = " and ".join(sorted(map(str, modes))) or "nothing"
-        raise ArgumentError(f"{config_path} pools {what}, which is not supported: mean and cls are")
-    return str(modes.pop()), normalize
+    config = _read_json(pooling)
+    flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    modes = {_POOLING_FLAGS.get(flag, flag) for flag in flags} or {str(config.get("pooling_mode"))}
+    if modes not in ({MEAN}, {CLS}) or config.get("include_prompt") is False:
+        raise ArgumentError(
+            f"{pooling} asks for {' and '.join(sorted(modes))} (include_prompt: {config.get('include_prompt', True)}): "
+            f"only mean and cls of all word pieces are supported"
+        )
+    return modes.pop(), normalize
 
 
 def _read_json(path: Path, kind: type = dict) -> Any:

@@ -145,7 +145,7 @@ def annotate(annotation: Annotation, parts: list[int], device: str, progress: Ca
             progress(1)
 
     for part, (start, stop) in zip(parts, part_ranges, strict=True):
-        annotation.of_set.write_part(part, of_part(stop - start))
+        annotation.of_set.write_part(part, of_part(stop - start), model.facts)
     unknown.report()
 
 

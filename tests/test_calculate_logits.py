@@ -440,7 +440,7 @@ def test_the_attention_is_the_one_that_is_right_and_is_remembered(
     run(*command, "--num_shards", 2, "--merge", cwd=tmp_path)
     assert "skipped, made before" in run(*command, "--attn_implementation", "eager", cwd=tmp_path).stdout
     meta = json.loads((out / "book/meta.json").read_text())
-    assert meta["made_with"]["attn_implementation"] == "eager" and meta["transformers"] == transformers.__version__
+    assert meta["made_with"]["attn_implementation"] == "eager" and meta["transformers"] == [transformers.__version__]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma", dtype=torch.float32, attn_implementation="eager")
     for row, window in zip(read(out / "book"), read(tmp_path / "OUT/train/book"), strict=True):
         check_row(row, model, window["prev_token_ids"][-40:], window["token_ids"][:24])

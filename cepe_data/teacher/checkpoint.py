@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,7 +171,7 @@ class Checkpoint:
         saved = str(self.config.get("transformers_version", ""))
         major = saved.partition(".")[0]
         path = self.folder / "config.json"
-        for config in _nested_configs(self.config):
+        for config in (self.config, *filter(lambda value: isinstance(value, dict), self.config.values())):
             for key, (reader, harmless) in _UNREAD.get(installed, {}).items():
                 if key in config and config[key] not in harmless:
                     remedy = _rope_of_version_4(config[key]) if key == "rope_parameters" else ""
@@ -218,11 +218,6 @@ def position_limit(text_config: dict[str, Any]) -> int | None:
     outer = text_config.get("original_max_position_embeddings") or limit
     scaled = [(one.get("factor") or 1) * (one.get("original_max_position_embeddings") or outer) for one in scalings]
     return max(limit, *map(int, scaled))
-
-
-def _nested_configs(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield config
-    yield from (value for value in config.values() if isinstance(value, dict) and "model_type" in value)
 
 
 def _rope_of_version_4(rope: Any) -> str:

@@ -14,7 +14,7 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import mds, parts, provenance
 from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.parts import PartedSet
-from cepe_data.teacher import checkpoint, devices, vocabulary
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
 
 SHARD_BYTES = 128 << 20
@@ -70,7 +70,12 @@ class Annotation:
         beside = not self.retrieval_folder
         input_name = named(self.input_folder.parent).name if beside else None
         num_words = self.running["num_words"] or self.model.vocab_size
-        return {"input_name": input_name, "vocab_size": num_words, "transformers": checkpoint.transformers_version()}
+        versions = set()
+        for part in self.of_set.parts.outputs:
+            with contextlib.suppress(DamagedFileError):
+                versions.add((provenance.read_meta(part.path) or {}).get("transformers"))
+        ran = sorted(filter(None, versions))
+        return {"input_name": input_name, "vocab_size": num_words, "transformers": ran}
 
     def settings(self, device: str) -> teacher_model.Settings:
         """What the teacher is asked for."""

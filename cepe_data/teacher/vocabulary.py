@@ -34,21 +34,19 @@ def check_tokenizer(sets: Sequence[Path], model_folder: Path, vocab_size: int, a
         ArgumentError: if the tokenizer beside the model is another one, or knows more words than the model.
     """
     go_on = "Take the model whose tokenizer made the token files, or go on with --allow_other_tokenizer"
-    for folder in sets:
-        meta = provenance.read_meta(folder) or {}
-        fingerprint, size = meta.get("tokenizer"), meta.get("vocab_size")
-        if size is not None and size > vocab_size and not allow_other:
+    if allow_other:
+        return
+    metas = {folder: provenance.read_meta(folder) or {} for folder in sets}
+    for folder, meta in metas.items():
+        if (size := meta.get("vocab_size")) is not None and size > vocab_size:
             raise ArgumentError(
                 f"{folder} was made with a tokenizer of {size:,} words, and the model in {model_folder} knows only "
                 f"{vocab_size} words. {go_on}"
             )
-        if fingerprint is None or allow_other:
-            continue
-        own = _fingerprint_beside(model_folder)
-        if own is None:
-            sizes = f" ({size:,} words; the model knows {vocab_size:,})" if size not in {None, vocab_size} else ""
-            cli.warn(f"that the model's tokenizer is the one that made {folder}{sizes} is not checked")
-        elif own != fingerprint:
+    fingerprints = {folder: meta["tokenizer"] for folder, meta in metas.items() if meta.get("tokenizer")}
+    own = _fingerprint_beside(model_folder) if fingerprints else None
+    for folder, fingerprint in fingerprints.items():
+        if own not in {None, fingerprint}:
             raise ArgumentError(
                 f"{folder} was made with another tokenizer ({fingerprint}) than that of the model in {model_folder} "
                 f"({own}; vocabulary, merges, BOS and EOS count): the model would read its ids as other words. {go_on}"
@@ -57,13 +55,14 @@ def check_tokenizer(sets: Sequence[Path], model_folder: Path, vocab_size: int, a
 
 def _fingerprint_beside(model_folder: Path) -> str | None:
     """The fingerprint of the tokenizer in a model's folder; None, with a warning, if there is none that can be read."""
+    unchecked = "whether its tokenizer made the input is not checked"
     if not any((model_folder / name).exists() for name in _TOKENIZER_FILES):
-        cli.warn(f"{model_folder} has no {' and no '.join(_TOKENIZER_FILES)}")
+        cli.warn(f"{model_folder} has no {' and no '.join(_TOKENIZER_FILES)}: {unchecked}")
         return None
     try:
         return tokenizers.load(str(model_folder)).identity.fingerprint
     except ArgumentError as error:
-        cli.warn(str(error))
+        cli.warn(f"{error} ({unchecked})")
         return None
 
 

@@ -24,6 +24,7 @@ from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import transformers_version
 from cepe_data.teacher.inputs import InputRows
 from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotation
 
@@ -144,8 +145,9 @@ def annotate(annotation: Annotation, parts: list[int], device: str, progress: Ca
             yield row
             progress(1)
 
+    ran = {"transformers": transformers_version()}
     for part, (start, stop) in zip(parts, part_ranges, strict=True):
-        annotation.of_set.write_part(part, of_part(stop - start), model.facts)
+        annotation.of_set.write_part(part, of_part(stop - start), ran)
     unknown.report()
 
 

@@ -16,7 +16,7 @@ from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.storage import mds
 from cepe_data.teacher import devices
-from cepe_data.teacher.checkpoint import Checkpoint, position_limit, transformers_version
+from cepe_data.teacher.checkpoint import Checkpoint, position_limit
 
 if TYPE_CHECKING:
     import torch
@@ -149,11 +149,6 @@ class Teacher:
                 raise PipelineError("the teacher gives probabilities that are not numbers: try another --dtype")
             for row in range(num_rows):
                 yield {"target_prob": prob[row], "target_index": index[row]}
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the metadata of what it wrote says of it: the version of transformers that ran."""
-        return {"transformers": transformers_version()}
 
     def num_flops(self) -> int:
         """Floating point operations of one sequence, as `count_flops` has them."""

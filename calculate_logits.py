@@ -22,8 +22,9 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds
-from cepe_data.teacher import devices
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import transformers_version
 from cepe_data.teacher.inputs import InputRows
 from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotation
 
@@ -40,6 +41,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--num_decoder_tokens", type=cli.positive_count, default=2048, help="annotated: the first of token_ids"
     )
     parser.add_argument("--topk", type=cli.positive_count, default=50, help="probabilities kept per position")
+    parser.add_argument(
+        "--num_words",
+        type=vocabulary.num_words,
+        default=None,
+        metavar="N|tokenizer",
+        help="the first N ids share the probability; tokenizer: those of the input's tokenizer (default: all that the "
+        "model has, which may be padded)",
+    )
     parser.add_argument(
         "--retrieval_input_dir",
         type=Path,
@@ -75,7 +84,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--batch_size", type=cli.positive_count, default=None, help="sequences at once (default: what the memory holds)"
     )
     model.add_argument(
-        "--attn_implementation", default=None, help="such as flash_attention_2 (default: what transformers prefers)"
+        "--attn_implementation",
+        default=None,
+        help="such as flash_attention_2 (default: what transformers prefers if it gives the same as eager, else eager)",
+    )
+    model.add_argument(
+        "--allow_other_tokenizer",
+        action="store_true",
+        help="go on where the tokenizer beside the model is not the one that made the input",
     )
     model.add_argument("--compile", action="store_true", help="compile the layers: a minute of start-up, then faster")
     return parser.parse_args(arguments)
@@ -118,17 +134,21 @@ def main() -> int:
 def annotate(annotation: Annotation, parts: list[int], device: str, progress: Callable[[int], object]) -> None:
     """Make these parts on one device."""
     rows = InputRows(annotation)
-    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(device))
+    model = teacher_model.Teacher(annotation.model.checkpoint, annotation.settings(device))
     part_ranges = [annotation.of_set.part_ranges[part] for part in parts]
     annotated = model.annotate(rows.batches(part_ranges, model.batch_size))
+    unknown = vocabulary.UnknownWords(vocabulary.tokenizer_size(annotation.input_folder))
 
     def of_part(num_rows: int) -> Iterator[dict[str, np.ndarray]]:
         for row in itertools.islice(annotated, num_rows):
+            unknown.add(row["target_prob"], row["target_index"])
             yield row
             progress(1)
 
+    ran = {"transformers": transformers_version()}
     for part, (start, stop) in zip(parts, part_ranges, strict=True):
-        annotation.of_set.write_part(part, of_part(stop - start))
+        annotation.of_set.write_part(part, of_part(stop - start), ran)
+    unknown.report()
 
 
 def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str]) -> None:
@@ -137,7 +157,7 @@ def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str])
         cli.say("nothing is left to do")
         return
     rows = InputRows(annotation)
-    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
+    model = teacher_model.Teacher(annotation.model.checkpoint, annotation.settings(chosen[0]))
     batch = next(rows.batches(annotation.of_set.part_ranges[:1], model.batch_size))
     if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
         list(model.annotate([batch]))

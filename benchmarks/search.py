@@ -121,7 +121,7 @@ def write_embeddings(folder: Path, num_rows: int) -> None:
         "model": fingerprint,
         "dimension": 384,
         "chunk_size": 8,
-        "normalize": False,
+        "normalize": True,
         "pooling": "mean",
         "dtype": "float32",
     }

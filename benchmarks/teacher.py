@@ -233,7 +233,7 @@ def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
     for flags in ((), ("--compile",)):
         annotation = plan(folder / "gpu", model, 4096, "--device", "cuda", *flags)
         ours = our_seconds(annotation, "cuda:0")
-        one = teacher_model.Teacher(model, annotation.settings("cuda:0"))
+        one = teacher_model.Teacher(annotation.model.checkpoint, annotation.settings("cuda:0"))
         achieved = one.num_flops() * num_sequences / ours
         what = f"7B, 2,048 + 2,048 tokens, batches of {one.batch_size} {' '.join(flags)}"
         del one

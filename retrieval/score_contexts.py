@@ -42,6 +42,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
     )
+    parser.add_argument("--query_prefix", default="", help="put before every query for the encoder, as in search")
+    parser.add_argument("--passage_prefix", default="", help="put before every chunk, as in embed_passages")
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
     add_encoder_arguments(parser)
@@ -84,11 +86,14 @@ def main() -> int:
 def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSet, list[int]]]) -> None:
     """Write these parts; while one is embedded, the workers read and tokenize the next."""
     [device] = devices.choose_devices(args.device, 1)
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
+    model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
     word_pieces = workers.run_in_child(word_piece_json, model)
     for one, parts in todo:
         tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.facts["tokenizer"])
         encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
-        reader = RowTexts(one.source, tokenizer, word_pieces, args.query_tokens, args.chunk_tokens)
+        sizes = (args.query_tokens, args.query_prefix, args.chunk_tokens, args.passage_prefix)
+        reader = RowTexts(one.source, tokenizer, word_pieces, *sizes)
         one.of_set.remove_stale_temporaries()
         # Blocks begin anew with every part: so its bytes do not depend on which parts are made by the same run.
         blocks = [block for part in parts for block in blocks_of(one, part)]

@@ -112,8 +112,15 @@ def recompute(report: Report, options: ScoreCheck, model_dir: str, folder: Path)
         report.found(folder, f"was made with another encoder than {model_dir}")
         return 0
     tokenizer = tokenizers.find(options.tokenizer, options.tokenized_dir, meta.get("tokenizer"))
-    sizes = (made_with["query_tokens"], made_with["chunk_tokens"])
-    read = RowTexts(input_folder(folder, options.input_dir), tokenizer, word_piece_json(model), *sizes)
+    read = RowTexts(
+        input_folder(folder, options.input_dir),
+        tokenizer,
+        word_piece_json(model),
+        made_with["query_tokens"],
+        made_with.get("query_prefix", ""),
+        made_with["chunk_tokens"],
+        made_with.get("passage_prefix", ""),
+    )
     [device] = devices.choose_devices(None, 1)
     encoder, rows = Encoder(model, "float32", device, normalize=False), mds.Rows(folder)
     tolerance = TOLERANCE if made_with["dtype"] == "float32" else HALF_TOLERANCE

@@ -22,7 +22,7 @@ from cepe_data.storage import mds, provenance
 from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.parts import PartedSet
 from cepe_data.teacher import devices
-from cepe_data.teacher.plan import named, require_column
+from cepe_data.teacher.plan import made_before, named, require_column
 
 SHARD_BYTES = 64 << 20
 COLUMN = "context_scores"
@@ -37,6 +37,8 @@ class ScoreOptions(WriteOptions):
     domain: str
     chunk_tokens: int
     query_tokens: int
+    query_prefix: str
+    passage_prefix: str
     tokenized_dir: Path
     tokenizer: str | None
     model_dir: str
@@ -79,7 +81,9 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     if rest:
         raise ArgumentError(f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are no multiple of it")
     columns[COLUMN] = mds.array_column(np.dtype(np.float32), num_chunks)
-    dtype = devices.choose_dtype(args.dtype, args.device, GPU_DTYPE, folder, args.overwrite)
+    made = made_before(args, folder, "dtype") if args.dtype == "auto" else None
+    dtype = made or devices.resolve_dtype(args.dtype, args.device, GPU_DTYPE)
+    prefixes = {name: getattr(args, name) for name in ("query_prefix", "passage_prefix") if getattr(args, name)}
     made_with = {
         "domain": domain,
         "input": mds.fingerprint(source),
@@ -87,8 +91,10 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
         "query_tokens": args.query_tokens,
         "model": model.fingerprint,
         "max_word_pieces": model.max_word_pieces,
-        "pooling": "mean",
+        "pooling": model.pooling,
+        "normalize": model.normalize,
         "dtype": dtype,
+        **prefixes,
     }
     part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
     of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args)

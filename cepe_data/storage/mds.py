@@ -127,13 +127,18 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
 
 
 def write_shard(
-    output: outputs.Output, columns: Columns, num_rows: int, rows: np.ndarray | Iterable[Mapping[str, Any]]
+    output: outputs.Output,
+    columns: Columns,
+    num_rows: int,
+    rows: np.ndarray | Iterable[Mapping[str, Any]],
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and publish a set of one MDS shard. Its bytes are those that MDSWriter writes, which
     copies them three times, holds the shard in memory, and takes seconds to import.
 
     Args:
         rows: what `window_rows` made; or one value for every column each.
+        facts: what its meta file says beside the number of rows.
 
     Raises:
         PipelineError: if there are not `num_rows` rows, or more than a shard can hold.
@@ -162,7 +167,7 @@ def write_shard(
             file.write(np.uint32(num_rows).tobytes() + ends.astype("<u4").tobytes() + text)
         raw_data = {"basename": SHARD_NAME, "bytes": int(ends[-1]), "hashes": {}}
         write_index(draft.path, [{**config, "raw_data": raw_data, "samples": num_rows, "zip_data": None}])
-        draft.publish({"rows": num_rows})
+        draft.publish({**(facts or {}), "rows": num_rows})
 
 
 def _shard_config(columns: Columns) -> dict[str, Any]:

@@ -138,10 +138,10 @@ class PartedSet:
         """Rows of these parts."""
         return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
 
-    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""
         start, stop = self.part_ranges[part]
-        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows)
+        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows, facts)
 
     def remove_stale_temporaries(self) -> None:
         """What dead processes left, beside the set and in its parts directory."""

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
-from cepe_data.storage import parts, provenance
+from cepe_data.errors import ArgumentError, PipelineError
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -30,18 +29,6 @@ def resolve_dtype(dtype: str, device: str | None, half: str) -> str:
     if dtype != "auto":
         return dtype
     return half if choose_device(device).startswith("cuda") else "float32"
-
-
-def choose_dtype(dtype: str, device: str | None, half: str, folder: Path, overwrite: bool) -> str:
-    """`--dtype`; where it is auto, that of the parts of the set `folder`, or of the set, if they are there (a join may
-    run on a machine without the GPU that made them), else as `resolve_dtype`."""
-    for made in [folder, *parts.paths_there(folder)][:2]:
-        meta = None
-        with contextlib.suppress(*[DamagedFileError] if overwrite else []):
-            meta = provenance.read_meta(made) if dtype == "auto" and made.is_dir() else None
-        if meta is not None and "dtype" in meta["made_with"]:
-            return str(meta["made_with"]["dtype"])
-    return resolve_dtype(dtype, device, half)
 
 
 def choose_devices(device: str | None, num_gpus: int) -> list[str]:

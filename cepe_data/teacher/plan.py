@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cepe_data.errors import ArgumentError
-from cepe_data.storage import mds, provenance
+from cepe_data import cli, workers
+from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.storage import mds, parts, provenance
 from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.parts import PartedSet
-from cepe_data.teacher import devices
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
 
 SHARD_BYTES = 128 << 20
@@ -42,6 +44,8 @@ class AnnotationOptions(WriteOptions):
     batch_size: int | None
     attn_implementation: str | None
     compile: bool
+    num_words: int | str | None
+    allow_other_tokenizer: bool
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ class Annotation:
         """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
         beside = not self.retrieval_folder
         input_name = named(self.input_folder.parent).name if beside else None
-        return {"input_name": input_name, "vocab_size": self.model.vocab_size}
+        num_words = self.running["num_words"] or self.model.vocab_size
+        versions = set()
+        for part in self.of_set.parts.outputs:
+            with contextlib.suppress(DamagedFileError):
+                versions.add((provenance.read_meta(part.path) or {}).get("transformers"))
+        ran = sorted(filter(None, versions))
+        return {"input_name": input_name, "vocab_size": num_words, "transformers": ran}
 
     def settings(self, device: str) -> teacher_model.Settings:
         """What the teacher is asked for."""
@@ -92,22 +102,33 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
     require_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     num_context_tokens = check_context(args, input_folder, retrieval_folder)
     model = teacher_model.find_model(args.model_dir)
-    if args.topk > model.vocab_size:
-        raise ArgumentError(f"--topk {args.topk} is more than the {model.vocab_size} words of {args.model_dir}")
-    num_tokens = num_context_tokens + args.num_decoder_tokens
-    if model.max_positions is not None and num_tokens > model.max_positions:
+    inputs = [input_folder, *([retrieval_folder] if retrieval_folder else [])]
+    vocabulary.check_tokenizer(inputs, model.checkpoint.folder, model.vocab_size, args.allow_other_tokenizer)
+    num_words = vocabulary.resolve_num_words(args.num_words, input_folder, model.vocab_size)
+    if args.topk > (num_words or model.vocab_size):
         raise ArgumentError(
-            f"{num_context_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more than the "
-            f"{model.max_positions} positions of {args.model_dir}"
+            f"--topk {args.topk} is more than the {num_words or model.vocab_size} words of {args.model_dir}"
         )
+    num_tokens = num_context_tokens + args.num_decoder_tokens
+    check_positions(args, model, num_tokens)
     folder = output_folder(args)
-    dtype = devices.choose_dtype(args.dtype, args.device, "bfloat16", folder, args.overwrite)
+    dtype = choose_dtype(args, folder)
     columns = {
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
-        "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
+        "target_index": mds.array_column(
+            mds.token_dtype(num_words or model.vocab_size), args.num_decoder_tokens, args.topk
+        ),
     }
-    made_with = {**provenance_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
     part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
+    attention = choose_attention(args, folder, model, dtype, num_tokens)
+    made_with = {
+        **provenance_of_request(args),
+        **({"num_words": num_words} if num_words else {}),
+        "dtype": dtype,
+        "attn_implementation": attention,
+        **({"compile": True} if args.compile else {}),
+        "model": model.checkpoint.fingerprint(),
+    }
     return Annotation(
         of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args),
         input_folder=input_folder,
@@ -119,8 +140,67 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
         num_tokens=num_tokens,
         topk=args.topk,
         dtype=dtype,
-        running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
+        running={
+            "batch_size": args.batch_size,
+            "attn_implementation": attention,
+            "compile": args.compile,
+            "num_words": num_words,
+        },
     )
+
+
+def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tokens: int) -> None:
+    """Warn of sequences that are longer than rotary positions were made for.
+
+    Raises:
+        ArgumentError: if positions are of another kind, which end there.
+    """
+    if model.max_positions is None or num_tokens <= model.max_positions:
+        return
+    what = (
+        f"{num_tokens - args.num_decoder_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more "
+        f"than the {model.max_positions} positions of {args.model_dir}"
+    )
+    if not model.checkpoint.has_rotary_positions():
+        raise ArgumentError(what)
+    cli.warn(f"{what}: what it expects beyond them may be poor")
+
+
+def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
+    """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
+    the GPU that made them), else what the device is best at."""
+    made = made_before(args, folder, "dtype") if args.dtype == "auto" else None
+    return made or devices.resolve_dtype(args.dtype, args.device, "bfloat16")
+
+
+def choose_attention(
+    args: AnnotationOptions, folder: Path, model: teacher_model.Model, dtype: str, num_tokens: int
+) -> str:
+    """`--attn_implementation`; where that is left out, that of the parts or the set that are there, else one whose
+    probabilities are checked, on the device.
+
+    Raises:
+        ArgumentError: if the device does not exist, or the model cannot be loaded.
+    """
+    made = made_before(args, folder, "attn_implementation")
+    if made is not None or args.merge:
+        return args.attn_implementation or made or "eager"
+    [device, *_] = devices.choose_devices(args.device, args.num_gpus)
+    chosen = (model.checkpoint, dtype, device, num_tokens, args.attn_implementation)
+    if device == "cpu":
+        return teacher_model.choose_attention(*chosen)
+    return workers.run_in_child(teacher_model.choose_attention, *chosen)  # which leaves nothing on the GPU
+
+
+def made_before(args: WriteOptions, folder: Path, name: str) -> str | None:
+    """What the provenance of the set or the parts that are there says of `name`."""
+    for made in [folder, *parts.paths_there(folder)][:2]:
+        meta = None
+        with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
+            meta = provenance.read_meta(made) if made.is_dir() else None
+        if meta is not None and name in meta["made_with"]:
+            return str(meta["made_with"][name])
+    return None
 
 
 def provenance_of_request(args: AnnotationOptions) -> provenance.Meta:

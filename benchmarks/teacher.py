@@ -29,6 +29,7 @@ from cepe_data import cli, workers
 from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan as teacher_plan
+from cepe_data.teacher.targets import top_probabilities
 
 TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
@@ -70,7 +71,7 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
 
     def ours() -> None:
         for chunk in hidden.split(rows):
-            teacher_model.top_probabilities(chunk @ weight.T, TOPK)
+            top_probabilities(chunk @ weight.T, TOPK)
 
     def usual() -> None:
         prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
@@ -92,7 +93,7 @@ def compare_errors(bars: Bars) -> None:
     logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
     logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
     expected = torch.softmax(logits, -1)
-    prob, index = teacher_model.top_probabilities(logits.float(), TOPK)
+    prob, index = top_probabilities(logits.float(), TOPK)
     top, tail = expected.gather(-1, index), expected.scatter(-1, index, 0).sum(-1)
     normal = top > 2.0**-14
     top_error = ((prob[:, :TOPK].half().double() - top).abs() / top)[normal].max().item()
@@ -131,7 +132,10 @@ def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> teacher_pla
     half = str(num_tokens // 2)
     sys.argv = ["calculate_logits.py", "--input_dir", str(folder), "--model_dir", str(model), "--domain", "some",
                 "--num_encoder_tokens", half, "--num_decoder_tokens", half, "--topk", str(TOPK), *flags]  # fmt: skip
-    return teacher_plan.plan_annotation(cli.typed(teacher_plan.AnnotationOptions, calculate_logits.parse_args()))
+    [annotation] = teacher_plan.plan_annotations(
+        cli.typed(teacher_plan.AnnotationOptions, calculate_logits.parse_args())
+    )
+    return annotation
 
 
 def our_seconds(annotation: teacher_plan.Annotation, device: str) -> float:
@@ -139,12 +143,13 @@ def our_seconds(annotation: teacher_plan.Annotation, device: str) -> float:
     started: list[float] = []
     annotate = teacher_model.Teacher.annotate
 
-    def from_here(self: teacher_model.Teacher, batches: Any) -> Iterator[Any]:
+    def from_here(self: teacher_model.Teacher, *arguments: Any) -> Iterator[Any]:
         started.append(time.perf_counter())
-        return annotate(self, batches)
+        return annotate(self, *arguments)
 
-    teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign]
-    calculate_logits.annotate(annotation, list(range(len(annotation.of_set.part_ranges))), device, lambda _: None)
+    todo = [(annotation, part) for part in range(len(annotation.of_set.part_ranges))]
+    teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign, assignment]
+    calculate_logits.annotate(todo, device, lambda _: None)
     teacher_model.Teacher.annotate = annotate  # type: ignore[method-assign]
     return time.perf_counter() - started[0]
 

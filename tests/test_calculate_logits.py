@@ -156,7 +156,7 @@ def test_another_model_or_other_arguments_are_refused_and_overwrite_replaces(
 
 @pytest.mark.parametrize(
     ("damage", "status", "message"),
-    [("missing", 2, "lacks 1 weights, such as"), ("nan", 1, "no numbers"), ("truncated", 2, "cannot be loaded")],
+    [("missing", 2, "lacks 1 weights, such as"), ("nan", 1, "not numbers"), ("truncated", 2, "cannot be loaded")],
 )
 def test_a_model_with_missing_or_broken_weights_is_refused(
     run: Run, world: World, rows: Path, tmp_path: Path, damage: str, status: int, message: str

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs, provenance
 
 INDEX_NAME = "index.json"
 _OPEN_SHARDS = 4
+_HASHED_ROWS = 256  # read at a time
 SHARD_NAME = "shard.00000.mds"
 MAX_SHARD_BYTES = (1 << 32) - 1  # offsets inside a shard are uint32
 _SAFE_SCALARS = {"str", "json", "int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
@@ -120,13 +122,18 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
 
 
 def write_shard(
-    output: outputs.Output, columns: Columns, num_rows: int, rows: np.ndarray | Iterable[Mapping[str, Any]]
+    output: outputs.Output,
+    columns: Columns,
+    num_rows: int,
+    rows: np.ndarray | Iterable[Mapping[str, Any]],
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and publish a set of one MDS shard. Its bytes are those that MDSWriter writes, which
     copies them three times, holds the shard in memory, and takes seconds to import.
 
     Args:
         rows: what `window_rows` made; or one value for every column each.
+        facts: what the meta file says beside the number of rows.
 
     Raises:
         PipelineError: if there are not `num_rows` rows, or more than a shard can hold.
@@ -155,7 +162,7 @@ def write_shard(
             file.write(np.uint32(num_rows).tobytes() + ends.astype("<u4").tobytes() + text)
         raw_data = {"basename": SHARD_NAME, "bytes": int(ends[-1]), "hashes": {}}
         write_index(draft.path, [{**config, "raw_data": raw_data, "samples": num_rows, "zip_data": None}])
-        draft.publish({"rows": num_rows})
+        draft.publish({**(facts or {}), "rows": num_rows})
 
 
 def _shard_config(columns: Columns) -> dict[str, Any]:
@@ -232,6 +239,28 @@ def num_rows(folder: Path) -> int:
     return sum(shard["samples"] for shard in read_index(folder))
 
 
+def find_domains(folder: Path, domains: str) -> list[str]:
+    """The domains of the sets in a folder, for `all`; else the names in a list with commas.
+
+    Raises:
+        ArgumentError: if there is none, or a name is not one.
+        DamagedFileError: if a set has lost its index.
+    """
+    if domains != "all":
+        names = [name.strip("/") for name in domains.split(",")]
+        for name in names:
+            if not name or Path(name).name != name or name.startswith("."):
+                raise ArgumentError(f"--domain {domains}: {name!r} is not a name of a domain folder in {folder}")
+        return list(dict.fromkeys(names))
+    folders = [path for path in sorted(folder.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
+    for path in folders:
+        if not (path / INDEX_NAME).exists() and next(path.glob("*.mds"), None):
+            raise DamagedFileError(f"{path} has shards and no {INDEX_NAME}: make the set again")
+    if found := [path.name for path in folders if (path / INDEX_NAME).exists()]:
+        return found
+    raise ArgumentError(f"{folder} holds no domain folders with an MDS set")
+
+
 def fingerprint(folder: Path) -> str:
     """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
 
@@ -277,19 +306,46 @@ class Rows:
         that are arrays, lists of the others."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"{self.folder} has {len(self)} rows: there are no rows {start} to {stop}")
-        shard = int(np.searchsorted(self._ends, start, "right"))
-        first = int(self._ends[shard]) - self.shards[shard]["samples"]
-        if shard not in self._open:
-            if len(self._open) == _OPEN_SHARDS:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[shard] = _ShardRows(self.folder, self.shards[shard])
-        return self._open[shard].read(start - first, stop - first, first)
+        number = int(np.searchsorted(self._ends, start, "right"))
+        first = self._first_row(number)
+        return self._shard(number).read(start - first, stop - first, first)
 
     def blocks(self, rows_at_once: int) -> Iterator[tuple[int, int]]:
         """Ranges of at most so many rows, each in one shard, that cover the set."""
         for end, shard in zip(self._ends.tolist(), self.shards, strict=True):
             for start in range(end - shard["samples"], end, rows_at_once):
                 yield start, min(start + rows_at_once, end)
+
+    def places(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where rows [start, stop) are, as far as there are such rows: numbers of shards, each with a range of its
+        rows."""
+        for number in range(int(np.searchsorted(self._ends, start, "right")), len(self.shards)):
+            first = self._first_row(number)
+            if first >= stop:
+                return
+            yield number, max(start - first, 0), min(stop - first, self.shards[number]["samples"])
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        """A hash of the columns, and of the content of rows [start, stop), as far as there are such rows. It does not
+        depend on where shards begin."""
+        columns = [self.shards[0][name] for name in ("column_names", "column_encodings")]
+        sizes, content = xxhash.xxh3_64(), xxhash.xxh3_64()
+        for number, first, last in self.places(start, stop):
+            for row in range(first, last, _HASHED_ROWS):
+                of_rows, encoded = self._shard(number).encoded(row, min(row + _HASHED_ROWS, last))
+                sizes.update(of_rows.tobytes())
+                content.update(encoded)
+        return provenance.fingerprint([columns, sizes.hexdigest(), content.hexdigest()])
+
+    def _first_row(self, number: int) -> int:
+        return int(self._ends[number]) - self.shards[number]["samples"]
+
+    def _shard(self, number: int) -> _ShardRows:
+        if number not in self._open:
+            if len(self._open) == _OPEN_SHARDS:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[number] = _ShardRows(self.folder, self.shards[number])
+        return self._open[number]
 
 
 class _ShardRows:
@@ -317,10 +373,14 @@ class _ShardRows:
             raise DamagedFileError(f"{self.path} was truncated while it was being read: make the set again")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def encoded(self, start: int, stop: int) -> tuple[np.ndarray, bytes]:
+        """The sizes of rows [start, stop), int64 [rows], and their bytes, one row after the other."""
+        return np.diff(self._offsets[start : stop + 1]), self._read_bytes(*self._offsets[[start, stop]].tolist())
+
     def read(self, start: int, stop: int, first_row: int) -> dict[str, Any]:
         """Rows [start, stop) of the shard; `first_row` is the number of its first, for messages."""
-        block = np.frombuffer(self._read_bytes(*self._offsets[[start, stop]].tolist()), np.uint8)
-        sizes = np.diff(self._offsets[start : stop + 1])
+        sizes, encoded = self.encoded(start, stop)
+        block = np.frombuffer(encoded, np.uint8)
         num_sizes = sum(_column_bytes(column) is None for _, column in self._columns)
         rows = block.reshape(len(sizes), -1) if (sizes == sizes[0]).all() else None
         if rows is not None and (rows[:, : 4 * num_sizes] == rows[0, : 4 * num_sizes]).all():

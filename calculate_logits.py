@@ -115,6 +115,8 @@ def main() -> int:
         if args.merge or of_set.joined.is_done():
             of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
         else:
+            if not args.dry_run:
+                of_set.restore_parts(shard_id, num_shards)
             todo += [(annotation, part) for part in of_set.todo(shard_id, num_shards)]
     annotations = [] if args.merge else [one for one in annotations if not one.of_set.joined.is_done()]
     if not annotations:

@@ -12,6 +12,13 @@ from cepe_data.errors import ArgumentError
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
+def silence_transformers() -> None:
+    """Let transformers draw no progress bars: a process has one, its own."""
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.disable_progress_bar()
+
+
 def find_folder(name: str, what: str) -> Path:
     """The folder of a model: `name` itself, or what the hub has under that name.
 

@@ -127,6 +127,7 @@ class RetrievedSet:
 
     def write(self, shard_id: int, num_shards: int) -> None:
         """Write the parts of a shard that are not there."""
+        self.of_set.restore_parts(shard_id, num_shards)
         todo = self.of_set.todo(shard_id, num_shards)
         self.of_set.remove_stale_temporaries()
         with cli.progress_bar(self.of_set.count_rows(todo), "row", self.of_set.folder.name) as bar:

@@ -163,6 +163,7 @@ def _load(model: EncoderModel, dtype: str, device: str) -> Any:
     import torch
     from transformers import AutoModel
 
+    hub.silence_transformers()
     try:
         loaded: Any = AutoModel.from_pretrained(
             str(model.folder), dtype=getattr(torch, dtype), output_loading_info=True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +245,17 @@ def describe_run(args: SampleOptions) -> dict[str, Any]:
     return {
         "script": Path(sys.argv[0]).name,
         "arguments": described_arguments(args),
-        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+        "versions": installed_versions("mosaicml-streaming", "numpy", "xxhash"),
     }
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those of these packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def described_arguments(args: SampleOptions) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.inputs import FILES, Input, describe_files, describe_part, describe_set
 
+PARTS = "parts"  # what the meta file of a set calls what its parts were made from
+
 
 def parts_dir(folder: Path) -> Path:
     """The parts directory of a set: `arxiv` → `arxiv.parts`."""
@@ -139,16 +141,20 @@ class PartedSet:
         return part_ranges(self.num_rows, self.part_rows)
 
     @property
+    def shared_made_with(self) -> provenance.Meta:
+        """What the provenance of the set and of all its parts has."""
+        return {**self.made_with, "rows_per_part": self.part_rows}
+
+    @property
     def set_made_with(self) -> provenance.Meta:
-        of_inputs = describe_set(self.inputs)
-        return {**self.made_with, **of_inputs, "rows": self.num_rows, "rows_per_part": self.part_rows}
+        return {**self.shared_made_with, **describe_set(self.inputs), "rows": self.num_rows}
 
     def part_output(self, part: int) -> outputs.Output:
         """A part. Its rows of the inputs are read, unless it is there and made from the same files."""
         (start, stop), path = self.part_ranges[part], part_path(parts_dir(self.folder), part)
-        rows = {"rows_per_part": self.part_rows, "first_row": start, "stop_row": stop}
         of_inputs = describe_part(self.inputs, path, start, stop)
-        return self.options.output_at(path, {**self.made_with, **of_inputs, **rows})
+        made_with = {**self.shared_made_with, **of_inputs, "first_row": start, "stop_row": stop}
+        return self.options.output_at(path, made_with)
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made. Raises ArgumentError if other arguments made those there."""
@@ -159,7 +165,7 @@ class PartedSet:
         """Raise ArgumentError if the first part that is there, whatever run wrote it, was made with other arguments."""
         there = next(iter(paths_there(self.folder)), None)
         meta = provenance.read_meta(there) if there and not self.options.overwrite else None
-        shared = {**self.made_with, "rows_per_part": self.part_rows}
+        shared = self.shared_made_with
         own = {"first_row", "stop_row", *self.inputs}
         of_part = {name: value for name, value in meta["made_with"].items() if name not in own} if meta else shared
         if differences := provenance.describe_differences(of_part, shared):
@@ -168,6 +174,30 @@ class PartedSet:
                 f"with the same: use those, remove {parts_dir(self.folder)}, or replace what is in it with --overwrite"
             )
 
+    def restore_parts(self, shard_id: int, num_shards: int) -> None:
+        """Link those of a shard's parts that were removed from a set that is about to be replaced, one of fewer rows,
+        say, back into the parts directory. What is damaged in it is made again."""
+        if not self.options.overwrite or not self.folder.exists():
+            return
+        try:
+            meta, index = provenance.read_meta(self.folder), mds.read_index(self.folder)
+        except PipelineError:
+            return
+        shared, of_parts = self.shared_made_with, meta.get(PARTS, []) if meta else []
+        if meta is None or any(meta["made_with"].get(name) != value for name, value in shared.items()):
+            return
+        first, stop = shards.row_range(shard_id, num_shards, len(self.part_ranges))
+        for number in range(first, min(stop, len(of_parts))):
+            rows = dict(zip(("first_row", "stop_row"), self.part_ranges[number], strict=True))
+            if part_path(self.parts.directory, number).exists():
+                continue
+            if self.parts.outputs[number].made_with == {**shared, **of_parts[number], **rows}:
+                name = _shard_name(number)
+                with self.parts.outputs[number].draft(is_folder=True) as draft:
+                    draft.link(mds.SHARD_NAME, self.folder / name, meta["files"][name])
+                    mds.write_index(draft.path, [_renamed(index[number], mds.SHARD_NAME)])
+                    draft.publish(self._part_facts(number))
+
     def count_rows(self, numbers: Iterable[int]) -> int:
         """Rows of these parts."""
         return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
@@ -175,9 +205,12 @@ class PartedSet:
     def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""
         start, stop = self.part_ranges[part]
+        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows, self._part_facts(part))
+
+    def _part_facts(self, part: int) -> provenance.Meta:
+        start, stop = self.part_ranges[part]
         files = describe_files(self.inputs, start, stop)
-        facts = {FILES: files} if files else {}
-        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows, facts)
+        return {"rows": stop - start, **({FILES: files} if files else {})}
 
     def remove_stale_temporaries(self) -> None:
         """What dead processes left, beside the set and in its parts directory."""
@@ -216,7 +249,7 @@ class PartedSet:
         Raises:
             DamagedFileError: if a part has other rows than its range, or another size than it was written with.
         """
-        entries, num_copied = [], 0
+        entries, parts_of_set, num_copied = [], [], 0
         with self.joined.draft(is_folder=True) as draft:
             for number, (part, (start, stop)) in enumerate(zip(self.parts.outputs, self.part_ranges, strict=True)):
                 index, meta = mds.read_index(part.path), provenance.read_meta(part.path)
@@ -224,15 +257,25 @@ class PartedSet:
                     raise DamagedFileError(
                         f"{part.path} does not have its {stop - start} rows: remove it and make it again"
                     )
-                raw_data = index[0]["raw_data"]
-                source, raw_data["basename"] = part.path / raw_data["basename"], f"shard.{number:05d}.mds"
-                num_copied += not draft.link(raw_data["basename"], source, meta["files"][source.name])
-                entries.append(index[0])
+                source, name = part.path / index[0]["raw_data"]["basename"], _shard_name(number)
+                num_copied += not draft.link(name, source, meta["files"][source.name])
+                entries.append(_renamed(index[0], name))
+                parts_of_set.append({name: meta["made_with"][name] for name in self.inputs})
             mds.write_index(draft.path, entries)
             prepare(draft)
-            draft.publish(facts)
+            draft.publish({**facts, **({PARTS: parts_of_set} if self.inputs else {})})
         if num_copied:
             cli.warn(f"{self.folder}: this file system refuses links, so {num_copied} shards were copied")
+
+
+def _shard_name(number: int) -> str:
+    """The file of a part in the joined set."""
+    return f"shard.{number:05d}.mds"
+
+
+def _renamed(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """What an index says of a shard, for the same shard under another name."""
+    return {**entry, "raw_data": {**entry["raw_data"], "basename": name}}
 
 
 class _PartOutputs(Sequence[outputs.Output]):

@@ -301,6 +301,7 @@ def _load(folder: Path, settings: Settings) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    hub.silence_transformers()
     chosen = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -13,10 +13,12 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
 def silence_transformers() -> None:
-    """Let transformers draw no progress bars: a process has one, its own."""
+    """Let transformers draw no progress bars, and not report what it loaded: a process has a bar of its own, and what
+    is missing in a model is an error."""
     from transformers.utils import logging as of_transformers
 
     of_transformers.disable_progress_bar()
+    of_transformers.set_verbosity_error()
 
 
 def find_folder(name: str, what: str) -> Path:

@@ -57,7 +57,7 @@ def make_sequences(number: int, num_tokens: int = 60) -> list[np.ndarray]:
 
 def float64_probabilities(model: Any, sequence: np.ndarray, num_positions: int) -> np.ndarray:
     with torch.no_grad():
-        logits = model.double()(input_ids=torch.from_numpy(sequence)[None]).logits[0, -num_positions:]
+        logits = model.double()(input_ids=torch.from_numpy(sequence)[None], use_cache=False).logits[0, -num_positions:]
     return torch.softmax(logits, -1).numpy()
 
 

@@ -136,7 +136,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         args.output_at(args.output / f"{domain}.queries", query_made_with),
         args.output_at(hits, made_with),
         fetch,
-        Parts(directory, of_shards),
+        Parts.of(directory, of_shards),
     )
 
 

@@ -18,6 +18,7 @@ from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.inputs import FILES, Input, describe_files, describe_part, describe_set
+from cepe_data.storage.outputs import Output
 
 PARTS = "parts"  # what the meta file of a set calls what its parts were made from
 
@@ -55,14 +56,20 @@ def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Parts:
-    """All parts of an output, below one directory."""
+    """All parts of an output, below one directory. `outputs` may describe a part when it is asked for."""
 
     directory: Path
-    outputs: Sequence[outputs.Output]
+    paths: Sequence[Path]
+    outputs: Sequence[Output]
+
+    @classmethod
+    def of(cls, directory: Path, described: Sequence[Output]) -> Parts:
+        """Parts that are described already."""
+        return cls(directory, [output.path for output in described], described)
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made; says how many are not."""
-        first, stop = shards.row_range(shard_id, num_shards, len(self.outputs))
+        first, stop = shards.row_range(shard_id, num_shards, len(self.paths))
         todo = [part for part in range(first, stop) if not self._is_done(part)]
         if skipped := stop - first - len(todo):
             cli.say(f"{self.directory}: skipped {skipped} of {stop - first} parts: made before with the same arguments")
@@ -70,10 +77,10 @@ class Parts:
 
     def require_all(self, num_shards: int) -> None:
         """Raise PipelineError if parts are missing, with the shards to run again."""
-        missing = [number for number in range(len(self.outputs)) if not self._is_done(number)]
+        missing = [number for number in range(len(self.paths)) if not self._is_done(number)]
         if not missing:
             return
-        ranges = [shards.row_range(shard, num_shards, len(self.outputs)) for shard in range(num_shards)]
+        ranges = [shards.row_range(shard, num_shards, len(self.paths)) for shard in range(num_shards)]
         ids = shards.array_ids(
             shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
         )
@@ -81,13 +88,13 @@ class Parts:
         if self.outputs[missing[0]].overwrite:
             what, flag = ("missing or not right", "--overwrite, no --merge")
         raise PipelineError(
-            f"{len(missing)} of {len(self.outputs)} parts are {what} in {self.directory}: run shard ids {ids} of "
+            f"{len(missing)} of {len(self.paths)} parts are {what} in {self.directory}: run shard ids {ids} of "
             f"--num_shards {num_shards} ({flag}; sbatch --array={ids})"
         )
 
     def _is_done(self, number: int) -> bool:
         # What is not there need not be described, for which its inputs would be read.
-        return part_path(self.directory, number).exists() and self.outputs[number].is_done()
+        return self.paths[number].exists() and self.outputs[number].is_done()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +134,16 @@ class PartedSet:
         mds.check_shard_size(self.columns, self.part_rows, "--rows_per_part")
 
     @cached_property
-    def joined(self) -> outputs.Output:
+    def joined(self) -> Output:
         """The set, once its parts are joined."""
         return self.options.output_at(self.folder, self.set_made_with)
 
     @cached_property
     def parts(self) -> Parts:
         """Its parts."""
-        return Parts(parts_dir(self.folder), _PartOutputs(self))
+        directory = parts_dir(self.folder)
+        paths = [part_path(directory, part) for part in range(len(self.part_ranges))]
+        return Parts(directory, paths, _PartOutputs(self))
 
     @cached_property
     def part_ranges(self) -> list[tuple[int, int]]:
@@ -149,7 +158,7 @@ class PartedSet:
     def set_made_with(self) -> provenance.Meta:
         return {**self.shared_made_with, **describe_set(self.inputs), "rows": self.num_rows}
 
-    def part_output(self, part: int) -> outputs.Output:
+    def part_output(self, part: int) -> Output:
         """A part. Its rows of the inputs are read, unless it is there and made from the same files."""
         (start, stop), path = self.part_ranges[part], part_path(parts_dir(self.folder), part)
         of_inputs = describe_part(self.inputs, path, start, stop)
@@ -189,7 +198,7 @@ class PartedSet:
         first, stop = shards.row_range(shard_id, num_shards, len(self.part_ranges))
         for number in range(first, min(stop, len(of_parts))):
             rows = dict(zip(("first_row", "stop_row"), self.part_ranges[number], strict=True))
-            if part_path(self.parts.directory, number).exists():
+            if self.parts.paths[number].exists():
                 continue
             if self.parts.outputs[number].made_with == {**shared, **of_parts[number], **rows}:
                 name = _shard_name(number)
@@ -278,12 +287,12 @@ def _renamed(entry: dict[str, Any], name: str) -> dict[str, Any]:
     return {**entry, "raw_data": {**entry["raw_data"], "basename": name}}
 
 
-class _PartOutputs(Sequence[outputs.Output]):
+class _PartOutputs(Sequence[Output]):
     """The parts of a set, each described when it is asked for the first time."""
 
     def __init__(self, of_set: PartedSet) -> None:
         self._of_set = of_set
-        self._described: dict[int, outputs.Output] = {}
+        self._described: dict[int, Output] = {}
 
     def __len__(self) -> int:
         return len(self._of_set.part_ranges)

@@ -6,7 +6,8 @@ PYTHON_IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 NEWEST := $(VENV)/newest
 GPU_MACHINE := $(VENV)/gpu_machine
-GPU_TESTS := tests/test_teacher.py tests/test_targets.py tests/test_calculate_logits.py tests/test_retrieval.py
+GPU_TESTS := tests/test_teacher.py tests/test_targets.py tests/test_calculate_logits.py tests/test_retrieval.py \
+    tests/test_gpu_benchmark.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test testgpu lint bench clean

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py               # under 9 minutes, 30 GB of disk and 32 GB of memory
 
-Needs torch, transformers, safetensors, numpy, xxhash and tqdm, and no network: models and inputs are random, which takes
-as long as real ones do. Rates leave start-up out, and writing to the disk is in them. The last line is the path of a
-JSON file with all results. `--tiny` does the same in seconds on a CPU, where the ratios mean nothing.
+Needs torch, transformers, safetensors, numpy, xxhash and tqdm, and no network: models and inputs are random, which take
+as long as real ones. Rates leave start-up out, and writing to the disk is in them. The last line is the path of a JSON
+file with all results. `--tiny` does the same in seconds on a CPU, where the ratios mean nothing.
 """
 
 from __future__ import annotations

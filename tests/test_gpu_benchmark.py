@@ -16,7 +16,7 @@ NOT_THERE = ("orjson", "gigatoken", "streaming")
 def test_it_measures_everything_without_what_such_machines_lack(tmp_path: Path) -> None:
     for name in NOT_THERE:
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no module {name}', name='{name}')\n")
-    command = [sys.executable, PROJECT / "benchmarks/gpu.py", "--tiny", "--output", "found.json"]
+    command = [sys.executable, str(PROJECT / "benchmarks/gpu.py"), "--tiny", "--output", "found.json"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr

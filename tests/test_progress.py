@@ -261,7 +261,7 @@ def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> N
     annotate = ask(run, pipeline)["by_job"]["annotate"]
     assert states(annotate) == ["done", "other arguments"] and not annotate["lines"]
     [wrong] = annotate["wrong"]
-    assert wrong["path"] == f"{PARTS}/part-00002" and "input: was" in wrong["what"]
+    assert wrong["path"].endswith(f"{PARTS}/part-00002") and "input: was" in wrong["what"]
 
 
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:

@@ -50,6 +50,14 @@ def test_samples_are_the_counts_of_inverse_cumulative_draws(vocab_size: int, num
         assert {number: share for number, share in stored.items() if share} == pytest.approx(expected)
 
 
+def test_what_is_not_a_distribution_gives_no_samples() -> None:
+    logits = torch.zeros(3, 20)
+    logits[1, 5] = torch.nan
+    logits[2, 5] = torch.inf
+    prob, _ = Sampled(4, 0).of_logits(logits, torch.rand(3, 4, dtype=torch.float64))
+    assert prob[:, :-1].isnan().all(dim=1).tolist() == [False, True, True]
+
+
 def test_the_mean_is_the_softmax_and_the_students_gradient_is_unbiased_where_that_of_top_k_is_not() -> None:
     """Over many seeds, within five standard errors. The loss is the trainer's: KL over the ids, and over the rest as
     1 − Σ q."""

@@ -354,7 +354,9 @@ def write_retrieved(args: plan_search.RetrievedSetOptions) -> Step:
         with contextlib.suppress(PipelineError):
             if meta := provenance.read_meta(args.hits / domain):
                 known["topk"] = plan_search.written_topk(args, meta)
-                found_inputs = plan_search.find_inputs(args, domain)
+                there = plan_search.find_inputs(args, domain)
+                describe_set(there)  # raises where one is gone or damaged: then the arguments alone are compared
+                found_inputs = there
         units.append(set_unit(args.output / domain, known, count_rows(args, domain), found_inputs))
     return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)
 

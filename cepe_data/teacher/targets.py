@@ -129,6 +129,8 @@ class Sampled:
         ids = torch.where(rank < 0, ids, others.gather(-1, rank.clamp(min=0)))
         order = counts.argsort(dim=-1, descending=True, stable=True)
         shares = counts.gather(-1, order).float() / self.num_samples
+        # Draws from what is not a distribution would look like any others.
+        shares = shares.where(cumulative[:, -1:].isfinite(), torch.nan)
         return torch.nn.functional.pad(shares, (0, 1)), ids.gather(-1, order)
 
 

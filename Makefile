@@ -44,7 +44,7 @@ test: $(INSTALLED) $(NEWEST) ## run all tests
 	@$(PYTHON_IN_VENV) -m pytest -n 2
 
 testgpu: $(GPU_MACHINE)/.installed ## run the tests of teacher and retrieval with the libraries of GPU machines
-	@PYTHONPATH=$(CURDIR) $(GPU_MACHINE)/bin/python -m pytest -n 2 $(GPU_TESTS)
+	@PYTHONPATH=$(CURDIR) $(GPU_MACHINE)/bin/python -m pytest -n 2 -k "not killed" $(GPU_TESTS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	@$(VENV)/bin/ruff check .

@@ -221,7 +221,7 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
     from matplotlib.ticker import FuncFormatter, PercentFormatter
 
     if not positions:
-        cli.warn(f"there is no row to draw: {path} is not written")
+        cli.warn(f"no row could be read: {path} is not written")
         return
     title = teacher_title(positions)
     pitch, height, gap = 1.3, 1.05, 0.75

@@ -22,8 +22,9 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds
-from cepe_data.teacher import devices
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import transformers_version
 from cepe_data.teacher.inputs import InputRows
 from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotations
 
@@ -57,6 +58,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=None,
         help="the folder of domain folders to write (default: beside the input, named after it and the teacher)",
+    )
+    parser.add_argument(
+        "--num_words",
+        type=vocabulary.num_words,
+        default=None,
+        metavar="N|tokenizer",
+        help="the first N ids share the probability; tokenizer: those of the input's tokenizer (default: all that the "
+        "model has, which may be padded)",
     )
     parser.add_argument(
         "--retrieval_input_dir",
@@ -94,7 +103,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--batch_size", type=cli.positive_count, default=None, help="sequences at once (default: what the memory holds)"
     )
     model.add_argument(
-        "--attn_implementation", default=None, help="such as flash_attention_2 (default: what transformers prefers)"
+        "--attn_implementation",
+        default=None,
+        help="such as flash_attention_2 (default: what transformers prefers if it gives the same as eager, else eager)",
+    )
+    model.add_argument(
+        "--allow_other_tokenizer",
+        action="store_true",
+        help="go on where the tokenizer beside the model is not the one that made the input",
     )
     model.add_argument("--compile", action="store_true", help="compile the layers: a minute of start-up, then faster")
     return parser.parse_args(arguments)
@@ -161,22 +177,27 @@ def annotate(todo: Todo, device: str, progress: Callable[[int], object]) -> None
 
 def annotate_with(settings: teacher_model.Settings, todo: Todo, progress: Callable[[int], object]) -> None:
     """Make parts with one teacher, which is gone from the device afterwards."""
-    model = teacher_model.Teacher(todo[0][0].model.folder, settings)
+    model = teacher_model.Teacher(todo[0][0].model.checkpoint, settings)
+    ran = {"transformers": transformers_version()}
     for annotation, of_domain in itertools.groupby(todo, lambda one: one[0]):
         parts = [part for _, part in of_domain]
         ranges = [annotation.of_set.part_ranges[part] for part in parts]
         batches = InputRows(annotation).batches(ranges, model.batch_size)
         names = (annotation.row_name(row) for start, stop in ranges for row in range(start, stop))
         rows = model.annotate(batches, names)
+        unknown = vocabulary.UnknownWords(vocabulary.tokenizer_size(annotation.input_folder))
         for part, (start, stop) in zip(parts, ranges, strict=True):
-            annotation.of_set.write_part(part, counted(itertools.islice(rows, stop - start), progress))
+            of_part = counted(itertools.islice(rows, stop - start), unknown, progress)
+            annotation.of_set.write_part(part, of_part, ran)
+        unknown.report()
 
 
 def counted(
-    rows: Iterator[dict[str, np.ndarray]], progress: Callable[[int], object]
+    rows: Iterator[dict[str, np.ndarray]], unknown: vocabulary.UnknownWords, progress: Callable[[int], object]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The same rows; `progress` hears of each that was written."""
+    """The same rows. Ids beyond the tokenizer's are counted; `progress` hears of each row that was written."""
     for row in rows:
+        unknown.add(row["target_prob"], row["target_index"])
         yield row
         progress(1)
 
@@ -188,7 +209,7 @@ def report_dry_run(todo: Todo, chosen: Sequence[str]) -> None:
         return
     annotation, num_rows = todo[0][0], count_rows(todo)
     rows = InputRows(annotation)
-    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
+    model = teacher_model.Teacher(annotation.model.checkpoint, annotation.settings(chosen[0]))
     batch = next(rows.batches(annotation.of_set.part_ranges[:1], model.batch_size))
     if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
         list(model.annotate([batch]))

@@ -24,6 +24,7 @@ import torch
 from benchmarks.common import Bars, best_seconds, find_corpus, parse_scale, peak_tree_bytes
 from cepe_data import workers
 from cepe_data.corpus import readers
+from cepe_data.corpus.domains import RecordKeys
 from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from cepe_data.retrieval.topk import TopK
@@ -51,7 +52,7 @@ def snippets(folder: Path) -> Iterator[str]:
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in readers.LineBlocks(path):
-            texts = readers.parse_documents(1, block, "text").texts
+            texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             for text in texts:
                 words = text.split()
                 for start in range(0, len(words) - WORDS, WORDS):
@@ -116,7 +117,7 @@ def write_embeddings(folder: Path, num_rows: int) -> None:
         "model": fingerprint,
         "dimension": 384,
         "chunk_size": 8,
-        "normalize": False,
+        "normalize": True,
         "pooling": "mean",
         "dtype": "float32",
     }

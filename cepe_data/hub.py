@@ -32,14 +32,11 @@ def find_folder(name: str, what: str) -> Path:
     """
     name = name.rstrip("/")
     try:
-        folder = Path(name) if Path(name).is_dir() else _download(name)
+        return Path(name) if Path(name).is_dir() else _download(name)
     except (OSError, ValueError) as error:
         raise ArgumentError(
             f"no {what} {name!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub name"
         ) from None
-    if not (folder / "config.json").exists():
-        raise ArgumentError(f"no {what} {name!r}: {folder} has no config.json")
-    return folder
 
 
 def _download(name: str) -> Path:

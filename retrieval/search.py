@@ -64,6 +64,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
     add_encoder_arguments(parser)
+    parser.add_argument(
+        "--query_prefix", default="", help="put before every query for the encoder, such as 'query: ' for E5"
+    )
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
     parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
@@ -150,6 +153,7 @@ def embed_queries(
     todo = [one for one in sets if not one.embedded_queries.is_done()]
     if not todo:
         return
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
@@ -159,7 +163,7 @@ def embed_queries(
         ranges = [
             (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
         ]
-        read = QueryReader(one.queries, tokenizer, word_pieces, args.query_tokens)
+        read = QueryReader(one.queries, tokenizer, word_pieces, args.query_prefix, args.query_tokens)
         with (
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
@@ -186,6 +190,7 @@ class QueryReader:
     queries: Path
     tokenizer: TokenizerFiles
     word_pieces: str
+    prefix: str
     query_tokens: int
 
     @cached_property
@@ -198,7 +203,7 @@ class QueryReader:
 
     @cached_property
     def _word_pieces(self) -> WordPieces:
-        return WordPieces(self.word_pieces)
+        return WordPieces(self.word_pieces, self.prefix)
 
     def __call__(self, rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         ids = [self._rows[row]["token_ids"][: self.query_tokens].astype(np.int32) for row in range(*rows)]

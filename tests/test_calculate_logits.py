@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from cepe_data.storage import outputs, provenance
 from cepe_data.storage.parts import PartedSet
-from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import Checkpoint
 from tests import reference, test_targets
 from tests.conftest import VOCAB_SIZE, Run, World
 from tests.conftest import read_rows as read
@@ -195,7 +196,7 @@ def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
         (("--topk", VOCAB_SIZE + 1), "more than the 800 words"),
         (("--model_dir", "none/such"), "no model 'none/such'"),
         (("--model_dir", "OUT"), "no model 'OUT'"),
-        (("--model_dir", "small"), "the model knows only 700 words"),
+        (("--model_dir", "small"), "knows only 700 words"),
         (("--model_dir", "narrow"), "more than the 63 positions"),
         (("--retrieval_input_dir", "RET/train", "--retrieval_k", 10), "more than the 9"),
         (("--retrieval_input_dir", "OUT/train"), "no column retrieved_token_ids"),
@@ -219,9 +220,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     if "small" in change:
         models.make_teacher(tmp_path / "small", 700)
     if "narrow" in change:
-        shutil.copytree(world.folder / "teacher", tmp_path / "narrow")
-        config = (tmp_path / "narrow/config.json").read_text()
-        (tmp_path / "narrow/config.json").write_text(config.replace('_embeddings": 4096', '_embeddings": 63'))
+        GPT2LMHeadModel(GPT2Config(VOCAB_SIZE, 63, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "narrow")
     if "short" in change:
         retrieved = read(tmp_path / "RET/train/book")[:3]
         mds.write_shard(
@@ -365,23 +364,86 @@ def test_shards_of_an_input_that_differ_are_refused(run: Run, world: World, rows
     assert "shard.00001.mds has other columns than the first shard" in error
 
 
-def test_another_vocabulary_is_a_warning_and_unknown_ids_are_found_in_any_row(
+def test_the_tokenizer_beside_the_model_is_that_of_the_rows_or_it_is_refused(
     run: Run, world: World, rows: Path, tmp_path: Path
 ) -> None:
     from demo import models
 
     _, command = lay_out(tmp_path, rows, world)
-    models.make_teacher(tmp_path / "larger", 900)
-    done = run(*command, "--model_dir", "larger", cwd=tmp_path)
-    assert "a tokenizer of 800 words, and the model knows 900" in done.stderr
+    (tmp_path / "teacher").unlink()
+    shutil.copytree(world.folder / "teacher", tmp_path / "teacher")
+    models.train_tokenizer(["other words than those of the corpus"], tmp_path / "teacher/tokenizer.model", 290)
+    error = run(*command, cwd=tmp_path, status=2).stderr
+    assert "OUT/train/book was made with another tokenizer" in error and "--allow_other_tokenizer" in error
+    allowed = run(*command, "--allow_other_tokenizer", cwd=tmp_path)
+    shutil.copy(world.tokenizer, tmp_path / "teacher/tokenizer.model")
+    done = run(*command, cwd=tmp_path)
+    assert "skipped, made before" in done.stdout and not done.stderr and "11 rows" in allowed.stdout
+    (tmp_path / "teacher/tokenizer.model").unlink()
+    error = run(*command, cwd=tmp_path).stderr
+    assert "teacher has no tokenizer.json and no tokenizer.model" in error and "is not checked" in error
     # A damaged row, of a set that says that its ids are all known.
     path = tmp_path / "OUT/train/book/shard.00000.mds"
     content = bytearray(path.read_bytes())
     content[-30:-28] = (31_000).to_bytes(2, "little")
     path.write_bytes(content)
-    lengths = ("--num_decoder_tokens", 64)
-    error = run(*command, *lengths, cwd=tmp_path, status=2).stderr
+    error = run(*command, "--num_decoder_tokens", 64, cwd=tmp_path, status=2).stderr
     assert "row 10 of OUT/train/book has ids from" in error and "to 31000" in error
+
+
+def test_padding_of_the_vocabulary_is_counted_or_left_out(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    from demo import models
+
+    _, command = lay_out(tmp_path, rows, world)
+    models.make_teacher(tmp_path / "padded", 900)
+    shutil.copy(world.tokenizer, tmp_path / "padded")
+    command += ("--model_dir", "padded")
+    out = tmp_path / "OUT/train-logits-enc40-dec24-padded/book"
+    told = run(*command, cwd=tmp_path).stderr
+    index = np.stack([row["target_index"] for row in read(out)])
+    num_padding = int((index >= VOCAB_SIZE).sum())
+    assert f"{num_padding:,} of {index.size:,} ids ({num_padding / index.size:.2%})" in told and num_padding > 100
+    assert "num_words: was absent, now 800" in run(*command, "--num_words", "tokenizer", cwd=tmp_path, status=2).stderr
+    shutil.rmtree(out.parent)
+    assert not run(*command, "--num_words", "tokenizer", cwd=tmp_path).stderr
+    assert "skipped, made before" in run(*command, "--num_words", VOCAB_SIZE, cwd=tmp_path).stdout
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "padded", dtype=torch.float32)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight[:VOCAB_SIZE])
+    for row, window in zip(read(out), read(tmp_path / "OUT/train/book"), strict=True):
+        check_row(row, model, window["prev_token_ids"][-40:], window["token_ids"][:24])
+    run("sanity_check.py", "teacher", out, "--model_dir", "padded", cwd=tmp_path)
+    assert "more than the 900 words" in run(*command, "--num_words", 901, cwd=tmp_path, status=2).stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_attention_is_the_one_that_is_right_and_is_remembered(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        num_key_value_heads=1, head_dim=16, initializer_range=0.4, attn_logit_softcapping=1.0,
+        max_position_embeddings=63,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    command += ("--model_dir", "gemma", "--rows_per_part", 6)
+    out = tmp_path / "OUT/train-logits-enc40-dec24-gemma"
+    told = run(*command, "--num_shards", 2, "--shard_id", 0, cwd=tmp_path).stderr
+    assert "more than the 63 positions" in told, "rotary positions go on: a warning"
+    other = run(*command, "--num_shards", 2, "--attn_implementation", "sdpa", "--shard_id", 1, cwd=tmp_path, status=2)
+    assert 'attn_implementation: was "eager", now "sdpa"' in other.stderr
+    run(*command, "--num_shards", 2, "--shard_id", 1, "--attn_implementation", "eager", cwd=tmp_path)
+    run(*command, "--num_shards", 2, "--merge", cwd=tmp_path)
+    assert "skipped, made before" in run(*command, "--attn_implementation", "eager", cwd=tmp_path).stdout
+    meta = json.loads((out / "book/meta.json").read_text())
+    assert meta["made_with"]["attn_implementation"] == "eager" and meta["transformers"] == [transformers.__version__]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma", dtype=torch.float32, attn_implementation="eager")
+    for row, window in zip(read(out / "book"), read(tmp_path / "OUT/train/book"), strict=True):
+        check_row(row, model, window["prev_token_ids"][-40:], window["token_ids"][:24])
+    run("sanity_check.py", "teacher", out, "--model_dir", "gemma", cwd=tmp_path)
+    error = run(*command, "--compile", cwd=tmp_path, status=2).stderr
+    assert "compile: was absent, now true" in error
 
 
 def test_a_student_learns_from_the_rows_next_to_the_input(
@@ -518,7 +580,7 @@ def test_sampled_targets_are_those_of_the_formula_for_any_batches_and_shards(
     shutil.copy(folder / "sharded/book/meta.json", path)
     (folder / "teacher").unlink()
     shutil.copytree(world.folder / "other_teacher", folder / "teacher")
-    meta["made_with"] |= {"num_samples": 6, "model": teacher_model.fingerprint(folder / "teacher")}
+    meta["made_with"] |= {"num_samples": 6, "model": Checkpoint.find(str(folder / "teacher"), "model").fingerprint()}
     path.write_text(json.dumps(provenance.signed(meta)))
     error = run("sanity_check.py", "teacher", name, "--model_dir", "teacher", cwd=folder, status=1).stdout
     assert "is not what the model gives" in error

@@ -162,6 +162,91 @@ def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus
     assert len(list((whole / "EMB").glob("0/cc/part-*"))) > 1, "some file has several parts"
 
 
+def write_modules(folder: Path, pooling: dict[str, Any], *others: str) -> None:
+    """The files with which sentence-transformers says how vectors are made."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", **{f"{kind}_folder": kind for kind in others}}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+
+
+def test_vectors_are_pooled_and_scaled_as_the_encoder_says_after_the_prefixes(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    for name in ("OUT", "tokenized"):
+        (tmp_path / name).symlink_to(corpus / name)
+    shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    first = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    write_modules(tmp_path / "encoder", first, "Normalize")
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}}
+    (tmp_path / "encoder/config_sentence_transformers.json").write_text(json.dumps(prompts))
+    error = run(*SEARCH, cwd=tmp_path, status=2).stderr
+    assert "were not pooled or scaled as the files of encoder say" in error
+    (tmp_path / "EMB").unlink()
+    run(*EMBED, "--passage_prefix", "passage: ", cwd=tmp_path)
+    assert 'passage_prefix: was "passage: ", now absent' in run(*EMBED, cwd=tmp_path, status=2).stderr
+    search = (*SEARCH, "--domain", "wiki")
+    told = run(*search, "--query_prefix", "", cwd=tmp_path).stderr
+    assert "--query_prefix 'query: ' does" in told
+    run(*search, "--query_prefix", "query: ", "--overwrite", cwd=tmp_path)
+    assert 'query_prefix: was "query: ", now absent' in run(*search, cwd=tmp_path, status=2).stderr
+    model = EncoderModel.find(str(tmp_path / "encoder"))
+    assert (model.pooling, model.normalize) == ("cls", True)
+    records = corpus_records(tmp_path)
+    embedded = Embeddings(tmp_path / "EMB")
+    part = embedded.parts[-1]
+    names = embedded.passage_ids(part.first_key + np.arange(5))
+    queries = rows_of(tmp_path / "OUT/test/wiki")[:5]
+    texts = ["passage: " + records[name]["contents"] for name in names]
+    texts += ["query: " + text for text in decode(tmp_path, [row["token_ids"][:20] for row in queries])]
+    expected = first_hidden_states(tmp_path / "encoder", texts)
+    np.testing.assert_allclose(np.load(part.path / "embeddings.npy")[:5], expected[:5], atol=1e-3)
+    np.testing.assert_allclose(np.load(tmp_path / "HITS/wiki.queries/embeddings.npy")[:5], expected[5:], atol=1e-5)
+
+
+def first_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
+    """float64 [texts, dimension]: the first state of one text at a time, scaled to length 1."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModel.from_pretrained(folder).double()
+    vectors = []
+    with torch.no_grad():
+        for text in texts:
+            ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+            state = model(ids["input_ids"]).last_hidden_state[0, 0].numpy()
+            vectors.append(state / np.sqrt((state**2).sum()))
+    return np.stack(vectors)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "others", "found"),
+    [
+        pytest.param({"pooling_mode_mean_tokens": True}, ("Normalize",), ("mean", True), id="mean"),
+        pytest.param({"pooling_mode": "cls"}, (), ("cls", False), id="newer files"),
+        pytest.param({"pooling_mode_max_tokens": True}, (), "pooling_mode_max_tokens", id="max"),
+        pytest.param({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (), "cls and mean", id="two"),
+        pytest.param({"pooling_mode_mean_tokens": True, "include_prompt": False}, (), "include_prompt", id="prompt"),
+        pytest.param({"pooling_mode_mean_tokens": True}, ("Dense",), "module Dense", id="dense"),
+    ],
+)
+def test_encoders_pool_in_a_known_way_or_are_refused(
+    corpus: Path, tmp_path: Path, pooling: dict[str, Any], others: tuple[str, ...], found: Any
+) -> None:
+    from cepe_data.errors import ArgumentError
+
+    shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    write_modules(tmp_path / "encoder", pooling, *others)
+    if isinstance(found, str):
+        with pytest.raises(ArgumentError, match=found):
+            EncoderModel.find(str(tmp_path / "encoder"))
+    else:
+        model = EncoderModel.find(str(tmp_path / "encoder"))
+        assert (model.pooling, model.normalize) == found
+
+
 def test_hits_are_those_of_brute_force_and_of_faiss(whole: Path, corpus: Path) -> None:
     import faiss
 
@@ -521,7 +606,7 @@ def test_encoders_without_weights_and_other_tokenizers_are_refused(corpus: Path,
     weights = load_file(path)
     del weights["embeddings.word_embeddings.weight"]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ArgumentError, match="lacks weights, such as embeddings"):
+    with pytest.raises(ArgumentError, match="lacks 1 weights, such as embeddings"):
         Encoder(EncoderModel.find(str(tmp_path / "broken")), "float32", "cpu", False)
 
 

@@ -179,7 +179,7 @@ def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(co
 
 def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_drawing_order(world: World) -> None:
     splits, chunks = Splits(42, 0.2, 0.4), DocumentWindows(8, 8)
-    files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt") if file.domain == "cc"]
+    files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt").files if file.domain == "cc"]
     identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
     assert identity is not None
     tokens = reader.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)

@@ -17,7 +17,7 @@ from cepe_data.retrieval.embeddings import passage_ids
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
-from cepe_data.teacher.check import num_samples_of
+from cepe_data.teacher import check as teacher_check
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.token_file import TokenFile, read_tokenizer
 from cepe_data.tokens.tokenizers import TokenizerFiles
@@ -92,9 +92,8 @@ def run(namespace: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
     if "retrieved_token_ids" in columns:
         if args.input_dir:
-            meta = provenance.read_meta(args.path) or {"made_with": {}}
-            num_tokens = meta.get("query_tokens")
-            found_for = meta["made_with"].get("input")
+            num_tokens = (provenance.read_meta(args.path) or {}).get("query_tokens")
+            found_for = provenance.made_with(args.path).get("input")
             if found_for is not None and found_for != mds.fingerprint(input_folder(args)):
                 raise ArgumentError(
                     f"the passages in {args.path} were found for other rows than {input_folder(args)}'s"
@@ -105,7 +104,7 @@ def run(namespace: argparse.Namespace) -> int:
         for title, ids in retrieved_passages(args, row):
             print_text(title, ids)
     elif "target_index" in columns:
-        window, num_samples = input_row(args), num_samples_of(args.path)
+        window, num_samples = input_row(args), teacher_check.num_samples_of(args.path)
         print_teacher_row(row, window["token_ids"], tokenizer, args.positions, num_samples)
     else:
         for line in describe_source(args.path, args.row, args.tokenized_dir):
@@ -164,22 +163,18 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     with TokenFile(path) as tokens:
         if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
             return [f"source: {source}, from position {position:,} of its token file ({path} is of another tokenizer)"]
-        for first_document, start, lengths, _ in tokens.document_blocks():
-            ends = start + np.cumsum(lengths)
-            if position < ends[-1]:
-                index = int(np.searchsorted(ends, position, "right"))
-                return [
-                    f"source: {source}, document {first_document + index} (from 0) of {tokens.num_documents:,}, from "
-                    f"its token {position - int(ends[index] - lengths[index]):,} of {int(lengths[index]):,} on"
-                ]
-    raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+        [place] = tokens.find(np.array([position]))
+    if place.document is None:
+        raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+    return [
+        f"source: {source}, document {place.document} (from 0) of {tokens.num_documents:,}, from its token "
+        f"{position - place.start:,} of {place.stop - place.start:,} on"
+    ]
 
 
 def input_folder(args: ShowOptions) -> Path:
     """The set that a teacher's set belongs to."""
-    meta = provenance.read_meta(args.path) or {}
-    input_dir = args.input_dir or verify.with_parents(args.path, 2).parent.parent / (meta.get("input_name") or "")
-    folder = input_dir / args.path.name
+    folder = teacher_check.input_folder(args.path, args.input_dir)
     if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):
         raise ArgumentError(
             f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cepe_data import shards
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.inspect.units import (
     DAMAGED,
@@ -55,21 +55,24 @@ BY_SEVERITY = (DAMAGED, OTHER, MISSING, DONE)
 def tokenize(args: TokenizeOptions) -> Step:
     """Token files; the first task has the saved tokenizer, too. Raises PipelineError for a list that is not right."""
     num_shards, folder = args.num_shards or 1, args.output_dir
-    files = listing.read_file_list(args.file_list) if args.file_list.exists() else []
-    if not files:
+    if not args.file_list.exists():
         return Step.unknown(folder, num_shards)
+    listed = listing.read_file_list(args.file_list)
+    listed.require_sizes()
+    sizes = {file.path: file.num_bytes or 0 for file in listed.files}
     saved, job = look(folder / "tokenizer", {}), None
     try:
         if identity := tokenizers.saved_identity(folder / "tokenizer"):
-            job = Job(Path(), folder, args.text_key, 0.0, identity)
+            job = Job(Path(), folder, domains.RecordKeys(args.text_key, listed.record_domains), 0.0, identity)
     except DamagedFileError as error:
         saved = Found(DAMAGED, str(error))
     of_path = {}
-    for file in files:
+    for file in listed.files:
         found = look(folder / file.token_file, job.made_with(file) if job else {})
-        done = file.num_bytes if found.state == DONE else 0
-        of_path[file.path] = Unit(folder / file.token_file, found.state, file.num_bytes, done, found.what)
-    assigned = shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)
+        size = sizes[file.path]
+        done = size if found.state == DONE else 0
+        of_path[file.path] = Unit(folder / file.token_file, found.state, size, done, found.what)
+    assigned = shards.assign_files(list(sizes.items()), num_shards)
     units = [[of_path[path] for path in paths] for paths in assigned]
     units[0].append(Unit(folder / "tokenizer", saved.state, 0, what=saved.what, is_counted=False))
     return Step(folder, "files", "bytes", [Task(of_task) for of_task in units])
@@ -85,12 +88,12 @@ def sample_ab(args: options.InsideOptions) -> Step:
 
 def sample_concat(args: options.ConcatOptions) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
-    tokens, weights = open_tokens(args), listing.parse_weights(args.domains)
+    tokens, weights = open_tokens(args), domains.parse_weights(args.domains)
     units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
     units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
     if args.retrieval_shards and args.retrieval_samples:
-        requests = listing.largest_remainder(weights, args.retrieval_samples)
+        requests = domains.largest_remainder(weights, args.retrieval_samples)
         decoding = find_decoding(args, tokens)
         for shard in range(args.retrieval_shards):
             units[shard] += passage_units(args, tokens, requests, decoding, shard)
@@ -123,7 +126,7 @@ def window_units(kind: str, windows: Windows, args: options.SampleOptions, token
     is_of_these = manifest["arguments"] == options.described_arguments(args)
     units = []
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
-        for domain, requested in listing.largest_remainder(listing.parse_weights(args.domains), number).items():
+        for domain, requested in domains.largest_remainder(domains.parse_weights(args.domains), number).items():
             if requested:
                 listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
                 unit = set_unit(args.output / split / domain, known_of_windows(sampler, split, domain), requested, {})

@@ -33,6 +33,7 @@ class SearchOptions(WriteOptions):
     tokenized_dir: Path
     tokenizer: str | None
     model_dir: str
+    query_prefix: str
     dtype: str
     device: str | None
     batch_size: int | None
@@ -88,6 +89,11 @@ def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
             f"the encoder {args.model_dir} ({model.fingerprint}) is not the one that embedded the passages in "
             f"{args.embeddings} ({corpus.kind['model']})"
         )
+    if model.pooling != corpus.kind["pooling"] or (model.normalize and not corpus.kind["normalize"]):
+        raise ArgumentError(
+            f"the passages in {args.embeddings} were not pooled or scaled as the files of {args.model_dir} say: embed "
+            f"them again, with --overwrite"
+        )
     return model
 
 
@@ -112,6 +118,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         "model": corpus.kind["model"],
         "normalize": corpus.kind["normalize"],
         "dtype": query_dtype(args, corpus),
+        **({"query_prefix": args.query_prefix} if args.query_prefix else {}),
     }
     overfetch = args.overfetch if args.exclude_overlap else 1
     fetch = min(round(args.topk * overfetch), corpus.num_passages)

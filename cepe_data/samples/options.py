@@ -6,14 +6,15 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cepe_data import cli, workers
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     draw = parser.add_argument_group("draw")
     draw.add_argument(
         "--domains",
-        default=listing.format_weights(weights),
+        default=domains.format_weights(weights),
         metavar="DOMAIN=WEIGHT,…",
         help="the domains to sample and their weights, which add up to 1",
     )
@@ -141,47 +142,78 @@ def open_tokens(args: SampleOptions) -> tuple[Tokens, dict[str, float]]:
         ArgumentError: if a domain has no files (with the `--domains` line without it), or token files are missing.
         DamagedFileError: if they were made by two tokenizers.
     """
-    weights = listing.parse_weights(args.domains)
-    files: dict[str, list[listing.ListedFile]] = {domain: [] for domain in weights}
-    listed = listing.read_file_list(args.file_list)
-    for file in listed:
-        if file.domain in files:
-            files[file.domain].append(file)
-    if absent := [domain for domain in weights if not files[domain]]:
-        rest = {domain: weight for domain, weight in weights.items() if files[domain]}
-        known = f"it has {', '.join(sorted({file.domain for file in listed}))}"
-        remedy = f"without them:\n  --domains {listing.format_weights(rest)}" if rest else known
-        raise ArgumentError(f"{args.file_list} lists no files of {', '.join(absent)}; {remedy}")
-    return find_tokens(files, args.tokenized_dir, mark_command(files, args) if args.drop_duplicates else None), weights
+    weights = domains.parse_weights(args.domains)
+    listed = listing.read_file_list(args.file_list).files
+    is_mixed = any(file.domain is None for file in listed)
+    if not is_mixed:
+        require_domains(args.file_list, weights, count_bytes(listed))
+    tokens = find_tokens(listed, args.tokenized_dir, list(weights))
+    if is_mixed:
+        require_domains(args.file_list, weights, tokens.num_tokens)
+    return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None), weights
 
 
-def mark_command(files: Mapping[str, list[listing.ListedFile]], args: SampleOptions) -> str:
-    """The command that marks copies in the domains of `files`."""
+def count_bytes(files: Sequence[listing.ListedFile]) -> dict[str, float]:
+    """Bytes of the files of each domain; at least 1, where they are not known."""
+    sizes: Counter[str] = Counter()
+    for file in files:
+        if file.domain is not None:
+            sizes[file.domain] += file.num_bytes or 1
+    return dict(sizes)
+
+
+def require_domains(file_list: Path, weights: Mapping[str, float], sizes: Mapping[str, float]) -> None:
+    """Raise ArgumentError, with the `--domains` lines that work, if a domain has a weight and no size."""
+    there = {domain: size for domain, size in sizes.items() if size}
+    absent = [domain for domain in weights if domain not in there]
+    if not absent:
+        return
+    lines = [f"{file_list} lists no files of {', '.join(absent)}, only of {', '.join(sorted(there))}."]
+    rest = {domain: weight for domain, weight in weights.items() if domain in there}
+    if set(there) != set(rest):
+        by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
+        lines.append(f"All domains there are, by their size:\n  --domains {domains.format_weights(by_size)}")
+    if rest:
+        lines.append(f"Without them:\n  --domains {domains.format_weights(rest)}")
+    raise ArgumentError("\n".join(lines))
+
+
+def mark_command(tokens: Tokens, args: SampleOptions) -> str:
+    """The command that marks copies in the domains of `tokens`."""
     command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
     command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
-    command += ["--domains", ",".join(files)]
-    paths = (args.tokenized_dir / file.token_file for domain_files in files.values() for file in domain_files)
+    command += ["--domains", ",".join(tokens.files)]
+    paths = (args.tokenized_dir / file.token_file for files in tokens.files.values() for file in files)
     is_there = any(duplicates.bits_path(path).exists() for path in paths)
     return shlex.join([*command, *["--overwrite"] * is_there])
 
 
-def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mark_command: str | None = None) -> Tokens:
-    """The token files of these domains; with `mark_command` copies of documents are dropped, see `Tokens`.
+def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None) -> Tokens:
+    """The token files of these domains of a list, or of all of them.
 
     Raises:
         ArgumentError: if some are missing.
         DamagedFileError: if one is damaged, or they were made by two tokenizers.
     """
-    all_files = [file for domain_files in files.values() for file in domain_files]
+    all_files = [file for file in listed if names is None or file.domain is None or file.domain in names]
     if missing := [file.path for file in all_files if not (folder / file.token_file).exists()]:
         raise ArgumentError(
             f"{len(missing)} of {len(all_files)} token files are missing in {folder}, such as that of "
             f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
         )
     identities: dict[str, tuple[str, int]] = {}
+    files: dict[str, list[listing.ListedFile]] = {name: [] for name in names or ()}
+    num_tokens: Counter[str] = Counter()
+    mixed_domains: set[str] = set()
     for file in all_files:
         path = folder / file.token_file
-        if meta := provenance.read_meta(path):
+        meta = provenance.read_meta(path)
+        for domain, number in tokens_by_domain(file, path, meta).items():
+            num_tokens[domain] += number
+            mixed_domains |= {domain} if file.domain is None else set()
+            if names is None or domain in names:
+                files.setdefault(domain, []).append(file)
+        if meta:
             if lost := provenance.lost_files(path, meta):
                 raise DamagedFileError(
                     f"{path} is damaged: {lost[0]} is gone or has not the size it was written with. tokenize_jsonl.py "
@@ -189,7 +221,7 @@ def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mar
                 )
             tokenizer = read_tokenizer(path, meta)
             identities.setdefault(tokenizer.fingerprint, (file.path, tokenizer.vocab_size))
-            if meta["made_with"].get("source_bytes") != file.num_bytes:
+            if file.num_bytes is not None and meta["made_with"].get("source_bytes") != file.num_bytes:
                 raise DamagedFileError(
                     f"{path} was made when {file.path} had another size than the list says: run tokenize_jsonl.py "
                     f"--overwrite"
@@ -201,7 +233,25 @@ def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mar
             f"with one (tokenize_jsonl.py --overwrite)"
         )
     fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
-    return Tokens(files, folder, vocab_size, fingerprint, mark_command)
+    mixed = [file for file in listed if file.domain is None or file.domain in mixed_domains]
+    return Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
+
+
+def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta | None) -> dict[str, int]:
+    """Tokens of every domain that a token file has documents of; of one that was made elsewhere, 0.
+
+    Raises:
+        DamagedFileError: if its records were to say their domain, and do not.
+    """
+    if file.domain is not None:
+        return {file.domain: meta.get("tokens", 0) if meta else 0}
+    try:
+        assert meta is not None
+        of_file = meta["domains"]
+        counts = zip(of_file["names"], of_file["documents"], of_file["tokens"], strict=True)
+        return {name: num_tokens for name, num_documents, num_tokens in counts if num_documents}
+    except (AssertionError, KeyError, TypeError):
+        raise DamagedFileError(f"{path} does not say the domains of its documents: make it again") from None
 
 
 def window_requests(weights: Mapping[str, float], args: SampleOptions) -> dict[str, dict[str, int]]:
@@ -214,7 +264,7 @@ def window_requests(weights: Mapping[str, float], args: SampleOptions) -> dict[s
 
 def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict[str, int]:
     """Rows per domain by largest remainder; says so where a domain gets none."""
-    counts = listing.largest_remainder(weights, number)
+    counts = domains.largest_remainder(weights, number)
     if number and (empty := [domain for domain, count in counts.items() if not count]):
         cli.warn(f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one")
     return counts

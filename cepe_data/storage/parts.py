@@ -211,10 +211,12 @@ class PartedSet:
         """Rows of these parts."""
         return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
 
-    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""
         start, stop = self.part_ranges[part]
-        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows, self._part_facts(part))
+        mds.write_shard(
+            self.parts.outputs[part], self.columns, stop - start, rows, {**self._part_facts(part), **(facts or {})}
+        )
 
     def _part_facts(self, part: int) -> provenance.Meta:
         start, stop = self.part_ranges[part]

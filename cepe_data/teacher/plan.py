@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data.errors import ArgumentError
+from cepe_data import cli, workers
+from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import mds, parts, provenance
 from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
-from cepe_data.teacher import devices
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import Checkpoint
 from cepe_data.teacher.targets import Sampled, Targets, TopK
 
 SHARD_BYTES = 128 << 20
@@ -44,6 +47,8 @@ class AnnotationOptions(PartedSetOptions):
     batch_size: int | None
     attn_implementation: str | None
     compile: bool
+    num_words: int | str | None
+    allow_other_tokenizer: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,13 @@ class Annotation:
         around, input_dir = self.of_set.folder.parent.parent, named(self.input_folder.parent)
         is_beside = not self.retrieval_folder and around.resolve() == input_dir.parent.resolve()
         input_name = input_dir.name if is_beside else None
-        return {"input_name": input_name, "vocab_size": self.model.vocab_size}
+        num_words = self.running["num_words"] or self.model.vocab_size
+        versions = set()
+        for part in self.of_set.parts.outputs:
+            with contextlib.suppress(DamagedFileError):
+                versions.add((provenance.read_meta(part.path) or {}).get("transformers"))
+        ran = sorted(filter(None, versions))
+        return {"input_name": input_name, "vocab_size": num_words, "transformers": ran}
 
     def settings(self, device: str) -> teacher_model.Settings:
         """What the teacher is asked for."""
@@ -89,12 +100,12 @@ class Annotation:
 
 def plan_annotations(args: AnnotationOptions) -> list[Annotation]:
     """What a run makes of every domain that is asked for. Raises as `plan_annotation`."""
-    fingerprint = functools.cache(teacher_model.fingerprint)  # which reads all weights
+    fingerprint = functools.cache(Checkpoint.fingerprint)  # which reads all weights
     return [plan_annotation(args, domain, fingerprint) for domain in mds.find_domains(args.input_dir, args.domain)]
 
 
 def plan_annotation(
-    args: AnnotationOptions, domain: str, fingerprint: Callable[[Path], str] = teacher_model.fingerprint
+    args: AnnotationOptions, domain: str, fingerprint: Callable[[Checkpoint], str] = Checkpoint.fingerprint
 ) -> Annotation:
     """Check the arguments against the input of a domain, before any model is loaded.
 
@@ -107,23 +118,29 @@ def plan_annotation(
     require_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     num_context_tokens = check_context(args, input_folder, retrieval_folder)
     model = teacher_model.find_model(args.model_dir)
+    inputs = [input_folder, *([retrieval_folder] if retrieval_folder else [])]
+    vocabulary.check_tokenizer(inputs, model.checkpoint.folder, model.vocab_size, args.allow_other_tokenizer)
+    num_words = vocabulary.resolve_num_words(args.num_words, input_folder, model.vocab_size) or model.vocab_size
     targets = choose_targets(args)
-    if targets.width > model.vocab_size:
+    if targets.width > num_words:
         flag = "--topk" if args.target == "topk" else "--num_samples"
-        raise ArgumentError(f"{flag} {targets.width} is more than the {model.vocab_size} words of {args.model_dir}")
+        raise ArgumentError(f"{flag} {targets.width} is more than the {num_words} words of {args.model_dir}")
     num_tokens = num_context_tokens + args.num_decoder_tokens
-    if model.max_positions is not None and num_tokens > model.max_positions:
-        raise ArgumentError(
-            f"{num_context_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more than the "
-            f"{model.max_positions} positions of {args.model_dir}"
-        )
+    check_positions(args, model, num_tokens)
     folder = output_folder(args, domain)
     dtype = choose_dtype(args, folder)
     columns = {
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, targets.width + 1),
-        "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, targets.width),
+        "target_index": mds.array_column(mds.token_dtype(num_words), args.num_decoder_tokens, targets.width),
     }
-    made_with = {**provenance_of_request(args, domain), "dtype": dtype, "model": fingerprint(model.folder)}
+    made_with = {
+        **provenance_of_request(args, domain),
+        **({"num_words": num_words} if num_words != model.vocab_size else {}),
+        "dtype": dtype,
+        "attn_implementation": choose_attention(args, folder, model, dtype, num_tokens),
+        **({"compile": True} if args.compile else {}),
+        "model": fingerprint(model.checkpoint),
+    }
     part_rows = args.part_rows(folder, mds.rows_per_shard(columns, SHARD_BYTES))
     return Annotation(
         of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args, find_inputs(args, domain)),
@@ -136,8 +153,30 @@ def plan_annotation(
         num_tokens=num_tokens,
         targets=targets,
         dtype=dtype,
-        running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
+        running={
+            "batch_size": args.batch_size,
+            "attn_implementation": made_with["attn_implementation"],
+            "compile": args.compile,
+            "num_words": made_with.get("num_words"),
+        },
     )
+
+
+def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tokens: int) -> None:
+    """Warn of sequences that are longer than rotary positions were made for.
+
+    Raises:
+        ArgumentError: if positions are of another kind, which end there.
+    """
+    if model.max_positions is None or num_tokens <= model.max_positions:
+        return
+    what = (
+        f"{num_tokens - args.num_decoder_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more "
+        f"than the {model.max_positions} positions of {args.model_dir}"
+    )
+    if not model.checkpoint.has_rotary_positions():
+        raise ArgumentError(what)
+    cli.warn(f"{what}: what it expects beyond them may be poor")
 
 
 def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
@@ -146,6 +185,31 @@ def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
     if args.dtype == "auto" and (dtype := parts.recorded(folder, "dtype", args.overwrite)):
         return str(dtype)
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
+
+
+def choose_attention(
+    args: AnnotationOptions, folder: Path, model: teacher_model.Model, dtype: str, num_tokens: int
+) -> str:
+    """`--attn_implementation`; where that is left out, that of the parts or the set that are there, else one whose
+    probabilities are checked, on the device.
+
+    Raises:
+        ArgumentError: if the device does not exist, or the model cannot be loaded.
+    """
+    made = parts.recorded(folder, "attn_implementation", args.overwrite)
+    if made is not None or args.merge:
+        return args.attn_implementation or str(made or "eager")
+    [device, *_] = devices.choose_devices(args.device, args.num_gpus)
+    return _probe_attention(model.checkpoint, dtype, device, num_tokens, args.attn_implementation)
+
+
+@functools.cache
+def _probe_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, asked: str | None) -> str:
+    """As `teacher_model.choose_attention`, once for all domains of a run."""
+    chosen = (checkpoint, dtype, device, num_tokens, asked)
+    if device == "cpu":
+        return teacher_model.choose_attention(*chosen)
+    return workers.run_in_child(teacher_model.choose_attention, *chosen)  # which leaves nothing on the GPU
 
 
 def choose_targets(args: AnnotationOptions) -> Targets:

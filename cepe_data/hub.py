@@ -12,6 +12,15 @@ from cepe_data.errors import ArgumentError
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
+def silence_transformers() -> None:
+    """Let transformers draw no progress bars, and not report what it loaded: a process has a bar of its own, and what
+    is missing in a model is an error."""
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.disable_progress_bar()
+    of_transformers.set_verbosity_error()
+
+
 def find_folder(name: str, what: str) -> Path:
     """The folder of a model: `name` itself, or what the hub has under that name.
 

@@ -85,7 +85,7 @@ def main() -> int:
     [device] = devices.choose_devices(args.device, 1)
     args = replace(args, dtype=devices.resolve_dtype(args.dtype, device, GPU_DTYPE))
     planned = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
-    parts = Parts(args.output, [part.output for part in planned])
+    parts = Parts.of(args.output, [part.output for part in planned])
     todo = [planned[part] for part in parts.todo(shard_id, num_shards)]
     num_rows = 0
     for folder in {part.output.path.parent for part in todo}:

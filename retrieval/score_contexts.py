@@ -21,7 +21,6 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.context_scores import COLUMN, ScoredSet, ScoreOptions, plan_scores, scores_of
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
-from cepe_data.retrieval.plan_search import query_domains
 from cepe_data.retrieval.row_texts import RowTexts
 from cepe_data.storage import mds
 from cepe_data.teacher import devices
@@ -35,7 +34,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="the folder of the domain folders: OUT/test")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--domain", default="all", help="one domain; all: every domain of the input")
+    parser.add_argument("--domain", default="all", help="a domain, a list with commas, or all")
     parser.add_argument(
         "--chunk_tokens", type=cli.positive_count, default=256, help="tokens of a chunk; CEPE's --context_size"
     )
@@ -67,11 +66,13 @@ def main() -> int:
     args = cli.typed(ScoreOptions, parse_args())
     start = time.monotonic()
     shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
-    domains = query_domains(args.input_dir, args.domain)
+    domains = mds.find_domains(args.input_dir, args.domain)
     model = EncoderModel.find(args.model_dir)
     sets = [plan_scores(args, domain, model) for domain in domains]
     if not args.merge:
         missing = [one for one in sets if not one.of_set.joined.is_done()]
+        for one in missing:
+            one.of_set.restore_parts(shard_id, num_shards)
         todo = [(one, parts) for one in missing if (parts := one.of_set.todo(shard_id, num_shards))]
         if todo:
             write(args, model, todo)

@@ -23,7 +23,7 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
-from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_domains, query_dtype
+from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_dtype
 from cepe_data.retrieval.row_texts import RowTexts
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
@@ -40,7 +40,9 @@ ROWS_AT_ONCE = 64
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
-    parser.add_argument("--domain", default="all", help="whose rows are the queries; all: of every domain there")
+    parser.add_argument(
+        "--domain", default="all", help="whose rows are the queries: all, or domains with commas between them"
+    )
     parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--topk", type=cli.positive_count, default=100, help="passages for every row")
@@ -80,7 +82,7 @@ def main() -> int:
     shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
-    sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
+    sets = [plan_search(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
     todo = [one for one in sets if not one.hits.is_done()]
     for one in sets:
         if one not in todo:

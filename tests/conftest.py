@@ -111,6 +111,28 @@ def run_preloaded(
     return done
 
 
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an MDS set, by mosaicml-streaming where it is installed."""
+    from cepe_data.storage import mds
+
+    try:
+        rows: Any = mds.import_streaming().LocalDataset(str(folder))
+    except ModuleNotFoundError:
+        rows = mds.Rows(folder)
+    return [rows[number] for number in range(len(rows))]
+
+
+@pytest.fixture(scope="session")
+def streaming() -> Any:
+    """mosaicml-streaming; where it is not installed, a test that needs it is skipped."""
+    from cepe_data.storage import mds
+
+    try:
+        return mds.import_streaming()
+    except ModuleNotFoundError:
+        pytest.skip("needs mosaicml-streaming")
+
+
 @pytest.fixture(scope="session")
 def run() -> Run:
     return run_script

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from cepe_data.storage import outputs
-from tests import reference
+from cepe_data.storage import outputs, provenance
+from cepe_data.storage.parts import PartedSet
+from cepe_data.teacher.checkpoint import Checkpoint
+from tests import reference, test_targets
 from tests.conftest import VOCAB_SIZE, Run, World
+from tests.conftest import read_rows as read
 
 LENGTHS = ("--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 10)
 NAME = "train-logits-enc40-dec24-teacher"
@@ -62,13 +66,6 @@ def lay_out(folder: Path, rows: Path, world: World) -> tuple[Path, tuple[Any, ..
         "book",
         *LENGTHS,
     )
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    from cepe_data.storage import mds
-
-    rows = mds.import_streaming().LocalDataset(str(folder))
-    return [rows[number] for number in range(len(rows))]
 
 
 def check_row(row: dict[str, Any], model: torch.nn.Module, context: np.ndarray, tokens: np.ndarray) -> None:
@@ -449,14 +446,14 @@ def test_the_attention_is_the_one_that_is_right_and_is_remembered(
     assert "compile: was absent, now true" in error
 
 
-def test_a_student_learns_from_the_rows_next_to_the_input(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_the_rows_next_to_the_input(
+    run: Run, world: World, rows: Path, tmp_path: Path, streaming: Any
+) -> None:
     """What the trainer does: both sets by row number, KL over the top-k and the rest."""
-    from cepe_data.storage import mds
     from demo import models
 
     _, command = lay_out(tmp_path, rows, world)
     run(*command, cwd=tmp_path)
-    streaming = mds.import_streaming()
     windows, targets = (
         streaming.StreamingDataset(streams=[streaming.Stream(local=str(folder))], shuffle=False, batch_size=1)
         for folder in (tmp_path / "OUT/train/book", tmp_path / "OUT" / NAME / "book")
@@ -481,3 +478,109 @@ def test_a_student_learns_from_the_rows_next_to_the_input(run: Run, world: World
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-11:]) < 0.5 * np.mean(losses[:11])
+
+
+def test_a_set_that_grew_or_whose_later_rows_changed_keeps_the_parts_of_the_same_rows(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    """With the parts still there, and once more with those that only the joined set has."""
+    from cepe_data.storage import mds
+
+    folder, command = lay_out(tmp_path, rows, world)
+    command += ("--rows_per_part", 4)
+    sample = ("sample_mds_ab.py", "OUT", 128, 64, 0)
+    flags = ("--domains", "book=1", "--overwrite", *world.source_flags)
+    run(*command, "--delete_parts", cwd=folder)
+    run(*sample, 18, *flags, cwd=folder)
+    error = run(*command, cwd=folder, status=2).stderr
+    assert "input: was" in error and "--overwrite" in error
+    done = run(*command, "--overwrite", cwd=folder).stdout
+    assert "skipped 2 of 5 parts" in done and "10 rows in 3 parts" in done  # 12 to 18, and the part of 8 to 11 again
+    grown = reference.tree_bytes(folder / "OUT" / NAME)
+    run(*command, "--output_dir", "fresh", cwd=folder)
+    fresh = reference.tree_bytes(folder / "fresh")
+    assert {name: fresh[name] for name in fresh if name.endswith(("mds", "index.json"))} == {
+        name: grown[name] for name in grown if name.endswith(("mds", "index.json"))
+    }
+    # An array that nobody joined yet; then row 13 changes, in a set that is cut into other shards.
+    shutil.rmtree(folder / "OUT" / NAME / "book")
+    columns, windows = mds.read_columns(folder / "OUT/train/book"), list(mds.Rows(folder / "OUT/train/book"))
+    windows[13]["token_ids"] = windows[12]["token_ids"]
+    shutil.rmtree(folder / "OUT/train/book")
+    of_set = PartedSet(folder / "OUT/train/book", columns, 18, 7, {}, outputs.REPLACE_NOTHING)
+    for part, (start, stop) in enumerate(of_set.part_ranges):
+        of_set.write_part(part, windows[start:stop])
+    of_set.publish({}, lambda draft: None)
+    error = run(*command, "--num_shards", 2, "--merge", cwd=folder, status=2).stderr
+    assert "part-00003 was made with other arguments or inputs: input: was" in error
+    done = run(*command, "--overwrite", cwd=folder).stdout
+    assert "skipped 4 of 5 parts" in done and "4 rows in 1 parts" in done
+
+
+def test_all_domains_at_once_and_a_merge_that_finds_the_size_of_parts(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    folder, command = lay_out(tmp_path, rows, world)
+    shutil.copytree(folder / "OUT/train/book", folder / "OUT/train/wiki")
+    (folder / "OUT/train/book.parts").mkdir()  # what a killed sampler leaves is not a domain
+    run(*command, "--domain", "book", "--rows_per_part", 4, "--output_dir", "one", cwd=folder)
+    both = (*command, "--output_dir", "both", "--num_shards", 2)
+    for shard in (1, 0):
+        done = run(*both, "--domain", "all", "--rows_per_part", 4, "--shard_id", shard, cwd=folder)
+    assert "8 rows in 2 parts" in done.stdout, "one part of each domain"
+    run(*both, "--domain", "wiki,book", "--merge", cwd=folder)
+    assert reference.tree_bytes(folder / "both/book") == reference.tree_bytes(folder / "one/book")
+    assert len(read(folder / "both/wiki")) == 11
+    error = run(*both, "--domain", "book,../wiki", "--merge", cwd=folder, status=2).stderr
+    assert "'../wiki' is not a name of a domain folder" in error
+    checked = run("sanity_check.py", "teacher", "both", "--input_dir", "OUT/train", cwd=folder)
+    assert "2 sets, 22 rows" in checked.stdout
+
+
+def test_sampled_targets_are_those_of_the_formula_for_any_batches_and_shards(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    folder, command = lay_out(tmp_path, rows, world)
+    command += ("--target", "sampled", "--num_samples", 6, "--seed", 3)
+    run(*command, "--batch_size", 3, "--rows_per_part", 11, cwd=folder)
+    made = read(folder / "OUT" / NAME / "book")
+    sharded = (*command, "--output_dir", "sharded", "--rows_per_part", 2, "--num_shards", 2)
+    for shard in (1, 0):
+        run(*sharded, "--shard_id", shard, cwd=folder)
+    run(*sharded, "--merge", cwd=folder)
+    model = AutoModelForCausalLM.from_pretrained(world.folder / "teacher", dtype=torch.float32)
+    num_different = 0
+    windows = read(folder / "OUT/train/book")
+    for number, (row, other, window) in enumerate(zip(made, read(folder / "sharded/book"), windows, strict=True)):
+        assert all((row[name] == other[name]).all() for name in row) and row["target_index"].dtype == np.int16
+        assert row["target_prob"].shape == (24, 7) and row["target_prob"].dtype == np.float16
+        ids = np.concatenate([window["prev_token_ids"][-40:], window["token_ids"][:24]]).astype(np.int64)
+        with torch.no_grad():
+            probabilities = torch.softmax(model(torch.from_numpy(ids)[None]).logits[0, -24:].double(), -1).numpy()
+        boundaries = probabilities.cumsum(-1)
+        numbers = test_targets.uniforms(f"3/book/{number}", 24, 6)
+        for position in range(24):
+            drawn = Counter(np.searchsorted(boundaries[position], numbers[position], "right").tolist())
+            shares = zip(row["target_index"][position].tolist(), row["target_prob"][position].tolist(), strict=False)
+            stored = Counter({word: round(share * 6) for word, share in shares if share})
+            num_different += stored != drawn
+    assert num_different <= 1, "but for a number at a boundary"
+    # What looks at it knows it; another teacher of the same kind did not draw these.
+    name = f"OUT/{NAME}"
+    checked = run("sanity_check.py", "teacher", name, "--deep", "--model_dir", "teacher", "--plot", "a.png", cwd=folder)
+    assert "2 computed once more: 0 findings" in checked.stdout and "it is not drawn" in checked.stderr
+    shown = run("sanity_check.py", "show", f"{name}/book", 0, "--tokenized_dir", world.tokenized, cwd=folder).stdout
+    assert "the shares of 6 draws" in shown
+    path = folder / name / "book/meta.json"
+    meta = json.loads(path.read_text())
+    meta["made_with"]["num_samples"] = 7
+    path.write_text(json.dumps(provenance.signed(meta)))
+    error = run("sanity_check.py", "teacher", name, cwd=folder, status=1).stdout
+    assert "not the shares of 7 draws, at position 0" in error
+    shutil.copy(folder / "sharded/book/meta.json", path)
+    (folder / "teacher").unlink()
+    shutil.copytree(world.folder / "other_teacher", folder / "teacher")
+    meta["made_with"] |= {"num_samples": 6, "model": Checkpoint.find(str(folder / "teacher"), "model").fingerprint()}
+    path.write_text(json.dumps(provenance.signed(meta)))
+    error = run("sanity_check.py", "teacher", name, "--model_dir", "teacher", cwd=folder, status=1).stdout
+    assert "is not what the model gives" in error

@@ -249,6 +249,21 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
     )
 
 
+def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> None:
+    """Parts of rows that are the same are done, whatever files these are in; another part is not, and its task in no
+    line."""
+    shutil.rmtree(pipeline / SET)
+    folder = pipeline / "ab/train/book"
+    columns, rows = mds.read_columns(folder), list(mds.Rows(folder))
+    rows[-1] = rows[0]
+    shutil.rmtree(folder)
+    mds.write_shard(outputs.Output(folder, {}), columns, len(rows), rows)
+    annotate = ask(run, pipeline)["by_job"]["annotate"]
+    assert states(annotate) == ["done", "other arguments"] and not annotate["lines"]
+    [wrong] = annotate["wrong"]
+    assert wrong["path"].endswith(f"{PARTS}/part-00002") and "input: was" in wrong["what"]
+
+
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that was not joined is not done, though all its parts are there; their rows are counted."""
     folder = pipeline / "ab/train/book"

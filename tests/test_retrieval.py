@@ -28,6 +28,7 @@ from cepe_data.storage import mds, outputs, provenance
 from demo.models import find_encoder
 from tests import reference
 from tests.conftest import PROJECT, Run, World, make_texts
+from tests.conftest import read_rows as rows_of
 
 CHUNK = 32
 EMBED: tuple[Any, ...] = (
@@ -53,6 +54,9 @@ WRITE = (
     "--output",
     "RET/test",
 )
+
+SPLITS: tuple[Any, ...] = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--allow_shortage")
+SPLITS += ("--domains", "arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1")
 
 
 def make_encoder(folder: Path, seed: int = 0) -> None:
@@ -84,9 +88,7 @@ def corpus(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("corpus")
     make_encoder(folder / "encoder")
     make_encoder(folder / "other_encoder", seed=1)
-    domains = "arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1"
-    flags: tuple[Any, ...] = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--domains", domains, "--allow_shortage")
-    flags += ("--retrieval_shards", 3, "--retrieval_chunk_size", CHUNK, *world.source_flags)
+    flags: tuple[Any, ...] = (*SPLITS, "--retrieval_shards", 3, "--retrieval_chunk_size", CHUNK, *world.source_flags)
     for shard in range(3):
         run("sample_mds_concat.py", "OUT", 96, 32, 60, 0, 400, shard, *flags, cwd=folder)
     # A domain that has nothing in one shard.
@@ -121,11 +123,6 @@ def corpus_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Every passage by its id."""
     lines = (line for path in sorted(folder.glob("OUT/retrieval/*/*.jsonl")) for line in path.open(encoding="utf-8"))
     return {record["id"]: record for record in map(json.loads, lines)}
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    rows = mds.import_streaming().LocalDataset(str(folder))
-    return [rows[number] for number in range(len(rows))]
 
 
 def mean_of_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
@@ -281,9 +278,8 @@ def decode(folder: Path, ids: list[np.ndarray]) -> list[str]:
     return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in ids]
 
 
-def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whole: Path) -> None:
+def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whole: Path, streaming: Any) -> None:
     records = corpus_records(whole)
-    streaming = mds.import_streaming()
     for domain in ("arxiv", "wiki"):
         folder = whole / "RET/test" / domain
         keys = np.load(folder.with_name(f"{domain}.keys.npy"))
@@ -333,6 +329,31 @@ def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Pat
     done = run(*SEARCH, "--delete_parts", cwd=tmp_path)
     assert "skipped" in done.stdout and sorted(os.listdir(tmp_path / "HITS"))[:2] == ["arxiv", "book"]
     assert not list(tmp_path.glob("HITS/*.parts")) and not list(tmp_path.glob("HITS/*.queries"))
+
+
+def test_passages_of_queries_that_grew_keep_the_parts_of_the_same_rows(
+    run: Run, world: World, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    lay_out(tmp_path, corpus)
+    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    shutil.copytree(whole / "RET", tmp_path / "RET")
+    sample = ("sample_mds_concat.py", "GROWN", 96, 32, 90, 0, 0, 0, "--retrieval_shards", 0, *SPLITS)
+    run(*sample, *world.source_flags, cwd=tmp_path)
+    before, after = (len(mds.Rows(folder / "test/arxiv")) for folder in (tmp_path / "OUT", tmp_path / "GROWN"))
+    assert after > before and before % 4, "some part has fewer rows"
+    queries = ("--queries", "GROWN/test", "--domain", "arxiv")
+    run(*SEARCH, *queries, "--output", "GROWN_HITS", cwd=tmp_path)
+    write = (*WRITE, *queries, "--hits", "GROWN_HITS", "--rows_per_part", 4)
+    assert "input: was" in run(*write, cwd=tmp_path, status=2).stderr
+    done = run(*write, "--overwrite", cwd=tmp_path).stdout
+    assert f"skipped {before // 4} of {-(-after // 4)} parts" in done and f"{after} rows" in done
+    run(*write, "--output", "FRESH", cwd=tmp_path)
+    for name in (
+        "arxiv.keys.npy",
+        "arxiv/index.json",
+        *(f"arxiv/shard.{part:05d}.mds" for part in range(-(-after // 4))),
+    ):
+        assert (tmp_path / "RET/test" / name).read_bytes() == (tmp_path / "FRESH" / name).read_bytes()
 
 
 @pytest.mark.parametrize("step", ["embed_passages", "search", "write_mds"])

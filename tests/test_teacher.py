@@ -14,6 +14,7 @@ import transformers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.checkpoint import Checkpoint
+from cepe_data.teacher.targets import TopK, top_probabilities
 
 VOCAB_SIZE = 500
 SMALL = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -46,8 +47,8 @@ def save_model(family: str, folder: Path) -> Any:
 
 def settings(topk: int = 10, **others: Any) -> teacher_model.Settings:
     return teacher_model.Settings(**{
-        "num_tokens": 60, "num_positions": 20, "topk": topk, "dtype": "float32", "device": "cpu", "run_length": 7,
-        **others,
+        "num_tokens": 60, "num_positions": 20, "targets": TopK(topk), "dtype": "float32", "device": "cpu",
+        "run_length": 7, **others,
     })  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def make_sequences(number: int, num_tokens: int = 60) -> list[np.ndarray]:
 
 def float64_probabilities(model: Any, sequence: np.ndarray, num_positions: int) -> np.ndarray:
     with torch.no_grad():
-        logits = model.double()(input_ids=torch.from_numpy(sequence)[None]).logits[0, -num_positions:]
+        logits = model.double()(input_ids=torch.from_numpy(sequence)[None], use_cache=False).logits[0, -num_positions:]
     return torch.softmax(logits, -1).numpy()
 
 
@@ -137,7 +138,7 @@ def test_tails_down_to_a_millionth_are_within_one_percent_in_float64() -> None:
     np.put_along_axis(rest, order, 0, -1)
     tails = rest.sum(-1)
     assert tails.min() < 1e-6 and tails.max() > 0.5
-    prob, index = teacher_model.top_probabilities(torch.from_numpy(logits.astype(np.float32)), 50)
+    prob, index = top_probabilities(torch.from_numpy(logits.astype(np.float32)), 50)
     assert (np.sort(index.numpy(), -1) == np.sort(order, -1)).mean() > 0.999  # but for ties in float32
     np.testing.assert_allclose(prob[:, 50].numpy()[tails > 1e-6], tails[tails > 1e-6], rtol=0.01)
     np.testing.assert_allclose(prob[:, 50].numpy(), tails, rtol=0.01)
@@ -168,7 +169,7 @@ def test_memory_that_is_not_there_names_the_batch_size(tmp_path: Path, monkeypat
     save_model("Llama", tmp_path)
     one = open_teacher(tmp_path, settings(batch_size=2))
 
-    def too_much(_: torch.Tensor) -> None:
+    def too_much(*_: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(one, "compute", too_much)

@@ -18,18 +18,18 @@ import numpy as np
 
 from cepe_data.errors import ArgumentError
 from cepe_data.retrieval.encoder import GPU_DTYPE, EncoderModel
-from cepe_data.storage import mds, provenance
-from cepe_data.storage.outputs import WriteOptions
-from cepe_data.storage.parts import PartedSet
+from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage.inputs import SetInput
+from cepe_data.storage.parts import PartedSet, PartedSetOptions
 from cepe_data.teacher import devices
-from cepe_data.teacher.plan import made_before, named, require_column
+from cepe_data.teacher.plan import named, require_column
 
 SHARD_BYTES = 64 << 20
 COLUMN = "context_scores"
 
 
 @dataclass(frozen=True)
-class ScoreOptions(WriteOptions):
+class ScoreOptions(PartedSetOptions):
     """The arguments of retrieval/score_contexts.py."""
 
     input_dir: Path
@@ -45,12 +45,7 @@ class ScoreOptions(WriteOptions):
     dtype: str
     device: str | None
     batch_size: int | None
-    merge: bool
-    delete_parts: bool
-    rows_per_part: int | None
     num_workers: int
-    shard_id: int | None
-    num_shards: int | None
 
 
 @dataclass(frozen=True)
@@ -81,12 +76,11 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     if rest:
         raise ArgumentError(f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are no multiple of it")
     columns[COLUMN] = mds.array_column(np.dtype(np.float32), num_chunks)
-    made = made_before(args, folder, "dtype") if args.dtype == "auto" else None
+    made = parts.recorded(folder, "dtype", args.overwrite) if args.dtype == "auto" else None
     dtype = made or devices.resolve_dtype(args.dtype, args.device, GPU_DTYPE)
     prefixes = {name: getattr(args, name) for name in ("query_prefix", "passage_prefix") if getattr(args, name)}
     made_with = {
         "domain": domain,
-        "input": mds.fingerprint(source),
         "chunk_tokens": args.chunk_tokens,
         "query_tokens": args.query_tokens,
         "model": model.fingerprint,
@@ -96,8 +90,9 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
         "dtype": dtype,
         **prefixes,
     }
-    part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
-    of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args)
+    part_rows = args.part_rows(folder, mds.rows_per_shard(columns, SHARD_BYTES))
+    inputs = {"input": SetInput(source)}
+    of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args, inputs)
     of_input = provenance.read_meta(source) or {}
     is_beside = named(args.output).parent.resolve() == named(args.input_dir).parent.resolve()
     facts = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -323,8 +324,17 @@ def describe_run(args: SampleOptions) -> dict[str, Any]:
     return {
         "script": Path(sys.argv[0]).name,
         "arguments": described_arguments(args),
-        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+        "versions": installed_versions("mosaicml-streaming", "numpy", "xxhash"),
     }
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those of these packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def described_arguments(args: SampleOptions) -> dict[str, Any]:

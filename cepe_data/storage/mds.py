@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs, provenance
 
 INDEX_NAME = "index.json"
 _OPEN_SHARDS = 4
+_HASHED_ROWS = 256  # read at a time
 SHARD_NAME = "shard.00000.mds"
 MAX_SHARD_BYTES = (1 << 32) - 1  # offsets inside a shard are uint32
 _NUMBERS = {"int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
@@ -138,7 +140,7 @@ def write_shard(
 
     Args:
         rows: what `window_rows` made; or one value for every column each.
-        facts: what its meta file says beside the number of rows.
+        facts: what the meta file says beside the number of rows.
 
     Raises:
         PipelineError: if there are not `num_rows` rows, or more than a shard can hold.
@@ -245,6 +247,28 @@ def num_rows(folder: Path) -> int:
     return sum(shard["samples"] for shard in read_index(folder))
 
 
+def find_domains(folder: Path, domains: str) -> list[str]:
+    """The domains of the sets in a folder, for `all`; else the names in a list with commas.
+
+    Raises:
+        ArgumentError: if there is none, or a name is not one.
+        DamagedFileError: if a set has lost its index.
+    """
+    if domains != "all":
+        names = [name.strip("/") for name in domains.split(",")]
+        for name in names:
+            if not name or Path(name).name != name or name.startswith("."):
+                raise ArgumentError(f"--domain {domains}: {name!r} is not a name of a domain folder in {folder}")
+        return list(dict.fromkeys(names))
+    folders = [path for path in sorted(folder.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
+    for path in folders:
+        if not (path / INDEX_NAME).exists() and next(path.glob("*.mds"), None):
+            raise DamagedFileError(f"{path} has shards and no {INDEX_NAME}: make the set again")
+    if found := [path.name for path in folders if (path / INDEX_NAME).exists()]:
+        return found
+    raise ArgumentError(f"{folder} holds no domain folders with an MDS set")
+
+
 def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
     """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
     `decoded_types` as in `read_index`.
@@ -314,18 +338,45 @@ class Rows:
         """The shard that has row `start`, and the number of its first row."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"{self.folder} has {len(self)} rows: there are no rows {start} to {stop}")
-        shard = bisect_right(self._ends, start)
-        if shard not in self._open:
-            if len(self._open) == self._max_open_shards:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[shard] = _ShardRows(self.folder, self.shards[shard], self._columns, self._decoders)
-        return self._open[shard], self._ends[shard] - self.shards[shard]["samples"]
+        number = bisect_right(self._ends, start)
+        return self._shard(number), self._first_row(number)
 
     def blocks(self, rows_at_once: int) -> Iterator[tuple[int, int]]:
         """Ranges of at most so many rows, each in one shard, that cover the set."""
         for end, shard in zip(self._ends, self.shards, strict=True):
             for start in range(end - shard["samples"], end, rows_at_once):
                 yield start, min(start + rows_at_once, end)
+
+    def places(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where rows [start, stop) are, as far as there are such rows: numbers of shards, each with a range of its
+        rows."""
+        for number in range(bisect_right(self._ends, start), len(self.shards)):
+            first = self._first_row(number)
+            if first >= stop:
+                return
+            yield number, max(start - first, 0), min(stop - first, self.shards[number]["samples"])
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        """A hash of the columns, and of the content of rows [start, stop), as far as there are such rows. It does not
+        depend on where shards begin."""
+        columns = [self.shards[0][name] for name in ("column_names", "column_encodings")]
+        sizes, content = xxhash.xxh3_64(), xxhash.xxh3_64()
+        for number, first, last in self.places(start, stop):
+            for row in range(first, last, _HASHED_ROWS):
+                of_rows, encoded = self._shard(number).encoded(row, min(row + _HASHED_ROWS, last))
+                sizes.update(of_rows.tobytes())
+                content.update(encoded)
+        return provenance.fingerprint([columns, sizes.hexdigest(), content.hexdigest()])
+
+    def _first_row(self, number: int) -> int:
+        return self._ends[number] - int(self.shards[number]["samples"])
+
+    def _shard(self, number: int) -> _ShardRows:
+        if number not in self._open:
+            if len(self._open) == self._max_open_shards:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[number] = _ShardRows(self.folder, self.shards[number], self._columns, self._decoders)
+        return self._open[number]
 
 
 class _ShardRows:
@@ -369,19 +420,23 @@ class _ShardRows:
             raise self._wrong_offsets()
         return self._decode_row(self._read_bytes(start, stop), first_row + number)
 
-    def read(self, start: int, stop: int, first_row: int) -> dict[str, Any]:
-        """Rows [start, stop) of the shard; `first_row` is the number of its first, for messages."""
+    def encoded(self, start: int, stop: int) -> tuple[np.ndarray, bytes]:
+        """The sizes of rows [start, stop), int64 [rows], and their bytes, one row after the other."""
         offsets = np.frombuffer(self._read_bytes(4 * (1 + start), 4 * (2 + stop)), "<u4").astype(np.int64)
         sizes = np.diff(offsets)
         if sizes.min() < 0 or offsets[-1] > self._num_bytes:
             raise self._wrong_offsets()
-        block = self._read_bytes(int(offsets[0]), int(offsets[-1]))
+        return sizes, self._read_bytes(int(offsets[0]), int(offsets[-1]))
+
+    def read(self, start: int, stop: int, first_row: int) -> dict[str, Any]:
+        """Rows [start, stop) of the shard; `first_row` is the number of its first, for messages."""
+        sizes, block = self.encoded(start, stop)
         rows = np.frombuffer(block, np.uint8).reshape(len(sizes), -1) if (sizes == sizes[0]).all() else None
         if rows is not None and (rows[:, : self._sizes.size] == rows[0, : self._sizes.size]).all():
             with self._naming(first_row + start):
                 cells = self._cells(rows[0, : self._sizes.size].tobytes(), rows.shape[1])
                 return {column.name: column.decode_all(rows[:, first:last]) for column, first, last in cells}
-        ends = (offsets - offsets[0]).tolist()
+        ends = [0, *np.cumsum(sizes).tolist()]
         decoded = [self._decode_row(block[ends[row] : ends[row + 1]], first_row + start + row)
                    for row in range(len(sizes))]  # fmt: skip
         columns = {name: [row[name] for row in decoded] for name in decoded[0]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -243,21 +243,33 @@ class TeacherCheck(verify.SetCheck):
             verify.compare_with_source(report, folder, source, "made from")
         else:
             cli.warn(f"{source} is not there: that the rows of {folder} are its rows is not checked (--input_dir)")
+        if self.plot is not None and num_samples_of(folder):
+            cli.warn(f"{folder} has samples, whose mass and entropy are not the teacher's: it is not drawn")
         return True
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
+        """Probabilities that descend and add up to 1, of samples shares of the draws; ids that are distinct words of
+        the model."""
         known = (provenance.read_meta(folder) or {}).get("vocab_size")
-        result = TeacherResult()
+        result, num_samples = TeacherResult(), num_samples_of(folder)
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
             vocab_size = known or int(np.iinfo(row["target_index"].dtype).max) + 1
-            if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
+            prob = row["target_prob"].astype(np.float32)
+            what = describe_wrong(prob, row["target_index"], vocab_size)
+            if num_samples and not what:
+                what = describe_wrong_shares(prob, num_samples)
+            if what:
                 result.findings.append((number, what))
-            elif self.plot is not None:
+            elif self.plot is not None and not num_samples:
                 num_positions, topk = row["target_index"].shape
                 result.positions = result.positions or Positions(num_positions, topk, vocab_size)
                 result.positions.add_row(row["target_prob"])
         return result
+
+
+def num_samples_of(folder: Path) -> int:
+    """How many draws a position of a set has; 0 where its targets are not samples."""
+    return int((provenance.read_meta(folder) or {"made_with": {}})["made_with"].get("num_samples", 0))
 
 
 def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
@@ -271,6 +283,19 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
         f"has ids outside of 0 … {vocab_size - 1}": ((index < 0) | (index >= vocab_size)).any(axis=1),
         "has the same id twice": (ordered[:, 1:] == ordered[:, :-1]).any(axis=1),
     }
+    return first_wrong(wrongs)
+
+
+def describe_wrong_shares(prob: np.ndarray, num_samples: int) -> str:
+    """What cannot be right about the probabilities of samples, float32 [positions, width + 1]; empty if nothing."""
+    counts = np.rint(prob[:, :-1] * num_samples)
+    expected = (counts / num_samples).astype(np.float16).astype(np.float32)
+    is_share = (expected == prob[:, :-1]).all(axis=1) & (counts.sum(axis=1) == num_samples) & (prob[:, -1] == 0)
+    return first_wrong({f"has probabilities that are not the shares of {num_samples} draws": ~is_share})
+
+
+def first_wrong(wrongs: Mapping[str, np.ndarray]) -> str:
+    """The first thing that is wrong at any position, bool [positions] each, as text; empty if nothing."""
     for what, is_wrong in wrongs.items():
         if is_wrong.any():
             return f"{what}, at position {int(np.argmax(is_wrong))}"
@@ -339,14 +364,32 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
         ids = np.concatenate([context, window["token_ids"][:num_decoder]]).astype(np.int64)
         with torch.inference_mode():
             logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:, : made_with.get("num_words")].float()
-            expected = logits.log_softmax(-1).gather(1, torch.from_numpy(row["target_index"].astype(np.int64)))
+            log_prob = logits.log_softmax(-1).numpy()
         stored = row["target_prob"][:, :-1].astype(np.float32)
-        # Below this, steps of float16 are coarser than the tolerance.
-        is_exact = stored > 1e-4 if (stored > 1e-4).any() else stored > 0
-        difference = float(np.median(np.abs(np.log(stored[is_exact]) - expected.numpy()[is_exact])))
-        if not difference <= tolerance:
+        expected = np.take_along_axis(log_prob, row["target_index"].astype(np.int64), axis=1)
+        if "num_samples" in made_with:
+            difference, error = sampling_difference(log_prob, stored, expected)
+            is_right = difference <= tolerance + 6 * error
+        else:
+            # Below this, steps of float16 are coarser than the tolerance.
+            is_exact = stored > 1e-4 if (stored > 1e-4).any() else stored > 0
+            difference = float(np.median(np.abs(np.log(stored[is_exact]) - expected[is_exact])))
+            is_right = difference <= tolerance
+        if not is_right:
             factor = np.exp(difference)
             report.found(
                 folder, f"is not what the model gives: probabilities differ by a factor of {factor:.3g}", number
             )
     return len(numbers)
+
+
+def sampling_difference(log_prob: np.ndarray, shares: np.ndarray, log_of_shares: np.ndarray) -> tuple[float, float]:
+    """How far the mean log probability of what was drawn is from that of draws from the distribution, which is −H; and
+    the standard error of that.
+
+    Args:
+        log_prob: float32 [positions, vocabulary].
+        shares: float32 [positions, width], and the log probabilities of their ids.
+    """
+    positions = (shares * log_of_shares).sum(axis=1) - (np.exp(log_prob) * np.maximum(log_prob, -1e3)).sum(axis=1)
+    return abs(float(positions.mean())), float(positions.std() / np.sqrt(len(positions)))

@@ -11,7 +11,7 @@ import functools
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Checkpoint:
     """A model on disk: its folder, and the content of its config.json."""
 
     folder: Path
-    config: dict[str, Any]
+    config: dict[str, Any] = field(compare=False)
 
     @classmethod
     def find(cls, name: str, what: str) -> Checkpoint:
@@ -125,6 +125,7 @@ class Checkpoint:
         """
         import transformers
 
+        hub.silence_transformers()
         try:
             loaded: Any = getattr(transformers, auto_class).from_pretrained(
                 str(self.folder), output_loading_info=True, trust_remote_code=False, **options

@@ -1,8 +1,9 @@
-"""A teacher: a causal language model that gives top-k next-token probabilities. Torch is imported when it is needed."""
+"""A teacher: a causal language model that gives next-token probabilities. Torch is imported when it is needed."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.storage import mds
 from cepe_data.teacher import devices
 from cepe_data.teacher.checkpoint import Checkpoint, position_limit
+from cepe_data.teacher.targets import Targets
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +67,7 @@ class Settings:
 
     num_tokens: int  # of a sequence
     num_positions: int  # the last ones, which are annotated
-    topk: int
+    targets: Targets
     dtype: str
     device: str
     run_length: int  # sequences come in runs of this many, which batches do not cross
@@ -76,7 +78,7 @@ class Settings:
 
 
 class Teacher:
-    """A causal language model that gives top-k probabilities of the last positions of sequences.
+    """A causal language model that gives targets for the last positions of sequences.
 
     On a GPU, sequences run in batches of one shape (the last is filled up), on a CPU one to a core.
 
@@ -117,30 +119,36 @@ class Teacher:
             _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
         self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
 
-    def annotate(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    def annotate(
+        self, batches: Iterable[Sequence[np.ndarray]], names: Iterable[str] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Probabilities after each of the last positions of sequences, given all tokens up to and with that position.
 
         Args:
             batches: at most `batch_size` sequences each, int64 [num_tokens].
+            names: `{domain}/{row}` of every sequence, in order; the random numbers of sampled targets depend on it.
 
         Yields, for every sequence in order:
-            target_prob: float16 [positions, topk + 1], the top-k probabilities, descending, then the mass of the rest.
-            target_index: int16 or int32 [positions, topk], their ids.
+            target_prob: float16 [positions, width + 1], probabilities, descending, then the mass of the rest.
+            target_index: int16 or int32 [positions, width], their ids.
 
         Raises:
             PipelineError: if probabilities are not numbers, or the memory of the device is not enough.
         """
         on_gpu = self.settings.device.startswith("cuda")
         lengths: deque[int] = deque()
+        of_sequences = iter(itertools.repeat("") if names is None else names)
 
         def stacked() -> Iterator[devices.Arrays]:
             for batch in batches:
+                uniforms = [self._uniforms(name) for name in itertools.islice(of_sequences, len(batch))]
                 if on_gpu:
                     lengths.append(len(batch))
-                    yield (np.stack([*batch, *[batch[-1]] * (self.batch_size - len(batch))]),)
+                    filled = [*range(len(batch)), *[len(batch) - 1] * (self.batch_size - len(batch))]
+                    yield np.stack([batch[at] for at in filled]), np.stack([uniforms[at] for at in filled])
                 else:
                     lengths.extend([1] * len(batch))
-                    yield from ((sequence[None],) for sequence in batch)
+                    yield from ((ids[None], of_row[None]) for ids, of_row in zip(batch, uniforms, strict=True))
 
         num_threads = min(self.batch_size, workers.default_num_workers())
         for _, (prob, index) in devices.run_batches(self.settings.device, self.compute, stacked(), num_threads):
@@ -154,21 +162,25 @@ class Teacher:
         """Floating point operations of one sequence, as `count_flops` has them."""
         return count_flops(self._model, self.settings.num_tokens, self.settings.num_positions)
 
+    def _uniforms(self, name: str) -> np.ndarray:
+        return self.settings.targets.uniforms(name, self.settings.num_positions)
+
     @devices.inference_mode
-    def compute(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float16 [batch, positions, topk + 1] and integer [batch, positions, topk] from int64 [batch, tokens], all on
-        the device."""
+    def compute(self, ids: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float16 [batch, positions, width + 1] and integer [batch, positions, width] from int64 [batch, tokens] and
+        the float64 [batch, positions, n] of the targets, all on the device."""
         import torch
 
-        num_rows, topk = len(ids) * self.settings.num_positions, self.settings.topk
-        prob = torch.empty(num_rows, topk + 1, dtype=torch.float16, device=ids.device)
-        index = torch.empty(num_rows, topk, dtype=self._index_dtype, device=ids.device)
+        num_rows, width = len(ids) * self.settings.num_positions, self.settings.targets.width
+        prob = torch.empty(num_rows, width + 1, dtype=torch.float16, device=ids.device)
+        index = torch.empty(num_rows, width, dtype=self._index_dtype, device=ids.device)
+        of_rows = uniforms.flatten(0, 1)
         start = 0
         for logits in self._logits(ids):
             stop = start + len(logits)
-            prob[start:stop], index[start:stop] = top_probabilities(logits, topk)
+            prob[start:stop], index[start:stop] = self.settings.targets.of_logits(logits, of_rows[start:stop])
             start = stop
-        return prob.view(len(ids), -1, topk + 1), index.view(len(ids), -1, topk)
+        return prob.view(len(ids), -1, width + 1), index.view(len(ids), -1, width)
 
     def _logits(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """The logits of the last positions, float32, some rows [rows, vocabulary] at a time."""
@@ -265,9 +277,10 @@ class Teacher:
         import torch
 
         ids = torch.zeros(1, self.settings.num_tokens, dtype=torch.int64, device=self.settings.device)
+        uniforms = torch.from_numpy(self._uniforms("")[None]).to(ids.device)
         torch.cuda.reset_peak_memory_stats(ids.device)
         before = torch.cuda.memory_allocated(ids.device)
-        self.compute(ids)
+        self.compute(ids, uniforms)
         return torch.cuda.max_memory_allocated(ids.device) - before
 
 
@@ -349,27 +362,6 @@ def least_filled_batch(max_batch: int, run_length: int) -> int:
     """
     most = max(1, min(max_batch, run_length))
     return min(range(most, most // 2, -1), key=lambda size: -(-run_length // size) * size)
-
-
-def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k probabilities with the mass of the rest, and their ids.
-
-    p_i = exp(l_i − m) / Σ exp(l_j − m) with m the largest logit; the rest is a sum of its own over the others, not
-    1 − Σ p, which is 0 where the truth is 1e-7.
-
-    Args:
-        logits: float32 [positions, vocabulary]; overwritten.
-
-    Returns:
-        float32 [positions, topk + 1] and int64 [positions, topk].
-    """
-    import torch
-
-    top, index = logits.topk(topk, dim=-1)
-    largest = top[:, :1].clone()
-    rest = logits.sub_(largest).exp_().scatter_(-1, index, 0).sum(-1, keepdim=True)
-    top = top.sub_(largest).exp_()
-    return torch.cat([top, rest], dim=-1) / (top.sum(-1, keepdim=True) + rest), index
 
 
 def count_flops(model: PreTrainedModel, num_tokens: int, num_positions: int = 0) -> int:

@@ -37,7 +37,7 @@ def count(text: str) -> int:
     """A number of things, at least 0, as `5000000`, `5_000_000` or `5e6`.
 
     Raises:
-        argparse.ArgumentTypeError: if it is no whole number, or negative.
+        argparse.ArgumentTypeError: if it is not a whole number, or negative.
     """
     try:
         number = int(text) if text.lstrip("+-").replace("_", "").isdigit() else float(text)
@@ -45,7 +45,7 @@ def count(text: str) -> int:
             raise ValueError
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no count: a whole number from 0 on, such as 1000 or 2e6, is expected"
+            f"{text!r} is not a count: a whole number from 0 on, such as 1000 or 2e6, is expected"
         ) from None
     return int(number)
 
@@ -62,20 +62,15 @@ def fraction(text: str) -> float:
     """A share between 0 and 1, both allowed.
 
     Raises:
-        argparse.ArgumentTypeError: if it is no such number.
+        argparse.ArgumentTypeError: if it is not such a number.
     """
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0.0 <= number <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: a number from 0 to 1 is expected")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: a number from 0 to 1 is expected")
     return number
-
-
-def folder_name(text: str) -> str:
-    """A name without the slashes that completion of a path leaves at its end."""
-    return text.strip("/")
 
 
 def typed(kind: type[Options], args: argparse.Namespace) -> Options:

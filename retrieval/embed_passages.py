@@ -27,6 +27,7 @@ from cepe_data.retrieval.plan_embedding import CHUNK_BYTES, Chunk, EmbeddingOpti
 from cepe_data.samples.passage_lines import lines_of
 from cepe_data.storage import outputs
 from cepe_data.storage.npy import write_npy
+from cepe_data.storage.parts import Parts
 from cepe_data.teacher import devices
 
 PART_BYTES = 256_000_000
@@ -37,7 +38,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="the folder of the corpus: OUT/retrieval")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     add_encoder_arguments(parser)
-    parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1, for cosine similarity")
+    parser.add_argument(
+        "--normalize",
+        action="store_true",
+        help="scale vectors to length 1, for cosine similarity; an encoder with a Normalize module always does",
+    )
+    parser.add_argument(
+        "--passage_prefix", default="", help="put before every passage for the encoder, such as 'passage: ' for E5"
+    )
     parser.add_argument(
         "--part_bytes",
         type=cli.positive_count,
@@ -76,15 +84,14 @@ def main() -> int:
     model = EncoderModel.find(args.model_dir)
     [device] = devices.choose_devices(args.device, 1)
     args = replace(args, dtype=devices.resolve_dtype(args.dtype, device, GPU_DTYPE))
-    parts = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
-    first, stop = shards.row_range(shard_id, num_shards, len(parts))
-    todo = [part for part in parts[first:stop] if not part.output.is_done()]
-    if skipped := stop - first - len(todo):
-        cli.say(f"skipped {skipped} of {stop - first} parts: made before with the same arguments")
+    planned = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
+    parts = Parts.of(args.output, [part.output for part in planned])
+    todo = [planned[part] for part in parts.todo(shard_id, num_shards)]
     num_rows = 0
     for folder in {part.output.path.parent for part in todo}:
         outputs.remove_stale_temporaries(folder)
     if todo:
+        model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)
@@ -115,14 +122,15 @@ class PassageReader:
     """The task that parses and tokenizes the lines of a chunk.
 
     Raises (when called):
-        DamagedFileError: naming the file and the line, for one that is no passage.
+        DamagedFileError: naming the file and the line, for one that is not a passage.
     """
 
     tokenizer_json: str
+    prefix: str
 
     @cached_property
     def _word_pieces(self) -> WordPieces:
-        return WordPieces(self.tokenizer_json)
+        return WordPieces(self.tokenizer_json, self.prefix)
 
     def __call__(self, chunk: Chunk) -> Passages:
         import orjson
@@ -136,14 +144,14 @@ class PassageReader:
                 if domain_and_shard != name:
                     raise ValueError(f"its id is {record['id']}, not {name}…")
                 if not isinstance(record["contents"], str):
-                    raise ValueError("its contents are no text")
+                    raise ValueError("its contents are not text")
                 ids.append(token_ids(record["contents_token_ids"], part.token_dtype))
                 neighbors.append(token_ids(record["neighbor_token_ids"], part.token_dtype))
                 if ids[-1].shape != ids[0].shape or ids[-1].ndim != 1:
                     raise ValueError(f"it has {ids[-1].shape} tokens, others have {ids[0].shape}")
             except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise DamagedFileError(
-                    f"{part.source}: the line at byte {position:,} is no passage ({error}): make the file again"
+                    f"{part.source}: the line at byte {position:,} is not a passage ({error}): make the file again"
                 ) from None
             numbers.append(number)
             contents.append(record["contents"])
@@ -173,7 +181,7 @@ def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: Embedd
     chunks = (chunk for part in todo for chunk in part.chunks())
     num_bytes = sum(part.stop - part.start for part in todo)
     with (
-        workers.Workers(args.num_workers, PassageReader(core)) as pool,
+        workers.Workers(args.num_workers, PassageReader(core, args.passage_prefix)) as pool,
         cli.progress_bar(num_bytes, "B", "embed", unit_scale=True) as bar,
     ):
         read = pool.map_in_order(chunks, lambda chunk: chunk.stop - chunk.start, args.part_bytes + CHUNK_BYTES)
@@ -181,13 +189,13 @@ def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: Embedd
         for chunk, passages in read:
             collected.append(passages)
             if chunk.stop == chunk.part.stop:
-                num_rows += write_part(chunk.part, collected, encoder)
+                num_rows += write_embeddings(chunk.part, collected, encoder)
                 bar.update(chunk.part.stop - chunk.part.start)
                 collected = []
     return num_rows
 
 
-def write_part(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder) -> int:
+def write_embeddings(part: PlannedPart, collected: Sequence[Passages], encoder: Encoder) -> int:
     """Embed the passages of a part and publish it. Returns their number.
 
     Raises:

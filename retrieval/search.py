@@ -15,8 +15,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,15 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_domains, query_dtype
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_dtype
+from cepe_data.retrieval.row_texts import RowTexts
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header, write_npy
 from cepe_data.teacher import devices
-from cepe_data.tokens import backends, tokenizers
-from cepe_data.tokens.tokenizers import TokenizerFiles
+from cepe_data.tokens import tokenizers
 from retrieval.embed_passages import add_encoder_arguments
 
 QUERIES_AT_ONCE = 1024
@@ -42,7 +40,9 @@ ROWS_AT_ONCE = 64
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
-    parser.add_argument("--domain", default="all", help="whose rows are the queries; all: of every domain there")
+    parser.add_argument(
+        "--domain", default="all", help="whose rows are the queries: all, or domains with commas between them"
+    )
     parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--topk", type=cli.positive_count, default=100, help="passages for every row")
@@ -62,9 +62,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
     add_encoder_arguments(parser)
+    parser.add_argument(
+        "--query_prefix", default="", help="put before every query for the encoder, such as 'query: ' for E5"
+    )
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
-    parser.add_argument("--allow_shortage", action="store_true", help="fewer than --topk for some rows is no failure")
+    parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
     cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
@@ -79,28 +82,29 @@ def main() -> int:
     shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
-    sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
+    sets = [plan_search(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
     todo = [one for one in sets if not one.hits.is_done()]
     for one in sets:
         if one not in todo:
             cli.say(f"{one.hits.path}: skipped, made before with the same arguments")
     if todo and not args.merge:
-        first, stop = shards.row_range(shard_id, num_shards, len(corpus.shards))
-        search(args, corpus, todo, corpus.shards[first:stop], model)
+        missing = {one.domain: one.parts.todo(shard_id, num_shards) for one in todo}
+        search(args, corpus, [(one, missing[one.domain]) for one in todo if missing[one.domain]], model)
         num_queries = sum(one.num_rows for one in todo)
+        num_searched = len(set().union(*missing.values()))
         cli.say(
-            f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {stop - first} shards of the corpus, "
+            f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {num_searched} shards of the corpus, "
             f"{cli.seconds_since(start)} → {args.output}"
         )
     if not args.merge and num_shards > 1:
         return cli.EXIT_OK
     for one in todo:
-        one.require_parts(corpus, num_shards)
+        one.parts.require_all(num_shards)
     for one in todo:
         merge(args, corpus, one, start)
     if args.delete_parts:
         for one in sets:
-            outputs.remove(one.parts_dir)
+            outputs.remove(one.parts.directory)
             outputs.remove(one.embedded_queries.path)
     return report_shortage(args, sets)
 
@@ -108,36 +112,33 @@ def main() -> int:
 def search(
     args: SearchOptions,
     corpus: Embeddings,
-    sets: Sequence[Search],
-    corpus_shards: Sequence[int],
+    todo: Sequence[tuple[Search, Sequence[int]]],
     model: EncoderModel,
 ) -> None:
-    """Search these shards of the corpus for the rows of all sets at once."""
-    missing = {shard: [one for one in sets if not one.part(corpus, shard).is_done()] for shard in corpus_shards}
-    todo = [shard for shard in corpus_shards if missing[shard]]
-    if skipped := len(corpus_shards) - len(todo):
-        cli.say(f"skipped {skipped} of {len(corpus_shards)} shards of the corpus: searched before")
+    """Make these parts of each search. A shard of the corpus is read once for the rows of all sets."""
     if not todo:
         return
+    sets = [one for one, _ in todo]
     [device] = devices.choose_devices(args.device, 1)
     for one in sets:
-        for folder in (one.hits.path.parent, one.parts_dir):
+        for folder in (one.hits.path.parent, one.parts.directory):
             outputs.remove_stale_temporaries(folder)
     embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
     boundaries = np.cumsum([0, *(one.num_rows for one in sets)])
-    of_todo = {shard: corpus.parts_of(shard) for shard in todo}
+    numbers = sorted(set().union(*(missing for _, missing in todo)))
+    of_todo = {number: corpus.parts_of(corpus.shards[number]) for number in numbers}
     num_passages = sum(part.num_rows for of_shard in of_todo.values() for part in of_shard)
     with cli.progress_bar(num_passages, "passage", "search", unit_scale=True) as bar:
-        for shard, of_shard in of_todo.items():
+        for number, of_shard in of_todo.items():
             with closing(TopK(vectors, sets[0].fetch, device)) as best:
                 for first_key, block in corpus.blocks(of_shard):
                     best.add(block, first_key)
                     bar.update(len(block))
                 keys, scores = best.best()
-            for one, start, stop in zip(sets, boundaries[:-1], boundaries[1:], strict=True):
-                if one in missing[shard]:
-                    with one.part(corpus, shard).draft(is_folder=True) as draft:
+            for (one, missing), start, stop in zip(todo, boundaries[:-1], boundaries[1:], strict=True):
+                if number in missing:
+                    with one.parts.outputs[number].draft(is_folder=True) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
                         write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
@@ -150,6 +151,7 @@ def embed_queries(
     todo = [one for one in sets if not one.embedded_queries.is_done()]
     if not todo:
         return
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
@@ -159,7 +161,7 @@ def embed_queries(
         ranges = [
             (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
         ]
-        read = QueryReader(one.queries, tokenizer, word_pieces, args.query_tokens)
+        read = RowTexts(one.queries, tokenizer, word_pieces, args.query_tokens, args.query_prefix)
         with (
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
@@ -178,34 +180,6 @@ def read_queries(one: Search) -> np.ndarray:
         return vectors.read(0, vectors.size)
 
 
-@dataclass(frozen=True)
-class QueryReader:
-    """The task that reads queries and tokenizes them for the encoder: rows [start, stop) → word pieces, int32 [total]
-    ids and int64 [rows] lengths."""
-
-    queries: Path
-    tokenizer: TokenizerFiles
-    word_pieces: str
-    query_tokens: int
-
-    @cached_property
-    def _rows(self) -> mds.Rows:
-        return mds.Rows(self.queries)
-
-    @cached_property
-    def _decode(self) -> backends.Decoder:
-        return backends.make_decoder(self.tokenizer)
-
-    @cached_property
-    def _word_pieces(self) -> WordPieces:
-        return WordPieces(self.word_pieces)
-
-    def __call__(self, rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        ids = [self._rows[row]["token_ids"][: self.query_tokens].astype(np.int32) for row in range(*rows)]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        return self._word_pieces.encode(self._decode(np.concatenate(ids), lengths))
-
-
 def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: float) -> None:
     """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
     rows = mds.Rows(one.queries) if args.exclude_overlap else None
@@ -218,10 +192,10 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
     ):
         found = [
             (
-                opened.enter_context(NpyRows(mds.part_path(one.parts_dir, shard) / "keys.npy", num_axes=2)),
-                opened.enter_context(NpyRows(mds.part_path(one.parts_dir, shard) / "scores.npy", "f", 2)),
+                opened.enter_context(NpyRows(part.path / "keys.npy", num_axes=2)),
+                opened.enter_context(NpyRows(part.path / "scores.npy", "f", 2)),
             )
-            for shard in corpus.shards
+            for part in one.parts.outputs
         ]
         keys_file, scores_file = (
             opened.enter_context((draft.path / name).open("wb")) for name in ("keys.npy", "scores.npy")

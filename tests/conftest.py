@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a hub name that is no folder must fail at once, here and in the scripts
+os.environ["HF_HUB_OFFLINE"] = "1"  # a hub name that is not a folder must fail at once, here and in the scripts
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes that wait for each other take forever
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,8 @@ STEPS: dict[str, tuple[Any, ...]] = {
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PRELOADED = ("calculate_logits.py", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
+MODULES = ("cepe_data.", "retrieval.")
+PRELOADED = ("calculate_logits.py", "examples/", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", *MODULES)
 _preloaded: list[subprocess.Popen[str]] = []
 
 
@@ -79,7 +80,7 @@ def run_script(
     if str(script).startswith(PRELOADED) and not own_processes:
         [done] = run_preloaded([command], cwd, inherited)
     else:
-        module = ["-m"] if str(script).startswith("retrieval.") else []
+        module = ["-m"] if str(script).startswith(MODULES) else []
         done = subprocess.run(
             [shell, *module, *command], cwd=cwd, env=inherited, capture_output=True, text=True, check=False, timeout=300
         )
@@ -104,7 +105,7 @@ def environment_of_scripts() -> dict[str, str]:
 
 
 def command_of(script: object, *arguments: object) -> list[str]:
-    what = str(script) if str(script).startswith("retrieval.") else str(PROJECT / str(script))
+    what = str(script) if str(script).startswith(MODULES) else str(PROJECT / str(script))
     return [what, *map(str, arguments)]
 
 
@@ -131,6 +132,28 @@ def run_preloaded(
             texts = [Path(str(request[name])).read_text("utf-8", "replace") for name in ("stdout", "stderr")]
             done.append(subprocess.CompletedProcess(command, status, *texts))
     return done
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an MDS set, by mosaicml-streaming where it is installed."""
+    from cepe_data.storage import mds
+
+    try:
+        rows: Any = mds.import_streaming().LocalDataset(str(folder))
+    except ModuleNotFoundError:
+        rows = mds.Rows(folder)
+    return [rows[number] for number in range(len(rows))]
+
+
+@pytest.fixture(scope="session")
+def streaming() -> Any:
+    """mosaicml-streaming; where it is not installed, a test that needs it is skipped."""
+    from cepe_data.storage import mds
+
+    try:
+        return mds.import_streaming()
+    except ModuleNotFoundError:
+        pytest.skip("needs mosaicml-streaming")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ Damage = Callable[[Path], None]
 
 
 def flip(name: str) -> Damage:
-    """Another bit in a byte in the middle of a file that is no white space."""
+    """Another bit in a byte in the middle of a file that is not a white space."""
 
     def damage(folder: Path) -> None:
         content = bytearray((folder / name).read_bytes())
@@ -183,7 +183,7 @@ def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], object]) -> Da
         index = json.loads((unit / "index.json").read_text())
         for shard in index["shards"]:
             stop = start + shard["samples"]
-            mds.write_part(outputs.Output(folder / "rewritten", {}), columns, stop - start, rows[start:stop])
+            mds.write_shard(outputs.Output(folder / "rewritten", {}), columns, stop - start, rows[start:stop])
             target = unit / shard["raw_data"]["basename"]
             target.unlink()
             shutil.move(folder / "rewritten/shard.00000.mds", target)
@@ -266,7 +266,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("tokens", QUICK, flip("tokenized/book/book.meta.json"), "book.meta.json is damaged"),
     ("tokens", QUICK, flip("tokenized/tokenizer/meta.json"), "tokenizer/meta.json is damaged"),
     ("tokens", QUICK, flip("all_jsonl.json"), "all_jsonl.json|FOUND"),
-    ("samples", DEEP, flip(f"{SET}/shard.00001.mds"), f"{SET}: shard.00001.mds is not what was written"),
+    ("samples", DEEP, flip(f"{SET}/shard.00001.mds"), f"{SET}/shard.00001.mds: is not what was written"),
     ("samples", DEEP, flip(f"{SET}.rows.npy"), r"book\.rows\.npy"),
     ("samples", DEEP, flip(f"{SET}/index.json"), f"{SET}"),
     ("samples", QUICK, flip(f"{SET}/meta.json"), f"{SET}/meta.json is damaged"),
@@ -277,12 +277,12 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", DEEP, flip("OUT/retrieval/0/book.jsonl"), "0/book.jsonl: is not what was written"),
     ("samples", QUICK, flip("OUT/retrieval/0/book.meta.json"), "book.meta.json is damaged"),
     ("samples", QUICK, flip("OUT/overlap.json"), "overlap.json is damaged"),
-    ("samples", QUICK, flip("OUT/test/book.clean.npy"), r"OUT/test/book.clean.npy: (lists other|is no \.npy)"),
+    ("samples", QUICK, flip("OUT/test/book.clean.npy"), r"OUT/test/book.clean.npy: (lists other|is not an \.npy)"),
     ("samples", QUICK, truncate("OUT/test/book.clean.npy"), "OUT/test/book.clean.npy: is damaged"),
     ("samples", QUICK, remove("OUT/overlap.json"), "OUT/test/book.clean.npy: lists other rows than OUT/overlap"),
-    ("teacher", DEEP, flip(f"{TEACHER}/book/shard.00001.mds"), "shard.00001.mds is not what was written"),
+    ("teacher", DEEP, flip(f"{TEACHER}/book/shard.00001.mds"), "shard.00001.mds: is not what was written"),
     ("teacher", QUICK, flip(f"{TEACHER}/book/meta.json"), "book/meta.json is damaged"),
-    ("retrieval", DEEP, flip("RET/test/book/shard.00001.mds"), "shard.00001.mds is not what was written"),
+    ("retrieval", DEEP, flip("RET/test/book/shard.00001.mds"), "shard.00001.mds: is not what was written"),
     ("retrieval", DEEP, flip("RET/test/book.keys.npy"), r"book\.keys\.npy"),
     ("retrieval", QUICK, flip("RET/test/book/meta.json"), "book/meta.json is damaged"),
     # Truncated files, and files that are gone.
@@ -322,7 +322,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", QUICK, remove("OUT/manifest.json"), "OUT/manifest.json: is missing"),
     ("samples", QUICK, together(remove("OUT/manifest.json"), remove(SET), copy("OTHER/train/book", SET),
                                 copy("OTHER/train/book.rows.npy", f"{SET}.rows.npy")), "was made with seed 7"),
-    ("samples", DEEP, rename_key("OUT/retrieval/0/book.jsonl", "position"), "in line 3 is no record of a passage"),
+    ("samples", DEEP, rename_key("OUT/retrieval/0/book.jsonl", "position"), "in line 3 is not a record of a passage"),
     ("tokens", QUICK, together(copy("tokenized/book", "aside"), tokenize_otherwise,
                                remove("tokenized/tokenizer", "tokenized/book"), copy("aside", "tokenized/book")),
      "another tokenizer than"),
@@ -334,7 +334,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_prob", 4, (7, 0), 0.001)),
      "row 4: .*at position 7"),
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_prob", 4, (7, 0), np.nan)),
-     "row 4: .*no numbers"),
+     "row 4: .*not numbers"),
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_prob", 4, (7, 5), 0)), "row 4: .*add up to 1"),
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_index", 4, 7, 9)),
      "row 4: has the same id twice"),
@@ -369,7 +369,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
      r"row 3: has at place 0 not what HITS/book/scores\.npy"),
     ("retrieval", QUICK, remove("RET/test/book"), "RET/test/book: is missing"),
     ("retrieval", QUICK, edit_array("RET/test/book.keys.npy", "RET/test/book",
-                                    lambda array: array.__setitem__((3, 0), -5)), "row 3: .*no key"),
+                                    lambda array: array.__setitem__((3, 0), -5)), "row 3: .*not a key"),
     ("retrieval", QUICK, edit_array_unsigned("EMB/0/book/part-00000/neighbor_offsets.npy",
                                              lambda array: array.__imul__(-1)), "neighbor_offsets.npy is damaged"),
     ("retrieval", QUICK, edit_text("OUT/retrieval/0/book.jsonl", "contents_token_ids", "contents_token_idz"),
@@ -403,7 +403,7 @@ def test_clean_data_has_no_finding(run: Run, made: Path) -> None:
         assert "FOUND" not in done.stdout and not done.stderr, done.stdout + done.stderr
         of_sets = ("samples AB", "samples OTHER", "samples OUT", f"teacher {TEACHER}", "retrieval RET/test")
         for check in ("tokens", *of_sets):
-            assert f"== {check} " in done.stdout
+            assert f"== {check}" in done.stdout
         assert "--queries OUT/test --embeddings EMB --corpus OUT/retrieval --hits HITS" in done.stdout
     for arguments in (one for one in CHECKS.values() if one[0] != "all"):
         more = ("--model_dir", "teacher") if arguments[0] == "teacher" else ()

@@ -19,7 +19,7 @@ def test_the_trainer_pairs_slices_and_converts_every_set(run: Run, world: World,
     for domain in ("arxiv", "book"):
         teacher = ("--model_dir", world.folder / "teacher", "--domain", domain)
         run("calculate_logits.py", "--input_dir", "OUT/train", *teacher, *flags, cwd=tmp_path)
-    assert run(*sample, cwd=tmp_path).stdout.count("skipped") == 4, "what the teacher made is no set of the sampler"
+    assert run(*sample, cwd=tmp_path).stdout.count("skipped") == 4, "what the teacher made is not a set of the sampler"
     streaming = mds.import_streaming()
 
     def dataset(folder: Path) -> object:

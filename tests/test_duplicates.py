@@ -107,7 +107,7 @@ def found_bits(place: Path) -> dict[str, list[bool]]:
 def test_every_later_copy_in_a_domain_is_marked_and_no_other_text(run: Run, place: Path) -> None:
     told = run(*MARK, cwd=place).stdout
     expected = wanted_bits(place)
-    assert [sum(bits) for bits in expected.values()] == [4, 13, 6, 0], "texts of another domain are no copies"
+    assert [sum(bits) for bits in expected.values()] == [4, 13, 6, 0], "texts of another domain are not copies"
     assert found_bits(place) == expected
     lines = {line.split()[0]: line.split()[1:] for line in told.splitlines()}
     assert lines["cc"] == ["3", "94", "23", "24.468%"] and lines["wiki"] == ["1", "41", "0", "0.000%"]
@@ -160,7 +160,7 @@ def test_documents_of_files_made_elsewhere_are_compared_by_their_tokens(run: Run
         for suffix in (".hash.npy", ".meta.json"):
             stem.with_name(stem.name + suffix).unlink()
     assert not list(place.glob("tokenized/common_crawl/*/*.duplicates.*"))
-    run(*MARK, cwd=place)  # wiki's have hashes of texts: what one domain has is no matter to another
+    run(*MARK, cwd=place)  # wiki's have hashes of texts: what one domain has is not a matter to another
     assert found_bits(place) == expected
     assert (
         json.loads(bits_file(place, of_cc[0]).with_suffix(".meta.json").read_text())["made_with"]["document_hash"]
@@ -212,7 +212,7 @@ def test_a_flipped_bit_is_found_by_all_that_read_it(run: Run, place: Path) -> No
     assert not (place / "DAMAGED/train").exists()
     bits.unlink()
     for flags in ((), ("--deep",)):
-        assert f"{bits.name}: is not what was written" in run("sanity_check.py", *flags, cwd=place, status=1).stdout
+        assert f"{bits.name}: is missing" in run("sanity_check.py", *flags, cwd=place, status=1).stdout
 
 
 def paste(error: str, place: Path) -> None:
@@ -224,7 +224,7 @@ def paste(error: str, place: Path) -> None:
 
 
 def kept_documents(place: Path, domain: str, split: str) -> list[list[np.ndarray]]:
-    """By file, the documents of the split that are no copies."""
+    """By file, the documents of the split that are not copies."""
     kept = []
     for path, copies in copies_of(place, domain).items():
         texts = reference.texts_of(place / "redpajama" / path)
@@ -333,4 +333,4 @@ def test_marks_of_other_token_files_are_refused_with_the_command_that_renews_the
 
     shutil.rmtree(place / "OUT")
     bits_file(place, "common_crawl/2020/a.jsonl").write_bytes(b"no array")
-    assert "a.duplicates.npy is no .npy file" in run(*AB, "--drop_duplicates", cwd=place, status=1).stderr
+    assert "a.duplicates.npy is not an .npy file" in run(*AB, "--drop_duplicates", cwd=place, status=1).stderr

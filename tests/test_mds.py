@@ -13,6 +13,7 @@ import pytest
 
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage.parts import PartedSet
 from tests import reference
 
 COLUMNS = {"ids": "ndarray:int16:4", "name": "str", "lists": "json"}
@@ -22,23 +23,24 @@ def row(number: int) -> dict:
     return {"ids": np.full(4, number, np.int16), "name": f"row {number}", "lists": [[number], []]}
 
 
-def write_parts(folder: Path, boundaries: list[tuple[int, int]]) -> None:
-    for part, (start, stop) in enumerate(boundaries):
-        path = mds.part_path(mds.parts_dir(folder), part)
-        mds.write_part(outputs.Output(path, {"start": start}), COLUMNS, stop - start, map(row, range(start, stop)))
+def parted(folder: Path, num_rows: int) -> PartedSet:
+    return PartedSet(folder, COLUMNS, num_rows, 4, {}, outputs.REPLACE_NOTHING)
 
 
-def join(folder: Path, boundaries: list[tuple[int, int]]) -> None:
-    with outputs.Output(folder, {}).draft(is_folder=True) as draft:
-        mds.join_parts(draft, mds.parts_dir(folder), boundaries)
-        draft.publish()
+def write_parts(of_set: PartedSet) -> None:
+    for part, (start, stop) in enumerate(of_set.part_ranges):
+        of_set.write_part(part, map(row, range(start, stop)))
+
+
+def join(of_set: PartedSet) -> None:
+    of_set.publish({}, lambda draft: None)
 
 
 def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path) -> None:
-    boundaries = mds.part_ranges(11, 4)
-    assert boundaries == [(0, 4), (4, 8), (8, 11)]
-    write_parts(tmp_path / "set", boundaries)
-    join(tmp_path / "set", boundaries)
+    of_set = parted(tmp_path / "set", 11)
+    assert of_set.part_ranges == [(0, 4), (4, 8), (8, 11)]
+    write_parts(of_set)
+    join(of_set)
     rows = mds.Rows(tmp_path / "set")
     assert len(rows) == mds.num_rows(tmp_path / "set") == 11
     for number in range(11):
@@ -53,12 +55,12 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
 def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:
     columns = {**COLUMNS, "half": "ndarray:float16:2,3", "umlaut": "str"}
     rows = [{**row(number), "half": np.full((2, 3), number, np.float16), "umlaut": "ü" * number} for number in range(5)]
-    mds.write_part(outputs.Output(tmp_path / "ours", {}), columns, 5, rows)
+    mds.write_shard(outputs.Output(tmp_path / "ours", {}), columns, 5, rows)
     windows = {"token_ids": "ndarray:int16:5", "prev_token_ids": "ndarray:int16:3", "domain": "str"}
     filled = mds.window_rows(windows, {"domain": "größe"}, 4)
     ids = np.arange(32, dtype=np.int32).reshape(4, 8)
     filled["prev_token_ids"], filled["token_ids"] = ids[:, :3], ids[:, 3:]
-    mds.write_part(outputs.Output(tmp_path / "our windows", {}), windows, 4, filled)
+    mds.write_shard(outputs.Output(tmp_path / "our windows", {}), windows, 4, filled)
     as_rows = [{"prev_token_ids": one[:3], "token_ids": one[3:], "domain": "größe"} for one in ids.astype(np.int16)]
     for name, of_columns, of_rows in (("ours", columns, rows), ("our windows", windows, as_rows)):
         writer = mds.import_streaming().MDSWriter(
@@ -110,7 +112,7 @@ def test_rows_are_read_as_localdataset_reads_them(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int, message: str) -> None:
-    mds.write_part(outputs.Output(tmp_path / "set", {}), COLUMNS, 4, map(row, range(4)))
+    mds.write_shard(outputs.Output(tmp_path / "set", {}), COLUMNS, 4, map(row, range(4)))
     shard = tmp_path / "set/shard.00000.mds"
     damaged = bytearray(shard.read_bytes())
     damaged[position] = 0xFF
@@ -122,29 +124,27 @@ def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int
 def test_where_links_are_refused_shards_are_copied_and_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    boundaries = mds.part_ranges(8, 4)
-    write_parts(tmp_path / "linked", boundaries)
+    write_parts(parted(tmp_path / "linked", 8))
     shutil.copytree(tmp_path / "linked.parts", tmp_path / "copied.parts")
-    join(tmp_path / "linked", boundaries)
+    join(parted(tmp_path / "linked", 8))
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "links are refused here")
 
     monkeypatch.setattr(os, "link", refuse)
-    join(tmp_path / "copied", boundaries)
+    join(parted(tmp_path / "copied", 8))
     assert "2 shards were copied" in capsys.readouterr().err
     assert reference.tree_bytes(tmp_path / "copied") == reference.tree_bytes(tmp_path / "linked")
 
 
 def test_parts_that_are_not_what_they_should_be_are_not_joined(tmp_path: Path) -> None:
-    boundaries = mds.part_ranges(8, 4)
-    write_parts(tmp_path / "set", boundaries)
+    write_parts(parted(tmp_path / "set", 8))
     with pytest.raises(DamagedFileError, match="part-00001 does not have its 3 rows"):
-        join(tmp_path / "set", [(0, 4), (4, 7)])
+        join(parted(tmp_path / "set", 7))
     shard = tmp_path / "set.parts/part-00000/shard.00000.mds"
     shard.write_bytes(shard.read_bytes() + b"more")
     with pytest.raises(DamagedFileError, match="not there with its"):
-        join(tmp_path / "set", boundaries)
+        join(parted(tmp_path / "set", 8))
     assert not (tmp_path / "set").exists()
 
 
@@ -154,12 +154,12 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
         raise RuntimeError("the teacher fell ill")
 
     with pytest.raises(RuntimeError):
-        mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 2, rows())
+        mds.write_shard(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 2, rows())
     for expected, given in ((0, 0), (2, 1), (2, 3)):
         with pytest.raises(PipelineError, match=f"{given} rows of {expected}"):
-            mds.write_part(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, expected, map(row, range(given)))
+            mds.write_shard(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, expected, map(row, range(given)))
     with pytest.raises(ValueError, match="ids is int16"):
-        mds.write_part(
+        mds.write_shard(
             outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 1, [{**row(0), "ids": np.zeros(5, np.int16)}]
         )
     assert os.listdir(tmp_path) == []
@@ -176,7 +176,7 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_is_checked_before_anything_is_decoded(tmp_path: Path, change: dict, message: str) -> None:
-    mds.write_part(outputs.Output(tmp_path / "set", {}), COLUMNS, 1, [row(0)])
+    mds.write_shard(outputs.Output(tmp_path / "set", {}), COLUMNS, 1, [row(0)])
     index = json.loads((tmp_path / "set/index.json").read_text())
     index["shards"][0].update(change)
     (tmp_path / "set/index.json").write_text(json.dumps(index))

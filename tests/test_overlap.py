@@ -27,7 +27,7 @@ def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
         {"token_ids": one[boundary:], "prev_token_ids": one[:boundary], "domain": folder.name}
         for one in windows.astype(np.int16)
     ]
-    mds.write_part(outputs.Output(folder, record), columns, len(rows), rows)
+    mds.write_shard(outputs.Output(folder, record), columns, len(rows), rows)
 
 
 def write_passages(path: Path, passages: list[np.ndarray]) -> None:
@@ -162,7 +162,7 @@ def test_what_cannot_be_compared_is_an_error_and_what_is_not_there_is_said(
     )
     with (tmp_path / "OUT/retrieval/0/book.jsonl").open("a") as file:
         file.write('{"id":"book_0_99"}\n')
-    assert "is no passage" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=1).stderr
+    assert "is not a passage" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=1).stderr
     outputs.remove(tmp_path / "OUT/retrieval")
     assert "pass --train or --corpus" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr
     write_set(tmp_path / "OUT/train/book", np.zeros((3, TOTAL), int), tokenizer="other")

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from cepe_data import shards
 from cepe_data.corpus import listing
-from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage import mds, outputs, parts, provenance
 from tests.conftest import PROJECT, Run, World, make_encoder
 
 SUBMIT = PROJECT / "slurm/submit_pipeline.sh"
@@ -248,6 +248,21 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
     )
 
 
+def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> None:
+    """Parts of rows that are the same are done, whatever files these are in; another part is not, and its task in no
+    line."""
+    shutil.rmtree(pipeline / SET)
+    folder = pipeline / "ab/train/book"
+    columns, rows = mds.read_columns(folder), list(mds.Rows(folder))
+    rows[-1] = rows[0]
+    shutil.rmtree(folder)
+    mds.write_shard(outputs.Output(folder, {}), columns, len(rows), rows)
+    annotate = ask(run, pipeline)["by_job"]["annotate"]
+    assert states(annotate) == ["done", "other arguments"] and not annotate["lines"]
+    [wrong] = annotate["wrong"]
+    assert wrong["path"].endswith(f"{PARTS}/part-00002") and "input: was" in wrong["what"]
+
+
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that was not joined is not done, though all its parts are there; their rows are counted."""
     folder = pipeline / "ab/train/book"
@@ -255,9 +270,9 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
     part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
-    mds.write_part(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
+    mds.write_shard(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
-    shutil.copytree(part, mds.part_path(mds.parts_dir(folder), 0))
+    shutil.copytree(part, parts.part_path(parts.parts_dir(folder), 0))
     [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
     assert (task["state"], task["units_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
 

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.samples import passages, reader
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.windows import DocumentWindows
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds, outputs, provenance
 from cepe_data.tokens import tokenizers
 from demo import models
 from tests import reference
@@ -179,7 +179,7 @@ def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(co
 
 def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_drawing_order(world: World) -> None:
     splits, chunks = Splits(42, 0.2, 0.4), DocumentWindows(8, 8)
-    files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt") if file.domain == "cc"]
+    files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt").files if file.domain == "cc"]
     identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
     assert identity is not None
     tokens = reader.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
@@ -193,7 +193,7 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
         for shard_id in range(100):
             shard = passages.PassageShard(tokens, splits, chunks, inventory, Path("OUT"), shard_id, 100)
             tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
-            [file] = shard.missing({"cc": requested}, tokenizer, False)
+            [file] = shard.missing({"cc": requested}, tokenizer, outputs.REPLACE_NOTHING)
             block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
             rows += [json.loads(line) for line in passages.PassageFormatter(shard, tokenizer)(block).splitlines()]
         assert [row["contents_token_ids"] for row in rows] == drawn[:num_written].tolist()
@@ -410,7 +410,7 @@ def test_sets_of_other_lengths_in_one_output_are_refused_also_where_nothing_is_a
             error = run("sample_mds_ab.py", "OUT", *lengths, *counts, *flags, cwd=tmp_path, status=2).stderr
             assert f"total_length: was 128, now {lengths[0]}" in error
     assert "rows_per_part" in run(*AB, 4, 4, *flags, "--rows_per_part", "1e9", cwd=tmp_path, status=2).stderr
-    assert "is no folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=make_file(tmp_path), status=2).stderr
+    assert "is not a folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=make_file(tmp_path), status=2).stderr
     (tmp_path / "file").unlink()
     assert reference.tree_bytes(tmp_path) == before
     # With --overwrite, what nothing takes the place of goes away; what this run does not make is named.
@@ -454,7 +454,7 @@ def test_token_files_that_are_not_what_they_say_are_refused(run: Run, world: Wor
         ("shorter", "gone or has not the size"),
         ("no hashes", "gone or has not the size"),
         ("no meta file", "book.meta.json is missing"),
-        ("header", "is no .npy file"),
+        ("header", "is not an .npy file"),
     ):
         shutil.copytree(world.tokenized, tmp_path / "tokenized")
         if damage == "shorter":
@@ -547,6 +547,30 @@ def test_what_is_missing_is_an_error_that_says_what_to_do(run: Run, world: World
     ):
         assert message in run(*AB, 1, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
     assert "must be more" in run("sample_mds_ab.py", "OUT", 64, 64, 1, 1, cwd=tmp_path, status=2).stderr
+
+
+def test_test_sets_have_weights_of_their_own(run: Run, world: World, tmp_path: Path) -> None:
+    def written(split: str) -> dict[str, int]:
+        sets = json.loads((tmp_path / "OUT/manifest.json").read_text())["sets"][split]
+        return {domain: mds.num_rows(tmp_path / "OUT" / split / domain) for domain in sets}
+
+    flags = ("--retrieval_shards", 0, *FRACTIONS, *world.source_flags)
+    done = run(*CONCAT, 14, 20, 0, "--test_domains", "equal", *flags, cwd=tmp_path)
+    assert written("test") == dict.fromkeys(domains.DOMAINS, 2)
+    assert written("train") == {"arxiv": 1, "book": 1, "c4-rp": 3, "cc": 13, "github": 1, "wiki": 1}
+    assert "train: 20 rows leave none for stackexchange" in done.stderr
+    assert "no folder of that name, and a reader of all domains stops there" in done.stderr
+    of_equal = reference.tree_bytes(tmp_path / "OUT/test/wiki")
+    shutil.rmtree(tmp_path / "OUT")
+    for script in (("sample_mds_ab.py", "OUT", 128, 32), CONCAT):  # wiki in test only; the rows are the same
+        command = (*script, 4, 2, *[0] * (script == CONCAT), "--domains", "cc=1", "--test_domains", "cc=0.5,wiki=0.5")
+        run(*command, *(flags if script == CONCAT else flags[2:]), cwd=tmp_path)
+        assert (written("test"), written("train")) == ({"cc": 2, "wiki": 2}, {"cc": 2})
+        if script == CONCAT:
+            assert reference.tree_bytes(tmp_path / "OUT/test/wiki") == of_equal
+        shutil.rmtree(tmp_path / "OUT")
+    error = run(*AB, 4, 2, "--test_domains", "book=0.4", *world.source_flags, cwd=tmp_path, status=2).stderr
+    assert error.rstrip().endswith("--test_domains book=1")
 
 
 def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(

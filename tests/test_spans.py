@@ -108,5 +108,5 @@ def test_ids_of_passages_are_read_as_a_json_parser_reads_them(tmp_path: Path) ->
 def test_a_line_that_is_no_passage_is_an_error_with_its_place(tmp_path: Path, line: str) -> None:
     good = '{"contents_token_ids":[1,2],"neighbor_token_ids":[]}\n'
     (tmp_path / "a.jsonl").write_text(good + line + "\n" + good)
-    with pytest.raises(DamagedFileError, match=r"a\.jsonl: what begins at byte \d+ is no passage"):
+    with pytest.raises(DamagedFileError, match=r"a\.jsonl: what begins at byte \d+ is not a passage"):
         list(read_ids(tmp_path / "a.jsonl", 0, 1000))

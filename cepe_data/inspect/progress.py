@@ -109,7 +109,7 @@ class Pipeline:
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         lines = said.stdout.splitlines()
         if said.returncode or not lines:
-            raise ArgumentError(f"{settings} are no settings of {PIPELINE}: copy slurm/settings.example.sh")
+            raise ArgumentError(f"{settings} are not settings of {PIPELINE}: copy slurm/settings.example.sh")
         jobs = {}
         for fields in (line.split("\t") for line in lines if "\t" in line):
             number, after, words = fields

@@ -17,6 +17,7 @@ from cepe_data.retrieval.embeddings import passage_ids
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
+from cepe_data.teacher import check as teacher_check
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.token_file import TokenFile, read_tokenizer
 from cepe_data.tokens.tokenizers import TokenizerFiles
@@ -91,9 +92,8 @@ def run(namespace: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
     if "retrieved_token_ids" in columns:
         if args.input_dir:
-            meta = provenance.read_meta(args.path) or {"made_with": {}}
-            num_tokens = meta.get("query_tokens")
-            found_for = meta["made_with"].get("input")
+            num_tokens = (provenance.read_meta(args.path) or {}).get("query_tokens")
+            found_for = provenance.made_with(args.path).get("input")
             if found_for is not None and found_for != mds.fingerprint(input_folder(args)):
                 raise ArgumentError(
                     f"the passages in {args.path} were found for other rows than {input_folder(args)}'s"
@@ -104,8 +104,8 @@ def run(namespace: argparse.Namespace) -> int:
         for title, ids in retrieved_passages(args, row):
             print_text(title, ids)
     elif "target_index" in columns:
-        window = input_row(args)
-        print_teacher_row(row, window["token_ids"], tokenizer, args.positions)
+        window, num_samples = input_row(args), teacher_check.num_samples_of(args.path)
+        print_teacher_row(row, window["token_ids"], tokenizer, args.positions, num_samples)
     else:
         for line in describe_source(args.path, args.row, args.tokenized_dir):
             cli.say(line)
@@ -163,22 +163,18 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     with TokenFile(path) as tokens:
         if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
             return [f"source: {source}, from position {position:,} of its token file ({path} is of another tokenizer)"]
-        for first_document, start, lengths, _ in tokens.document_blocks():
-            ends = start + np.cumsum(lengths)
-            if position < ends[-1]:
-                index = int(np.searchsorted(ends, position, "right"))
-                return [
-                    f"source: {source}, document {first_document + index} (from 0) of {tokens.num_documents:,}, from "
-                    f"its token {position - int(ends[index] - lengths[index]):,} of {int(lengths[index]):,} on"
-                ]
-    raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+        [place] = tokens.find(np.array([position]))
+    if place.document is None:
+        raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+    return [
+        f"source: {source}, document {place.document} (from 0) of {tokens.num_documents:,}, from its token "
+        f"{position - place.start:,} of {place.stop - place.start:,} on"
+    ]
 
 
 def input_folder(args: ShowOptions) -> Path:
     """The set that a teacher's set belongs to."""
-    meta = provenance.read_meta(args.path) or {}
-    input_dir = args.input_dir or verify.with_parents(args.path, 2).parent.parent / (meta.get("input_name") or "")
-    folder = input_dir / args.path.name
+    folder = teacher_check.input_folder(args.path, args.input_dir)
     if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):
         raise ArgumentError(
             f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"
@@ -194,15 +190,18 @@ def input_row(args: ShowOptions) -> dict:
     return mds.Rows(folder)[args.row]
 
 
-def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int) -> None:
+def print_teacher_row(
+    row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int, num_samples: int
+) -> None:
     """What the teacher expects after some of the positions, beside what comes."""
     probabilities, indices = row["target_prob"], row["target_index"]
     piece_of = backends.make_piece_names(tokenizer)
     pieces = [piece_of(number) for number in token_ids.tolist()]
-    cli.say("position  token → next token: what the teacher expects, and the mass of all it does not name")
+    what = f"the shares of {num_samples} draws" if num_samples else "and the mass of all it does not name"
+    cli.say(f"position  token → next token: what the teacher expects, {what}")
     for position in np.linspace(0, len(indices) - 1, num_positions).astype(int).tolist():
         best = zip(indices[position, :5].tolist(), probabilities[position, :5], strict=True)
-        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best)
+        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best if prob > 0 or not num_samples)
         following = pieces[position + 1] if position + 1 < len(pieces) else "(end of the row)"
         cli.say(
             f"{position:>8}  {pieces[position]} → {following}: {expected}  (rest {probabilities[position, -1]:.3g})"

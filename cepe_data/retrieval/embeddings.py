@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import outputs, provenance
+from cepe_data.storage import outputs, parts, provenance
 from cepe_data.storage.npy import NpyRows
 
 KEY_SHIFT = 40
@@ -49,7 +49,7 @@ class CorpusFile:
 
 def part_path(folder: Path, file: CorpusFile, part: int) -> Path:
     """The folder of a part."""
-    return folder / str(file.shard) / file.domain / f"part-{part:05d}"
+    return parts.part_path(folder / str(file.shard) / file.domain, part)
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Embeddings:
                     raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {path} and make it again")
                 else:
                     of_file[-1].append(Part(path, number, file.shard, meta))
-        self.parts = [part for parts in of_file for part in parts if part.num_rows]
+        self.parts = [part for parts_of_file in of_file for part in parts_of_file if part.num_rows]
         if missing:
             num_parts = sum(file.num_parts for file in self.files)
             raise ArgumentError(
                 f"{len(missing)} of {num_parts} parts are missing in {folder}, such as {missing[0]}: run "
                 f"embed_passages for all shards"
             )
-        for parts in of_file:
-            _refuse_gaps(parts)
+        for parts_of_file in of_file:
+            _check_no_gaps(parts_of_file)
         kinds = {json.dumps(self._kind(part.meta), sort_keys=True): part.path for part in self.parts}
         if len(kinds) > 1:
             (one, path), (other, other_path) = list(kinds.items())[:2]
@@ -116,7 +116,10 @@ class Embeddings:
 
     @staticmethod
     def _kind(meta: provenance.Meta) -> provenance.Meta:
-        names = ("model", "dtype", "pooling", "normalize", "max_word_pieces", "dimension", "chunk_size", "tokenizer")
+        names = (
+            "model", "dtype", "pooling", "normalize", "passage_prefix", "max_word_pieces", "dimension", "chunk_size",
+            "tokenizer",
+        )  # fmt: skip
         return {name: meta["made_with"].get(name) for name in names}
 
     @property
@@ -215,7 +218,7 @@ class Embeddings:
         return (np.empty((0, 0), np.int16) if found is None else found), neighbors
 
 
-def _refuse_gaps(parts: Sequence[Part]) -> None:
+def _check_no_gaps(parts: Sequence[Part]) -> None:
     """Raise DamagedFileError unless these parts of a file are parts of the same file, one after the other."""
     for before, part in itertools.pairwise(parts):
         one, other = ({name: meta["made_with"].get(name) for name in ("source", "part_bytes")}

@@ -14,13 +14,13 @@ from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.embeddings import CorpusFile
 from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, provenance
-from cepe_data.storage.outputs import Output
+from cepe_data.storage.outputs import Output, WriteOptions
 
 CHUNK_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
-class EmbeddingOptions:
+class EmbeddingOptions(WriteOptions):
     """The arguments of retrieval/embed_passages.py."""
 
     corpus: Path
@@ -30,9 +30,9 @@ class EmbeddingOptions:
     device: str | None
     batch_size: int | None
     normalize: bool
+    passage_prefix: str
     part_bytes: int
     num_workers: int
-    overwrite: bool
     shard_id: int | None
     num_shards: int | None
 
@@ -73,7 +73,7 @@ def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
     return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
 
 
-def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
+def provenance_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
     """What the record of a part says of its jsonl file, whose meta file has `meta`."""
     made_with = meta["made_with"] if meta else {}
     return {
@@ -83,9 +83,10 @@ def record_of_source(source: Path, meta: provenance.Meta | None) -> provenance.M
     }
 
 
-def record_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
-    """What the record of a part has from the arguments, but for the encoder and its dtype."""
-    return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
+def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
+    """What the record of a part has from the arguments, but for the encoder, what its files say, and its dtype."""
+    prefix = {"passage_prefix": args.passage_prefix} if args.passage_prefix else {}
+    return {"part": part, "part_bytes": args.part_bytes, **prefix, **({"normalize": True} if args.normalize else {})}
 
 
 def require_listed_files(manifest: Path) -> None:
@@ -115,14 +116,16 @@ class PlannedPart:
         meta = provenance.read_meta(source)
         vocab_size = (meta or {}).get("vocab_size")
         made_with = {
-            **record_of_source(source, meta),
-            **record_of_request(args, part),
+            **provenance_of_source(source, meta),
+            **provenance_of_request(args, part),
             "model": model.fingerprint,
+            "pooling": model.pooling,
+            "normalize": args.normalize or model.normalize,
             "dtype": args.dtype,
             "dimension": model.dimension,
             "max_word_pieces": model.max_word_pieces,
         }
-        output = Output(embeddings.part_path(args.output, file, part), made_with, args.overwrite)
+        output = args.output_at(embeddings.part_path(args.output, file, part), made_with)
         start, stop = part_range(source, part, args.part_bytes)
         return cls(source, file, start, stop, output, vocab_size)
 

@@ -41,7 +41,7 @@ def read_ids(path: Path, start: int, stop: int) -> Iterator[tuple[np.ndarray, np
     Python number is made, which would take twice the time.
 
     Raises:
-        DamagedFileError: naming the file and the byte, for a line that is no passage.
+        DamagedFileError: naming the file and the byte, for a line that is not a passage.
     """
     for position, lines in _blocks_of_lines(path, start, stop):
         # The first number makes room for the digits that stand to the left of the second.
@@ -67,7 +67,7 @@ def read_ids(path: Path, start: int, stop: int) -> Iterator[tuple[np.ndarray, np
 
 
 def _no_passage(path: Path, position: int) -> DamagedFileError:
-    return DamagedFileError(f"{path}: what begins at byte {position:,} is no passage: make the file again")
+    return DamagedFileError(f"{path}: what begins at byte {position:,} is not a passage: make the file again")
 
 
 def _parse_numbers(text: np.ndarray, commas: np.ndarray) -> np.ndarray:

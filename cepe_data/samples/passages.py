@@ -23,7 +23,7 @@ from cepe_data.samples.splits import Splits
 from cepe_data.samples.summary import Estimate, SetSummary, Summary
 from cepe_data.samples.windows import DocumentWindows
 from cepe_data.storage import outputs, provenance
-from cepe_data.storage.outputs import Output
+from cepe_data.storage.outputs import Output, WriteOptions
 from cepe_data.tokens import backends
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
@@ -196,9 +196,9 @@ class PassageShard:
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
     def missing(
-        self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None, overwrite: bool
+        self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None, write: WriteOptions
     ) -> list[PassageFile]:
-        """The files that are still to be made, or with `overwrite`, of which nothing is left to be there.
+        """The files that are still to be made; where files may be replaced, also those that are to be removed.
 
         Raises:
             ArgumentError: if one is there that other arguments made, or another shard of its domain is.
@@ -211,9 +211,9 @@ class PassageShard:
             path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
             for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
                 if other != path:
-                    options.check_differences(other, shared, overwrite)
+                    options.check_differences(other, shared, write.overwrite)
             made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
-            file = PassageFile(Output(path, made_with, overwrite), domain, start, stop)
+            file = PassageFile(write.output_at(path, made_with), domain, start, stop)
             if file.output.is_done():
                 cli.say(f"{path}: skipped, made before with the same arguments")
             elif path.exists() or start < stop:

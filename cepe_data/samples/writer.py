@@ -21,7 +21,7 @@ from cepe_data.samples.summary import Estimate, SetSummary, Summary
 from cepe_data.samples.windows import Windows
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import write_npy
-from cepe_data.storage.outputs import Output
+from cepe_data.storage.outputs import Output, WriteOptions
 from cepe_data.storage.parts import PartedSet
 
 SHARD_BYTES = 64 << 20
@@ -70,7 +70,7 @@ class WindowSampler:
     inventories: Mapping[str, Inventory]
     output: Path
     rows_per_part: int | None
-    overwrite: bool
+    options: WriteOptions
 
     @property
     def columns(self) -> dict[str, str]:
@@ -125,7 +125,7 @@ class WindowSampler:
         Raises:
             ArgumentError: if ids or parts do not fit what they are to be stored in.
         """
-        sampler = cls(
+        return cls(
             tokens,
             splits,
             windows,
@@ -135,10 +135,8 @@ class WindowSampler:
             inventories,
             args.output,
             args.rows_per_part,
-            args.overwrite,
+            args,
         )
-        mds.check_part_size(sampler.columns, sampler.part_rows)
-        return sampler
 
     def plan(self, requests: Requests) -> list[PlannedSet]:
         """Every set of which any row is requested.
@@ -148,7 +146,7 @@ class WindowSampler:
             DamagedFileError: if one is there and damaged.
         """
         if self.output.exists() and not self.output.is_dir():
-            raise ArgumentError(f"{self.output} is no folder: choose another OUT")
+            raise ArgumentError(f"{self.output} is not a folder: choose another OUT")
         return [
             self._plan_set(split, domain, requested)
             for split, by_domain in requests.items()
@@ -164,25 +162,23 @@ class WindowSampler:
         folder = self.output / split / domain
         made_with = self.made_with(split, domain)
         # Row n is the same whatever the number of rows, so parts of a smaller set serve a larger one.
-        of_set = PartedSet(
-            folder, self.columns, num_rows, self.part_rows, made_with, self.overwrite, parts_depend_on_rows=False
-        )
+        of_set = PartedSet(folder, self.columns, num_rows, self.part_rows, made_with, self.options)
         return PlannedSet(split, domain, of_set, summary, of_set.joined.is_done())
 
     def check_other_sets(self, replaced: Collection[Path]) -> None:
         """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
 
         Raises:
-            ArgumentError: naming such a set; with `overwrite` this is a warning, unless it is among those `replaced`.
+            ArgumentError: naming such a set, unless it is among those `replaced`; a warning where sets may be replaced.
         """
         for path in sorted(self.output.glob("*/[!.]*/meta.json")):
             split, unit = path.parent.parent.name, path.parent
             if split in {"test", "train"} and unit not in replaced:
-                options.check_differences(unit, self.window_rule(split), self.overwrite)
+                options.check_differences(unit, self.window_rule(split), self.options.overwrite)
         for path in sorted(self.output.glob(PASSAGE_METAS)):
             unit = path.with_name(path.name.replace(".meta.json", ".jsonl"))
             if unit.exists() and unit not in replaced:
-                options.check_differences(unit, self.split_rule("retrieval"), self.overwrite)
+                options.check_differences(unit, self.split_rule("retrieval"), self.options.overwrite)
 
     def dry_run(self, planned: Sequence[PlannedSet], summary: Summary) -> None:
         """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
@@ -228,7 +224,7 @@ class WindowSampler:
             else:  # --overwrite: what is there was made with something else, of which there is nothing now
                 outputs.retract(one.folder)
                 outputs.remove(rows_path(one.folder))
-            outputs.remove(one.of_set.parts_dir)
+            outputs.remove(one.of_set.parts.directory)
         self._write_manifest(planned, run)
 
     def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
@@ -247,19 +243,20 @@ class WindowSampler:
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
             missing = []
             for number, (start, stop) in enumerate(of_set.part_ranges):
-                part = Part(of_set.part(number), split, domain, plan.rows(start, stop))
+                part = Part(of_set.parts.outputs[number], split, domain, plan.rows(start, stop))
                 if self._is_part_made(part):
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
             for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
                 bar.update(len(part.plan))
-        with of_set.joined.draft(is_folder=True) as draft:
-            mds.join_parts(draft, of_set.parts_dir, of_set.part_ranges)
+
+        def prepare(draft: outputs.Draft) -> None:
             write_npy(draft.sidecar(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
             check()
             outputs.remove(clean_list_path(folder))  # it is of the set that is replaced
-            draft.publish(self.facts(split, domain))
+
+        of_set.publish(self.facts(split, domain), prepare)
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
 
     def _is_part_made(self, part: Part) -> bool:
@@ -278,7 +275,7 @@ class WindowSampler:
         """Write and publish a part: the task of the workers."""
         rows = mds.window_rows(self.columns, {"domain": part.domain}, len(part.plan))
         self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
-        mds.write_part(part.output, self.columns, len(rows), rows)
+        mds.write_shard(part.output, self.columns, len(rows), rows)
 
     def _write_manifest(self, planned: Sequence[PlannedSet], run: Mapping[str, Any]) -> None:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""

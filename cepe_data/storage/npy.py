@@ -24,7 +24,7 @@ class NpyRows:
         num_axes: how many axes the array must have.
 
     Raises:
-        DamagedFileError: if the file is no such array, or its size is not what its header says.
+        DamagedFileError: if the file is not such an array, or its size is not what its header says.
     """
 
     def __init__(self, path: Path, kinds: str = "iu", num_axes: int = 1) -> None:
@@ -37,7 +37,7 @@ class NpyRows:
                 )
                 shape, in_columns, self.dtype = read_header(file)
             except Exception as error:  # numpy parses the header as Python, which fails in many ways
-                raise DamagedFileError(f"{path} is no .npy file ({error}): remove it and make it again") from None
+                raise DamagedFileError(f"{path} is not an .npy file ({error}): remove it and make it again") from None
             self._offset = file.tell()
             status = os.fstat(file.fileno())
             num_bytes = status.st_size - self._offset

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -69,7 +70,7 @@ def _is_stale(temporary: Path) -> bool:
 
 def _is_running(process: str) -> bool:
     """Whether there is such a process that is not a dead one which its parent has not noticed: in a container whose
-    first process is no init, workers of a killed run stay like that."""
+    first process is not an init, workers of a killed run stay like that."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except OSError:
@@ -101,8 +102,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def _json_bytes(content: object) -> bytes:
-    import orjson
-
+    try:
+        import orjson
+    except ModuleNotFoundError:  # on a machine that was made for models: the same but for numbers such as 1e-05
+        return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -139,15 +142,31 @@ class Output:
     def is_done(self) -> bool:
         """Whether it is there, so that nothing is left to do. Raises as `provenance.is_made`.
 
-        With `overwrite`, all its files are hashed to know that, but only once.
+        Where it may be replaced, one that other arguments made, or that is damaged, is not done. All its files are
+        hashed to know that, but only once: a set may have a terabyte.
         """
-        if not self._is_verified and provenance.is_made(self.path, self.made_with, self.overwrite):
-            object.__setattr__(self, "_is_verified", True)
+        if not self._is_verified:
+            is_made = provenance.is_made_and_intact if self.overwrite else provenance.is_made
+            object.__setattr__(self, "_is_verified", is_made(self.path, self.made_with))
         return self._is_verified
 
     def draft(self, is_folder: bool = False) -> Draft:
         """Begin to write it."""
         return Draft(self, is_folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """The option that every step has that writes outputs."""
+
+    overwrite: bool
+
+    def output_at(self, path: Path, made_with: provenance.Meta) -> Output:
+        """A unit of output of the step."""
+        return Output(path, made_with, self.overwrite)
+
+
+REPLACE_NOTHING = WriteOptions(overwrite=False)
 
 
 class Draft:

@@ -85,18 +85,24 @@ def read_meta(unit: Path) -> Meta | None:
     """The meta file of a unit that is there; None where it has none (it was not made by this pipeline).
 
     Raises:
-        DamagedFileError: if it is no meta file.
+        DamagedFileError: if it is not a meta file.
     """
     path = meta_path(unit, unit.is_dir())
     try:
         meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
-            raise TypeError("made_with and files are no objects")
+            raise TypeError("made_with and files are not objects")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): remove {unit} and make it again") from None
     return meta
+
+
+def made_with(unit: Path) -> Meta:
+    """What made a unit, as its meta file says; nothing where it has none. Raises as `read_meta`."""
+    meta = read_meta(unit)
+    return meta["made_with"] if meta else {}
 
 
 def is_intact(unit: Path, meta: Meta) -> bool:
@@ -122,23 +128,24 @@ def _files_of(unit: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
     return beside + [(folder / name, facts) for name, facts in meta["files"].items() if not name.startswith("../")]
 
 
-def is_made(unit: Path, made_with: Meta, overwrite: bool = False) -> bool:
-    """Whether `unit` is there and was made with `made_with`, so that nothing is left to do.
+def is_made_and_intact(unit: Path, made_with: Meta) -> bool:
+    """Whether `unit` is there, was made with `made_with`, and every file of it has its hash. Reads all of it."""
+    try:
+        meta = read_meta(unit) if unit.exists() else None
+    except DamagedFileError:
+        return False
+    return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
 
-    With `overwrite`, a unit that was made with something else, or that is damaged, counts as not made.
 
-    Raises, unless `overwrite` is on:
+def is_made(unit: Path, made_with: Meta) -> bool:
+    """Whether `unit` is there and was made with `made_with`, so that nothing is left to do. Reads its meta file only.
+
+    Raises:
         ArgumentError: if it is there, but made with something else.
         DamagedFileError: if one of its files is gone or has another size, or its meta file is damaged.
     """
     if not unit.exists():
         return False
-    if overwrite:
-        try:
-            meta = read_meta(unit)
-        except DamagedFileError:
-            return False
-        return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
     meta = read_meta(unit)
     if meta is None:
         raise ArgumentError(f"{unit} is there, but nothing says what made it: move it away, or pass --overwrite")

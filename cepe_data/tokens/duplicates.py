@@ -81,7 +81,7 @@ class DuplicateBits:
     Raises:
         ArgumentError: if there are none, or they are those of another file; it ends with `remedy`, the command that
             makes them.
-        DamagedFileError: if they are no such array.
+        DamagedFileError: if they are not such an array.
     """
 
     def __init__(self, path: Path, num_documents: int, remedy: str) -> None:

@@ -355,12 +355,12 @@ def _from_sentencepiece(path: Path, configs: Mapping[Path, Mapping[str, Any]] | 
 # -- the saved tokenizer -----------------------------------------------------------------------------------------------
 
 
-def save(tokenizer: TokenizerFiles, folder: Path, overwrite: bool = False) -> None:
+def save(tokenizer: TokenizerFiles, folder: Path, options: outputs.WriteOptions = outputs.REPLACE_NOTHING) -> None:
     """Save the tokenizer of a folder of token files, once; later steps read it from there.
 
     Raises as `Output.is_done`, and DamagedFileError if the one that is there is damaged.
     """
-    output = output_of(tokenizer.identity, folder, overwrite)
+    output = options.output_at(folder, made_with(tokenizer.identity))
     if output.is_done():
         saved_identity(folder)
         return
@@ -379,9 +379,9 @@ def save(tokenizer: TokenizerFiles, folder: Path, overwrite: bool = False) -> No
         draft.publish()
 
 
-def output_of(identity: TokenizerIdentity, folder: Path, overwrite: bool = False) -> outputs.Output:
-    """The saved tokenizer with this identity."""
-    return outputs.Output(folder, {"tokenizer": identity.as_json()}, overwrite)
+def made_with(identity: TokenizerIdentity) -> provenance.Meta:
+    """The provenance of a saved tokenizer."""
+    return {"tokenizer": identity.as_json()}
 
 
 def saved_identity(folder: Path) -> TokenizerIdentity | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo import run as demo
-from tests.conftest import PROJECT, Run, World
+from tests.conftest import MODULES, PROJECT, Run, World
 
 OURS = ("python ", "bash ", "sbatch ", "make ")
 OTHERS = ("for", "done", "cp", "aws", "gcloud")  # what else stands in blocks of commands
@@ -101,7 +101,7 @@ def check(run: Run, command: Command, folder: Path) -> None:
         check_sbatch(command.sbatch_flags, folder)
     script, arguments = command.script, command.arguments
     where = f"{command.shown_in}: {script} {' '.join(arguments)}"
-    assert script.startswith("retrieval.") or (PROJECT / script.replace(".run", "/run.py")).is_file(), where
+    assert script.startswith(MODULES) or (PROJECT / script.replace(".run", "/run.py")).is_file(), where
     if script.startswith(("benchmarks/", "demo.")):
         assert not arguments, where
         return
@@ -160,7 +160,7 @@ def test_what_the_settings_to_copy_run_is_accepted(run: Run, world: World, tmp_p
     lines = run("pipeline.py", "my_settings.toml", "print", cwd=tmp_path).stdout.splitlines()
     commands = [shlex.join(shlex.split(line)[3:]) for line in lines if line.startswith("cd ")]
     first = [line for line in commands if not re.search(r"--shard_id [1-9]|2000000 [1-9]", line)]
-    assert len(first) == 18
+    assert len(first) == 16
     (tmp_path / "empty").mkdir()
     of_project = (line.replace(f"{PROJECT}/", "").replace(f"env PYTHONPATH={PROJECT} ", "") for line in first)
     for one in as_commands([("settings.example.toml", line) for line in of_project]):

@@ -21,8 +21,7 @@ from filelock import FileLock
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.storage import mds, outputs, parts, provenance
-from tests.conftest import Run, World
-from tests.test_retrieval import make_encoder
+from tests.conftest import Run, World, make_encoder
 
 SET = "ab/train-logits-enc64-dec64-teacher/book"
 PARTS = f"{SET}.parts"
@@ -69,7 +68,8 @@ shards = 2
 retrieval_chunk_size = 32
 [[teacher]]
 model_dir = {teacher}
-inputs = ["ab/train/book"]
+input_dir = "ab/train"
+domain = "book"
 shards = 2
 gpus = 1
 num_encoder_tokens = 64
@@ -262,6 +262,21 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
     )
 
 
+def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> None:
+    """Parts of rows that are the same are done, whatever files these are in; another part is not, and its task in no
+    line."""
+    shutil.rmtree(pipeline / SET)
+    folder = pipeline / "ab/train/book"
+    columns, rows = mds.read_columns(folder), list(mds.Rows(folder))
+    rows[-1] = rows[0]
+    shutil.rmtree(folder)
+    mds.write_shard(outputs.Output(folder, {}), columns, len(rows), rows)
+    annotate = ask(run, pipeline)["by_job"]["annotate"]
+    assert states(annotate) == ["done", "other arguments"] and not annotate["lines"]
+    [wrong] = annotate["wrong"]
+    assert wrong["path"].endswith(f"{PARTS}/part-00002") and "input: was" in wrong["what"]
+
+
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that was not joined is not done, though all its parts are there; their rows are counted."""
     folder = pipeline / "ab/train/book"
@@ -392,10 +407,10 @@ def test_the_lines_finish_the_pipeline(run: Run, pipeline: Path) -> None:
     ("old", "new", "line", "what"),
     [
         ("shards = 3", "shard = 3", 8, "no key shard: did you mean shards?"),
-        ("[embed]", "[embde]", 37, "no key embde: did you mean embed?"),
-        ("topk = 5\nrows", 'topk = "five"\nrows', 34, "'five' is not a count"),
-        ('"ab/train/book"', '"abc/train/book"', 29, "nothing in these settings makes abc/train"),
-        ("part_bytes = 20000", "part_bytes =", 40, "not TOML"),
+        ("[embed]", "[embde]", 38, "no key embde: did you mean embed?"),
+        ("topk = 5\nrows", 'topk = "five"\nrows', 35, "'five' is not a count"),
+        ('"ab/train"', '"abc/train"', 29, "nothing in these settings makes abc/train"),
+        ("part_bytes = 20000", "part_bytes =", 41, "not TOML"),
     ],
     ids=["key", "table", "value", "input", "syntax"],
 )

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests import reference
-from tests.conftest import PROJECT, World
+from tests.conftest import PROJECT, World, make_encoder
 from tests.test_progress import finished, write_settings  # noqa: F401
-from tests.test_retrieval import make_encoder
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue")
 CONFIG = """

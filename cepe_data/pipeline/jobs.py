@@ -236,16 +236,13 @@ class Builder:
             self._add(name, script, table, given, [*checked, *counts])
 
     def _add_teacher(self, table: Table) -> None:
-        table.check({**table.keys(ANNOTATE, ["input_dir", "domain"], [*settings._OWN]), "inputs": list})
-        for path in table.values.get("inputs", []):
-            folder, _, domain = str(path).rpartition("/")
-            given = {"input_dir": folder, "domain": domain, "num_shards": table.values.get("shards", 1)}
-            given |= {"num_gpus": table.values["gpus"]} if "gpus" in table.values else {}
-            before = [self._makes(table, "inputs", folder)]
-            if retrieved := table.values.get("retrieval_input_dir"):
-                before.append(self._makes(table, "retrieval_input_dir", str(retrieved)))
-            of_parts = self._add("annotate", ANNOTATE, table, given, before)
-            self._add("annotate_merge", ANNOTATE, table, {**given, "merge": True}, [of_parts])
+        table.check(table.keys(ANNOTATE, [], [*settings.OWN]))
+        given = {"num_shards": table.values.get("shards", 1), "domain": table.values.get("domain", "all")}
+        given |= {"num_gpus": table.values["gpus"]} if "gpus" in table.values else {}
+        keys = [name for name in ("input_dir", "retrieval_input_dir") if name in table.values]
+        before = [self._makes(table, name, str(table.values[name])) for name in keys]
+        of_parts = self._add("annotate", ANNOTATE, table, given, before)
+        self._add("annotate_merge", ANNOTATE, table, {**given, "merge": True}, [of_parts])
 
     def _makes(self, table: Table, key: str, folder: str) -> Job:
         """The job that makes the sets in a folder."""
@@ -262,11 +259,11 @@ class Builder:
         before = self._makes(concat, "output", output)
         encoder = {"model_dir": embed.values["model_dir"]} if "model_dir" in embed.values else {}
         if not any(job.script == EMBED.name for job in self._jobs):
-            embed.check(embed.keys(EMBED, ["corpus"], [*settings._OWN]))
+            embed.check(embed.keys(EMBED, ["corpus"], [*settings.OWN]))
             given = {"corpus": f"{output}/retrieval", "output": "embeddings"}
             self._add("embed", EMBED, embed, {**given, "num_shards": embed.values.get("shards", 1)}, [before])
         joined = ["queries", "embeddings", "model_dir"]
-        table.check({**table.keys(SEARCH, joined, [*settings._OWN]), "split": str})
+        table.check({**table.keys(SEARCH, joined, [*settings.OWN]), "split": str})
         split, values = table.values.get("split", "test"), table.values
         queries = {"queries": f"{output}/{split}", "embeddings": "embeddings"}
         given = {**encoder, **queries, "output": f"hits/{split}", "num_shards": values.get("shards", 1)}

@@ -29,7 +29,7 @@ else:
 
 _JOINED = {"output_dir", "output", "file_list", "tokenized_dir", "shard_id", "num_shards", "retrieval_shards", "merge"}
 _JOINED |= {"delete_parts", "dry_run", "overwrite", "ignore_disk_space", "num_workers", "num_gpus"}
-_OWN: Mapping[str, type] = {"shards": int, "cores": int, "gpus": int, "slurm": list}
+OWN: Mapping[str, type] = {"shards": int, "cores": int, "gpus": int, "slurm": list}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Table:
                 hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(sorted(expected))}"
                 where = f"[{self.name}]" if self.name else "the file"
                 raise self.error(key, f"{where} has no key {key}: {hint}")
-            if not isinstance(value, expected[key]) or (isinstance(value, int) and value < 1 and key in _OWN):
+            if not isinstance(value, expected[key]) or (isinstance(value, int) and value < 1 and key in OWN):
                 kind = {int: "a number from 1 on", list: "a list of texts", dict: "a table"}
                 what = kind.get(expected[key], "another value")
                 raise self.error(key, f"{key} = {value!r}: {what} is expected")
@@ -88,7 +88,7 @@ class Table:
     def keys(self, script: Script, joined: Sequence[str], own: Sequence[str]) -> dict[str, type]:
         """The keys that the table of a script may have, but for those that join it to others."""
         names = {*script.arguments} - _JOINED - {*joined}
-        return {**dict.fromkeys(names, object), **{name: _OWN[name] for name in own}}
+        return {**dict.fromkeys(names, object), **{name: OWN[name] for name in own}}
 
 
 def as_flag(name: str, value: object) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cepe_data import hub, shards
@@ -23,11 +23,12 @@ from cepe_data.retrieval.plan_search import (
     RetrievedSetOptions,
     Search,
     SearchOptions,
+    find_inputs,
     plan_search,
-    provenance_of_hits,
-    query_domains,
+    written_topk,
 )
 from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage.inputs import Input, describe_set
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
@@ -40,6 +41,7 @@ from cepe_data.storage.steps import (
     look,
     look_at_part,
     look_at_set,
+    rows_to_come,
     unknown_tasks,
 )
 
@@ -119,10 +121,9 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
 def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[Unit]) -> dict[str, int]:
     """The rows of every domain of the queries; those that are to come where there are no queries."""
     with contextlib.suppress(PipelineError):
-        names = query_domains(args.queries, args.domain)
+        names = mds.find_domains(args.queries, args.domain)
         return {name: mds.num_rows(args.queries / name) for name in names}
-    of_queries = [unit for unit in below(before, args.queries) if unit.path.parent == args.queries]
-    return {unit.path.name: unit.total for unit in of_queries if args.domain in {"all", unit.path.name}}
+    return rows_to_come(before, args.queries, args.domain)
 
 
 def look_at_search(args: SearchOptions, before: Sequence[Unit] = ()) -> Step:
@@ -158,7 +159,8 @@ def look_at_search(args: SearchOptions, before: Sequence[Unit] = ()) -> Step:
             for domain, one in searches.items():
                 part, of_set = one.parts.outputs[number], joined[domain]
                 num_bytes = part_bytes[domain] if of_set.state != DONE or part.path.exists() else 0
-                units.append(look_at_part(part.path, part.made_with, one.num_rows, num_bytes, of_set))
+                known = functools.partial(getattr, part, "made_with")
+                units.append(look_at_part(part.path, known, one.num_rows, num_bytes, of_set))
         tasks.append(Task(units))
     return Step(args.output, "parts", "rows", tasks, True, reads, [*pools, *queries], Takes(flops=flops))
 
@@ -184,14 +186,17 @@ def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[Unit] = ()) ->
     units = []
     for domain, num_rows in rows_of_queries(args, before).items():
         known: provenance.Meta = {"domain": domain}
+        found_inputs: Mapping[str, Input] = {}
         with contextlib.suppress(PipelineError):
             if meta := provenance.read_meta(args.hits / domain):
-                known |= provenance_of_hits(domain, meta, args.topk)
-                known["input"] = mds.fingerprint(args.queries / domain)
+                known["topk"] = written_topk(args, meta)
+                there = find_inputs(args, domain)
+                describe_set(there)  # raises where one is gone or damaged: then the arguments alone are compared
+                found_inputs = there
         of_hits = below(before, args.hits / domain)
         topk = args.topk or sum(unit.num_bytes for unit in of_hits) // (HIT_BYTES * max(1, num_rows))
         row_bytes = topk * (USUAL_CHUNK * (2 + NEIGHBOR * JSON_BYTES) + HIT_BYTES)
-        units.append(look_at_set(args.output / domain, known, num_rows, num_rows * row_bytes))
+        units.append(look_at_set(args.output / domain, known, num_rows, num_rows * row_bytes, found_inputs))
     tasks = [Task(units)] if units else unknown_tasks(args.output, 1)
     return Step(args.output, "sets", "rows", tasks, True, [args.queries, args.embeddings, args.hits])
 

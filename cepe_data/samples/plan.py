@@ -35,13 +35,13 @@ def look_at_inside(args: options.InsideOptions, _: Sequence[Unit] = ()) -> Step:
 
 def look_at_concat(args: options.ConcatOptions, _: Sequence[Unit] = ()) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
-    tokens, weights = OpenTokens.of(args), domains.parse_weights(args.domains)
+    tokens = OpenTokens.of(args)
     units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
     units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
     core_seconds = sum(unit.num_bytes for unit in units[0]) / WINDOW_BYTES_PER_CORE
     if args.retrieval_shards and args.retrieval_samples:
-        requests = domains.largest_remainder(weights, args.retrieval_samples)
+        requests = domains.largest_remainder(options.split_weights(args)["retrieval"], args.retrieval_samples)
         decoding = find_decoding(args, tokens)
         for shard in range(args.retrieval_shards):
             units[shard] += passage_units(args, tokens, requests, decoding, shard)
@@ -69,7 +69,7 @@ class OpenTokens:
         """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
         fingerprints would be hashes of all their bytes."""
         with contextlib.suppress(PipelineError):
-            tokens, _ = options.open_tokens(args)
+            tokens = options.open_tokens(args)
             paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
             if all(provenance.meta_path(path).exists() for path in paths):
                 return cls(tokens, reader.inventory(tokens, options.make_splits(args), {}))
@@ -86,9 +86,9 @@ def window_units(kind: str, windows: Windows, args: options.SampleOptions, token
     row_bytes = mds.row_bytes(sampler.columns) + ROW_SOURCE_BYTES
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
-    units = []
+    units, weights = [], options.split_weights(args)
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
-        for domain, requested in domains.largest_remainder(domains.parse_weights(args.domains), number).items():
+        for domain, requested in domains.largest_remainder(weights[split], number).items():
             if requested:
                 listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
                 known = known_of_windows(sampler, split, domain)

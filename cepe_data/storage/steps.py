@@ -9,13 +9,14 @@ the arguments alone. What a process has in flight has a temporary name, and coun
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import parts, provenance
+from cepe_data.storage.inputs import Input, describe_part, describe_set
 from cepe_data.storage.verify import compare_records
 
 DONE, PART_DONE, MISSING, OTHER, DAMAGED = "done", "part done", "missing", "other arguments", "damaged"
@@ -149,6 +150,13 @@ def below(units: Iterable[Unit], folder: Path) -> list[Unit]:
     return [unit for unit in units if unit.path.is_relative_to(folder)]
 
 
+def rows_to_come(units: Iterable[Unit], folder: Path, domains: str) -> dict[str, int]:
+    """The rows of the sets in a folder that `--domain` names, as the step says that makes them."""
+    names = None if domains == "all" else domains.split(",")
+    sets = [unit for unit in units if unit.path.parent == folder and (names is None or unit.path.name in names)]
+    return {unit.path.name: unit.total for unit in sets if unit.total}
+
+
 def look(path: Path, known: provenance.Meta, total: int = 0, num_bytes: float = 0, is_result: bool = False) -> Unit:
     """Look at a unit of `total` rows; `known` is as much of its provenance as is known without it, `num_bytes` what it
     will take."""
@@ -184,12 +192,14 @@ def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
     return replace(unit, state=DONE), content
 
 
-def look_at_set(folder: Path, known: provenance.Meta, requested: int, num_bytes: float) -> Unit:
+def look_at_set(
+    folder: Path, known: provenance.Meta, requested: int, num_bytes: float, inputs: Mapping[str, Input] | None = None
+) -> Unit:
     """A set that one task makes: the set, or before it is joined, its parts that are there.
 
     `requested` rows are expected; fewer are right where the meta file says that no more windows were available.
     """
-    unit = look(folder, known, requested, num_bytes, is_result=True)
+    unit = look(folder, {**known, **describe_set(inputs or {})}, requested, num_bytes, is_result=True)
     if unit.state == DONE and unit.meta:
         rows, expected = unit.made_with("rows"), min(requested, unit.meta.get("windows_available", requested))
         if rows != expected:
@@ -198,19 +208,33 @@ def look_at_set(folder: Path, known: provenance.Meta, requested: int, num_bytes:
     if unit.state == MISSING:
         for path in parts.paths_there(folder):
             part = look(path, known)
+            if part.state == DONE and inputs:
+                rows = part.made_with("first_row"), part.made_with("stop_row")
+                part = look(path, known_of_part(path, known, inputs, *rows))
             if part.state != DONE:
                 return replace(unit, path=path, state=part.state, done=0, what=part.what)
             unit = replace(unit, done=unit.done + part.made_with("stop_row") - part.made_with("first_row"))
     return unit
 
 
-def look_at_part(path: Path, known: provenance.Meta, num_rows: int, num_bytes: float, joined: Unit) -> Unit:
-    """A part of the set `joined`: once that is there all of them are done. What a damaged set has no part of any more
-    can only be made with --overwrite, and so it is damaged, too."""
+def known_of_part(
+    path: Path, known: provenance.Meta, inputs: Mapping[str, Input], start: int, stop: int
+) -> provenance.Meta:
+    """What is known of the provenance of a part that has rows [start, stop). They are read from the inputs only where
+    these are other files than it was made from."""
+    rows = {"first_row": start, "stop_row": stop}
+    return {**known, **(describe_part(inputs, path, start, stop) if path.exists() else {}), **rows}
+
+
+def look_at_part(
+    path: Path, known: Callable[[], provenance.Meta], num_rows: int, num_bytes: float, joined: Unit
+) -> Unit:
+    """A part of the set `joined`: once that is there all of them are done, and none is looked at. What a damaged set
+    has no part of any more can only be made with --overwrite, and so it is damaged, too."""
     if joined.state in {DONE, OTHER}:
         done = num_rows if joined.state == DONE else 0
         return replace(joined, total=num_rows, done=done, num_bytes=num_bytes, meta=None)
-    part = look(path, known, num_rows, num_bytes, joined.is_result)
+    part = look(path, known(), num_rows, num_bytes, joined.is_result)
     if part.state == MISSING and joined.state == DAMAGED:
         return replace(part, path=joined.path, state=DAMAGED, what=joined.what)
     return part

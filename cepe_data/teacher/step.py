@@ -1,70 +1,130 @@
-"""What annotating is as a step: parts of a set in shards, and once more with --merge, the set. No model is loaded."""
+"""What annotating is as a step: parts of sets in shards, and once more with --merge, the sets. No model is loaded."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cepe_data import hub, shards
 from cepe_data.errors import PipelineError
 from cepe_data.storage import mds, parts, provenance
-from cepe_data.storage.steps import DONE, Script, Step, Takes, Task, Unit, below, look, look_at_part, unknown_tasks
+from cepe_data.storage.inputs import Input, describe_set
+from cepe_data.storage.steps import (
+    DONE,
+    Script,
+    Step,
+    Takes,
+    Task,
+    Unit,
+    known_of_part,
+    look,
+    look_at_part,
+    rows_to_come,
+    unknown_tasks,
+)
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan
 
 USUAL_PARAMETERS = 6.7e9  # of a teacher that is not here to be looked at
 USUAL_VOCABULARY = 32_000
+USUAL_CHUNK = 256  # tokens of a retrieved passage
 
 
 def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[Unit] = ()) -> Step:
-    """Parts of an annotated set; with --merge, the set."""
-    folder, num_shards = plan.output_folder(args), args.num_shards or 1
-    known: provenance.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
-    with contextlib.suppress(PipelineError):
-        known |= {**plan.provenance_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
-    expected_rows = known.get("rows") or sum(unit.total for unit in below(before, args.input_dir / args.domain))
-    index_bytes = mds.token_dtype(vocab_size(args.model_dir)).itemsize
-    row_bytes = args.num_decoder_tokens * (2 * (args.topk + 1) + index_bytes * args.topk)
-    joined = look(folder, known, is_result=True)  # so are its parts, to which it is links
-    first = joined if joined.meta else first_part(folder)
-    num_rows, rows_per_part = (known.get(name) or first.made_with(name) for name in ("rows", "rows_per_part"))
-    directory = parts.parts_dir(folder)
-    if args.merge:
-        rows = num_rows or expected_rows
-        of_set = replace(joined, total=rows, done=rows if joined.state == DONE else 0, num_bytes=0)
-        return Step(folder, "sets", "rows", [Task([of_set])], reads=[directory])
-    context = args.retrieval_k * 256 if args.retrieval_input_dir else args.num_encoder_tokens
-    num_tokens = (num_rows or expected_rows) * (context + args.num_decoder_tokens)
+    """Parts of annotated sets; with --merge, the sets."""
+    to_come = rows_to_come(before, args.input_dir, args.domain)
+    sets = [AnnotatedSet.of(args, domain, to_come.get(domain, 0)) for domain in domains_of(args, to_come)]
+    output = sets[0].joined.path if len(sets) == 1 else plan.output_folder(args, "all").parent
+    num_shards, directories = args.num_shards or 1, [parts.parts_dir(one.joined.path) for one in sets]
+    if args.merge:  # which links the parts
+        units = [replace(one.joined, num_bytes=0) for one in sets] or [Unit(output, is_counted=False, is_result=True)]
+        return Step(output, "sets", "rows", [Task(units)], reads=directories)
+    context = args.retrieval_k * USUAL_CHUNK if args.retrieval_input_dir else args.num_encoder_tokens
+    num_tokens = sum(one.joined.total for one in sets) * (context + args.num_decoder_tokens)
     takes = Takes(flops=2 * num_tokens * hub.num_parameters(args.model_dir, USUAL_PARAMETERS))
-    reads = [path / args.domain for path in (args.input_dir, args.retrieval_input_dir) if path]
-    if not num_rows or not rows_per_part:  # no part is there, and how large they will be is for the model to say
-        tasks = unknown_tasks(folder, num_shards, expected_rows * row_bytes, joined)
-        return Step(folder, "", "", tasks, True, reads, [directory], takes)
-    ranges, tasks = parts.part_ranges(num_rows, rows_per_part), []
+    reads = [folder / one.domain for one in sets for folder in (args.input_dir, args.retrieval_input_dir) if folder]
+    rows_per_part = next((one.rows_per_part for one in sets if one.rows_per_part), None)
+    if not rows_per_part or not all(one.is_known for one in sets):
+        # No part is there, and how large they will be is for the model to say.
+        wrong = [one.joined for one in sets if one.joined.state not in {DONE, "missing"}]
+        found = next(iter(wrong), sets[0].joined if sets else Unit(output, is_result=True))
+        tasks = unknown_tasks(output, num_shards, sum(one.joined.num_bytes for one in sets), found)
+        return Step(output, "", "", tasks, True, reads, directories, takes)
+    units_of = [one.parts_of(rows_per_part) for one in sets]
+    tasks = []
     for shard in range(num_shards):
-        start, stop = shards.row_range(shard, num_shards, len(ranges))
-        units = []
-        for part, (start_row, stop_row) in enumerate(ranges[start:stop], start):
-            of_part = {**known, "rows_per_part": rows_per_part, "first_row": start_row, "stop_row": stop_row}
-            rows = stop_row - start_row
-            units.append(look_at_part(parts.part_path(directory, part), of_part, rows, rows * row_bytes, joined))
-        tasks.append(Task(units))
-    return Step(folder, "parts", "rows", tasks, False, reads, [directory], takes)
+        ranges = [(units, shards.row_range(shard, num_shards, len(units))) for units in units_of]
+        tasks.append(Task([unit for units, (start, stop) in ranges for unit in units[start:stop]]))
+    return Step(output, "parts", "rows", tasks, False, reads, directories, takes)
+
+
+def domains_of(args: plan.AnnotationOptions, to_come: Mapping[str, int]) -> list[str]:
+    """The domains that `--domain` names; of an input that is not there yet, those that it will have."""
+    with contextlib.suppress(PipelineError):
+        return mds.find_domains(args.input_dir, args.domain)
+    return list(to_come)
+
+
+@dataclass(frozen=True)
+class AnnotatedSet:
+    """What is known of an annotated set without the model: of its provenance, and its inputs, where these are there."""
+
+    domain: str
+    known: provenance.Meta
+    inputs: Mapping[str, Input]
+    joined: Unit
+    rows_per_part: int | None
+    is_known: bool  # how many rows it has
+
+    @classmethod
+    def of(cls, args: plan.AnnotationOptions, domain: str, to_come: int) -> AnnotatedSet:
+        """Look at an annotated set. Where its input is gone, it is compared with the arguments alone."""
+        folder, known = plan.output_folder(args, domain), plan.provenance_of_request(args, domain)
+        known |= {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
+        inputs: Mapping[str, Input] = {}
+        of_set: provenance.Meta = {}
+        with contextlib.suppress(PipelineError):
+            there = plan.find_inputs(args, domain)
+            of_set = {**describe_set(there), "rows": mds.num_rows(args.input_dir / domain)}
+            inputs = there
+        joined = look(folder, {**known, **of_set}, is_result=True)  # so are its parts, to which it is links
+        first = joined if joined.meta else first_part(folder)
+        num_rows = of_set.get("rows") or joined.made_with("rows")
+        rows = num_rows or to_come
+        done = rows if joined.state == DONE else 0
+        joined = replace(joined, total=rows, done=done, num_bytes=rows * row_bytes(args))
+        return cls(
+            domain, known, inputs, joined, args.rows_per_part or first.made_with("rows_per_part"), bool(num_rows)
+        )
+
+    def parts_of(self, rows_per_part: int) -> list[Unit]:
+        """Its parts."""
+        units, known = [], {**self.known, "rows_per_part": rows_per_part}
+        for part, (start, stop) in enumerate(parts.part_ranges(self.joined.total, rows_per_part)):
+            path = parts.part_path(parts.parts_dir(self.joined.path), part)
+            known_of_it = functools.partial(known_of_part, path, known, self.inputs, start, stop)
+            num_bytes = self.joined.num_bytes * (stop - start) / self.joined.total
+            units.append(look_at_part(path, known_of_it, stop - start, num_bytes, self.joined))
+        return units
+
+
+def row_bytes(args: plan.AnnotationOptions) -> int:
+    """Bytes of an annotated row; ids are as wide as those of a model that is a folder here, else as usual ones."""
+    vocab_size, width = USUAL_VOCABULARY, plan.choose_targets(args).width
+    with contextlib.suppress(PipelineError):
+        vocab_size = (
+            teacher_model.find_model(args.model_dir).vocab_size if Path(args.model_dir).is_dir() else vocab_size
+        )
+    return args.num_decoder_tokens * (2 * (width + 1) + mds.token_dtype(vocab_size).itemsize * width)
 
 
 def first_part(folder: Path) -> Unit:
     """The first part of a set that can be read, whatever made it."""
     found = (look(path, {}) for path in parts.paths_there(folder))
     return next((part for part in found if part.meta), Unit(folder))
-
-
-def vocab_size(model_dir: str) -> int:
-    """Of a model that is a folder here; else a usual one."""
-    with contextlib.suppress(PipelineError):
-        return teacher_model.find_model(model_dir).vocab_size if Path(model_dir).is_dir() else USUAL_VOCABULARY
-    return USUAL_VOCABULARY
 
 
 ANNOTATE = Script("calculate_logits.py", plan.AnnotationOptions, look_at_annotation)

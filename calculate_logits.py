@@ -77,6 +77,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
     cli.add_overwrite_argument(parser)
+    cli.add_disk_argument(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="time a batch, say what the run would take, and write nothing"
     )
@@ -119,11 +120,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(AnnotationOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
     if args.delete_parts and not args.merge and num_shards > 1:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
-    if args.dry_run and args.merge:
-        raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
     todo: Todo = []
     annotations = plan_annotations(args)
     for annotation in annotations:
@@ -142,6 +141,7 @@ def main() -> int:
     if args.dry_run:
         report_dry_run(todo, chosen)
         return cli.EXIT_OK
+    args.require_disk(annotations[0].of_set.folder, count_bytes(todo))
     for annotation in annotations:
         annotation.of_set.remove_stale_temporaries()
         if ranges := part_ranges(annotation, todo):
@@ -162,6 +162,11 @@ def main() -> int:
 def count_rows(todo: Todo) -> int:
     """The rows of parts."""
     return sum(annotation.of_set.count_rows([part]) for annotation, part in todo)
+
+
+def count_bytes(todo: Todo) -> int:
+    """The bytes of parts."""
+    return sum(one.of_set.count_rows([part]) * mds.row_bytes(one.of_set.columns) for one, part in todo)
 
 
 def part_ranges(annotation: Annotation, todo: Todo) -> list[tuple[int, int]]:
@@ -220,12 +225,11 @@ def report_dry_run(todo: Todo, chosen: Sequence[str]) -> None:
     num_devices = 1 if chosen[0] == "cpu" else len(chosen)  # one process already has all cores
     where = f"{num_devices} GPUs" if num_devices > 1 else chosen[0]
     cli.say(
-        f"{num_rows:,} sequences of {annotation.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a batch of "
-        f"{len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
+        f"of all shards, {num_rows:,} sequences of {annotation.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a "
+        f"batch of {len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
         f"about {num_rows * seconds / 3600 / num_devices:,.1f} hours on {where} ({annotation.dtype})"
     )
-    num_bytes = sum(one.of_set.count_rows([part]) * mds.row_bytes(one.of_set.columns) for one, part in todo)
-    cli.report_disk(annotation.of_set.folder, num_bytes)
+    cli.report_disk(annotation.of_set.folder, count_bytes(todo))
 
 
 if __name__ == "__main__":

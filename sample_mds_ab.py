@@ -48,6 +48,7 @@ def main() -> int:
         sampler.dry_run(planned, summary)
         summary.report_dry_run(args)
     else:
+        args.require_disk(args.output, sampler.count_bytes(planned))
         with sampler.start_workers(args.num_workers) as pool:
             sampler.write_all(pool, planned, options.describe_run(args), summary, check)
     return summary.finish(args, start)

@@ -84,13 +84,27 @@ def main() -> int:
         corpus_shard.dry_run(passage_requests, todo, tokenizer, summary)
         summary.report_dry_run(args)
         return summary.finish(args, start)
+    args.require_disk(args.output, sampler.count_bytes(planned) + corpus_shard.count_bytes(todo))
     if shard_id == 0:
         with sampler.start_workers(args.num_workers) as pool:
             sampler.write_all(pool, planned, options.describe_run(args), summary, check)
     if tokenizer:
         corpus_shard.write_all(todo, tokenizer, args.num_workers, check)
         corpus_shard.account(passage_requests, options.describe_run(args), summary)
+        if args.shard_id is None and shards.slurm_task_id() is None:
+            report_shards_left(args)
     return summary.finish(args, start)
+
+
+def report_shards_left(args: options.ConcatOptions) -> None:
+    """Say which retrieval shards are still to be made, to whom has named none."""
+    manifests = (args.output / "retrieval" / str(shard) / "manifest.json" for shard in range(args.retrieval_shards))
+    left = [shard for shard, manifest in enumerate(manifests) if not manifest.exists()]
+    if left:
+        cli.say(
+            f"{len(left)} of {args.retrieval_shards} retrieval shards are left: run this with each SHARD_ID of "
+            f"{shards.array_ids(left)} behind RETRIEVAL_SAMPLES (sbatch --array={shards.array_ids(left)})"
+        )
 
 
 def resolve_retrieval_shard(args: options.ConcatOptions) -> int:

@@ -32,6 +32,7 @@ from cepe_data.tokens.encoding import (
     Totals,
     describe_missing_key,
 )
+from cepe_data.tokens.plan import expected_bytes
 from cepe_data.tokens.tokenizers import TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
@@ -45,6 +46,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     files.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
     files.add_argument("--output_dir", type=Path, default=Path("tokenized"), help="where the token files go")
     files.add_argument("--overwrite", action="store_true", help="replace what differs and what is damaged")
+    cli.add_disk_argument(files)
     files.add_argument("--dry_run", action="store_true", help="say what each shard would take, and write nothing")
     tokenizing = parser.add_argument_group("tokenizing")
     tokenizing.add_argument(
@@ -102,6 +104,7 @@ def main() -> int:
     if skipped := len(mine) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(mine)} files: already tokenized with the same arguments")
     if todo:
+        args.require_disk(args.output_dir, expected_bytes(todo))
         documents = first_texts(job, todo, args.verify_documents)
         backend = workers.run_in_child(choose_backend, args.output_dir / "tokenizer", args.backend, documents)
         job.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)

@@ -75,7 +75,9 @@ def fraction(text: str) -> float:
 
 def typed(kind: type[Options], args: argparse.Namespace) -> Options:
     """Parsed arguments as the dataclass `kind`, which has a field for each that its step takes."""
-    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cast(Any, kind))})
+    fields = dataclasses.fields(cast(Any, kind))
+    taken = [field.name for field in fields if field.name in args or field.default is dataclasses.MISSING]
+    return kind(**{name: getattr(args, name) for name in taken})
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -94,6 +96,13 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
     """The flag that replaces outputs."""
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what other arguments made, and what is damaged"
+    )
+
+
+def add_disk_argument(parser: argparse._ActionsContainer) -> None:
+    """The flag of steps that compare what they will write with what is free."""
+    parser.add_argument(
+        "--ignore_disk_space", action="store_true", help="start although less is free than is to be written"
     )
 
 
@@ -245,11 +254,16 @@ def this_command(*added: object) -> str:
 
 def report_disk(output: Path, num_bytes: int) -> None:
     """For a dry run: what would be written, and the space that is free where `output` is or will be."""
-    place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    free_bytes = shutil.disk_usage(place).free
+    place, free_bytes = free_space(output)
     say(f"about {num_bytes:,} bytes to write, {free_bytes:,} bytes are free at {place}")
     if num_bytes > free_bytes:
         warn(f"{output} does not fit on its disk")
+
+
+def free_space(output: Path) -> tuple[Path, int]:
+    """The folder that is there where `output` is or will be, and the bytes that are free on its disk."""
+    place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    return place, shutil.disk_usage(place).free
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

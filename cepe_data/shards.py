@@ -28,13 +28,15 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def resolve_shard(shard_id: int | None, num_shards: int | None) -> tuple[int, int]:
-    """The shard id and count to use, from the arguments and the slurm task.
+def resolve_shard(shard_id: int | None, num_shards: int | None, dry_run: bool = False) -> tuple[int, int]:
+    """The shard id and count to use, from the arguments and the slurm task. A dry run is of all shards.
 
     Raises:
         ArgumentError: for an id without a count, a count without an id, or an id that is not below the count.
     """
     task = slurm_task_id()
+    if dry_run:
+        return 0, 1
     if num_shards is None:
         if task is not None:
             tasks = os.environ.get("SLURM_ARRAY_TASK_COUNT", "N")
@@ -55,9 +57,14 @@ def resolve_shard(shard_id: int | None, num_shards: int | None) -> tuple[int, in
     return shard_id, num_shards
 
 
-def resolve_shard_or_merge(merge: bool, shard_id: int | None, num_shards: int | None) -> tuple[int, int]:
-    """`resolve_shard` of a step that has `--merge`, which is of no shard. Raises as `resolve_shard`."""
-    return (0, num_shards or 1) if merge else resolve_shard(shard_id, num_shards)
+def resolve_shard_or_merge(
+    merge: bool, shard_id: int | None, num_shards: int | None, dry_run: bool = False
+) -> tuple[int, int]:
+    """`resolve_shard` of a step that has `--merge`, which is of no shard. Raises as `resolve_shard`, and ArgumentError
+    for a dry run of a merge."""
+    if dry_run and merge:
+        raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
+    return (0, num_shards or 1) if merge else resolve_shard(shard_id, num_shards, dry_run)
 
 
 def slurm_task_id() -> int | None:

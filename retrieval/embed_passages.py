@@ -31,6 +31,7 @@ from cepe_data.storage.parts import Parts
 from cepe_data.teacher import devices
 
 PART_BYTES = 256_000_000
+MEASURED_BYTES = 1 << 20
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,6 +57,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
     )
     cli.add_overwrite_argument(parser)
+    cli.add_disk_argument(parser)
+    parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
     shards.add_shard_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -79,7 +82,7 @@ def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
 def main() -> int:
     args = cli.typed(EmbeddingOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
+    shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards, args.dry_run)
     files = list_corpus(args.corpus, args.part_bytes)
     model = EncoderModel.find(args.model_dir)
     [device] = devices.choose_devices(args.device, 1)
@@ -88,13 +91,19 @@ def main() -> int:
     parts = Parts.of(args.output, [part.output for part in planned])
     todo = [planned[part] for part in parts.todo(shard_id, num_shards)]
     num_rows = 0
-    for folder in {part.output.path.parent for part in todo}:
+    for folder in {part.output.path.parent for part in todo if not args.dry_run}:
         outputs.remove_stale_temporaries(folder)
     if todo:
         model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
+        if args.dry_run:
+            return report_dry_run(todo, encoder, PassageReader(core, args.passage_prefix), args)
+        args.require_disk(args.output, sum(part.num_bytes for part in todo))
         num_rows = embed(todo, encoder, core, args)
+    if args.dry_run:
+        cli.say("nothing is left to do")
+        return cli.EXIT_OK
     outputs.remove_stale_temporaries(args.output)
     embeddings.write_manifest(args.output, files)
     cli.say(
@@ -165,6 +174,24 @@ class PassageReader:
             word_pieces,
             lengths,
         )
+
+
+def report_dry_run(todo: Sequence[PlannedPart], encoder: Encoder, read: PassageReader, args: EmbeddingOptions) -> int:
+    """Print what embedding these parts takes, from some timed passages."""
+    part = todo[0]
+    passages = read(Chunk(part, part.start, min(part.start + MEASURED_BYTES, part.stop)))
+    encoder.embed(passages.word_pieces, passages.lengths)  # the first call chooses kernels
+    start = time.perf_counter()
+    encoder.embed(passages.word_pieces, passages.lengths)
+    seconds = (time.perf_counter() - start) / max(1, len(passages.numbers))
+    num_rows, num_bytes = (sum(getattr(part, name) for part in todo) for name in ("num_passages", "num_bytes"))
+    cli.say(
+        f"of all shards, {len(todo)} parts are left, about {int(num_rows):,} passages and as many vectors; "
+        f"{len(passages.numbers)} took {seconds * len(passages.numbers):.2f} s\n"
+        f"about {num_rows * seconds / 3600:,.2f} hours on one such device, if reading keeps up"
+    )
+    cli.report_disk(args.output, int(num_bytes))
+    return cli.EXIT_OK
 
 
 def token_ids(ids: object, dtype: np.dtype) -> np.ndarray:

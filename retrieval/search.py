@@ -34,6 +34,7 @@ from cepe_data.tokens import tokenizers
 from retrieval.embed_passages import add_encoder_arguments
 
 QUERIES_AT_ONCE = 1024
+MEASURED_QUERIES = 8192
 ROWS_AT_ONCE = 64
 
 
@@ -69,6 +70,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
     parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
     cli.add_overwrite_argument(parser)
+    cli.add_disk_argument(parser)
+    parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
     )
@@ -79,7 +82,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(SearchOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
@@ -89,6 +92,11 @@ def main() -> int:
             cli.say(f"{one.hits.path}: skipped, made before with the same arguments")
     if todo and not args.merge:
         missing = {one.domain: one.parts.todo(shard_id, num_shards) for one in todo}
+        num_bytes = sum(len(missing[one.domain]) * one.part_bytes for one in todo)
+        num_bytes += sum(4 * model.dimension * one.num_rows for one in todo if not one.embedded_queries.is_done())
+        if args.dry_run:
+            return report_dry_run(args, corpus, [(one, missing[one.domain]) for one in todo], num_bytes)
+        args.require_disk(args.output, num_bytes)
         search(args, corpus, [(one, missing[one.domain]) for one in todo if missing[one.domain]], model)
         num_queries = sum(one.num_rows for one in todo)
         num_searched = len(set().union(*missing.values()))
@@ -96,6 +104,9 @@ def main() -> int:
             f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {num_searched} shards of the corpus, "
             f"{cli.seconds_since(start)} → {args.output}"
         )
+    if args.dry_run:
+        cli.say("nothing is left to do")
+        return cli.EXIT_OK
     if not args.merge and num_shards > 1:
         return cli.EXIT_OK
     for one in todo:
@@ -107,6 +118,33 @@ def main() -> int:
             outputs.remove(one.parts.directory)
             outputs.remove(one.embedded_queries.path)
     return report_shortage(args, sets)
+
+
+def report_dry_run(
+    args: SearchOptions, corpus: Embeddings, todo: Sequence[tuple[Search, Sequence[int]]], num_bytes: int
+) -> int:
+    """Print what searching for these takes, from a timed block of passages and vectors as random as it gets."""
+    num_pairs = 0
+    for one, numbers in todo:
+        of_shards = [part for number in numbers for part in corpus.parts_of(corpus.shards[number])]
+        num_pairs += one.num_rows * sum(part.num_rows for part in of_shards)
+    num_rows = sum(one.num_rows for one, _ in todo)
+    [device] = devices.choose_devices(args.device, 1)
+    first_key, block = next(corpus.blocks(corpus.parts))
+    queries = np.random.default_rng(0).standard_normal((min(num_rows, MEASURED_QUERIES), block.shape[1]), np.float32)
+    for _ in range(2):  # the first one chooses kernels
+        start = time.perf_counter()
+        with closing(TopK(queries, todo[0][0].fetch, device)) as best:
+            best.add(block, first_key)
+            best.best()
+        seconds = (time.perf_counter() - start) / len(queries) / len(block)
+    cli.say(
+        f"of all shards, {sum(len(numbers) for _, numbers in todo)} parts are left: {num_rows:,} rows, {corpus.num_passages:,} "
+        f"passages, {num_rows * args.topk:,} hits; {num_pairs:,} products\n"
+        f"about {num_pairs * seconds / 3600:,.2f} hours on {device}, beside reading"
+    )
+    cli.report_disk(args.output, num_bytes)
+    return cli.EXIT_OK
 
 
 def search(

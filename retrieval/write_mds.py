@@ -26,6 +26,7 @@ from cepe_data.storage.npy import NpyRows, write_header
 from cepe_data.storage.parts import PartedSet
 
 SHARD_BYTES = 64 << 20
+MEASURED_ROWS = 16
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,6 +49,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--merge, those of the parts that are there)",
     )
     cli.add_overwrite_argument(parser)
+    cli.add_disk_argument(parser)
+    parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
     shards.add_shard_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -55,17 +58,37 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(RetrievedSetOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
     corpus = Embeddings(args.embeddings)
     sets = [RetrievedSet(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
-    for one in sets:
-        if not args.merge and not one.of_set.joined.is_done():
-            one.write(shard_id, num_shards)
+    todo = [one for one in sets if not args.merge and not one.of_set.joined.is_done()]
+    if args.dry_run:
+        return report_dry_run(args, todo)
+    for one in todo:
+        one.write(shard_id, num_shards)
     if not args.merge and num_shards > 1:
         cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")
         return cli.EXIT_OK
     for one in sets:
         one.of_set.join(num_shards, args.delete_parts, one.facts, start, one.write_keys)
+    return cli.EXIT_OK
+
+
+def report_dry_run(args: RetrievedSetOptions, todo: Sequence[RetrievedSet]) -> int:
+    """Print what is left of all shards, and what it takes, from some timed rows of each set."""
+    num_left, num_hits, num_bytes, seconds = 0, 0, 0.0, 0.0
+    for one in todo:
+        num_rows = one.of_set.count_rows(one.of_set.todo(0, 1))
+        start = time.perf_counter()
+        num_measured = len(list(one.rows(0, min(MEASURED_ROWS, one.of_set.num_rows))))
+        seconds += (time.perf_counter() - start) * num_rows / num_measured
+        num_left, num_hits = num_left + num_rows, num_hits + num_rows * one.topk
+        num_bytes += num_rows * one.row_bytes
+    cli.say(
+        f"of all shards, {num_left:,} rows of {len(todo)} sets are left, {num_hits:,} hits\n"
+        f"about {seconds / 3600:,.2f} hours of one process, beside reading"
+    )
+    cli.report_disk(args.output, int(num_bytes))
     return cli.EXIT_OK
 
 
@@ -90,20 +113,20 @@ class RetrievedSet:
                 f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
                 f"{corpus.folder}: {differences}"
             )
-        found, self._topk = int(meta["made_with"]["topk"]), written_topk(args, meta)
-        if self._topk > found:
-            raise ArgumentError(f"--topk {self._topk} is more than the {found} that {self._hits} has for a row")
+        found, self.topk = int(meta["made_with"]["topk"]), written_topk(args, meta)
+        if self.topk > found:
+            raise ArgumentError(f"--topk {self.topk} is more than the {found} that {self._hits} has for a row")
         num_rows = mds.num_rows(queries)
         self._require_hits(num_rows)
         passages, _ = corpus.passages(np.array([corpus.parts[0].first_key]))
         columns = {
-            "retrieved_token_ids": mds.array_column(passages.dtype, self._topk, passages.shape[1]),
+            "retrieved_token_ids": mds.array_column(passages.dtype, self.topk, passages.shape[1]),
             "retrieved_neighbor_token_ids": "json",
-            "retrieval_scores": mds.array_column(np.dtype(np.float32), self._topk),
+            "retrieval_scores": mds.array_column(np.dtype(np.float32), self.topk),
         }
-        made_with = {"domain": domain, "topk": self._topk, "embeddings": searched["embeddings"]}
+        made_with = {"domain": domain, "topk": self.topk, "embeddings": searched["embeddings"]}
         # An id of a neighbour takes about six bytes as JSON, and most neighbours are as long as a passage.
-        row_bytes = mds.row_bytes(columns) + 6 * passages.size * self._topk
+        self.row_bytes = row_bytes = mds.row_bytes(columns) + 6 * passages.size * self.topk
         folder, inputs = args.output / domain, find_inputs(args, domain)
         part_rows = args.part_rows(folder, max(1, SHARD_BYTES // row_bytes))
         self.of_set = PartedSet(folder, columns, num_rows, part_rows, made_with, args, inputs)
@@ -117,11 +140,11 @@ class RetrievedSet:
     def _require_hits(self, num_rows: int) -> None:
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys:
             for start in range(0, num_rows, 1 << 16):
-                short = keys.read(start, min(start + (1 << 16), num_rows))[:, self._topk - 1] == NO_KEY
+                short = keys.read(start, min(start + (1 << 16), num_rows))[:, self.topk - 1] == NO_KEY
                 if short.any():
                     row = start + int(short.argmax())
                     raise ArgumentError(
-                        f"row {row} of {self._hits} has fewer than {self._topk} passages: lower --topk, or search "
+                        f"row {row} of {self._hits} has fewer than {self.topk} passages: lower --topk, or search "
                         f"again with a larger --overfetch"
                     )
 
@@ -129,18 +152,19 @@ class RetrievedSet:
         """Write the parts of a shard that are not there."""
         self.of_set.restore_parts(shard_id, num_shards)
         todo = self.of_set.todo(shard_id, num_shards)
+        self.of_set.options.require_disk(self.of_set.folder, self.of_set.count_rows(todo) * self.row_bytes)
         self.of_set.remove_stale_temporaries()
         with cli.progress_bar(self.of_set.count_rows(todo), "row", self.of_set.folder.name) as bar:
             for part in todo:
-                self.of_set.write_part(part, self._rows(*self.of_set.part_ranges[part]))
+                self.of_set.write_part(part, self.rows(*self.of_set.part_ranges[part]))
                 bar.update(self.of_set.count_rows([part]))
 
-    def _rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    def rows(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         with (
             NpyRows(self._hits / "keys.npy", num_axes=2) as all_keys,
             NpyRows(self._hits / "scores.npy", "f", 2) as all_scores,
         ):
-            keys, scores = all_keys.read(start, stop)[:, : self._topk], all_scores.read(start, stop)[:, : self._topk]
+            keys, scores = all_keys.read(start, stop)[:, : self.topk], all_scores.read(start, stop)[:, : self.topk]
         distinct, place = np.unique(keys, return_inverse=True)
         passages, neighbors = self._corpus.passages(distinct)
         places = place.reshape(keys.shape)
@@ -155,9 +179,9 @@ class RetrievedSet:
         """Which passages the rows have, int64 [rows, topk], beside the set."""
         target = draft.sidecar(draft.final.with_name(f"{draft.final.name}.keys.npy"))
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys, target.open("wb") as file:
-            write_header(file, np.dtype(np.int64), keys.size, self._topk)
+            write_header(file, np.dtype(np.int64), keys.size, self.topk)
             for start in range(0, keys.size, 1 << 16):
-                rows = keys.read(start, min(start + (1 << 16), keys.size))[:, : self._topk]
+                rows = keys.read(start, min(start + (1 << 16), keys.size))[:, : self.topk]
                 file.write(np.ascontiguousarray(rows).data)
 
 

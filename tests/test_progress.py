@@ -21,6 +21,7 @@ from filelock import FileLock
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.storage import mds, outputs, parts, provenance
+from tests import reference
 from tests.conftest import Run, World, make_encoder
 
 SET = "ab/train-logits-enc64-dec64-teacher/book"
@@ -123,13 +124,13 @@ def array_of(line: str) -> str | None:
     return next((word.removeprefix("--array=") for word in shlex.split(line) if word.startswith("--array=")), None)
 
 
-def run_line(run: Run, folder: Path, line: str) -> None:
+def run_line(run: Run, folder: Path, line: str) -> subprocess.CompletedProcess[str]:
     """Run a plain line; in a process that has made the imports, which is quicker."""
     words = shlex.split(line)
     where = words.index(sys.executable) + 1
     script, *arguments = words[where + 1 :] if words[where] == "-m" else words[where:]
     assert words[:3] == ["cd", str(folder), "&&"]
-    run(Path(script).name if script.endswith(".py") else script, *arguments, cwd=folder)
+    return run(Path(script).name if script.endswith(".py") else script, *arguments, cwd=folder)
 
 
 def add_tokens(folder: Path, world: World) -> None:
@@ -356,6 +357,58 @@ def test_other_arguments(
         assert any(what in one["what"] for one in step["wrong"])
     text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
     assert what in text and "run it with --overwrite" in text
+
+
+def test_what_is_left_to_retrieve(run: Run, pipeline: Path) -> None:
+    """The dry runs of the retrieval steps count what is left of all shards, and write nothing."""
+    shutil.rmtree(pipeline / "embeddings/0")
+    lines = [line for line in all_lines(ask(run, pipeline, "--plain")) if "embed_passages" in line]
+    num_passages = sum(1 for path in (pipeline / "concat/retrieval/0").glob("*.jsonl") for _ in path.open())
+    before = reference.tree_bytes(pipeline)
+    text = run_line(run, pipeline, f"{lines[0]} --dry_run").stdout
+    assert f"about {num_passages} passages" in text and "bytes to write" in text
+    assert reference.tree_bytes(pipeline) == before
+    for line in lines:
+        run_line(run, pipeline, line)
+    shutil.rmtree(pipeline / "hits")
+    shutil.rmtree(pipeline / "retrieved")
+    before = reference.tree_bytes(pipeline)
+    lines = [line for line in all_lines(ask(run, pipeline, "--plain")) if "retrieval.search" in line]
+    num_rows = sum(mds.num_rows(folder.parent) for folder in (pipeline / "concat/test").glob("*/index.json"))
+    text = run_line(run, pipeline, f"{lines[0]} --dry_run").stdout
+    assert f"{num_rows} rows" in text and f"{5 * num_rows} hits" in text
+    assert reference.tree_bytes(pipeline) == before
+
+
+def test_clean(run: Run, world: World, pipeline: Path) -> None:
+    """What is left is enough, and nothing is to be done; the plan's sum is what is there."""
+    said = run("pipeline.py", "settings.toml", "clean", cwd=pipeline).stdout
+    before = set(reference.tree_bytes(pipeline))
+    assert "embeddings" in said and "tokenized/book" in said and set(reference.tree_bytes(pipeline)) == before
+    run("pipeline.py", "settings.toml", "clean", "--delete", cwd=pipeline)
+    gone = {path.split("/")[0] for path in before - set(reference.tree_bytes(pipeline))}
+    assert gone == {"ab", "tokenized", "concat", "embeddings", "hits"}  # of ab, parts of the teacher
+    assert (pipeline / "tokenized/tokenizer").exists() and not (pipeline / "concat/retrieval").exists()
+    left = ask(run, pipeline)
+    assert not all_lines(left) and not any(step["needed"] for step in left["steps"])
+    write_settings(pipeline, world, ("train_samples = 24", "train_samples = 25"))
+    assert "tokenize" in [step["job"] for step in ask(run, pipeline)["steps"] if step["lines"]]
+
+
+def test_a_step_that_does_not_fit(run: Run, world: World, tmp_path: Path) -> None:
+    """It stops before it writes anything, with both numbers."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import shutil\nusage = shutil.disk_usage('/')\nshutil.disk_usage = lambda path: usage._replace(free=1000)\n"
+    )
+    environment = {"PYTHONPATH": str(tmp_path)}
+    command = ("sample_mds_ab.py", "OUT", 128, 64, 0, 24, "--domains", "book=1", *world.source_flags)
+    failed = run(*command, cwd=tmp_path, status=1, environment=environment)
+    assert "about 6,624 bytes" in failed.stderr and "1,000 are free" in failed.stderr
+    assert not (tmp_path / "OUT").exists()
+    run(*command, "--ignore_disk_space", cwd=tmp_path, environment=environment)
+    tokenize = ("tokenize_jsonl.py", "--file_list", world.folder / "all_jsonl.txt", "--tokenizer", world.tokenizer)
+    failed = run(*tokenize, cwd=tmp_path, status=1, environment=environment)
+    assert "1,000 are free" in failed.stderr and not list((tmp_path / "tokenized").glob("*/*.npy"))
 
 
 FAILING_SBATCH = """#!/usr/bin/env bash

@@ -65,7 +65,9 @@ def size(num_bytes: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """`37`, or `0.05`."""
+    """`37`, `0.05`, or `<0.01`."""
+    if seconds < 36:
+        return "<0.01" if seconds else "-"
     return f"{seconds / 3600:.2g}" if seconds < 36_000 else f"{seconds / 3600:,.0f}"
 
 

@@ -17,6 +17,7 @@ from cepe_data.storage import mds, provenance
 from cepe_data.storage.outputs import Output, WriteOptions
 
 CHUNK_BYTES = 4_000_000
+USUAL_CHUNK = 256  # tokens of a passage
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class EmbeddingOptions(WriteOptions):
     passage_prefix: str
     part_bytes: int
     num_workers: int
+    dry_run: bool
     shard_id: int | None
     num_shards: int | None
 
@@ -108,6 +110,8 @@ class PlannedPart:
     stop: int
     output: Output
     vocab_size: int | None
+    num_passages: float  # in proportion to its bytes
+    num_bytes: float  # of its arrays
 
     @classmethod
     def of(cls, args: EmbeddingOptions, model: EncoderModel, file: CorpusFile, part: int) -> PlannedPart:
@@ -127,7 +131,11 @@ class PlannedPart:
         }
         output = args.output_at(embeddings.part_path(args.output, file, part), made_with)
         start, stop = part_range(source, part, args.part_bytes)
-        return cls(source, file, start, stop, output, vocab_size)
+        chunk_size = made_with["chunk_size"] or USUAL_CHUNK
+        rows = meta["rows"] * (stop - start) / source.stat().st_size if meta else (stop - start) / 17 / chunk_size
+        token_bytes = 2 * chunk_size * (mds.token_dtype(vocab_size).itemsize if vocab_size else 4)
+        num_bytes = rows * (2 * model.dimension + token_bytes + 8)
+        return cls(source, file, start, stop, output, vocab_size, rows, num_bytes)
 
     @property
     def token_dtype(self) -> np.dtype:

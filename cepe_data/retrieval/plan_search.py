@@ -41,6 +41,7 @@ class SearchOptions(WriteOptions):
     delete_parts: bool
     allow_shortage: bool
     num_workers: int
+    dry_run: bool
     shard_id: int | None
     num_shards: int | None
 
@@ -55,6 +56,7 @@ class RetrievedSetOptions(PartedSetOptions):
     domain: str
     output: Path
     topk: int | None
+    dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Search:
     hits: Output
     fetch: int
     parts: Parts  # what is found in each shard of the corpus
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of a part: a key and a score for every hit."""
+        return 12 * self.num_rows * self.fetch
 
 
 def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:

@@ -120,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     )
     output.add_argument("--allow_shortage", action="store_true", help="exit 0 with fewer windows than requested")
     cli.add_overwrite_argument(output)
+    cli.add_disk_argument(output)
     output.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     output.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that write"
@@ -340,7 +341,7 @@ def installed_versions(*packages: str) -> dict[str, str]:
 def described_arguments(args: SampleOptions) -> dict[str, Any]:
     """The arguments that a manifest has."""
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
-    how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
+    how = {"overwrite", "ignore_disk_space", "allow_shortage", "dry_run", "num_workers", "shard_id"}
     how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
     how |= {"test_domains"} if args.test_domains is None else set()
     return {name: value for name, value in vars(args).items() if name not in where | how}

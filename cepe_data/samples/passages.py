@@ -28,6 +28,7 @@ from cepe_data.tokens import backends
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
 PASSAGES_AT_ONCE = 4096
+PASSAGE_BYTES = 17.2  # of JSON for each token of a passage, those of its neighbor among them
 FACTS = ("documents", "passages_available", "vocab_size", "source_files")
 
 
@@ -121,6 +122,10 @@ class PassageShard:
         if requested * self.num_shards <= available:
             return self.shard_id * requested, (self.shard_id + 1) * requested
         return shards.row_range(self.shard_id, self.num_shards, available)
+
+    def count_bytes(self, files: Sequence[PassageFile]) -> float:
+        """About how many bytes these files will have."""
+        return sum(file.stop - file.start for file in files) * self.passages.total_length * PASSAGE_BYTES
 
     def set_name(self, domain: str) -> str:
         return f"retrieval/{self.shard_id}/{domain}"

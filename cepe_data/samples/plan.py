@@ -11,18 +11,16 @@ from typing import Any
 from cepe_data.corpus import domains
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.samples import options, reader
-from cepe_data.samples.passages import PassageShard
+from cepe_data.samples.passages import PASSAGE_BYTES, PassageShard
 from cepe_data.samples.windows import DocumentWindows, Windows
 from cepe_data.samples.writer import WindowSampler
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import provenance
 from cepe_data.storage.steps import DONE, MISSING, Script, Step, Takes, Task, Unit, look, look_at_manifest, look_at_set
 from cepe_data.tokens import tokenizers
 
 WINDOW_BYTES_PER_CORE = 340e6  # a second
 PASSAGES_PER_CORE = 25_000
-PASSAGE_BYTES = 17.2  # of JSON for each of its tokens, those of its neighbor among them
 USUAL_VOCABULARY = 32_000  # of LLaMA-2's tokenizer, before any is saved
-ROW_SOURCE_BYTES = 16  # in `{domain}.rows.npy`
 
 
 def look_at_inside(args: options.InsideOptions, _: Sequence[Unit] = ()) -> Step:
@@ -68,6 +66,13 @@ class OpenTokens:
     def of(cls, args: options.SampleOptions) -> OpenTokens:
         """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
         fingerprints would be hashes of all their bytes."""
+        key = (args.file_list, args.tokenized_dir, args.domains, args.test_domains, args.drop_duplicates)
+        if key not in _opened:
+            _opened[key] = cls._open(args)
+        return _opened[key]
+
+    @classmethod
+    def _open(cls, args: options.SampleOptions) -> OpenTokens:
         with contextlib.suppress(PipelineError):
             tokens = options.open_tokens(args)
             paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
@@ -80,10 +85,13 @@ class OpenTokens:
         return cls(reader.Tokens({}, args.tokenized_dir, vocab_size, None), {})
 
 
+_opened: dict[object, OpenTokens] = {}  # several sets are sampled from the same files
+
+
 def window_units(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[Unit]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
     sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
-    row_bytes = mds.row_bytes(sampler.columns) + ROW_SOURCE_BYTES
+    row_bytes = sampler.row_bytes
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
     units, weights = [], options.split_weights(args)

@@ -150,10 +150,15 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
     counted: dict[str, list[FileCounts]] = {domain: [] for domain in tokens.files}
     with cli.progress_bar(len(by_path), "file", "inventory") as bar:
         for path, file in sorted(by_path.items()):  # each once, however many domains it has
-            with tokens.open(file) as token_file:
-                if not token_file.has_text_hashes:
-                    without_hashes.append(token_file.path)
-                fingerprint, by_domain = _count_file(token_file, splits, windows, domains_of[path])
+            meta = None if windows else provenance.read_meta(tokens.folder / file.token_file)
+            if meta:  # nothing is counted, and it says what identifies the file
+                fingerprint: object = meta["files"]
+                by_domain: dict[str, FileCounts] = {domain: {} for domain in domains_of[path]}
+            else:
+                with tokens.open(file) as token_file:
+                    if not token_file.has_text_hashes:
+                        without_hashes.append(token_file.path)
+                    fingerprint, by_domain = _count_file(token_file, splits, windows, domains_of[path])
             for domain, of_file in by_domain.items():
                 digests[domain].update(json.dumps([path, fingerprint], sort_keys=True).encode())
                 counted[domain].append(of_file)

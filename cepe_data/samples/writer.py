@@ -81,6 +81,15 @@ class WindowSampler:
         }
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, with its place in `{domain}.rows.npy`."""
+        return mds.row_bytes(self.columns) + 16
+
+    def count_bytes(self, planned: Sequence[PlannedSet]) -> int:
+        """Bytes of the sets that are to be written."""
+        return self.row_bytes * sum(one.summary.written for one in planned if not one.is_made)
+
+    @property
     def part_rows(self) -> int:
         """Rows of a part, but for the last."""
         return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from cepe_data import cli
 from cepe_data.errors import PipelineError
 from cepe_data.storage import provenance
 
@@ -157,13 +158,23 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """The option that every step has that writes outputs."""
+    """The options of a step that writes outputs."""
 
     overwrite: bool
+    ignore_disk_space: bool = False
 
     def output_at(self, path: Path, made_with: provenance.Meta) -> Output:
         """A unit of output of the step."""
         return Output(path, made_with, self.overwrite)
+
+    def require_disk(self, path: Path, num_bytes: float) -> None:
+        """Raise PipelineError if fewer than `num_bytes` are free where `path` is or will be, unless that is fine."""
+        place, free_bytes = cli.free_space(path)
+        if num_bytes > free_bytes and not self.ignore_disk_space:
+            raise PipelineError(
+                f"{path}: about {int(num_bytes):,} bytes are to be written, and {free_bytes:,} are free at {place}. "
+                f"Make room there, or start with --ignore_disk_space"
+            )
 
 
 REPLACE_NOTHING = WriteOptions(overwrite=False)

@@ -91,6 +91,11 @@ def with_expected_bytes(files: Sequence[listing.ListedFile], units: dict[str, Un
     return expected
 
 
+def expected_bytes(files: Sequence[listing.ListedFile]) -> float:
+    """Bytes of the token files of these files."""
+    return sum((file.num_bytes or 0) * unpacked(file.path) * TOKEN_BYTES for file in files)
+
+
 def unpacked(path: str) -> float:
     """Bytes of JSON lines that a byte of a file stands for."""
     return 1.0 if path.endswith((".jsonl", ".json")) else UNPACKED_BYTES

@@ -138,9 +138,10 @@ def report_dry_run(
             best.add(block, first_key)
             best.best()
         seconds = (time.perf_counter() - start) / len(queries) / len(block)
+    num_parts = sum(len(numbers) for _, numbers in todo)
     cli.say(
-        f"of all shards, {sum(len(numbers) for _, numbers in todo)} parts are left: {num_rows:,} rows, {corpus.num_passages:,} "
-        f"passages, {num_rows * args.topk:,} hits; {num_pairs:,} products\n"
+        f"of all shards, {num_parts} parts are left: {num_rows:,} rows, {corpus.num_passages:,} passages, "
+        f"{num_rows * args.topk:,} hits; {num_pairs:,} products\n"
         f"about {num_pairs * seconds / 3600:,.2f} hours on {device}, beside reading"
     )
     cli.report_disk(args.output, num_bytes)

@@ -1,6 +1,6 @@
-"""Run the README's tour of the pipeline on data made on the spot.
+"""Run the tour of the pipeline in docs/demo.md on data made on the spot.
 
-reads   README.md: the commands between its two demo marks
+reads   docs/demo.md: the commands between its two marks
 writes  demo_output/, and nothing else
 
     python -m demo.run
@@ -22,6 +22,7 @@ from cepe_data import cli
 from cepe_data.storage import outputs
 
 PROJECT = Path(__file__).resolve().parent.parent
+TOUR = PROJECT / "docs/demo.md"
 BEGIN, END = "<!-- demo commands -->", "<!-- end of demo commands -->"
 TREE_DEPTH = 3
 
@@ -38,7 +39,7 @@ def main() -> int:
     args.output.mkdir(exist_ok=True)
     prepare(args.output)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in tour_commands((PROJECT / "README.md").read_text(encoding="utf-8")):
+    for command in tour_commands(TOUR.read_text(encoding="utf-8")):
         cli.say(f"\n$ {command}")
         status = subprocess.run(["bash", "-ec", command], cwd=args.output, env=environment, check=False).returncode
         if status:
@@ -91,9 +92,9 @@ def training_texts(folder: Path) -> Iterator[str]:
                 yield json.loads(line)["text"]
 
 
-def tour_commands(readme: str) -> list[str]:
+def tour_commands(page: str) -> list[str]:
     """The commands between the marks; a line that ends in a backslash goes on."""
-    block = readme.partition(BEGIN)[2].partition(END)[0]
+    block = page.partition(BEGIN)[2].partition(END)[0]
     lines = [line for line in block.splitlines() if line and not line.startswith(("```", "#"))]
     return re.sub(r" *\\\n *", " ", "\n".join(lines)).splitlines()
 

@@ -38,7 +38,8 @@ def main() -> int:
     start = time.monotonic()
     args.output.mkdir(exist_ok=True)
     prepare(args.output)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable}  # as in an activated environment
     for command in tour_commands(TOUR.read_text(encoding="utf-8")):
         cli.say(f"\n$ {command}")
         status = subprocess.run(["bash", "-ec", command], cwd=args.output, env=environment, check=False).returncode
@@ -60,7 +61,7 @@ def main() -> int:
 
 
 def prepare(output: Path) -> None:
-    """Make corpus, tokenizer and teacher, each unless it is there; and put the scripts where the README has them."""
+    """Make corpus, tokenizer and teacher, each unless it is there; and put links to the scripts beside them."""
     from demo import corpus, models
 
     def make(name: str, maker: Callable[[Path], None]) -> None:
@@ -78,10 +79,10 @@ def prepare(output: Path) -> None:
     make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
     make("teacher", models.make_teacher)
     make("encoder", lambda path: path.symlink_to(models.find_encoder()))
-    for script in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh")]:
-        link = output / script.name
+    for target in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh"), PROJECT / "cepe_data", PROJECT / "retrieval"]:
+        link = output / target.name
         if not link.is_symlink():
-            link.symlink_to(os.path.relpath(script, output))
+            link.symlink_to(os.path.relpath(target, output))
 
 
 def training_texts(folder: Path) -> Iterator[str]:

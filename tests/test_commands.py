@@ -20,7 +20,7 @@ from demo import run as demo
 from tests.conftest import PROJECT, Run, World
 
 OURS = ("python ", "bash ", "sbatch ", "make ")
-OTHERS = ("for", "done", "cp", "aws", "gcloud", "mkdir", "wget", "source", "pip", "uv")  # what else stands in blocks of commands
+OTHERS = {*"for done cp aws gcloud mkdir wget source pip uv".split()}  # what else stands in blocks of commands
 SLURM_CONFIG = "ClusterName=x\nSlurmctldHost=localhost(127.0.0.1)\nNodeName=localhost\nPartitionName=all Nodes=ALL\n"
 
 

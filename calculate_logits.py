@@ -16,8 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
@@ -26,6 +25,9 @@ from cepe_data.teacher import devices
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.inputs import InputRows
 from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotation
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

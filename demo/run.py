@@ -1,7 +1,7 @@
-"""Run the tour of the pipeline in docs/demo.md on data made on the spot.
+"""Run the tour of the pipeline in docs/demo.md on data made on the spot, or on a real text with a real teacher.
 
-reads   docs/demo.md: the commands between its two marks
-writes  demo_output/, and nothing else
+reads   docs/demo.md: the commands between its marks
+writes  demo_output/, or with --real demo_real_output/, and nothing else
 
     python -m demo.run
 """
@@ -24,9 +24,10 @@ from cepe_data.storage import outputs
 
 PROJECT = Path(__file__).resolve().parent.parent
 TOUR = PROJECT / "docs/demo.md"
-BEGIN, END = "<!-- demo commands -->", "<!-- end of demo commands -->"
+BEGIN, BEGIN_REAL, END = "<!-- demo commands -->", "<!-- demo-real commands -->", "<!-- end of commands -->"
 MADE = {
     "redpajama": "the corpus, in RedPajama's folders",
+    "bible": "the corpus, in RedPajama's folders",
     "tokenized": "token files, one per file of the corpus, and the tokenizer",
     "1k_ab": "rows of long documents for test and train, and the teacher's probabilities",
     "1k_concat": "rows of all domains, and the retrieval corpus",
@@ -39,32 +40,38 @@ MADE = {
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("--output", type=Path, default=PROJECT / "demo_output", help="the folder to write")
+    parser.add_argument(
+        "--real", action="store_true", help="the King James Bible, SmolLM2-135M and MiniLM: see `make demo-real`"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=None, help="the folder to write (default: demo_output or demo_real_output)"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    args.output.mkdir(exist_ok=True)
-    prepare(args.output)
+    output = args.output or PROJECT / ("demo_real_output" if args.real else "demo_output")
+    output.mkdir(exist_ok=True)
+    prepare(output, args.real)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHON": sys.executable}  # as in an activated environment
-    for command in tour_commands(TOUR.read_text(encoding="utf-8")):
+    for command in tour_commands(TOUR.read_text(encoding="utf-8"), BEGIN_REAL if args.real else BEGIN):
         cli.say(f"\n$ {command}")
-        status = subprocess.run(["bash", "-ec", command], cwd=args.output, env=environment, check=False).returncode
+        status = subprocess.run(["bash", "-ec", command], cwd=output, env=environment, check=False).returncode
         if status:
             cli.say(f"the command above ended with exit status {status}")
             return cli.EXIT_FAILED
-    for line in ["", *what_was_made(args.output)]:
+    for line in ["", *what_was_made(output)]:
         cli.say(line)
-    cli.say(f"\nThe demo took {cli.seconds_since(start)}; a second run skips what is there. → {args.output}")
+    cli.say(f"\nThe demo took {cli.seconds_since(start)}; a second run skips what is there. → {output}")
     return cli.EXIT_OK
 
 
-def prepare(output: Path) -> None:
+def prepare(output: Path, is_real: bool) -> None:
     """Make corpus, tokenizer and teacher, each unless it is there; and put links to the scripts beside them."""
-    from demo import corpus, models
+    from demo import bible, corpus, models
 
     def make(name: str, maker: Callable[[Path], None]) -> None:
         final = output / name
@@ -77,9 +84,13 @@ def prepare(output: Path) -> None:
         temporary.rename(final)
         cli.say(f"{final}: made")
 
-    make("redpajama", corpus.build)
-    make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
-    make("teacher", models.make_teacher)
+    if is_real:
+        make("bible", bible.build)
+        make("teacher", models.convert_smollm)
+    else:
+        make("redpajama", corpus.build)
+        make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
+        make("teacher", models.make_teacher)
     make("encoder", lambda path: path.symlink_to(models.find_encoder()))
     for target in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh"), PROJECT / "cepe_data", PROJECT / "retrieval"]:
         link = output / target.name
@@ -95,9 +106,9 @@ def training_texts(folder: Path) -> Iterator[str]:
                 yield json.loads(line)["text"]
 
 
-def tour_commands(page: str) -> list[str]:
+def tour_commands(page: str, begin: str = BEGIN) -> list[str]:
     """The commands between the marks; a line that ends in a backslash goes on."""
-    block = page.partition(BEGIN)[2].partition(END)[0]
+    block = page.partition(begin)[2].partition(END)[0]
     lines = [line for line in block.splitlines() if line and not line.startswith(("```", "#"))]
     return re.sub(r" *\\\n *", " ", "\n".join(lines)).splitlines()
 
@@ -106,7 +117,9 @@ def what_was_made(output: Path) -> Iterator[str]:
     """A line for every output, with its size on the disk, and one that says where to look next."""
     yield f"What was made in {output}:"
     for name, what in MADE.items():
-        statuses = [path.lstat() for path in output.glob(name) for path in (path, *path.rglob("*"))]
+        statuses = [path.lstat() for found in output.glob(name) for path in (found, *found.rglob("*"))]
+        if not statuses:
+            continue
         num_bytes = sum({status.st_ino: status.st_size for status in statuses if stat.S_ISREG(status.st_mode)}.values())
         yield f"  {name:<14}{num_bytes / 1e6:>6,.1f} MB   {what}"
     yield "Paste any command above there. docs/formats.md describes every file; README.md has the steps for RedPajama."

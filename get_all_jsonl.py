@@ -1,10 +1,13 @@
-"""List the jsonl files of a RedPajama download.
+"""List the files of a corpus: RedPajama, SlimPajama, or your own.
 
-reads   DATA_DIR/{arxiv,book,c4,common_crawl,github,stackexchange,wikipedia}/**/*.jsonl, .jsonl.gz, .jsonl.zst
+reads   DATA_DIR/**/*.jsonl, .json (JSON lines too), either also as .gz or .zst, and .parquet. The domain of a file is
+        that of a folder on its path, such as arxiv/ or common_crawl/; with --domain_key, files in other folders have
+        records that say their domain
 writes  all_jsonl.txt (one path per line, relative to DATA_DIR, sorted)
         all_jsonl.json (the root; bytes and domain of every file)
 
     python get_all_jsonl.py /data/redpajama
+    python get_all_jsonl.py /data/slimpajama --domain_key meta.redpajama_set_name
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from cepe_data import cli
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.storage import outputs, provenance
 
@@ -31,8 +35,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--domain_map",
         default="",
-        metavar="FOLDER=DOMAIN,…",
-        help="domains of further top-level folders, or other domains for known ones",
+        metavar="NAME=DOMAIN,…",
+        help="domains of further folders, and of further values of --domain_key; or other domains for known ones",
+    )
+    parser.add_argument(
+        "--domain_key",
+        default=None,
+        metavar="KEY.KEY",
+        help="where records say their domain, such as meta.redpajama_set_name, in files of no folder with a domain",
     )
     return parser.parse_args()
 
@@ -40,65 +50,65 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    folder_domains = dict(listing.FOLDER_DOMAINS)
-    if args.domain_map:
-        mapped = listing.parse_assignments(args.domain_map, "--domain_map")
-        folder_domains.update(mapped)
-        check_names(folder_domains)
+    domain_map = domains.parse_domain_map(args.domain_map)
+    names = {**domains.KNOWN_NAMES, **domain_map}
+    record_domains = domains.RecordDomains(args.domain_key, domain_map) if args.domain_key else None
+    if record_domains and len(record_domains.names) > domains.MAX_RECORD_DOMAINS:
+        raise ArgumentError(f"--domain_map has more than the {domains.MAX_RECORD_DOMAINS} domains that records can say")
     if not args.data_dir.is_dir():
         raise ArgumentError(f"the data folder {args.data_dir} does not exist")
     if args.output.suffix != ".txt":
         raise ArgumentError(f"--output {args.output}: a name ending in .txt is expected, the json goes beside it")
     root = args.data_dir.resolve()
-    if args.domain_map and (absent := [name for name in mapped if not (root / name).is_dir()]):
-        raise ArgumentError(f"--domain_map: {', '.join(absent)} is not a folder in {root}")
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
     outputs.remove_stale_temporaries(args.output.absolute().parent)
-    paths, ignored = find_jsonl(root)
-    files = [
-        listing.ListedFile(path, domain, (root / path).stat().st_size)
-        for path in paths
-        if (domain := listing.domain_of(path, folder_domains))
-    ]
-    report_left_out(paths, ignored, folder_domains)
+    paths, ignored = find_files(root)
+    check_map_is_used(root, paths, domain_map, record_domains)
+    files = []
+    for path in paths:
+        domain = domains.domain_of(path, names)
+        if domain or record_domains:
+            files.append(listing.ListedFile(path, domain, (root / path).stat().st_size))
+    report_left_out(set(paths) - {file.path for file in files}, ignored)
     if not files:
         raise ArgumentError(
-            f"no jsonl file in {root}: looked for *{', *'.join(listing.SUFFIXES)} below the folders "
-            f"{', '.join(sorted(folder_domains))}. Name the folder that holds these, or map yours with --domain_map"
+            f"no file of a known domain in {root}: looked for *{', *'.join(listing.SUFFIXES)} below folders called "
+            f"{', '.join(sorted(names))}. Name the folder that holds these, map yours with --domain_map, or name the "
+            f"key of records that say their domain with --domain_key"
         )
     listing.check_targets_differ([file.path for file in files])
     before = (
         set(args.output.read_text(encoding="utf-8", errors="replace").splitlines()) if args.output.exists() else None
     )
-    write_list(args.output, root, files)
-    report_files(files)
+    write_list(args.output, root, files, record_domains)
+    report_files(files, args.domain_key)
     report_empty(files)
     if before is not None:
         after = {file.path for file in files}
         cli.say(f"against the list that was there: {len(after - before)} added, {len(before - after)} removed")
     cli.say(
-        f"{len(files):,} files, {sum(file.num_bytes for file in files):,} bytes, "
+        f"{len(files):,} files, {sum(file.num_bytes or 0 for file in files):,} bytes, "
         f"{cli.seconds_since(start)} → {args.output}"
     )
     return cli.EXIT_OK
 
 
-def check_names(folder_domains: dict[str, str]) -> None:
-    for folder, domain in folder_domains.items():
-        if "/" in folder or domain != PurePosixPath(domain).name or domain.startswith(".") or "," in domain:
-            raise ArgumentError(
-                f"--domain_map {folder}={domain}: folder and domain are plain names, without `/` and `,`"
-            )
+def check_map_is_used(
+    root: Path, paths: list[str], domain_map: dict[str, str], record_domains: domains.RecordDomains | None
+) -> None:
+    """Raise ArgumentError if a name of `--domain_map` is not a folder of any file, and no record can have it."""
+    folders = {folder for path in paths for folder in PurePosixPath(path).parts[:-1]}
+    if not record_domains and (absent := sorted(set(domain_map) - folders)):
+        raise ArgumentError(f"--domain_map: {', '.join(absent)} is not a folder with files in {root}")
 
 
-def find_jsonl(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Sorted relative paths of all jsonl files below `root`, and of all other files by the reason for which they are
-    ignored. Symbolic links are followed.
+def find_files(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Sorted relative paths of all corpus files below `root`, and of all other files by the reason for which they are
+    ignored. Symbolic links are followed, but not to a folder that they stand in.
 
     Raises:
-        PipelineError: if a link leaves `root` or goes in a circle, if two paths are one file, or if a name cannot stand
-            in a text file.
+        PipelineError: if a link leads to nothing, two paths are one file, or a name cannot stand in a text file.
     """
     found: list[str] = []
     ignored: dict[str, list[str]] = defaultdict(list)
@@ -107,12 +117,12 @@ def find_jsonl(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
         relative = Path(folder).relative_to(root)
         for name in [*subfolders, *names]:
-            if not name.startswith(".") and (root / relative / name).is_symlink():
-                problems += link_problems(root, relative / name)
-        if any(Path(folder).resolve() == parent for parent in Path(folder).parents):
-            problems.append(f"{relative} is a link to a folder that it stands in: remove it")
-            subfolders.clear()
-            continue
+            if not name.startswith(".") and not (root / relative / name).exists():
+                real = os.path.realpath(root / relative / name)  # Path.resolve raises for a link to itself
+                problems.append(f"{relative / name} is a link to nothing ({real}): mount that, or remove the link")
+        for name in [name for name in subfolders if is_loop(root, relative / name)]:
+            ignored["links to a folder that they stand in"].append((relative / name).as_posix())
+            subfolders.remove(name)
         for name in names:
             path = (relative / name).as_posix()
             if reason := reason_to_ignore(root, relative / name):
@@ -149,32 +159,22 @@ def raise_error(error: OSError) -> None:
     raise error
 
 
-def link_problems(root: Path, relative: Path) -> list[str]:
-    """What is wrong with a link: it leads nowhere, whatever its name, or leads to data outside of `root`."""
-    path = root / relative
-    real = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
-    if not path.exists():
-        return [f"{relative} is a link to nothing ({real}): mount what it leads to, or remove it"]
-    is_read = path.is_dir() or path.name.endswith(listing.SUFFIXES)
-    if is_read and not real.is_relative_to(root):
-        return [f"{relative} leaves the data folder: it is a link to {real}. Move the data in, or bind-mount it there"]
-    return []
+def is_loop(root: Path, relative: Path) -> bool:
+    """Whether a folder is a link to one that it stands in."""
+    real = os.path.realpath(root / relative)
+    return any(os.path.realpath(root / parent) == real for parent in relative.parents)
 
 
-def report_left_out(paths: list[str], ignored: dict[str, list[str]], folder_domains: dict[str, str]) -> None:
-    """Warn of every file that is not listed: jsonl files of no domain by folder, all others by the reason."""
-    unknown: dict[str, int] = defaultdict(int)
-    for path in paths:
-        if listing.domain_of(path, folder_domains) is None:
-            parts = PurePosixPath(path).parts
-            unknown[parts[0] if len(parts) > 1 else ""] += 1
-    for folder, num_files in sorted(unknown.items()):
-        if folder:
-            cli.warn(
-                f"{folder}/ left out, {num_files} jsonl files: no known domain; --domain_map {folder}=DOMAIN adds it"
-            )
-        else:
-            cli.warn(f"{num_files} jsonl files outside of any folder left out: a domain is a folder")
+def report_left_out(without_domain: Collection[str], ignored: dict[str, list[str]]) -> None:
+    """Warn of every file that is not listed: corpus files of no domain by folder, all others by the reason."""
+    counts = Counter(parts[0] if len(parts := PurePosixPath(path).parts) > 1 else "" for path in without_domain)
+    if num_outside := counts.pop("", 0):
+        cli.warn(f"{num_outside} files outside of any folder left out: a domain is a folder")
+    if counts:
+        what = ", ".join(f"{folder}/ with {num_files} files" for folder, num_files in sorted(counts.items()))
+        mapped = ",".join(f"{folder}={folder}" for folder in sorted(counts))
+        cli.warn(f"left out, because no folder on their path has a known domain: {what}. To add them as domains of "
+                 f"their own:\n  --domain_map {mapped}")  # fmt: skip
     if ignored:
         examples = [f"{len(names):,} {reason} ({names[0]})" for reason, names in ignored.items()]
         cli.warn(
@@ -189,21 +189,25 @@ def report_empty(files: list[listing.ListedFile]) -> None:
         cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
 
 
-def write_list(output: Path, root: Path, files: list[listing.ListedFile]) -> None:
+def write_list(
+    output: Path, root: Path, files: list[listing.ListedFile], record_domains: domains.RecordDomains | None
+) -> None:
     listed = [{"path": file.path, "domain": file.domain, "bytes": file.num_bytes} for file in files]
+    keys = record_domains.made_with if record_domains else {}
     # The json first: a list that names a file is then never without its size and domain.
-    outputs.write_json(listing.list_json_path(output), provenance.signed({"root": str(root), "files": listed}))
+    outputs.write_json(listing.list_json_path(output), provenance.signed({"root": str(root), "files": listed, **keys}))
     outputs.write_text(output, "".join(f"{file.path}\n" for file in files))
 
 
-def report_files(files: list[listing.ListedFile]) -> None:
+def report_files(files: list[listing.ListedFile], domain_key: str | None) -> None:
     sizes: dict[str, list[int]] = defaultdict(list)
     for file in files:
-        sizes[file.domain].append(file.num_bytes)
+        sizes[file.domain or f"({domain_key})"].append(file.num_bytes or 0)
     rows = [(domain, len(sizes[domain]), sum(sizes[domain])) for domain in sorted(sizes)]
     cli.say(cli.table(("domain", "files", "bytes"), rows))
-    if missing := [domain for domain in listing.DOMAINS if domain not in sizes]:
-        cli.warn(f"no files of {', '.join(missing)}: the samplers will want --domains without them")
+    missing = [domain for domain in domains.DOMAINS if domain not in sizes]
+    if missing and not any(file.domain is None for file in files):
+        cli.warn(f"no files of {', '.join(missing)}: the samplers need --domains without them")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import sys
 from cepe_data import cli
 from cepe_data.inspect import check_all, overlap, progress, show
 from cepe_data.inspect import duplicates as inspect_duplicates
-from cepe_data.storage.report import Report
 
 COMMANDS = {
     **check_all.CHECKS,
@@ -44,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     if args.command in check_all.CHECKS:
-        return check_all.run_check(args.command, args, Report(args.command, args.json), set())
+        return check_all.run_one(args)
     if args.command == "progress":
         return progress.run(args, parsers_of_steps())
     return COMMANDS[args.command].run(args)

@@ -1,7 +1,8 @@
-"""Tokenize the listed jsonl files, each into one token file.
+"""Tokenize the listed corpus files, each into one token file.
 
-reads   all_jsonl.txt and the files below DATA_DIR that it lists
-writes  tokenized/**/X.npy with X.hash.npy and X.meta.json (docs/formats.md), and tokenized/tokenizer/
+reads   all_jsonl.txt and the files below DATA_DIR that it lists: JSON lines or parquet
+writes  tokenized/**/X.npy with X.hash.npy and X.meta.json, and X.domain.npy where records say their domain
+        (docs/formats.md); and tokenized/tokenizer/
 
     python tokenize_jsonl.py --data_dir /data/redpajama --tokenizer meta-llama/Llama-2-7b-hf
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from cepe_data import cli, shards, workers
 from cepe_data.corpus import listing, readers
+from cepe_data.corpus.domains import RecordKeys
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs
 from cepe_data.tokens import backends, tokenizers
@@ -39,9 +41,7 @@ MAX_SHARE_WITHOUT_KEY = 0.5  # who allows more bad lines may have files that beg
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--data_dir", default=None, help="the jsonl files' root (default: $REDPAJAMA_DIR, or the list's)"
-    )
+    files.add_argument("--data_dir", default=None, help="the files' root (default: $REDPAJAMA_DIR, or the list's)")
     files.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
     files.add_argument("--output_dir", type=Path, default=Path("tokenized"), help="where the token files go")
     files.add_argument("--overwrite", action="store_true", help="replace what differs and what is damaged")
@@ -53,7 +53,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="hub name, folder, or SentencePiece .model file (default: the one that OUTPUT_DIR/tokenizer holds, else "
         "meta-llama/Llama-2-7b-hf)",
     )
-    tokenizing.add_argument("--text_key", default="text", help="the key of a json line that holds the text")
+    tokenizing.add_argument("--text_key", default="text", help="key or column of the text; a.b is b in the object a")
     tokenizing.add_argument(
         "--backend",
         choices=backends.BACKENDS,
@@ -84,20 +84,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(TokenizeOptions, parse_args())
     start = time.monotonic()
-    files = listing.read_file_list(args.file_list, Path(args.data_dir) if args.data_dir else None)
+    data_dir = listing.choose_data_dir(args.data_dir)
+    listed = listing.read_file_list(args.file_list, data_dir)
+    listed.require_sizes()
     if args.dry_run:
-        return report_dry_run(args, files)
+        return report_dry_run(args, listed, data_dir)
     shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
-    root = listing.require_data_dir(args.data_dir, args.file_list)
-    mine = files_of_shard(files, shard_id, num_shards)
+    mine = files_of_shard(listed.files, shard_id, num_shards)
     outputs.remove_stale_temporaries(args.output_dir)
     identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args)
-    job = Job(root, args.output_dir, args.text_key, args.max_bad_lines, identity, args)
+    job = job_of(args, listed, data_dir, identity)
     for folder in {(args.output_dir / file.token_file).parent for file in mine}:
         outputs.remove_stale_temporaries(folder)
     totals = Totals()
     todo = [file for file in mine if not job.is_done(file, totals)]
-    check_data_dir(job, todo)
+    require_data_dir(job, listed, todo)
     if skipped := len(mine) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(mine)} files: already tokenized with the same arguments")
     if todo:
@@ -114,14 +115,22 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def files_of_shard(files: list[listing.ListedFile], shard_id: int, num_shards: int) -> list[listing.ListedFile]:
-    assigned = set(shards.assign_files([(file.path, file.num_bytes) for file in files], num_shards)[shard_id])
+def job_of(args: TokenizeOptions, listed: listing.FileList, data_dir: Path | None, identity: TokenizerIdentity) -> Job:
+    """What the arguments ask for. The data folder need not be there: it is required only if a file is to be read."""
+    keys = RecordKeys(args.text_key, listed.record_domains)
+    return Job(data_dir or listed.root or Path(), args.output_dir, keys, args.max_bad_lines, identity, args)
+
+
+def files_of_shard(files: Sequence[listing.ListedFile], shard_id: int, num_shards: int) -> list[listing.ListedFile]:
+    assigned = set(shards.assign_files([(file.path, file.num_bytes or 0) for file in files], num_shards)[shard_id])
     return [file for file in files if file.path in assigned]
 
 
-def check_data_dir(job: Job, files: Sequence[listing.ListedFile]) -> None:
-    """Raise ArgumentError if most of these files are not in the data folder: it is not the one that was listed. (Of
-    some that are gone, each is an error of its own.)"""
+def require_data_dir(job: Job, listed: listing.FileList, files: Sequence[listing.ListedFile]) -> None:
+    """Raise ArgumentError if there are files to read and no data folder, or most of them are not in it: it is not the
+    one that was listed. (Of some that are gone, each is an error of its own.)"""
+    if files:
+        listed.require_root(job.root if job.root != Path() else None)
     absent = [file.path for file in files if not (job.root / file.path).exists()]
     if 2 * len(absent) > len(files):
         raise ArgumentError(
@@ -159,28 +168,29 @@ def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> l
     for file in chosen:
         source, num_before = job.root / file.path, len(texts)
         try:
-            for first_line, block in itertools.islice(readers.LineBlocks(source, 1), max(1, per_file)):
-                parsed = readers.parse_documents(first_line, block, job.text_key)
+            keys = job.keys.of(file.domain)
+            for first_line, block in itertools.islice(readers.open_blocks(source, keys, 1), max(1, per_file)):
+                parsed = readers.parse_block(first_line, block, keys)
                 texts += [text[:VERIFIED_CHARACTERS] for text in parsed.texts[: max(1, per_file)]]
-                if len(texts) == num_before and readers.no_key(job.text_key) in parsed.skipped.counts:
+                if len(texts) == num_before and keys.no_text in parsed.skipped.counts:
                     without_key.append(source)
         except (DamagedFileError, OSError):
             continue  # its turn comes, with a message
     if without_key and not texts and job.max_bad_lines < MAX_SHARE_WITHOUT_KEY:
-        raise ArgumentError(describe_missing_key(without_key[0], job.text_key))
+        raise ArgumentError(describe_missing_key(without_key[0], job.keys.text))
     return texts[:number]
 
 
-def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> int:
+def report_dry_run(args: TokenizeOptions, listed: listing.FileList, data_dir: Path | None) -> int:
     """Print, per shard, what it would take, from a measured sample of every domain's largest file."""
-    root = listing.require_data_dir(args.data_dir, args.file_list)
+    files = listed.files
     saved = args.output_dir / "tokenizer"
     with outputs.naming(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         name = args.tokenizer or (str(saved) if saved.is_dir() else None)
         identity = prepare_tokenizer(name, Path(scratch) / "tokenizer", args)
         if not args.overwrite:
             args.output_at(saved, tokenizers.made_with(identity)).is_done()
-        job = Job(root, args.output_dir, args.text_key, args.max_bad_lines, identity, args)
+        job = job_of(args, listed, data_dir, identity)
         totals = Totals()
         todo = [file for file in files if not job.is_done(file, totals)]
         if totals.failures:
@@ -189,7 +199,7 @@ def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> in
             cli.say(f"{skipped} of {len(files)} files are tokenized already, with the same arguments")
         if not todo:
             return cli.EXIT_OK
-        check_data_dir(job, todo)
+        require_data_dir(job, listed, todo)
         folder = Path(scratch) / "tokenizer"
         backend = workers.run_in_child(choose_backend, folder, args.backend, [])
         rates = workers.run_in_child(measure_domains, job, backend, folder, todo)
@@ -197,11 +207,12 @@ def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> in
     is_todo = set(todo)
     for shard in range(args.num_shards or 1):
         mine = [file for file in files_of_shard(files, shard, args.num_shards or 1) if file in is_todo]
-        num_tokens = round(sum(file.num_bytes * rates[file.domain].tokens_per_byte for file in mine))
-        num_documents = round(sum(file.num_bytes * rates[file.domain].documents_per_byte for file in mine))
-        seconds = sum(file.num_bytes * rates[file.domain].seconds_per_byte for file in mine) / args.num_workers
+        sizes = [(file.num_bytes or 0, rates[file.domain]) for file in mine]
+        num_tokens = round(sum(size * rate.tokens_per_byte for size, rate in sizes))
+        num_documents = round(sum(size * rate.documents_per_byte for size, rate in sizes))
+        seconds = sum(size * rate.seconds_per_byte for size, rate in sizes) / args.num_workers
         num_bytes = 4 * num_tokens + 12 * num_documents
-        rows.append((str(shard), len(mine), sum(file.num_bytes for file in mine), num_tokens, num_bytes,
+        rows.append((str(shard), len(mine), sum(size for size, _ in sizes), num_tokens, num_bytes,
                      f"{seconds / 60:.1f}"))  # fmt: skip
     if empty := sum(not row[1] for row in rows):
         cli.say(f"{empty} shards have nothing to do")
@@ -218,20 +229,20 @@ def report_dry_run(args: TokenizeOptions, files: list[listing.ListedFile]) -> in
 
 @dataclass(frozen=True)
 class Rates:
-    """What a byte of a jsonl file on disk makes, on one core."""
+    """What a byte of a corpus file on disk makes, on one core."""
 
     tokens_per_byte: float
     documents_per_byte: float
     seconds_per_byte: float
 
 
-def measure_domains(job: Job, backend: str, folder: Path, files: list[listing.ListedFile]) -> dict[str, Rates]:
-    """Encode the beginning of every domain's largest file. For a child process."""
-    encode = SegmentEncoder(backend, folder, job.identity, job.text_key)
+def measure_domains(job: Job, backend: str, folder: Path, files: list[listing.ListedFile]) -> dict[str | None, Rates]:
+    """Encode the beginning of every domain's largest file, and of the largest of mixed ones. For a child process."""
+    encode = SegmentEncoder(backend, folder, job.identity, job.keys)
     encode([])  # loads the backend, which is not to be measured
-    rates = {}
+    rates: dict[str | None, Rates] = {}
     for domain in {file.domain for file in files}:
-        largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes)
+        largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes or 0)
         start = time.perf_counter()
         segment = next(job.read(largest))
         if segment.failure:

@@ -28,6 +28,7 @@ import torch
 from benchmarks.common import Bars, find_corpus
 from cepe_data import cli, workers
 from cepe_data.corpus import readers
+from cepe_data.corpus.domains import RecordKeys
 from cepe_data.retrieval import plan_embedding
 from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
 from cepe_data.teacher import devices
@@ -57,7 +58,7 @@ def passages(folder: Path) -> Iterator[str]:
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in readers.LineBlocks(path):
-            texts = readers.parse_documents(1, block, "text").texts
+            texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             for text in texts[::3]:
                 words = text.split(" ")
                 yield from (" ".join(words[start : start + WORDS]) for start in range(0, len(words) - WORDS, 5 * WORDS))
@@ -88,7 +89,7 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
     todo = [plan_embedding.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
     core = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, args.dtype, device, False)
-    read_chunk = embed_passages.PassageReader(core)
+    read_chunk = embed_passages.PassageReader(core, args.passage_prefix)
     batches = []
     for part in todo:
         read = [read_chunk(chunk) for chunk in part.chunks()]

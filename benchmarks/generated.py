@@ -11,9 +11,13 @@ import numpy as np
 from benchmarks.common import find_corpus, save_tokenizer, saved_identity
 from cepe_data import workers
 from cepe_data.corpus import listing, readers
+from cepe_data.corpus.domains import RecordKeys
 from cepe_data.samples import reader
 from cepe_data.storage import outputs, provenance
 from cepe_data.tokens import backends, encoding, token_file, tokenizers
+
+# Billions of LLaMA tokens, as published with RedPajama-Data-1T.
+BILLIONS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
 
 
 def prepare(folder: Path) -> np.ndarray:
@@ -28,7 +32,7 @@ def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
     encode, ids = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer)), []
     for path in sorted(data.rglob("*.jsonl*")):
         for _, block in readers.LineBlocks(path):
-            texts = readers.parse_documents(1, block, "text").texts
+            texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             ids.append(encode(texts)[0])
     return np.concatenate(ids)
 
@@ -55,10 +59,49 @@ def write_tokens(folder: Path, name: str, text: np.ndarray, num_tokens: int, mea
     (folder / f"{name}.json").write_text(json.dumps(provenance.signed({"root": str(folder), "files": files})))
 
 
+def write_mixed(
+    folder: Path, name: str, text: np.ndarray, num_tokens: int, mean_length: int
+) -> tuple[reader.Tokens, reader.Tokens]:
+    """The same documents in one token file whose documents say their domain, at random, and in a token file a domain;
+    domains have the shares of RedPajama."""
+    draw = np.random.default_rng(2)
+    identity = saved_identity(folder / "tokenized/tokenizer")
+    shares = np.array(list(BILLIONS.values()), float)
+    domains = list(BILLIONS)  # sorted, as they are numbered in a token file
+    mixed = listing.ListedFile(f"{name}/mixed.jsonl", None, 1)
+    pure = {domain: listing.ListedFile(f"{name}/{domain}.jsonl", domain, 1) for domain in domains}
+    (folder / "tokenized" / name).mkdir(parents=True)
+    writers = {
+        file.domain: token_file.TokenFileWriter(
+            outputs.Output(folder / "tokenized" / file.token_file, made_with(folder, file)),
+            domains if file.domain is None else (),
+        )
+        for file in (mixed, *pure.values())
+    }
+    whole = writers[None]
+    while whole.num_tokens < num_tokens:
+        number = int(draw.choice(len(domains), p=shares / shares.sum()))
+        lengths = lognormal(draw, mean_length, 1)
+        start = int(draw.integers(len(text)))
+        ids = np.resize(text[start : start + int(lengths[0])], int(lengths[0]))
+        ids[0], ids[-1] = identity.bos_id, identity.eos_id
+        document = ids, lengths, draw.integers(0, 1 << 64, 1, np.uint64)
+        whole.append(*document, np.array([number], np.uint8))
+        writers[domains[number]].append(*document)
+    for writer in writers.values():
+        writer.publish({"skipped_lines": {}, "mended_lines": {}})
+        writer.close()
+    of_tokenizer = folder / "tokenized", identity.vocab_size, identity.fingerprint
+    return (
+        reader.Tokens({domain: [mixed] for domain in domains}, *of_tokenizer),
+        reader.Tokens({domain: [pure[domain]] for domain in domains}, *of_tokenizer),
+    )
+
+
 def made_with(folder: Path, file: listing.ListedFile) -> provenance.Meta:
     """The record of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
-    return encoding.Job(folder, folder / "tokenized", "text", 0.0, identity).made_with(file)
+    return encoding.Job(folder, folder / "tokenized", RecordKeys("text"), 0.0, identity).made_with(file)
 
 
 def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray:
@@ -68,7 +111,7 @@ def lognormal(draw: np.random.Generator, mean: float, number: int) -> np.ndarray
 
 def open_domain(folder: Path, name: str) -> reader.Tokens:
     identity = saved_identity(folder / "tokenized/tokenizer")
-    files = listing.read_file_list(folder / f"{name}.txt")
+    files = list(listing.read_file_list(folder / f"{name}.txt").files)
     return reader.Tokens({name: files}, folder / "tokenized", identity.vocab_size, identity.fingerprint)
 
 

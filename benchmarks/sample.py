@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
-from benchmarks.generated import open_domain, prepare, write_headers, write_tokens
+from benchmarks.generated import open_domain, prepare, write_headers, write_mixed, write_tokens
 from cepe_data import workers
 from cepe_data.samples import passages, reader
 from cepe_data.samples.splits import Splits
@@ -62,6 +62,7 @@ def main() -> int:
         compare_writing(bars, folder, "short", "concat", CONCATENATED, 40_000 // scale, 0.4)
         compare_usual(bars, folder, 8_000 // scale)
         compare_passages(bars, folder, 60_000 // scale)
+        compare_mixed(bars, folder, text, 40_000_000 // scale, 4_000 // scale)
         compare_memory(bars, folder, 40_000 // scale)
         compare_planning(bars, folder, 100_000_000 // scale)
     print(f"{bars.num_missed} bars missed")
@@ -126,6 +127,33 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds
+
+
+def mixed_seconds(folder: Path, tokens: reader.Tokens, windows: Windows, num_rows: int) -> float:
+    """Seconds to inventory and write a train set of every domain."""
+    output = new_output(folder)
+    start = time.perf_counter()
+    inventories = reader.inventory(tokens, SPLITS, {"train": windows})
+    dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
+    sampler = WindowSampler(
+        tokens, SPLITS, windows, "benchmark", DECODER, dtype, inventories, output, None, outputs.REPLACE_NOTHING
+    )
+    with workers.Workers(1, sampler.write_part) as pool:
+        planned = sampler.plan({"train": {domain: num_rows // len(tokens.files) for domain in tokens.files}})
+        sampler.write_all(pool, planned, {}, Summary(), lambda: None)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output)
+    return seconds
+
+
+def compare_mixed(bars: Bars, folder: Path, text: np.ndarray, num_tokens: int, num_rows: int) -> None:
+    """Seven domains in one token file against the same documents in a file a domain."""
+    for script, windows, mean in (("ab", INSIDE, 12_000), ("concat", CONCATENATED, 700)):
+        mixed, pure = write_mixed(folder, script, text, num_tokens, mean)
+        of_mixed = best(3, mixed_seconds, folder, mixed, windows, num_rows)
+        of_pure = best(3, mixed_seconds, folder, pure, windows, num_rows)
+        details = f"{of_mixed:.2f} s and {of_pure:.2f} s, {num_rows} windows of 7 domains"
+        bars.report(f"{script} from a mixed token file against pure ones", of_pure / of_mixed, 0.8, details)
 
 
 def best(repeats: int, function: Callable[..., float], *arguments: Any, cores: tuple[int, ...] = (0,)) -> float:

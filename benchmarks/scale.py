@@ -24,14 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import PROJECT, find_corpus
-from benchmarks.generated import write_repeated
+from benchmarks.generated import BILLIONS, write_repeated
 from cepe_data import cli
 from cepe_data.corpus import listing, readers
 from cepe_data.storage import mds
 from cepe_data.tokens.token_file import TokenFile
 
-# Billions of LLaMA tokens, as published with RedPajama-Data-1T.
-BILLIONS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
 SAMPLE_BYTES = 10 << 20
 SHRUNK = 1000
 PASSAGES, PASSAGE_TOKENS, WORD_PIECES, DIMENSION = 200_000_000, 256, 256, 768
@@ -80,18 +78,18 @@ def survey_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray,
     ids: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
     lengths: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
     num_bytes = dict.fromkeys(BILLIONS, 0)
-    for file in listing.read_file_list(folder / "real.txt"):
+    for file in listing.read_file_list(folder / "real.txt").files:
         with TokenFile(folder / "real" / file.token_file) as tokens:
-            lengths[file.domain].append(tokens.lengths(0, tokens.num_documents))
-            ids[file.domain].append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
-        num_bytes[file.domain] += sum(len(block) for _, block in readers.LineBlocks(data / file.path))
+            lengths[str(file.domain)].append(tokens.lengths(0, tokens.num_documents))
+            ids[str(file.domain)].append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
+        num_bytes[str(file.domain)] += sum(len(block) for _, block in readers.LineBlocks(data / file.path))
     documents = {domain: (np.concatenate(ids[domain]), np.concatenate(lengths[domain])) for domain in BILLIONS}
     return documents, {domain: num_bytes[domain] / len(documents[domain][0]) for domain in BILLIONS}
 
 
 def write_holes(target: Path, data: Path, file_list: Path, bytes_per_token: dict[str, float]) -> None:
     """A jsonl file for each domain: the beginning is real, the rest a hole."""
-    files = listing.read_file_list(file_list)
+    files = listing.read_file_list(file_list).files
     for domain, billions in BILLIONS.items():
         path = target / domain / "all.jsonl"
         path.parent.mkdir(parents=True)

@@ -28,6 +28,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from benchmarks.common import (
     PROJECT,
@@ -41,9 +44,14 @@ from benchmarks.common import (
 )
 from cepe_data import workers
 from cepe_data.corpus import listing, readers
+from cepe_data.corpus.domains import KNOWN_NAMES, RecordDomains, RecordKeys, domain_of
 from cepe_data.tokens import backends, encoding, tokenizers
 
 Text = list[bytes]  # json lines
+TEXT_KEY = RecordKeys("text")
+SLIMPAJAMA_KEY = "meta.redpajama_set_name"
+SLIMPAJAMA_NAMES = [name for name in KNOWN_NAMES if name.startswith("RedPajama")]
+ROW_GROUP_BYTES = 500_000_000
 SHORT_DOMAINS = ("c4-rp", "stackexchange", "wiki", "github", "cc")
 MIN_MEGABYTES = 24
 
@@ -64,6 +72,7 @@ def main() -> int:
         for name, lines, bar in (("short documents", short, 8), ("books", books, 30)):
             compare_rates(bars, folder / name, tokenizer_folder, name, lines, bar)
         compare_scaling(bars, folder, tokenizer_folder, [*books, *short], megabytes)
+        compare_formats(bars, folder / "formats", tokenizer_folder, [*books, *short])
         compare_memory(bars, folder, tokenizer_folder, [*books, *short], megabytes)
     print(f"{bars.num_missed} bars missed")
     return int(bars.num_missed > 0)
@@ -110,14 +119,14 @@ def fill_up(lines: Text) -> Text:
 def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
     lines: Text = []
     for path in sorted(data.rglob("*.jsonl*")):
-        if listing.domain_of(str(path.relative_to(data)), listing.FOLDER_DOMAINS) in domains:
+        if domain_of(str(path.relative_to(data)), KNOWN_NAMES) in domains:
             for _, block in readers.LineBlocks(path):
                 lines += block.splitlines(keepends=True)
     return lines
 
 
 def texts_of(lines: Text) -> list[str]:
-    return readers.parse_documents(1, b"".join(lines), "text").texts
+    return readers.parse_documents(1, b"".join(lines), RecordKeys("text")).texts
 
 
 def text_megabytes(lines: Text) -> float:
@@ -145,7 +154,8 @@ def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> lis
 def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
     """Seconds until each of a pool of workers has encoded a first text, for which gigatoken makes tables; the best of
     three."""
-    encoder = encoding.SegmentEncoder("gigatoken", tokenizer_folder, saved_identity(tokenizer_folder), "text")
+    identity = saved_identity(tokenizer_folder)
+    encoder = encoding.SegmentEncoder("gigatoken", tokenizer_folder, identity, RecordKeys("text"))
     file = listing.ListedFile("a.jsonl", "any", 0)
     segment = encoding.Segment(file, Path("a.jsonl"), 0, 0, b'{"text": "a"}\n')
 
@@ -157,12 +167,18 @@ def startup_seconds(tokenizer_folder: Path, num_workers: int) -> float:
     return best_seconds(start_workers)
 
 
-def project_seconds(folder: Path, files: list[listing.ListedFile], tokenizer_folder: Path, num_workers: int) -> float:
+def project_seconds(
+    folder: Path,
+    files: list[listing.ListedFile],
+    tokenizer_folder: Path,
+    num_workers: int,
+    keys: RecordKeys = TEXT_KEY,
+) -> float:
     """Seconds to make the token files, without those of start-up."""
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))
     (output / "tokenizer").symlink_to(tokenizer_folder)
-    job = encoding.Job(folder / "data", output, "text", 0.001, saved_identity(tokenizer_folder))
+    job = encoding.Job(folder / "data", output, keys, 0.001, saved_identity(tokenizer_folder))
     startup = startup_seconds(tokenizer_folder, num_workers)
     totals, start = encoding.Totals(), time.perf_counter()
     job.tokenize(files, "gigatoken", num_workers, "", totals)
@@ -254,6 +270,56 @@ def compare_scaling(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Tex
         )
 
 
+def compare_formats(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text) -> None:
+    """The same documents as parquet and as JSON lines; and in one file of seven domains and in seven files of one."""
+    [plain] = write_files(folder, lines)
+    table = pa.table({"text": texts_of(lines)})
+    pq.write_table(table, folder / "data/all.parquet", compression="zstd", row_group_size=1000)
+    mixed = [
+        json.dumps({"text": text, "meta": {"redpajama_set_name": SLIMPAJAMA_NAMES[number % 7]}}).encode() + b"\n"
+        for number, text in enumerate(texts_of(lines))
+    ]
+    write_archive(folder / "data/mixed.jsonl.zst", mixed)
+    for number in range(7):
+        write_archive(folder / f"data/pure{number}.jsonl.zst", mixed[number::7])
+
+    def seconds(num_workers: int, domain: str | None, *names: str) -> float:
+        files = [listing.ListedFile(name, domain, (folder / "data" / name).stat().st_size) for name in names]
+        keys = RecordKeys("text", RecordDomains(SLIMPAJAMA_KEY))
+        cores = list(range(num_workers))
+        return min(on_cores(cores, project_seconds, folder, files, tokenizer_folder, num_workers, keys)
+                   for _ in range(3))  # fmt: skip
+
+    jsonl, parquet = seconds(1, "any", plain.path), seconds(1, "any", "all.parquet")
+    bars.report("parquet (zstd) against plain jsonl, one worker", jsonl / parquet, 0.9, f"{parquet:.1f}, {jsonl:.1f} s")
+    two = seconds(2, "any", "all.parquet")
+    bars.report("two workers against one on one parquet file", parquet / two, 1.6, f"{parquet:.1f} s and {two:.1f} s")
+    of_seven, seven = seconds(1, None, "mixed.jsonl.zst"), seconds(1, "any", *(f"pure{n}.jsonl.zst" for n in range(7)))
+    details = f"{of_seven:.1f} s and {seven:.1f} s"
+    bars.report("a file of seven domains (.jsonl.zst) against seven files of one", seven / of_seven, 0.85, details)
+
+
+def write_archive(path: Path, lines: Text) -> None:
+    path.write_bytes(zstandard.compress(b"".join(lines)))
+
+
+def compare_parquet_memory(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text, megabytes: int) -> None:
+    """Peak memory of the whole script on a parquet file with row groups of 500 MB."""
+    (folder / "data/book").mkdir(parents=True)
+    texts = texts_of(repeated(lines, ROW_GROUP_BYTES // 1_000_000))
+    group = pa.table({"text": texts})
+    with pq.ParquetWriter(folder / "data/book/book.parquet", group.schema, compression="zstd") as writer:
+        for _ in range(megabytes * 1_000_000 // ROW_GROUP_BYTES):
+            writer.write_table(group, row_group_size=len(group))
+    del texts, group
+    peak_tree_bytes([sys.executable, PROJECT / "get_all_jsonl.py", "data"], folder)
+    shutil.copytree(tokenizer_folder, folder / "tokenized/tokenizer")
+    peak = peak_tree_bytes([sys.executable, PROJECT / "tokenize_jsonl.py", "--num_workers", 2], folder)
+    shutil.rmtree(folder)
+    details = f"{megabytes} MB of text in row groups of {ROW_GROUP_BYTES // 1_000_000} MB, two workers"
+    bars.report("peak memory of the tree, parquet, GB", peak / 1e9, 1.5, details, at_most=True)
+
+
 def flush_seconds(folder: Path, num_units: int) -> float:
     """Seconds to create, flush and rename the files of so many small units in 8 threads: what the disk asks for."""
 
@@ -291,6 +357,7 @@ def compare_memory(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text
     details = f"{peaks[1] >> 20} MiB for {10 * megabytes} MB, {peaks[0] >> 20} MiB for {megabytes} MB"
     bars.report("peak memory of the tree, ten times the file", peaks[1] / peaks[0], 1.1, details, at_most=True)
     bars.report("peak memory of the tree, GB", peaks[1] / 1e9, 1.0, details, at_most=True)
+    compare_parquet_memory(bars, folder / "parquet", tokenizer_folder, lines, 10 * megabytes)
 
 
 if __name__ == "__main__":

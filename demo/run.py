@@ -90,7 +90,7 @@ def prepare(output: Path, is_real: bool) -> None:
     else:
         make("redpajama", corpus.build)
         make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
-        make("teacher", models.make_teacher)
+        make("teacher", lambda path: models.make_teacher(path, tokenizer=output / "tokenizer.model"))
     make("encoder", lambda path: path.symlink_to(models.find_encoder()))
     for target in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh"), PROJECT / "cepe_data", PROJECT / "retrieval"]:
         link = output / target.name

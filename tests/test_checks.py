@@ -19,8 +19,7 @@ from filelock import FileLock
 
 from cepe_data.storage import mds, outputs, provenance
 from demo import models
-from tests.conftest import Run, World, folder_of_run, make_texts
-from tests.test_retrieval import make_encoder
+from tests.conftest import Run, World, folder_of_run, make_encoder, make_texts
 
 CHUNK = 16
 TEACHER = "OUT/train-logits-enc64-dec32-teacher"
@@ -267,7 +266,7 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("tokens", QUICK, flip("tokenized/book/book.meta.json"), "book.meta.json is damaged"),
     ("tokens", QUICK, flip("tokenized/tokenizer/meta.json"), "tokenizer/meta.json is damaged"),
     ("tokens", QUICK, flip("all_jsonl.json"), "all_jsonl.json|FOUND"),
-    ("samples", DEEP, flip(f"{SET}/shard.00001.mds"), f"{SET}: shard.00001.mds is not what was written"),
+    ("samples", DEEP, flip(f"{SET}/shard.00001.mds"), f"{SET}/shard.00001.mds: is not what was written"),
     ("samples", DEEP, flip(f"{SET}.rows.npy"), r"book\.rows\.npy"),
     ("samples", DEEP, flip(f"{SET}/index.json"), f"{SET}"),
     ("samples", QUICK, flip(f"{SET}/meta.json"), f"{SET}/meta.json is damaged"),
@@ -281,9 +280,9 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
     ("samples", QUICK, flip("OUT/test/book.clean.npy"), r"OUT/test/book.clean.npy: (lists other|is not an \.npy)"),
     ("samples", QUICK, truncate("OUT/test/book.clean.npy"), "OUT/test/book.clean.npy: is damaged"),
     ("samples", QUICK, remove("OUT/overlap.json"), "OUT/test/book.clean.npy: lists other rows than OUT/overlap"),
-    ("teacher", DEEP, flip(f"{TEACHER}/book/shard.00001.mds"), "shard.00001.mds is not what was written"),
+    ("teacher", DEEP, flip(f"{TEACHER}/book/shard.00001.mds"), "shard.00001.mds: is not what was written"),
     ("teacher", QUICK, flip(f"{TEACHER}/book/meta.json"), "book/meta.json is damaged"),
-    ("retrieval", DEEP, flip("RET/test/book/shard.00001.mds"), "shard.00001.mds is not what was written"),
+    ("retrieval", DEEP, flip("RET/test/book/shard.00001.mds"), "shard.00001.mds: is not what was written"),
     ("retrieval", DEEP, flip("RET/test/book.keys.npy"), r"book\.keys\.npy"),
     ("retrieval", QUICK, flip("RET/test/book/meta.json"), "book/meta.json is damaged"),
     # Truncated files, and files that are gone.
@@ -404,7 +403,7 @@ def test_clean_data_has_no_finding(run: Run, made: Path) -> None:
         assert "FOUND" not in done.stdout and not done.stderr, done.stdout + done.stderr
         of_sets = ("samples AB", "samples OTHER", "samples OUT", f"teacher {TEACHER}", "retrieval RET/test")
         for check in ("tokens", *of_sets):
-            assert f"== {check} " in done.stdout
+            assert f"== {check}" in done.stdout
         assert "--queries OUT/test --embeddings EMB --corpus OUT/retrieval --hits HITS" in done.stdout
     for arguments in (one for one in CHECKS.values() if one[0] != "all"):
         more = ("--model_dir", "teacher") if arguments[0] == "teacher" else ()

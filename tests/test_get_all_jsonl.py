@@ -24,14 +24,16 @@ def listed(folder: Path) -> list[str]:
 
 def test_the_list_is_sorted_and_knows_domains_sizes_and_root(run: Run, tmp_path: Path) -> None:
     paths = ["c4/b.jsonl", "c4-rp/a.jsonl.gz", "common_crawl/2019-30/z.jsonl.zst", "cc/y.jsonl", "wikipedia/w.jsonl"]
-    paths += ["wiki/w2.jsonl", "arxiv/Z.jsonl", "arxiv/a.jsonl", "arxiv/a/b.jsonl", "book/notes.txt", "github/x.json"]
+    paths += ["wiki/w2.jsonl", "arxiv/Z.jsonl", "arxiv/a.jsonl", "arxiv/a/b.jsonl", "book/notes.txt", "github/x.yaml"]
+    paths += ["train/RedPajamaC4/p.parquet", "train/RedPajamaC4/j.json.zst"]
     make(tmp_path / "data", *paths)
     done = run("get_all_jsonl.py", "data", cwd=tmp_path)
-    expected = sorted(path for path in paths if ".jsonl" in path)
+    expected = sorted(path for path in paths if not path.endswith((".txt", ".yaml")))
     assert listed(tmp_path) == expected
     content = json.loads((tmp_path / "all_jsonl.json").read_text())
     assert content["root"] == str((tmp_path / "data").resolve())
     domains = {"c4": "c4-rp", "c4-rp": "c4-rp", "common_crawl": "cc", "cc": "cc", "wikipedia": "wiki", "wiki": "wiki"}
+    domains["train"] = "c4-rp"
     for file in content["files"]:
         assert file["bytes"] == (tmp_path / "data" / file["path"]).stat().st_size
         assert file["domain"] == domains.get(file["path"].split("/")[0], "arxiv")
@@ -43,7 +45,7 @@ def test_unknown_folders_are_named_and_kept_out_unless_mapped(run: Run, tmp_path
     make(tmp_path / "data", "arxiv/a.jsonl", "mine/m.jsonl", "top.jsonl", "arxiv/.hidden/h.jsonl", "arxiv/.h.jsonl")
     done = run("get_all_jsonl.py", "data", cwd=tmp_path)
     assert listed(tmp_path) == ["arxiv/a.jsonl"]
-    for message in ("mine/ left out, 1 jsonl files", "--domain_map mine=DOMAIN", "outside of any folder", "2 hidden ("):
+    for message in ("mine/ with 1 files", "--domain_map mine=mine\n", "outside of any folder", "2 hidden ("):
         assert message in done.stderr
     done = run("get_all_jsonl.py", "data", "--domain_map", "mine=book", cwd=tmp_path)
     assert listed(tmp_path) == ["arxiv/a.jsonl", "mine/m.jsonl"] and "1 added, 0 removed" in done.stdout
@@ -66,15 +68,15 @@ def test_what_is_ignored_is_named_by_suffix_and_so_are_empty_files(run: Run, tmp
     assert (
         "8 other files left out: 1 .JSONL (arxiv/e.JSONL), 2 .bz2 (arxiv/b.jsonl.bz2), 1 .ndjson (arxiv/d.ndjson), "
         "1 .xz (arxiv/c.jsonl.xz), 1 .zst.part (arxiv/f.jsonl.zst.part), 1 not a regular file (arxiv/pipe.jsonl), "
-        "1 without a suffix (arxiv/SUMS). Only the suffixes .jsonl, .jsonl.gz, .jsonl.zst are read"
+        "1 without a suffix (arxiv/SUMS). Only the suffixes .jsonl, .jsonl.gz, "
     ) in done.stderr
     assert "1 listed files have 0 bytes, such as arxiv/empty.jsonl" in done.stderr
 
 
 def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:
-    make(tmp_path / "data", "arxiv/a.json")
+    make(tmp_path / "data", "arxiv/a.yaml")
     error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=2).stderr
-    assert "*.jsonl, *.jsonl.gz, *.jsonl.zst" in error and "common_crawl" in error
+    assert "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.json, " in error and "common_crawl" in error
     assert "does not exist" in run("get_all_jsonl.py", "nowhere", cwd=tmp_path, status=2).stderr
     assert sorted(os.listdir(tmp_path)) == ["data"]
 
@@ -82,22 +84,18 @@ def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: R
 @pytest.mark.parametrize(
     ("link", "target", "message"),
     [
-        ("arxiv/out.jsonl", "../../outside/x.jsonl", "leaves the data folder"),
-        ("arxiv/out", "../../outside", "leaves the data folder"),
         ("arxiv/gone.jsonl", "nothing.jsonl", "link to nothing"),
         ("arxiv/gone.jsonl", "/nowhere/x.jsonl", "link to nothing"),
         ("arxiv/self.jsonl", "self.jsonl", "link to nothing"),
-        ("book/disk2", "/nowhere/book", "mount what it leads to"),
+        ("book/disk2", "/nowhere/book", "mount that"),
         ("arxiv/twice.jsonl", "a.jsonl", "are one file"),
         ("arxiv/again", "../book", "are one file"),
-        ("arxiv/loop", "..", "stands in"),
     ],
 )
-def test_links_that_leave_repeat_or_circle_are_refused(
+def test_links_to_nothing_and_to_listed_files_are_refused(
     run: Run, tmp_path: Path, link: str, target: str, message: str
 ) -> None:
     make(tmp_path / "data", "arxiv/a.jsonl", "book/b.jsonl")
-    make(tmp_path / "outside", "x.jsonl")
     (tmp_path / "data" / link).symlink_to(target)
     assert message in run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
 

@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError
 
 
 def test_token_paths_and_their_collisions() -> None:
     assert listing.token_path("c/en.json.gz.dedup.classifier.jsonl.zst") == "c/en.json.gz.dedup.classifier.npy"
-    assert listing.token_path("a.jsonl") == listing.token_path("a.jsonl.gz") == "a.npy"
+    for suffix in (".jsonl", ".jsonl.gz", ".json", ".json.zst", ".parquet"):
+        assert listing.token_path(f"a{suffix}") == "a.npy"
     with pytest.raises(ArgumentError, match="ends in none of"):
-        listing.token_path("a.json")
+        listing.token_path("a.txt")
     listing.check_targets_differ(["a/x.jsonl", "b/x.jsonl", "a/y.jsonl.gz"])
-    for paths in (["x.jsonl", "x.jsonl.zst"], ["x.jsonl", "x.jsonl"], ["x.jsonl", "x.hash.jsonl"]):
+    for paths in (["x.jsonl", "x.parquet"], ["x.jsonl", "x.jsonl"], ["x.json", "x.domain.json"]):
         with pytest.raises(ArgumentError, match="both write x"):
             listing.check_targets_differ(paths)
 
@@ -27,7 +28,7 @@ def test_token_paths_and_their_collisions() -> None:
 @given(st.lists(st.floats(0.001, 10), min_size=1, max_size=9), st.integers(0, 10**7))
 def test_counts_by_largest_remainder_add_up_and_are_within_one(raw: list[float], total: int) -> None:
     weights = {f"d{index}": weight / math.fsum(raw) for index, weight in enumerate(raw)}
-    counts = listing.largest_remainder(weights, total)
+    counts = domains.largest_remainder(weights, total)
     assert sum(counts.values()) == total
     assert all(abs(counts[domain] - weight * total) < 1 + 1e-6 for domain, weight in weights.items())
 
@@ -35,18 +36,18 @@ def test_counts_by_largest_remainder_add_up_and_are_within_one(raw: list[float],
 def test_counts_add_up_where_the_weights_nearly_do() -> None:
     for third in (0.333333333, 0.3333333334):
         weights = dict.fromkeys("abc", third)
-        assert sum(listing.largest_remainder(weights, 10**10).values()) == 10**10
+        assert sum(domains.largest_remainder(weights, 10**10).values()) == 10**10
 
 
 def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
-    assert listing.parse_weights("arxiv=0.25,book=0.75,cc=0") == {"arxiv": 0.25, "book": 0.75}
+    assert domains.parse_weights("arxiv=0.25,book=0.75,cc=0") == {"arxiv": 0.25, "book": 0.75}
     with pytest.raises(ArgumentError, match=r"add up to 0\.9") as refusal:
-        listing.parse_weights("arxiv=0.3,book=0.3,cc=0.3")
+        domains.parse_weights("arxiv=0.3,book=0.3,cc=0.3")
     line = str(refusal.value).splitlines()[-1].removeprefix("  --domains ")
-    assert listing.parse_weights(line) == pytest.approx(dict.fromkeys(("arxiv", "book", "cc"), 1 / 3))
+    assert domains.parse_weights(line) == pytest.approx(dict.fromkeys(("arxiv", "book", "cc"), 1 / 3))
     for text in ("arxiv", "arxiv=", "arxiv=x", "arxiv=-1,book=2", "arxiv=nan", "arxiv=0.5,arxiv=0.5", "arxiv=0"):
         with pytest.raises(ArgumentError, match="--domains"):
-            listing.parse_weights(text)
+            domains.parse_weights(text)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,6 @@ def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
         ("../x.jsonl", "leaves the data folder"),
         ("/etc/x.jsonl", "leaves the data folder"),
         ("unknown/x.jsonl", "no domain"),
-        ("arxiv/gone.jsonl", "neither listed nor to be seen"),
         ("", "names no file"),
     ],
 )
@@ -71,5 +71,5 @@ def test_a_list_saved_with_a_byte_order_mark_and_untidy_paths_names_the_same_fil
     (tmp_path / "arxiv").mkdir()
     (tmp_path / "arxiv/x.jsonl").write_text("{}\n")
     (tmp_path / "all_jsonl.txt").write_text("./arxiv//x.jsonl\n", encoding="utf-8-sig")
-    [file] = listing.read_file_list(tmp_path / "all_jsonl.txt", tmp_path)
+    [file] = listing.read_file_list(tmp_path / "all_jsonl.txt", tmp_path).files
     assert file == listing.ListedFile("arxiv/x.jsonl", "arxiv", 3)

@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from cepe_data.corpus import readers
+from cepe_data.corpus.domains import RecordKeys
 from cepe_data.errors import DamagedFileError
 
 LINES = [json.dumps({"text": "line " * random.Random(n).randrange(400), "n": n}).encode() for n in range(500)]
@@ -47,7 +48,7 @@ def test_blocks_hold_whole_lines_with_their_numbers_however_the_file_is_packed(
 def test_a_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n')
     [(number, block)] = blocks(tmp_path / "x.jsonl", 1 << 20)
-    parsed = readers.parse_documents(number, block, "text")
+    parsed = readers.parse_documents(number, block, RecordKeys("text"))
     assert parsed.texts == ["a"] and parsed.skipped.counts == {"not JSON": 1} and parsed.num_lines == 2
 
 
@@ -143,7 +144,7 @@ def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
             b'{"text": "the file ends he',
         ]
     )
-    parsed = readers.parse_documents(11, block, "text")
+    parsed = readers.parse_documents(11, block, RecordKeys("text"))
     assert parsed.texts == ["good", "lone \ufffd here", "pair 😀", "", "nul \0"]
     assert parsed.skipped.lines == {
         "no JSON object": [14],

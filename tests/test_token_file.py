@@ -105,15 +105,15 @@ def pickle_it(path: Path) -> None:
     [
         (damage_nothing_but_size, "its header says"),
         (pickle_it, "not what belongs there"),
-        (lambda path: path.write_bytes(b"text"), r"no \.npy file"),
-        (lambda path: path.write_bytes(b""), r"no \.npy file"),
+        (lambda path: path.write_bytes(b"text"), r"not an \.npy file"),
+        (lambda path: path.write_bytes(b""), r"not an \.npy file"),
         (lambda path: np.save(path, np.zeros((2, 2), np.int32)), "not what belongs there"),
         (lambda path: np.save(path, np.zeros(3)), "not what belongs there"),
         (lambda path: np.save(path, np.array([9, 1], np.int32)), "9 documents in 2 numbers"),
         (lambda path: np.save(path, np.array([], np.int32)), "documents in 0 numbers"),
         (lambda path: np.save(path, np.array([3, 4, 2, 7, *flat(DOCUMENTS)], np.int32)), "do not add up"),
         (lambda path: np.save(path, np.array([3, 4, -2, 6, *range(8)], np.int32)), "negative length"),
-        (lambda path: np.save(path.with_name("x.hash.npy"), np.zeros(2, np.uint64)), "2 hashes"),
+        (lambda path: np.save(path.with_name("x.hash.npy"), np.zeros(2, np.uint64)), "2 numbers"),
     ],
 )
 def test_damage_is_an_error_that_names_the_file(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,6 +1,7 @@
-"""Reading jsonl files: plain, gzip or zstandard; in blocks of whole lines; lines that are not documents are counted.
+"""Reading corpus files in blocks: JSON lines, plain, gzip or zstandard, and the rows of parquet files (parquet.py).
 
-A byte-order mark at the start of a file is dropped. A blank line is neither a document nor an error.
+A block is parsed into documents; lines or rows that are not documents are counted by reason. A byte-order mark at the
+start of a file is dropped. A blank line is neither a document nor an error.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from cepe_data.corpus import sniff
+from cepe_data.corpus.domains import DomainError, RecordKeys, find_value
+from cepe_data.corpus.parquet import ParquetBlocks, TextRows, column_names, is_parquet
 from cepe_data.errors import DamagedFileError
 
 MAX_LISTED_LINES = 20
+MAX_REASONS = 20  # a domain key may be one with another value in every record
+OTHER_REASONS = "for other reasons"
 CUT_OFF = "cut off at the end of the file"
 HOLE = "a run of NUL bytes"  # which a download leaves where it set space aside and wrote nothing
 _HOLE_BYTES = b"\0" * 64
@@ -37,6 +42,7 @@ class LineReport:
 
     def add(self, reason: str, line: int) -> None:
         """Count one line, numbered from 1."""
+        reason = self._counted(reason)
         self.counts[reason] = self.counts.get(reason, 0) + 1
         first_lines = self.lines.setdefault(reason, [])
         if len(first_lines) < MAX_LISTED_LINES:
@@ -44,10 +50,14 @@ class LineReport:
 
     def merge(self, later: LineReport, lines_before: int) -> None:
         """Add the counts of later lines of the same file, whose numbers start after `lines_before` lines."""
-        for reason, number in later.counts.items():
+        for later_reason, number in later.counts.items():
+            reason = self._counted(later_reason)
+            numbers = [line + lines_before for line in later.lines[later_reason]]
             self.counts[reason] = self.counts.get(reason, 0) + number
-            numbers = [line + lines_before for line in later.lines[reason]]
             self.lines[reason] = (self.lines.get(reason, []) + numbers)[:MAX_LISTED_LINES]
+
+    def _counted(self, reason: str) -> str:
+        return reason if reason in self.counts or len(self.counts) < MAX_REASONS else OTHER_REASONS
 
     @property
     def total(self) -> int:
@@ -65,11 +75,6 @@ class LineReport:
         return {reason: {"count": self.counts[reason], "first_lines": self.lines[reason]} for reason in self.counts}
 
 
-def no_key(text_key: str) -> str:
-    """The reason for which a record without this key is skipped."""
-    return f"no key {text_key!r}"
-
-
 def is_compressed(path: Path) -> bool:
     """Whether the lines of a file cannot be read from its middle."""
     return path.suffix in {".gz", ".zst"}
@@ -80,6 +85,7 @@ def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
     surroundings of their boundaries are read."""
     size, start = path.stat().st_size, 0
     with path.open("rb") as file:
+        _check_is_no_array(path, file.read(sniff.HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK))
         while start < size:
             stop = min(start + range_bytes, size)
             file.seek(stop - 1)
@@ -106,6 +112,14 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
     return block if start else block.removeprefix(_BYTE_ORDER_MARK)
 
 
+class Blocks(Protocol):
+    """Blocks of a file, each with the number of its first line or row; and how many bytes of the file were read."""
+
+    bytes_read: int
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | TextRows]]: ...
+
+
 class LineBlocks:
     """Blocks of whole lines of a jsonl file, plain, gzip or zstandard (several members or frames are one stream).
 
@@ -124,6 +138,8 @@ class LineBlocks:
         pending_bytes, next_line, is_start = 0, 1, True
         for decompressed in self._decompressed():
             piece = decompressed.removeprefix(_BYTE_ORDER_MARK) if is_start else decompressed
+            if is_start:
+                _check_is_no_array(self.path, piece)
             is_start = False
             pending.append(piece)
             pending_bytes += len(piece)
@@ -182,6 +198,14 @@ class LineBlocks:
             raise DamagedFileError(f"{self.path} is truncated in the middle of a zstandard frame: download it again")
 
 
+def _check_is_no_array(path: Path, head: bytes) -> None:
+    """Raise DamagedFileError if a file called `.json` begins as one JSON array, which may be a single endless line."""
+    if head.lstrip()[:1] == b"[" and ".json" in path.suffixes[-2:]:
+        raise DamagedFileError(
+            f"{path} is one JSON array, not JSON lines: convert it with `jq -c '.[]'`, and list the files again"
+        )
+
+
 def _check_is_archive(path: Path, head: bytes) -> None:
     """Raise DamagedFileError unless a file that begins with `head` is the archive that its name says."""
     if not head:
@@ -203,15 +227,28 @@ def _check_is_archive(path: Path, head: bytes) -> None:
                 )
 
 
+def open_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Blocks:
+    """The blocks of a file, each with the number of its first line or row, for `parse_block`. Raises as LineBlocks and
+    ParquetBlocks."""
+    return ParquetBlocks(path, keys, block_bytes) if is_parquet(path) else LineBlocks(path, block_bytes)
+
+
+def parse_block(first: int, block: bytes | TextRows, keys: RecordKeys) -> ParsedLines:
+    """The documents of a block, whose first line or row has the number `first`."""
+    return parse_documents(first, block, keys) if isinstance(block, bytes) else _parse_rows(first, block, keys)
+
+
 def read_beginning(path: Path) -> bytes:
-    """The first lines of a file, decompressed."""
-    return next((block for _, block in LineBlocks(path, 1)), b"")
+    """The first lines of a file of JSON lines, decompressed; nothing of a parquet file."""
+    return b"" if is_parquet(path) else next((block for _, block in LineBlocks(path, 1)), b"")
 
 
 def first_record_keys(path: Path) -> list[str]:
-    """The keys of the first JSON object of a file, nothing if its first lines hold none."""
+    """The keys of the first JSON object of a file, nothing if its first lines hold none; of parquet, the columns."""
     import orjson
 
+    if is_parquet(path):
+        return column_names(path)
     for line in read_beginning(path).splitlines():
         with contextlib.suppress(orjson.JSONDecodeError):
             if isinstance(record := orjson.loads(line), dict):
@@ -230,25 +267,29 @@ def _reason_to_skip(line: bytes, error: ValueError | RecursionError, is_last: bo
 
 @dataclass(frozen=True)
 class ParsedLines:
-    """The texts of a block of json lines, in order; the number of line ends; lines skipped, and lines repaired."""
+    """The texts of a block, in order, and the numbers of their domains where records say them; the number of line ends,
+    or of rows; lines skipped, and lines repaired."""
 
     texts: list[str]
+    domains: list[int]
     num_lines: int
     skipped: LineReport
     repaired: LineReport
 
 
-def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines:
+def parse_documents(first_line: int, block: bytes, keys: RecordKeys) -> ParsedLines:
     """Parse a block of json lines.
 
-    Skipped: a line that is not a JSON object, or whose text is missing or no string. Mended: a lone surrogate escape
-    becomes U+FFFD. A blank line is neither.
+    Skipped: a line that is not a JSON object, whose text is missing or not a string, or that does not say its domain
+    where it must. Repaired: a lone surrogate escape becomes U+FFFD. A blank line is neither.
 
     A line without its end can only be the last of a file; if it is not JSON, it is counted as `CUT_OFF`.
     """
     import orjson
 
     texts: list[str] = []
+    domains: list[int] = []
+    text_key, is_nested = keys.text, "." in keys.text
     skipped, repaired = LineReport(), LineReport()
     lines = block.split(b"\n")
     last = first_line + len(lines) - 1
@@ -266,13 +307,43 @@ def parse_documents(first_line: int, block: bytes, text_key: str) -> ParsedLines
                 continue
         if not isinstance(record, dict):
             skipped.add("no JSON object", number)
-        elif text_key not in record:
-            skipped.add(no_key(text_key), number)
-        elif not isinstance(text := record[text_key], str):
-            skipped.add(f"{text_key!r} is no string", number)
-        else:
-            if may_have_surrogates and _SURROGATE.search(text):
-                text = _SURROGATE.sub("\ufffd", text)
-                repaired.add("lone surrogate", number)
+            continue
+        try:
+            text = find_value(record, text_key) if is_nested else record[text_key]
+            if not isinstance(text, str):
+                skipped.add(f"{text_key!r} is no string", number)
+                continue
+            if keys.domains is not None:
+                domains.append(keys.domains.number_of_record(record))
+        except DomainError as error:
+            skipped.add(str(error), number)
+            continue
+        except (KeyError, ValueError):
+            skipped.add(keys.no_text, number)
+            continue
+        if may_have_surrogates and _SURROGATE.search(text):
+            text = _SURROGATE.sub("\ufffd", text)
+            repaired.add("lone surrogate", number)
+        texts.append(text)
+    return ParsedLines(texts, domains, len(lines) - 1, skipped, repaired)
+
+
+def _parse_rows(first_row: int, rows: TextRows, keys: RecordKeys) -> ParsedLines:
+    """The documents of rows of a parquet file. Skipped: a row whose text is null, or that does not say its domain where
+    it must."""
+    texts: list[str] = []
+    domains: list[int] = []
+    skipped = LineReport()
+    for row in range(len(rows)):
+        try:
+            if (text := rows.texts[row]) is None:
+                skipped.add(f"{keys.text!r} is null", first_row + row)
+                continue
+            if keys.domains is not None:
+                domains.append(rows.domain_number(row, keys.domains))
             texts.append(text)
-    return ParsedLines(texts, len(lines) - 1, skipped, repaired)
+        except DomainError as error:
+            skipped.add(str(error), first_row + row)
+        except UnicodeDecodeError:
+            skipped.add("not UTF-8", first_row + row)
+    return ParsedLines(texts, domains, len(rows), skipped, LineReport())

@@ -13,7 +13,7 @@ _MAGIC = {  # the signature that a file of a format begins with
     b"PK\x03\x04": "zip",
     b"PAR1": "parquet",
 }
-_SUFFIXES = {"gzip": ".gz", "zstandard": ".zst"}
+_SUFFIXES = {"gzip": ".gz", "zstandard": ".zst", "parquet": ".parquet"}
 _SKIPPABLE_FRAME = b"\x2a\x4d\x18"  # of zstandard, behind a first byte from 0x50 to 0x5f (RFC 8878, section 3.1.2)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _BYTE_ORDER_MARKS = {

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
-from cepe_data import cli, shards, workers
+import numpy as np
+
+from cepe_data import cli, hashing, shards, workers
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
-from cepe_data.samples.splits import Splits
 from cepe_data.storage import outputs, provenance
 from cepe_data.storage.outputs import Output
 from cepe_data.storage.report import Report, add_report_arguments, add_source_arguments
@@ -24,6 +26,7 @@ from cepe_data.tokens import duplicates
 
 HELP = "mark exact copies of documents, for the samplers' --drop_duplicates"
 DOCUMENTS_AT_ONCE = 1 << 20
+MIXED = "(files of several domains)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,17 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class DomainBits:
-    """The bits of a domain that are to be written: those of its files `todo`, by path."""
+class BitsOfDomains:
+    """The bits of a domain that are to be written, or of all domains that stand in files of several: those of `todo`,
+    by path. `files` are all that are compared. Copies are looked for in a domain's own documents."""
 
     tokens: reader.Tokens
-    domain: str
+    name: str
+    files: Sequence[listing.ListedFile]
     todo: Mapping[str, Output]
     partition_documents: int
-
-    @property
-    def files(self) -> list[listing.ListedFile]:
-        return self.tokens.files[self.domain]
 
     @classmethod
     def of_domain(
@@ -65,26 +66,26 @@ class DomainBits:
         domain: str,
         write: outputs.WriteOptions = outputs.REPLACE_NOTHING,
         partition_documents: int = duplicates.PARTITION_DOCUMENTS,
-    ) -> DomainBits:
-        """What is left to write for a domain.
+    ) -> BitsOfDomains:
+        """What is left to write for a domain, and those that share files with it.
 
         Raises:
             ArgumentError: if some of its token files have hashes of texts and others have not, or bits are there that
                 were made from other token files.
             DamagedFileError: if a token file, or bits that are there, are damaged.
         """
-        alone = replace(tokens, files={domain: tokens.files[domain]})
-        inventory = reader.inventory(alone, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
-        made_with = duplicates.made_with(inventory.fingerprint, inventory.document_hash)
+        files = tokens.marked_with(domain)
+        made_with = reader.bits_made_with(tokens, domain)
         todo = {}
-        for file in tokens.files[domain]:
+        for file in files:
             bits = write.output_at(duplicates.bits_path(tokens.folder / file.token_file), made_with)
             if not duplicates.is_made(bits):
                 todo[file.path] = bits
-        return cls(alone, domain, todo, partition_documents)
+        name = domain if files is tokens.files[domain] else MIXED
+        return cls(tokens, name, files, todo, partition_documents)
 
     def num_documents(self) -> int:
-        """Documents of the domain."""
+        """Documents of all files."""
         return sum(self._num_documents_of(file) for file in self.files)
 
     def _num_documents_of(self, file: listing.ListedFile) -> int:
@@ -97,8 +98,8 @@ class DomainBits:
         with duplicates.CopyFinder(self.num_documents(), folder, self.partition_documents) as finder:
             for file in self.files:
                 with self.tokens.open(file) as token_file:
-                    for _, _, _, hashes in token_file.document_blocks():
-                        finder.add(hashes)
+                    for first, _, _, hashes in token_file.document_blocks():
+                        finder.add(hashes ^ self._domain_keys(file, token_file, first, len(hashes)))
                         progress(len(hashes))
             finder.compare(progress)
             for file in self.files:
@@ -110,8 +111,19 @@ class DomainBits:
                     for _ in copies:
                         pass
 
+    def _domain_keys(
+        self, file: listing.ListedFile, token_file: reader.SampledFile, first: int, number: int
+    ) -> np.ndarray | np.uint64:
+        """uint64 [number], or one for all: what makes hashes of the same text differ between domains."""
+        if self.name != MIXED:
+            return np.uint64(0)
+        if file.domain is not None:
+            return hashing.key(file.domain)
+        keys = np.array([hashing.key(name) for name in token_file.domain_names], np.uint64)
+        return keys[token_file.domain_numbers(first, first + number)]
+
     def count(self) -> tuple[int, int, int]:
-        """Files, documents and copies of the domain, when all bits are there."""
+        """Files, documents and copies, when all bits are there."""
         metas = [
             provenance.read_meta(duplicates.bits_path(self.tokens.folder / file.token_file)) for file in self.files
         ]
@@ -127,16 +139,18 @@ def take_blocks(finder: duplicates.CopyFinder, num_documents: int) -> Iterator:
 def run(args: argparse.Namespace) -> int:
     """Mark the copies of every domain that is not marked yet, and print how many there are."""
     report = Report("duplicates", args.json)
-    files = choose_domains(args)
-    tokens = options.find_tokens(files, args.tokenized_dir)
-    domains = [
-        DomainBits.of_domain(tokens, domain, cli.typed(outputs.WriteOptions, args), args.partition_documents)
-        for domain in sorted(files)
-    ]
-    todo = {one.domain: one for one in domains if one.todo}
+    tokens = choose_domains(args.file_list, args.tokenized_dir, args.domains)
+    write = cli.typed(outputs.WriteOptions, args)
+    groups: dict[str, BitsOfDomains] = {}
+    for domain in sorted(tokens.files):
+        if MIXED not in groups or tokens.marked_with(domain) is tokens.files[domain]:
+            one = BitsOfDomains.of_domain(tokens, domain, write, args.partition_documents)
+            groups[one.name] = one
+    domains = list(groups.values())
+    todo = {one.name: one for one in domains if one.todo}
     for one in domains:
         if not one.todo:
-            report.say(f"{one.domain}: skipped, marked before among the same {len(one.files)} token files")
+            report.say(f"{one.name}: skipped, marked before among the same {len(one.files)} token files")
     for folder in {(args.tokenized_dir / file.token_file).parent for one in domains for file in one.files}:
         outputs.remove_stale_temporaries(folder)
     num_documents = {domain: one.num_documents() for domain, one in todo.items()}
@@ -151,35 +165,35 @@ def run(args: argparse.Namespace) -> int:
     return report.finish(what, args.tokenized_dir)
 
 
-def choose_domains(args: argparse.Namespace) -> dict[str, list[listing.ListedFile]]:
-    """The listed files of the domains that are asked for."""
-    files: dict[str, list[listing.ListedFile]] = {}
-    for file in listing.read_file_list(args.file_list):
-        files.setdefault(file.domain, []).append(file)
-    if args.domains is None:
-        return files
-    expected = [name.strip() for name in args.domains.split(",")]
-    if unknown := [name for name in expected if name not in files]:
+def choose_domains(file_list: Path, tokenized_dir: Path, domains: str | None) -> reader.Tokens:
+    """The token files of the domains that are asked for."""
+    listed = listing.read_file_list(file_list).files
+    if domains is None:
+        return options.find_tokens(listed, tokenized_dir)
+    expected = [name.strip() for name in domains.split(",")]
+    there = {file.domain for file in listed}
+    tokens = options.find_tokens(listed, tokenized_dir, expected)
+    if unknown := [name for name in expected if not tokens.files.get(name)]:
         raise ArgumentError(
-            f"--domains {args.domains}: {args.file_list} lists no files of {', '.join(unknown)}; it has "
-            f"{', '.join(sorted(files))}"
+            f"--domains {domains}: {file_list} lists no files of {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(filter(None, there | tokens.num_tokens.keys())))}"
         )
-    return {name: files[name] for name in expected}
+    return tokens
 
 
-def write_all(domains: Sequence[DomainBits], progress: Callable[[int], object]) -> None:
+def write_all(domains: Sequence[BitsOfDomains], progress: Callable[[int], object]) -> None:
     """Write the bits of some domains."""
     for one in domains:
         one.write(progress)
 
 
-def print_table(report: Report, domains: Sequence[DomainBits]) -> None:
+def print_table(report: Report, domains: Sequence[BitsOfDomains]) -> None:
     """Files, documents and copies by domain."""
     header = ("domain", "files", "documents", "copies", "share")
     rows = []
     for one in domains:
         num_files, num_documents, num_copies = one.count()
         counts = {"files": num_files, "documents": num_documents, "copies": num_copies}
-        report.facts.setdefault("domains", {})[one.domain] = counts
-        rows.append((one.domain, *counts.values(), f"{num_copies / max(1, num_documents):.3%}"))
+        report.facts.setdefault("domains", {})[one.name] = counts
+        rows.append((one.name, *counts.values(), f"{num_copies / max(1, num_documents):.3%}"))
     report.say(cli.table(header, rows))

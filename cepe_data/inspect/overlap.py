@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     report, start_time = Report("overlap", args.json), time.monotonic()
     verify.open_rows.cache_clear()  # a set of the same name may be another one by now
     test = verify.find_sets(args.output / "test")
-    sides = find_sides(args)
+    sides = find_sides(args.output, args.train, args.corpus)
     require_one_tokenizer([*test, *(piece.path for piece in all_pieces(sides))])
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
     sampling = args.sampling or default_sampling(sum(window_tokens(folder) * mds.num_rows(folder) for folder in test))
@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
         shared = {folder: count_shared(folder, sides) for folder in test}
         for piece, sampled in scan(test_pieces):
             add_shared(shared[piece.path], sampled, index, sides)
-    print_report(report, args, list(shared.values()), sides, index, sampling)
+    print_report(report, args.span_tokens, list(shared.values()), sides, index, sampling)
     if args.write_clean_list:
         write_clean_lists(report, list(shared.values()))
     else:
@@ -190,22 +190,22 @@ def run(args: argparse.Namespace) -> int:
     return report.finish(f"{num_tokens:,} tokens compared, {rate:.2g} million a second", path)
 
 
-def find_sides(args: argparse.Namespace) -> list[Side]:
+def find_sides(output: Path, named_train: Path | None, named_corpus: Path | None) -> list[Side]:
     """Training windows and passages, as far as they are there.
 
     Raises:
         ArgumentError: if neither is, or one that was named is not.
     """
     sides = []
-    train = args.train or args.output / "train"
-    if args.train or verify.is_domain_folder(train):
+    train = named_train or output / "train"
+    if named_train or verify.is_domain_folder(train):
         folders = verify.find_sets(train)
         sides.append(Side("train", train, [piece for folder in folders for piece in window_pieces(folder)]))
-    corpus = args.corpus or args.output / "retrieval"
+    corpus = named_corpus or output / "retrieval"
     files = sorted(corpus.glob("*/*.jsonl"))
     if files:
         sides.append(Side("retrieval", corpus, [piece for path in files for piece in passage_pieces(path)]))
-    elif args.corpus:
+    elif named_corpus:
         raise ArgumentError(f"--corpus {corpus} holds no passages: pass OUT/retrieval")
     if not sides:
         raise ArgumentError(f"neither {train} nor {corpus} is there to compare with: pass --train or --corpus")
@@ -287,7 +287,7 @@ def add_shared(shared: Shared, sampled: Sampled, index: SpanIndex, sides: Sequen
 
 def print_report(
     report: Report,
-    args: argparse.Namespace,
+    span_tokens: int,
     shared: Sequence[Shared],
     sides: Sequence[Side],
     index: SpanIndex,
@@ -302,18 +302,18 @@ def print_report(
     rows.append(("total", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
     header = ("domain", "test windows", *(f"share with {name}" for name in names), "share with none")
     report.say(cli.table(header, rows))
-    missed = {args.span_tokens + longer: (1 - 1 / sampling) ** (longer + 1) for longer in LONGER_TOKENS}
+    missed = {span_tokens + longer: (1 - 1 / sampling) ** (longer + 1) for longer in LONGER_TOKENS}
     chance = sum(side.num_hashes for side in sides) * len(index) * sampling / 2.0**64
     if unseen := sum(int(np.count_nonzero(one.sampled == 0)) for one in shared):
         cli.warn(f"{unseen:,} test windows have no span among those that are compared: lower --sampling")
     report.say(
-        f"spans of {args.span_tokens} tokens, one of {sampling} compared ({len(index):,} different ones in the test "
+        f"spans of {span_tokens} tokens, one of {sampling} compared ({len(index):,} different ones in the test "
         f"set)\nthe chance of missing a shared stretch of n tokens, if it does not repeat itself: "
         + ", ".join(f"n = {length}: {probability:.2g}" for length, probability in missed.items())
         + f"\nmatches of different spans by the same hash: {chance:.1g} are expected in all"
     )
     report.facts |= {
-        "span_tokens": args.span_tokens,
+        "span_tokens": span_tokens,
         "sampling": sampling,
         "test_hashes": len(index),
         "chance_of_missing": {str(length): probability for length, probability in missed.items()},

@@ -22,6 +22,7 @@ from cepe_data.retrieval.embeddings import passage_ids
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
+from cepe_data.teacher import check as teacher_check
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.token_file import TokenFile, read_tokenizer
 from cepe_data.tokens.tokenizers import TokenizerFiles
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rows", type=row_range, metavar="ROWS", help="a number, from 0; a range such as 0:5; or random, for any one"
     )
-    parser.add_argument("--domain", type=cli.folder_name, default=None, help="of those in the folder PATH, or all")
+    parser.add_argument("--domain", default=None, help="of those in the folder PATH, or all")
     parser.add_argument(
         "--tokenized_dir",
         type=Path,
@@ -149,12 +150,13 @@ def find_paths(args: ShowOptions) -> list[Path]:
     """
     if args.domain is None:
         return [args.path]
+    domain = args.domain.strip("/")
     sets, passages = args.path.glob(f"*/{mds.INDEX_NAME}"), args.path.glob("*.jsonl")
     domains = {path.parent.name: path.parent for path in sorted(sets)} | {path.stem: path for path in sorted(passages)}
-    if not domains or args.domain not in {"all", *domains}:
+    if not domains or domain not in {"all", *domains}:
         there = ", ".join(domains) or "nothing"
         raise ArgumentError(f"--domain {args.domain}: in {args.path} there is {there}")
-    return [*domains.values()] if args.domain == "all" else [domains[args.domain]]
+    return [*domains.values()] if domain == "all" else [domains[domain]]
 
 
 def open_rows(args: ShowOptions) -> Rows:
@@ -264,7 +266,8 @@ class SetRows:
             for title, ids in retrieved_passages(args, row, content):
                 print_ids(title, ids)
         elif "target_index" in columns:
-            print_teacher_row(content, input_row(args, row)["token_ids"], tokenizer, args.positions)
+            window, num_samples = input_row(args, row), teacher_check.num_samples_of(args.path)
+            print_teacher_row(content, window["token_ids"], tokenizer, args.positions, num_samples)
         else:
             for line in describe_source(args.path, row, args.tokenized_dir):
                 cli.say(line)
@@ -333,22 +336,18 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
     with TokenFile(path) as tokens:
         if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
             return [f"source: {source}, from position {position:,} of its token file ({path} is of another tokenizer)"]
-        for first_document, start, lengths, _ in tokens.document_blocks():
-            ends = start + np.cumsum(lengths)
-            if position < ends[-1]:
-                index = int(np.searchsorted(ends, position, "right"))
-                return [
-                    f"source: {source}, document {first_document + index} (from 0) of {tokens.num_documents:,}, from "
-                    f"its token {position - int(ends[index] - lengths[index]):,} of {int(lengths[index]):,} on"
-                ]
-    raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+        [place] = tokens.find(np.array([position]))
+    if place.document is None:
+        raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
+    return [
+        f"source: {source}, document {place.document} (from 0) of {tokens.num_documents:,}, from its token "
+        f"{position - place.start:,} of {place.stop - place.start:,} on"
+    ]
 
 
 def input_folder(args: ShowOptions) -> Path:
     """The set that a teacher's set belongs to."""
-    meta = provenance.read_meta(args.path) or {}
-    input_dir = args.input_dir or verify.with_parents(args.path, 2).parent.parent / (meta.get("input_name") or "")
-    folder = input_dir / args.path.name
+    folder = teacher_check.input_folder(args.path, args.input_dir)
     if not (folder / mds.INDEX_NAME).exists() or "token_ids" not in mds.read_columns(folder):
         raise ArgumentError(
             f"the input of {args.path} is not {folder}: pass --input_dir, the folder of its domain folders"
@@ -364,15 +363,18 @@ def input_row(args: ShowOptions, row: int) -> dict:
     return mds.Rows(folder)[row]
 
 
-def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int) -> None:
+def print_teacher_row(
+    row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int, num_samples: int
+) -> None:
     """What the teacher expects after some of the positions, beside what comes."""
     probabilities, indices = row["target_prob"], row["target_index"]
     piece_of = backends.make_piece_names(tokenizer)
     pieces = [piece_of(number) for number in token_ids.tolist()]
-    cli.say("position  token → next token: what the teacher expects, and the mass of all it does not name")
+    what = f"the shares of {num_samples} draws" if num_samples else "and the mass of all it does not name"
+    cli.say(f"position  token → next token: what the teacher expects, {what}")
     for position in np.linspace(0, len(indices) - 1, num_positions).astype(int).tolist():
         best = zip(indices[position, :5].tolist(), probabilities[position, :5], strict=True)
-        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best)
+        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best if prob > 0 or not num_samples)
         following = pieces[position + 1] if position + 1 < len(pieces) else "(end of the row)"
         cli.say(
             f"{position:>8}  {pieces[position]} → {following}: {expected}  (rest {probabilities[position, -1]:.3g})"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,84 +36,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=Path, default=None, help="the retrieval corpus: OUT/retrieval")
     parser.add_argument("--embeddings", type=Path, default=None, help="what embed_passages wrote")
     parser.add_argument("--hits", type=Path, default=None, help="what search wrote")
-    parser.add_argument("--passages", type=cli.count, default=2, help="with --corpus: looked up for a row, the best")
+    parser.add_argument(
+        "--passages",
+        type=cli.count,
+        default=RetrievalCheck.passages,
+        help="with --corpus: looked up for a row, the best",
+    )
     verify.add_arguments(parser)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What passages are compared with, as far as it is named."""
-
-    folder: Path
-    queries: Path | None
-    corpus: Path | None
-    embeddings: Path | None
-    hits: Path | None
+def run(args: argparse.Namespace, checked: set[Path] | None = None) -> int:
+    """Check every set of RET."""
+    return check(Report("retrieval", args.json), cli.typed(RetrievalCheck, args), checked)
 
 
-def run(args: argparse.Namespace, report: Report, checked: set[Path]) -> int:
-    """Check every set of RET. What is in `checked` is not looked at again; what is looked at is added."""
-    inputs, effort = cli.typed(Inputs, args), cli.typed(verify.Effort, args)
-    for flag, folder in (("--queries", args.queries), ("--corpus", args.corpus)):
+def check(report: Report, options: RetrievalCheck, checked: set[Path] | None = None) -> int:
+    """Check every set of RET. Embeddings and hits in `checked` are not looked at again; what is looked at is added."""
+    checked = set() if checked is None else checked
+    for flag, folder in (("--queries", options.queries), ("--corpus", options.corpus)):
         if folder is not None and not folder.is_dir():
             raise ArgumentError(f"{flag} {folder} is not there, or no folder")
-    folders = verify.find_sets(args.folder)
-    find_missing_sets(report, inputs, folders)
-    warn_of_what_is_not_checked(inputs)
-    embedded, found_hits = usable_inputs(report, inputs, effort, checked)
-    checker = RetrievalChecker(args.queries, args.corpus, embedded, found_hits, args.passages)
-    num_compared = verify.check_sets(report, effort, folders, checker)
+    folders = verify.find_sets(options.folder)
+    find_missing_sets(report, options, folders)
+    warn_of_what_is_not_checked(options)
+    num_compared = verify.check_sets(report, usable_inputs(report, options, checked), folders)
     num_rows = verify.count_rows(folders)
     report.facts |= {"sets": len(folders), "rows": num_rows, "passages_compared": num_compared}
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} passages compared: {len(report.findings)} findings",
-        args.folder,
+        options.folder,
     )
 
 
-def find_missing_sets(report: Report, args: Inputs, folders: Sequence[Path]) -> None:
+def find_missing_sets(report: Report, options: RetrievalCheck, folders: Sequence[Path]) -> None:
     """Queries of domains that have no passages are findings, unless RET is a single domain."""
-    if args.queries is None or verify.has_set(args.folder):
+    if options.queries is None or verify.has_set(options.folder):
         return
     there = {folder.name for folder in folders}
-    for queries in sorted(args.queries.glob("*")):
+    for queries in sorted(options.queries.glob("*")):
         if verify.is_domain_folder(queries) and verify.has_set(queries) and queries.name not in there:
-            if args.hits is not None and args.hits.is_dir() and not (args.hits / queries.name).exists():
+            if options.hits is not None and options.hits.is_dir() and not (options.hits / queries.name).exists():
                 cli.warn(f"nothing was searched for {queries}: there are neither hits nor passages")
                 continue
-            report.found(args.folder / queries.name, f"is missing: {queries} has rows, and no passages were written")
+            report.found(options.folder / queries.name, f"is missing: {queries} has rows, and no passages were written")
 
 
-def warn_of_what_is_not_checked(args: Inputs) -> None:
+def warn_of_what_is_not_checked(options: RetrievalCheck) -> None:
     """Say what the flags leave out."""
-    if args.queries is None:
+    if options.queries is None:
         cli.warn("that the rows are those of the queries is not checked without --queries")
-    if args.corpus is None and args.embeddings is None:
+    if options.corpus is None and options.embeddings is None:
         cli.warn("the texts of passages is not checked without --corpus")
-    if args.hits is not None and args.embeddings is None:
+    if options.hits is not None and options.embeddings is None:
         cli.warn("scores are compared with those in --hits, and not computed once more without --embeddings")
 
 
-def usable_inputs(
-    report: Report, args: Inputs, effort: verify.Effort, checked: set[Path]
-) -> tuple[Path | None, Path | None]:
-    """--embeddings and --hits, where rows can be compared with them; what is wrong with them is found.
+def usable_inputs(report: Report, options: RetrievalCheck, checked: set[Path]) -> RetrievalCheck:
+    """The options without the embeddings, where rows cannot be compared with these; what is wrong with them and with
+    the hits is found.
 
     Raises:
         ArgumentError: if there is nothing of the kind.
     """
-    for folder, check in ((args.embeddings, check_hits.check_embedded), (args.hits, check_hits.check_hits)):
+    inputs = ((options.embeddings, check_hits.check_embedded), (options.hits, check_hits.check_hits))
+    for folder, check_input in inputs:
         if folder is not None and folder not in checked:
-            check(report, effort, folder)
+            check_input(report, options, folder)
             checked.add(folder)
-    embedded = args.embeddings
-    if embedded is not None:
+    if options.embeddings is not None:
         try:
-            Embeddings(embedded)
+            Embeddings(options.embeddings)
         except PipelineError as error:
-            cli.warn(f"no passage is compared with {embedded}: {error}")
-            embedded = None
-    return embedded, args.hits
+            cli.warn(f"no passage is compared with {options.embeddings}: {error}")
+            return replace(options, embeddings=None)
+    return options
 
 
 def keys_path(folder: Path) -> Path:
@@ -122,14 +118,15 @@ def keys_path(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class RetrievalChecker:
-    """Looks at sets of retrieved passages."""
+class RetrievalCheck(verify.SetCheck):
+    """The options: what passages are compared with, as far as it is named; and the check of a set and its rows."""
 
-    queries: Path | None
-    corpus: Path | None
-    embeddings: Path | None
-    hits: Path | None
-    num_passages: int
+    folder: Path
+    queries: Path | None = None
+    embeddings: Path | None = None
+    corpus: Path | None = None
+    hits: Path | None = None
+    passages: int = 2
 
     @cached_property
     def embedded(self) -> Embeddings | None:
@@ -140,7 +137,7 @@ class RetrievalChecker:
         """Columns, keys, queries, corpus."""
         before = len(report.findings)
         columns = mds.read_columns(folder)
-        made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+        made_with = provenance.made_with(folder)
         try:
             _, (topk, _) = mds.column_array(columns["retrieved_token_ids"])
             if mds.column_array(columns["retrieval_scores"])[1] != (topk,):
@@ -150,7 +147,9 @@ class RetrievalChecker:
         except (KeyError, ValueError):
             report.found(folder, f"has not the columns of retrieved passages, but {columns}")
             return False
-        self._check_keys(report, folder, topk)
+        with NpyRows(keys_path(folder), num_axes=2) as keys:
+            if (shape := [keys.size, *keys.row_shape]) != [mds.num_rows(folder), topk]:
+                report.found(keys_path(folder), f"has the shape {shape}, not {topk} keys for every row")
         if self.queries is not None:
             if verify.has_set(queries := self.queries / folder.name):
                 verify.compare_with_source(report, folder, queries, "found for")
@@ -159,50 +158,34 @@ class RetrievalChecker:
         if self.embedded and made_with.get("embeddings") != self.embedded.fingerprint(self.embedded.parts):
             report.found(folder, f"was found in other passages than those that are in {self.embeddings} now")
         if self.hits is not None:
-            self._check_hits(report, folder, made_with)
+            self._check_hits(report, folder, self.hits / folder.name, made_with.get("hits"))
         return len(report.findings) == before
 
-    def _check_keys(self, report: Report, folder: Path, topk: int) -> None:
-        try:
-            with NpyRows(keys_path(folder), num_axes=2) as keys:
-                if (keys.size, *keys.row_shape) != (mds.num_rows(folder), topk):
-                    what = f"has the shape {[keys.size, *keys.row_shape]}, not {topk} keys for every row"
-                    report.found(keys_path(folder), what)
-        except (DamagedFileError, FileNotFoundError) as error:
-            report.found(keys_path(folder), verify.describe(error))
-
-    def _check_hits(self, report: Report, folder: Path, made_with: provenance.Meta) -> None:
+    def _check_hits(self, report: Report, folder: Path, found: Path, fingerprint: str | None) -> None:
         """That a set was written from the hits that are there."""
-        found = self.hits_of(folder)
+        metas = verify.readable_metas([found]).values()
         if not check_hits.is_hit_folder(found):
             report.found(folder, f"has no hits: {found} is not there")
-        elif not self.has_whole_hits(folder):
+        elif self.hits_of(folder) is None:
             return  # what is wrong with them was found before
-        elif made_with.get("hits") != provenance.fingerprint((provenance.read_meta(found) or {"files": {}})["files"]):
+        elif [fingerprint] != [provenance.fingerprint(meta["files"]) for meta in metas]:
             report.found(folder, f"was written from other hits than those that are in {found} now")
-        elif not query_vectors_path(found).exists():
-            cli.warn(f"{query_vectors_path(found)} is not there: the scores of {folder} are not computed once more")
+        elif not (vectors := check_hits.query_vectors_path(found)).exists():
+            cli.warn(f"{vectors} is not there: the scores of {folder} are not computed once more")
 
-    def hits_of(self, folder: Path) -> Path:
-        """The hits of a set."""
-        assert self.hits is not None
-        return self.hits / folder.name
-
-    def has_whole_hits(self, folder: Path) -> bool:
-        """Whether the rows of a set can be compared with hits."""
-        return self.hits is not None and verify.is_whole(self.hits_of(folder))
-
-    def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows as they come."""
-        yield from np.array_split(rows, max(1, len(rows) // 256))
+    def hits_of(self, folder: Path) -> Path | None:
+        """The hits of a set, where its rows can be compared with them."""
+        hits = self.hits / folder.name if self.hits else None
+        return hits if hits and not verify.unit_findings(hits) else None
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Scores that descend, passages that differ and are what their keys say."""
         meta, result = provenance.read_meta(folder), verify.Result()
         assert meta is not None
         vocab_size = meta.get("vocab_size") or 1 << 31
-        found = self.hits_of(folder) if self.has_whole_hits(folder) else None
-        vectors = query_vectors_path(found) if found and verify.is_whole(query_vectors_path(found).parent) else None
+        found = self.hits_of(folder)
+        vectors = check_hits.query_vectors_path(found) if found else None
+        vectors = vectors if vectors and not verify.unit_findings(vectors.parent) else None
         with NpyRows(keys_path(folder), num_axes=2) as all_keys:
             for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
                 keys = all_keys.read(number, number + 1)[0]
@@ -216,8 +199,8 @@ class RetrievalChecker:
                     what = self._compare_with_embedded(row, keys, names)
                     result.num_compared += len(keys)
                 if not what and self.corpus is not None:
-                    what = self._compare_with_corpus(row, names[: self.num_passages])
-                    result.num_compared += len(names[: self.num_passages])
+                    what = self._compare_with_corpus(row, names[: self.passages])
+                    result.num_compared += len(names[: self.passages])
                 if not what and found is not None:
                     what = compare_with_hits(found, number, row, keys)
                 if not what and self.embedded is not None and vectors is not None:
@@ -261,11 +244,6 @@ class RetrievalChecker:
         place = int(np.argmax(wrong))
         stored = row["retrieval_scores"][place]
         return f"has at place {place} the score {stored:.6g}; query and passage give {expected[place]:.6g}"
-
-
-def query_vectors_path(found: Path) -> Path:
-    """The embedded queries of hits: `HITS/wiki` → `HITS/wiki.queries/embeddings.npy`."""
-    return found.with_name(f"{found.name}.queries") / "embeddings.npy"
 
 
 def compare_with_hits(found: Path, number: int, row: dict[str, Any], keys: np.ndarray) -> str:

@@ -4,28 +4,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.retrieval import embeddings
 from cepe_data.storage import parts, verify
 from cepe_data.storage.report import Report
 
 HIT_FILES = ("keys.npy", "scores.npy")
-
-
-def is_embedded(folder: Path) -> bool:
-    """Whether a folder is an embedded corpus, or what is left of one."""
-    is_listed = (folder / embeddings.MANIFEST).exists()
-    return is_listed or next(folder.glob("*/*/part-*/neighbor_offsets.npy"), None) is not None
-
-
-def is_hits(folder: Path) -> bool:
-    """Whether a folder holds the hits of some domains, or what is left of them."""
-    return any((one / name).exists() for one in hit_folders(folder) for name in HIT_FILES)
 
 
 def hit_folders(folder: Path) -> list[Path]:
@@ -44,7 +30,7 @@ def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:
     Raises:
         ArgumentError: if no embedded corpus is there at all.
     """
-    if not is_embedded(folder):
+    if not (folder / embeddings.MANIFEST).exists() and not any(folder.glob("*/*/part-*/neighbor_offsets.npy")):
         what = f"no {embeddings.MANIFEST} is in it"
         raise ArgumentError(f"{folder} holds no embeddings: {what}. Pass what embed_passages wrote")
     before = len(report.findings)
@@ -54,7 +40,7 @@ def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:
         report.found(folder / embeddings.MANIFEST, verify.describe(error))
         return
     parts = [embeddings.part_path(folder, file, part) for file in files for part in range(file.num_parts)]
-    check_units(report, effort, parts)
+    verify.check_files(report, effort, parts)
     if len(report.findings) == before:
         try:
             embeddings.Embeddings(folder)
@@ -68,29 +54,16 @@ def check_hits(report: Report, effort: verify.Effort, folder: Path) -> None:
     Raises:
         ArgumentError: if there are none at all.
     """
-    if not is_hits(folder):
+    if not any((one / name).exists() for one in hit_folders(folder) for name in HIT_FILES):
         what = f"no domain folder with {' and '.join(HIT_FILES)} is in it"
         raise ArgumentError(f"{folder} holds no hits: {what}. Pass what search wrote")
-    check_units(report, effort, list(_units_of_search(folder)))
-
-
-def _units_of_search(folder: Path) -> Iterator[Path]:
+    units: list[Path] = []
     for hits in hit_folders(folder):
-        yield hits
-        queries = hits.with_name(f"{hits.name}.queries")
-        if queries.exists():  # --delete_parts removes them, and the parts
-            yield queries
-        yield from parts.paths_there(hits)
+        queries = [path for path in [query_vectors_path(hits).parent] if path.exists()]  # --delete_parts removes them
+        units += [hits, *queries, *parts.paths_there(hits)]
+    verify.check_files(report, effort, units)
 
 
-def check_units(report: Report, effort: verify.Effort, units: Sequence[Path]) -> None:
-    """Look at units, folders each, on all cores."""
-    look = functools.partial(verify.unit_findings, is_deep=effort.deep)
-    with (
-        cli.progress_bar(len(units), "unit", "looking at units") as bar,
-        workers.Workers(min(effort.num_workers, len(units) or 1) if effort.deep else 1, look) as pool,
-    ):
-        for _, findings in pool.map_in_order(units, lambda _: 1, 2 * pool.num_workers):
-            for path, what in findings:
-                report.found(path, what)
-            bar.update()
+def query_vectors_path(hits: Path) -> Path:
+    """The embedded queries of hits: `HITS/wiki` → `HITS/wiki.queries/embeddings.npy`."""
+    return hits.with_name(f"{hits.name}.queries") / "embeddings.npy"

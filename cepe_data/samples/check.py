@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.report import Report
 
+MANIFEST = "manifest.json"
 HELP = "check what a sampler wrote: rows against the token files, splits, the retrieval corpus"
 OF_ALL = ("seed", "test_fraction", "document_hash", "drop_duplicates")
 OF_ALL_WINDOWS = ("kind", "total_length", "decoder_length")
@@ -37,33 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace, report: Report, check_more: Callable[[Report, Path], None]) -> int:
+def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | None = None) -> int:
+    """Check every set of OUT."""
+    return check(Report("samples", args.json), cli.typed(SampleCheck, args), check_more)
+
+
+def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Path], None] | None = None) -> int:
     """Check every set of OUT, and its retrieval corpus; with `check_more`, what else stands in OUT."""
-    effort = cli.typed(verify.Effort, args)
-    folders = [one for split in ("test", "train") for one in sorted(args.output.glob(f"{split}/*"))]
+    output = options.output
+    folders = [one for split in ("test", "train") for one in sorted(output.glob(f"{split}/*"))]
     folders = [one for one in folders if verify.is_domain_folder(one) and verify.has_set(one)]
-    passages = sorted(args.output.glob("retrieval/*/*.jsonl"))
-    check_manifests(report, args.output, folders, passages)
+    passages = sorted(output.glob("retrieval/*/*.jsonl"))
+    check_manifests(report, output, folders, passages)
     if not folders and not passages and not report.findings:
-        raise ArgumentError(f"{args.output} holds no sets: pass the OUT of a sampler")
+        raise ArgumentError(f"{output} holds no sets: pass the OUT of a sampler")
     check_agreement(report, [*folders, *passages])
-    check_shards(report, args.output, passages)
-    check_more(report, args.output)
-    num_compared = verify.check_sets(report, effort, folders, WindowChecker(args.tokenized_dir))
-    num_passages = check_passages(report, args.tokenized_dir, effort, passages)
+    check_shards(report, output, passages)
+    if check_more:
+        check_more(report, output)
+    num_compared = verify.check_sets(report, options, folders)
+    num_passages = check_passages(report, options, options.tokenized_dir, passages)
     report.facts |= {"sets": len(folders), "rows_compared": num_compared}
     report.facts |= {"passage_files": len(passages), "passages_compared": num_passages}
     return report.finish(
         f"{len(folders)} sets, {num_compared:,} rows compared with the token files; {len(passages)} files of passages, "
         f"{num_passages:,} compared: {len(report.findings)} findings",
-        args.output,
+        output,
     )
-
-
-def find_manifests(output: Path) -> list[Path]:
-    """The manifests of what a sampler wrote: of its sets, and of each shard of the retrieval corpus."""
-    paths = [output / "manifest.json", *sorted(output.glob("retrieval/*/manifest.json"))]
-    return [path for path in paths if path.exists()]
 
 
 def check_manifests(report: Report, output: Path, folders: Sequence[Path], passages: Sequence[Path]) -> None:
@@ -71,9 +72,11 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
     manifest of everything."""
     expected = {one.parent for one in passages} | ({output} if folders else set())
     for folder in sorted(expected):
-        if not (folder / "manifest.json").exists():
-            report.found(folder / "manifest.json", "is missing: run the sampler again")
-    for path in find_manifests(output):
+        if not (folder / MANIFEST).exists():
+            report.found(folder / MANIFEST, "is missing: run the sampler again")
+    for path in [output / MANIFEST, *sorted(output.glob(f"retrieval/*/{MANIFEST}"))]:
+        if not path.exists():
+            continue
         try:
             listed = provenance.read_signed(path, "run the sampler again")["sets"]
         except DamagedFileError as error:
@@ -91,17 +94,13 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
 def check_agreement(report: Report, units: Sequence[Path]) -> None:
     """That sets and passages of one output were made by one rule: else a text could be in two splits."""
     known: dict[tuple[str, ...], tuple[Path, Any]] = {}
-    for unit in units:
-        try:
-            meta = provenance.read_meta(unit)
-        except DamagedFileError:  # the check of the unit says so
-            continue
-        made_with = (meta or {"made_with": {}})["made_with"]
+    for unit, meta in verify.readable_metas(units).items():
+        made_with = meta["made_with"]
         is_passages = made_with.get("kind") == "passages"
         scopes: dict[str, tuple[str, ...]] = dict.fromkeys(OF_ALL, ())
         scopes |= {"train_fraction": ()} if "train_fraction" in made_with else {}
         scopes |= dict.fromkeys(OF_ALL_SHARDS, (unit.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
-        for name, scope in scopes.items() if made_with else ():
+        for name, scope in scopes.items():
             value = made_with.get(name)
             first, expected = known.setdefault((name, *scope), (unit, value))
             if value != expected:
@@ -111,16 +110,13 @@ def check_agreement(report: Report, units: Sequence[Path]) -> None:
 def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None:
     """That passages are in the shard that they were made for, and that all shards are there."""
     num_shards = 0
-    for path in passages:
-        try:
-            made_with = (provenance.read_meta(path) or {"made_with": {}})["made_with"]
-        except DamagedFileError:
-            continue
+    for path, meta in verify.readable_metas(passages).items():
+        made_with = meta["made_with"]
         num_shards = max(num_shards, made_with.get("retrieval_shards") or 0)
         place = {"shard_id": int(path.parent.name) if path.parent.name.isdecimal() else -1, "domain": path.stem}
-        if made_with and (wrong := verify.compare_records(made_with, place)):
+        if wrong := verify.compare_records(made_with, place):
             report.found(path, f"is not where it was written: {wrong}")
-    missing = [one for one in range(num_shards) if not (output / f"retrieval/{one}/manifest.json").exists()]
+    missing = [one for one in range(num_shards) if not (output / f"retrieval/{one}/{MANIFEST}").exists()]
     if missing:
         ids = shards.array_ids(missing)
         report.found(output / "retrieval", f"has not all of its {num_shards} shards: run the sampler for {ids}")
@@ -134,11 +130,7 @@ def _compare_with_manifest(
         if facts["written"]:
             report.found(unit, f"is missing, and {manifest} says that it has {facts['written']:,} rows")
         return
-    try:
-        meta = provenance.read_meta(unit)
-    except DamagedFileError:  # the check of the unit says so
-        return
-    if meta is not None:
+    for meta in verify.readable_metas([unit]).values():
         num_rows = meta.get("rows", meta["made_with"].get("rows"))
         expected = {"written": num_rows, **{name: meta.get(name) for name in names}}
         if differences := verify.compare_records(facts, expected):
@@ -146,10 +138,12 @@ def _compare_with_manifest(
 
 
 @dataclass(frozen=True)
-class WindowChecker:
-    """Looks at sets of windows."""
+class SampleCheck(verify.SetCheck):
+    """The options, and the check of a set of windows and its rows."""
 
+    output: Path
     tokenized_dir: Path
+    rows_at_once: ClassVar[int] = 4096  # the documents before the first of them are gone through
 
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, names, and the numbers in `{domain}.rows.npy`."""
@@ -166,17 +160,17 @@ class WindowChecker:
             "token_ids": f"ndarray:{dtype}:{decoder}",
         }:
             report.found(folder, f"has other columns than its meta file says: {columns}")
-        try:
-            with NpyRows(rows_path(folder), num_axes=2) as sources:
-                numbers = sources.read(0, sources.size)
-            if numbers.shape != (mds.num_rows(folder), 2):
-                report.found(rows_path(folder), f"has the shape {list(numbers.shape)}, not two numbers for every row")
-            elif len(numbers) and not 0 <= numbers[:, 0].min() <= numbers[:, 0].max() < len(meta["source_files"]):
-                report.found(rows_path(folder), f"names files beyond the {len(meta['source_files'])} of the meta file")
-            elif len(same := _same_as_before(numbers)):
-                report.found(folder, "comes from the same place as another row", int(same[0]))
-        except (DamagedFileError, FileNotFoundError) as error:
-            report.found(rows_path(folder), str(error))
+        with NpyRows(rows_path(folder), num_axes=2) as sources:
+            numbers = sources.read(0, sources.size)
+        if numbers.shape != (mds.num_rows(folder), 2):
+            report.found(rows_path(folder), f"has the shape {list(numbers.shape)}, not two numbers for every row")
+        elif len(numbers) and not 0 <= numbers[:, 0].min() <= numbers[:, 0].max() < len(meta["source_files"]):
+            report.found(rows_path(folder), f"names files beyond the {len(meta['source_files'])} of the meta file")
+        else:
+            order = np.lexsort((numbers[:, 1], numbers[:, 0]))
+            is_same = (numbers[order][1:] == numbers[order][:-1]).all(axis=1)
+            if is_same.any():
+                report.found(folder, "comes from the same place as another row", int(order[1:][is_same].min()))
         return len(report.findings) == before
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -185,7 +179,7 @@ class WindowChecker:
             numbers = sources.read(0, sources.size)[rows]
         order = np.lexsort((numbers[:, 1], numbers[:, 0]))
         for group in np.split(order, np.flatnonzero(np.diff(numbers[order, 0])) + 1) if len(order) else ():
-            yield from verify.groups_in_order(rows[group])
+            yield from super().groups(folder, rows[group])
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Look at rows of one token file, in the order of their positions."""
@@ -210,10 +204,3 @@ class WindowChecker:
                     result.findings.append((number, what))
                 result.num_compared += 1
         return result
-
-
-def _same_as_before(numbers: np.ndarray) -> np.ndarray:
-    """The rows, int64 [n], whose file number and position, int64 [rows, 2], a row before them has too."""
-    order = np.lexsort((numbers[:, 1], numbers[:, 0]))
-    is_same = (numbers[order][1:] == numbers[order][:-1]).all(axis=1)
-    return np.sort(order[1:][is_same])

@@ -5,8 +5,9 @@ Of a file, 40 bytes a passage are kept until all were read; then each token file
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from cepe_data import cli, hashing, workers
+from cepe_data import hashing
 from cepe_data.errors import DamagedFileError
 from cepe_data.samples.check_sources import SourceDocuments
 from cepe_data.storage import provenance, verify
@@ -23,87 +24,52 @@ from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.check_file import sample_lines
 
 LINES_BYTES = 16 << 20
+# A passage that can be right, by what is to be compared with the token files: where it stands, a number of a line or a
+# byte; file number and position; hashes of its ids, and of what follows it.
+PASSAGE = np.dtype([("where", "i8"), ("file", "i8"), ("position", "i8"), ("hash", "u8"), ("neighbor_hash", "u8")])
 
 
-def check_passages(report: Report, tokenized_dir: Path, effort: verify.Effort, paths: list[Path]) -> int:
+def check_passages(report: Report, effort: verify.Effort, tokenized_dir: Path, paths: list[Path]) -> int:
     """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
-    num_compared, collected = 0, verify.Collected(report)
-    checker = PassageChecker(tokenized_dir, effort.deep, effort.rows, effort.seed)
-    with (
-        cli.progress_bar(len(paths), "file", "checking passages") as bar,
-        workers.Workers(min(effort.num_workers, len(paths) or 1), checker) as pool,
-    ):
-        for path, result in pool.map_in_order(paths, lambda _: 1, 2 * pool.num_workers):
-            num_compared += result.num_compared
-            collected.add(path, result)
-            bar.update()
-    collected.finish()
-    return num_compared
-
-
-@dataclass(frozen=True)
-class Passages:
-    """Passages that can be right, by what is to be compared with the token files: where each stands, a number of lines
-    or bytes; file number and position, int64 [n] each; hashes of its ids, and of what follows it, uint64 [n] each."""
-
-    where: np.ndarray
-    file: np.ndarray
-    position: np.ndarray
-    hash: np.ndarray
-    neighbor_hash: np.ndarray
+    jobs = [(path, np.empty(0, np.int64)) for path in verify.check_files(report, effort, paths)]
+    return verify.look_at(report, effort, PassageChecker(effort, tokenized_dir).check, jobs, "file")
 
 
 @dataclass(frozen=True)
 class PassageChecker:
-    """The task that checks a file of the retrieval corpus."""
+    """Looks at a file of the retrieval corpus."""
 
+    effort: verify.Effort
     tokenized_dir: Path
-    is_deep: bool
-    num_rows: int
-    seed: int
 
     @cached_property
-    def _identity(self) -> tokenizers.TokenizerIdentity | None:
-        try:
-            return tokenizers.saved_identity(self.tokenized_dir / "tokenizer")
-        except DamagedFileError:  # the check of the token files says so
-            return None
-
-    @cached_property
-    def _decode(self) -> backends.Decoder | None:
+    def _decoder(self) -> tuple[str, backends.Decoder] | None:
+        """The fingerprint of the saved tokenizer, and what makes text of its ids."""
         saved = self.tokenized_dir / "tokenizer"
-        return backends.make_decoder(tokenizers.read_saved(saved)) if self._identity else None
+        with contextlib.suppress(DamagedFileError):  # the check of the token files says so
+            if identity := tokenizers.saved_identity(saved):
+                return identity.fingerprint, backends.make_decoder(tokenizers.read_saved(saved))
+        return None
 
-    def __call__(self, path: Path) -> verify.Result:
-        result = verify.Result()
-        try:
-            self._check(path, result)
-        except verify.FAILURES as error:
-            result.findings.append((None, verify.describe(error)))
-        return result
-
-    def _check(self, path: Path, result: verify.Result) -> None:
-        result.findings += [(None, what) for _, what in verify.unit_findings(path)]
-        if result.findings:
-            return
-        if self.is_deep:
-            result.findings += [(None, what) for _, what in verify.unit_findings(path, is_deep=True)]
-        meta = provenance.read_meta(path) or {}
+    def check(self, path: Path, _: np.ndarray) -> verify.Result:
+        """Look at its lines, or at a sample of them."""
+        meta, result = provenance.read_meta(path), verify.Result()
+        assert meta is not None
         blocks, num_lines = [], 0
         for first, lines in self._lines(path, meta["rows"]):
             blocks.append(self._check_lines(path, first, lines, meta, result))
             num_lines += len(lines)
-        if self.is_deep and num_lines != meta["rows"]:
+        if self.effort.deep and num_lines != meta["rows"]:
             result.findings.append((None, f"has {num_lines:,} lines, its meta file says {meta['rows']:,}"))
         if blocks:
-            columns = [[getattr(block, one.name) for block in blocks] for one in fields(Passages)]
-            self._compare(Passages(*map(np.concatenate, columns)), meta, result)
+            self._compare(np.concatenate(blocks), meta, result)
+        return result
 
     def _lines(self, path: Path, num_rows: int) -> Iterator[tuple[int | None, list[tuple[int, bytes]]]]:
         """All lines by number, and the number of the first of them; or a sample, by the byte at which they begin."""
-        if not self.is_deep:
-            draw = np.random.default_rng([self.seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
-            if number := min(self.num_rows, num_rows):
+        if not self.effort.deep:
+            draw = np.random.default_rng([self.effort.seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
+            if number := min(self.effort.rows, num_rows):
                 sample = dict(sample_lines(path, number, draw))
                 yield None, [(start, line) for start, line in sample.items() if line]
             return
@@ -114,7 +80,7 @@ class PassageChecker:
                 number += len(lines)
 
     def _describe_place(self, where: int) -> str:
-        return f"the passage {'in line' if self.is_deep else 'at byte'} {where}"
+        return f"the passage {'in line' if self.effort.deep else 'at byte'} {where}"
 
     def _check_lines(
         self,
@@ -123,8 +89,8 @@ class PassageChecker:
         lines: list[tuple[int, bytes]],
         meta: provenance.Meta,
         result: verify.Result,
-    ) -> Passages:
-        """Ids, shapes and texts of passages; returns those that can be right."""
+    ) -> np.ndarray:
+        """Ids, shapes and texts of passages; returns those that can be right, PASSAGE [n]."""
         import orjson
 
         prefix, right = f"{path.stem}_{meta['made_with']['shard_id']}_", []
@@ -143,9 +109,7 @@ class PassageChecker:
                 )
             except ValueError as error:
                 result.findings.append((None, f"{self._describe_place(where)} {error}"))
-        columns = zip(*right, strict=True) if right else ((),) * len(fields(Passages))
-        dtypes = (np.int64, np.int64, np.int64, np.uint64, np.uint64)
-        return Passages(*(np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)))
+        return np.array(right, PASSAGE)
 
     def _check_record(self, record: Mapping[str, Any], meta: provenance.Meta) -> tuple[int, int, int, int]:
         """File number, position and hashes of a passage.
@@ -160,8 +124,8 @@ class PassageChecker:
         together = np.concatenate(ids)
         if together.min() < 0 or together.max() >= vocab_size:
             raise ValueError(f"has ids outside of 0 … {vocab_size - 1}")
-        if self._decode and self._identity and self._identity.fingerprint == meta["made_with"].get("tokenizer"):
-            texts = self._decode(together.astype(np.int32), np.array(list(map(len, ids))))
+        if self._decoder and self._decoder[0] == meta["made_with"].get("tokenizer"):
+            texts = self._decoder[1](together.astype(np.int32), np.array(list(map(len, ids))))
             for name, text in zip(("contents", "neighbor"), texts, strict=True):
                 if record[name] != text:
                     raise ValueError(f"has a {name!r} that is not the text of its ids")
@@ -170,25 +134,25 @@ class PassageChecker:
             raise ValueError(f"comes from file {file} of {len(meta['source_files'])}, position {position}")
         return file, position, hash_ids(ids[0]), hash_ids(ids[1])
 
-    def _compare(self, passages: Passages, meta: provenance.Meta, result: verify.Result) -> None:
-        """Find passages in the token files, each of which is read once, in the order of its positions."""
+    def _compare(self, passages: np.ndarray, meta: provenance.Meta, result: verify.Result) -> None:
+        """Find passages, PASSAGE [n], in the token files, each of which is read once, in the order of its positions."""
         described = {**meta, "tokenizer": meta["made_with"].get("tokenizer")}
-        chunk_size, order = meta["made_with"]["chunk_size"], np.lexsort((passages.position, passages.file))
-        for group in np.split(order, np.flatnonzero(np.diff(passages.file[order])) + 1) if len(order) else ():
-            name = meta["source_files"][int(passages.file[group[0]])]
+        chunk_size, passages = meta["made_with"]["chunk_size"], np.sort(passages, order=("file", "position"))
+        for group in np.split(passages, np.flatnonzero(np.diff(passages["file"])) + 1) if len(passages) else ():
+            name = meta["source_files"][int(group["file"][0])]
             source = SourceDocuments.open(self.tokenized_dir, described, name, result)
             if source is None:
                 continue
             with source:
-                for row, place in zip(group.tolist(), source.find(passages.position[group]), strict=True):
+                for passage, place in zip(group, source.find(group["position"]), strict=True):
                     what = source.describe_wrong_place(place)
                     ids = source.inside(place, 2 * chunk_size) if not what else np.empty(0)
-                    if not what and hash_ids(ids[:chunk_size]) != passages.hash[row]:
+                    if not what and hash_ids(ids[:chunk_size]) != passage["hash"]:
                         what = f"is not what stands at position {place.position:,} of {name}"
-                    if not what and hash_ids(ids[chunk_size:]) != passages.neighbor_hash[row]:
+                    if not what and hash_ids(ids[chunk_size:]) != passage["neighbor_hash"]:
                         what = "has a neighbor that does not follow it in its document"
                     if what:
-                        where = self._describe_place(int(passages.where[row]))
+                        where = self._describe_place(passage["where"])
                         result.findings.append((None, f"{where} {what}"))
             result.num_compared += len(group)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +11,17 @@ from cepe_data.samples.reader import SampledFile
 from cepe_data.samples.splits import SPLITS, Splits
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import duplicates
-from cepe_data.tokens.token_file import read_tokenizer
+from cepe_data.tokens.token_file import Place, read_tokenizer
 
 DOCUMENTS_AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a window starts: a position, its document, and the position at which that ends. No document: nowhere."""
+class SourceDocuments(SampledFile):
+    """A token file, and which of its documents are of a split."""
 
-    position: int
-    document: int | None = None
-    document_stop: int = 0
-
-
-class SourceDocuments:
-    """The documents of one token file, and which of them are of a split; use as a context manager."""
-
-    def __init__(self, tokens: SampledFile, made_with: provenance.Meta) -> None:
-        self._tokens, self.split = tokens, made_with.get("split", "retrieval")
+    def __init__(self, path: Path, mark_command: str | None, made_with: provenance.Meta) -> None:
+        super().__init__(path, mark_command, made_with["domain"])
+        self.split = made_with.get("split", "retrieval")
         self._splits = Splits(made_with["seed"], made_with["test_fraction"], made_with.get("train_fraction", 0.0))
 
     @classmethod
@@ -48,39 +39,18 @@ class SourceDocuments:
                 what = f"copies are not marked in {path.parent} as they were when rows were drawn from there"
                 result.warnings.append(f"{what}: these are not compared")
                 return None
-        tokens = SampledFile(path, command)
-        made_by = read_tokenizer(path, tokens.meta).fingerprint if tokens.meta else None
+        source_file = cls(path, command, meta["made_with"])
+        made_by = read_tokenizer(path, source_file.meta).fingerprint if source_file.meta else None
         if None not in {made_by, meta.get("tokenizer")} and made_by != meta["tokenizer"]:
-            tokens.__exit__()
+            source_file.__exit__()
             what = f"comes from {path}, which another tokenizer has made since ({made_by}, not {meta['tokenizer']})"
             result.findings.append((None, what))
             return None
-        return cls(tokens, meta["made_with"])
-
-    def __enter__(self) -> SourceDocuments:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._tokens.__exit__()
-
-    def find(self, positions: np.ndarray) -> list[Place]:
-        """The documents at positions, int64 [n], ascending."""
-        places = [Place(int(position)) for position in positions]
-        done = int(np.searchsorted(positions, self._tokens.tokens_start))
-        for first, start, lengths, _ in self._tokens.document_blocks():
-            ends = start + np.cumsum(lengths)
-            until = int(np.searchsorted(positions, ends[-1])) if len(ends) else done
-            for index in range(done, until):
-                document = int(np.searchsorted(ends, positions[index], "right"))
-                places[index] = Place(int(positions[index]), first + document, int(ends[document]))
-            done = max(done, until)
-            if done == len(positions):
-                break
-        return places
+        return source_file
 
     def describe_difference(self, place: Place, ids: np.ndarray, is_inside: bool) -> str:
         """What is wrong with a window that is said to start there; empty if nothing."""
-        path = self._tokens.path
+        path = self.path
         if what := self.describe_wrong_place(place):
             return what
         expected = self.inside(place, len(ids)) if is_inside else self.concatenated(place, len(ids))
@@ -96,46 +66,41 @@ class SourceDocuments:
     def describe_wrong_place(self, place: Place) -> str:
         """Why nothing of the split can start there; empty if it can."""
         if place.document is None:
-            return f"comes from position {place.position:,} of {self._tokens.path}, where no document is"
+            return f"comes from position {place.position:,} of {self.path}, where no document is"
         if (split := self.split_of(place)) != self.split:
-            what = f"comes from document {place.document} of {self._tokens.path}"
-            return f"{what}, which is of {split or 'no split, a copy'}"
+            what = f"comes from document {place.document} of {self.path}"
+            return f"{what}, which is of {split or 'another domain, or a copy'}"
         return ""
 
     def split_of(self, place: Place) -> str:
-        """The split of the document; empty for a copy that was to be dropped."""
+        """The split of the document; empty for one of another domain, and for a copy that was to be dropped."""
         assert place.document is not None
-        length = self._tokens.lengths(place.document, place.document + 1)
-        hashes = self._tokens.hashes(place.document, place.document_stop - int(length[0]), length)
-        dropped = self._tokens.dropped([place.document], [place.document + 1])
+        hashes = self.hashes(place.document, place.start, np.array([place.stop - place.start]))
+        dropped = self.dropped([place.document], [place.document + 1])
         if dropped is not None and dropped[0]:
             return ""
         return SPLITS[int(self._splits.assign(hashes)[0])]
 
     def inside(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids of the document from the place on."""
-        return self._tokens.tokens(place.position, min(place.position + length, place.document_stop))
+        return self.tokens(place.position, min(place.position + length, place.stop))
 
     def concatenated(self, place: Place, length: int) -> np.ndarray:
         """At most `length` ids from the place on, of documents of the split."""
         pieces = [self.inside(place, length)]
         missing = length - len(pieces[0])
         assert place.document is not None
-        document, position = place.document + 1, place.document_stop
-        while missing and document < self._tokens.num_documents:
-            stop = min(document + DOCUMENTS_AT_ONCE, self._tokens.num_documents)
-            lengths = self._tokens.lengths(document, stop)
-            dropped = self._tokens.dropped([document], [stop])
-            hashes = self._tokens.hashes(document, position, lengths)
+        document, position = place.document + 1, place.stop
+        while missing and document < self.num_documents:
+            stop = min(document + DOCUMENTS_AT_ONCE, self.num_documents)
+            lengths = self.lengths(document, stop)
+            dropped = self.dropped([document], [stop])
+            hashes = self.hashes(document, position, lengths)
             is_mine = self._splits.contains(self.split, hashes, dropped).tolist()
-            for start, end, mine in zip(*_borders(position, lengths), is_mine, strict=True):
+            for length_of_document, mine in zip(lengths.tolist(), is_mine, strict=True):
                 if mine and missing:
-                    pieces.append(self._tokens.tokens(start, min(end, start + missing)))
+                    pieces.append(self.tokens(position, position + min(length_of_document, missing)))
                     missing -= len(pieces[-1])
-            document, position = stop, position + int(lengths.sum())
+                position += length_of_document
+            document = stop
         return np.concatenate(pieces)
-
-
-def _borders(position: int, lengths: np.ndarray) -> tuple[list[int], list[int]]:
-    ends = (position + np.cumsum(lengths)).tolist()
-    return [position, *ends[:-1]], ends

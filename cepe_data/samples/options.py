@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cepe_data import cli, workers
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
@@ -22,6 +24,7 @@ from cepe_data.storage.outputs import WriteOptions
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
+EQUAL = "equal"
 INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
 
 
@@ -36,6 +39,7 @@ class SampleOptions(WriteOptions):
     file_list: Path
     tokenized_dir: Path
     domains: str
+    test_domains: str | None
     seed: int
     test_fraction: float
     train_fraction: float
@@ -81,9 +85,15 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     draw = parser.add_argument_group("draw")
     draw.add_argument(
         "--domains",
-        default=listing.format_weights(weights),
+        default=domains.format_weights(weights),
         metavar="DOMAIN=WEIGHT,…",
         help="the domains to sample and their weights, which add up to 1",
+    )
+    draw.add_argument(
+        "--test_domains",
+        default=None,
+        metavar="DOMAIN=WEIGHT,…",
+        help=f"those of test, in the same way, or {EQUAL}: all of --domains with the same weight (default: --domains)",
     )
     draw.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and another draw")
     draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
@@ -133,54 +143,104 @@ def make_splits(args: SampleOptions) -> Splits:
     return Splits(args.seed, args.test_fraction, args.train_fraction)
 
 
-def open_tokens(args: SampleOptions) -> tuple[Tokens, dict[str, float]]:
-    """The token files of the domains that `args` asks for, and the weights of these.
+def split_weights(args: SampleOptions) -> dict[str, dict[str, float]]:
+    """Weights per split and domain: of test those of `--test_domains`, of train and retrieval those of `--domains`.
 
     Raises:
-        ArgumentError: if a domain has no files (with the `--domains` line without it), or token files are missing.
+        ArgumentError: naming the flag, if they are not weights.
+    """
+    weights = domains.parse_weights(args.domains)
+    test = weights
+    if args.test_domains == EQUAL:
+        test = dict.fromkeys(weights, 1 / len(weights))
+    elif args.test_domains is not None:
+        test = domains.parse_weights(args.test_domains, "--test_domains")
+    return {"test": test, "train": weights, "retrieval": weights}
+
+
+def open_tokens(args: SampleOptions) -> Tokens:
+    """The token files of the domains that `args` asks for.
+
+    Raises:
+        ArgumentError: if a domain has no files (with the flag without it), or token files are missing.
         DamagedFileError: if they were made by two tokenizers.
     """
-    weights = listing.parse_weights(args.domains)
-    files: dict[str, list[listing.ListedFile]] = {domain: [] for domain in weights}
-    listed = listing.read_file_list(args.file_list)
-    for file in listed:
-        if file.domain in files:
-            files[file.domain].append(file)
-    if absent := [domain for domain in weights if not files[domain]]:
-        rest = {domain: weight for domain, weight in weights.items() if files[domain]}
-        known = f"it has {', '.join(sorted({file.domain for file in listed}))}"
-        remedy = f"without them:\n  --domains {listing.format_weights(rest)}" if rest else known
-        raise ArgumentError(f"{args.file_list} lists no files of {', '.join(absent)}; {remedy}")
-    return find_tokens(files, args.tokenized_dir, mark_command(files, args) if args.drop_duplicates else None), weights
+    weights = split_weights(args)
+    flags = {"--domains": weights["train"]}
+    if args.test_domains not in {None, EQUAL}:
+        flags["--test_domains"] = weights["test"]
+    listed = listing.read_file_list(args.file_list).files
+    is_mixed = any(file.domain is None for file in listed)
+    if not is_mixed:
+        require_domains(args.file_list, flags, count_bytes(listed))
+    tokens = find_tokens(listed, args.tokenized_dir, list({**weights["train"], **weights["test"]}))
+    if is_mixed:
+        require_domains(args.file_list, flags, tokens.num_tokens)
+    return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None)
 
 
-def mark_command(files: Mapping[str, list[listing.ListedFile]], args: SampleOptions) -> str:
-    """The command that marks copies in the domains of `files`."""
+def count_bytes(files: Sequence[listing.ListedFile]) -> dict[str, float]:
+    """Bytes of the files of each domain; at least 1, where they are not known."""
+    sizes: Counter[str] = Counter()
+    for file in files:
+        if file.domain is not None:
+            sizes[file.domain] += file.num_bytes or 1
+    return dict(sizes)
+
+
+def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -> None:
+    """Raise ArgumentError, with the lines that work, if a flag gives a domain a weight and it has no size."""
+    there = {domain: size for domain, size in sizes.items() if size}
+    for flag, weights in flags.items():
+        absent = [domain for domain in weights if domain not in there]
+        if not absent:
+            continue
+        lines = [f"{file_list} lists no files of {', '.join(absent)}, only of {', '.join(sorted(there))}."]
+        rest = {domain: weight for domain, weight in weights.items() if domain in there}
+        if set(there) != set(rest):
+            by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
+            lines.append(f"All domains there are, by their size:\n  {flag} {domains.format_weights(by_size)}")
+        if rest:
+            lines.append(f"Without them:\n  {flag} {domains.format_weights(rest)}")
+        raise ArgumentError("\n".join(lines))
+
+
+def mark_command(tokens: Tokens, args: SampleOptions) -> str:
+    """The command that marks copies in the domains of `tokens`."""
     command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
     command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
-    command += ["--domains", ",".join(files)]
-    paths = (args.tokenized_dir / file.token_file for domain_files in files.values() for file in domain_files)
+    command += ["--domains", ",".join(tokens.files)]
+    paths = (args.tokenized_dir / file.token_file for files in tokens.files.values() for file in files)
     is_there = any(duplicates.bits_path(path).exists() for path in paths)
     return shlex.join([*command, *["--overwrite"] * is_there])
 
 
-def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mark_command: str | None = None) -> Tokens:
-    """The token files of these domains; with `mark_command` copies of documents are dropped, see `Tokens`.
+def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None) -> Tokens:
+    """The token files of these domains of a list, or of all of them.
 
     Raises:
         ArgumentError: if some are missing.
         DamagedFileError: if one is damaged, or they were made by two tokenizers.
     """
-    all_files = [file for domain_files in files.values() for file in domain_files]
+    all_files = [file for file in listed if names is None or file.domain is None or file.domain in names]
     if missing := [file.path for file in all_files if not (folder / file.token_file).exists()]:
         raise ArgumentError(
             f"{len(missing)} of {len(all_files)} token files are missing in {folder}, such as that of "
             f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
         )
     identities: dict[str, tuple[str, int]] = {}
+    files: dict[str, list[listing.ListedFile]] = {name: [] for name in names or ()}
+    num_tokens: Counter[str] = Counter()
+    mixed_domains: set[str] = set()
     for file in all_files:
         path = folder / file.token_file
-        if meta := provenance.read_meta(path):
+        meta = provenance.read_meta(path)
+        for domain, number in tokens_by_domain(file, path, meta).items():
+            num_tokens[domain] += number
+            mixed_domains |= {domain} if file.domain is None else set()
+            if names is None or domain in names:
+                files.setdefault(domain, []).append(file)
+        if meta:
             if lost := provenance.lost_files(path, meta):
                 raise DamagedFileError(
                     f"{path} is damaged: {lost[0]} is gone or has not the size it was written with. tokenize_jsonl.py "
@@ -188,7 +248,7 @@ def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mar
                 )
             tokenizer = read_tokenizer(path, meta)
             identities.setdefault(tokenizer.fingerprint, (file.path, tokenizer.vocab_size))
-            if meta["made_with"].get("source_bytes") != file.num_bytes:
+            if file.num_bytes is not None and meta["made_with"].get("source_bytes") != file.num_bytes:
                 raise DamagedFileError(
                     f"{path} was made when {file.path} had another size than the list says: run tokenize_jsonl.py "
                     f"--overwrite"
@@ -200,22 +260,42 @@ def find_tokens(files: Mapping[str, list[listing.ListedFile]], folder: Path, mar
             f"with one (tokenize_jsonl.py --overwrite)"
         )
     fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
-    return Tokens(files, folder, vocab_size, fingerprint, mark_command)
+    mixed = [file for file in listed if file.domain is None or file.domain in mixed_domains]
+    return Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
 
 
-def window_requests(weights: Mapping[str, float], args: SampleOptions) -> dict[str, dict[str, int]]:
+def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta | None) -> dict[str, int]:
+    """Tokens of every domain that a token file has documents of; of one that was made elsewhere, 0.
+
+    Raises:
+        DamagedFileError: if its records were to say their domain, and do not.
+    """
+    if file.domain is not None:
+        return {file.domain: meta.get("tokens", 0) if meta else 0}
+    try:
+        assert meta is not None
+        of_file = meta["domains"]
+        counts = zip(of_file["names"], of_file["documents"], of_file["tokens"], strict=True)
+        return {name: num_tokens for name, num_documents, num_tokens in counts if num_documents}
+    except (AssertionError, KeyError, TypeError):
+        raise DamagedFileError(f"{path} does not say the domains of its documents: make it again") from None
+
+
+def window_requests(args: SampleOptions) -> dict[str, dict[str, int]]:
     """Rows per split and domain, test and train, by largest remainder."""
-    return {
-        "test": domain_counts("test", weights, args.eval_samples),
-        "train": domain_counts("train", weights, args.train_samples),
-    }
+    numbers = {"test": args.eval_samples, "train": args.train_samples}
+    return {split: domain_counts(split, args, number) for split, number in numbers.items()}
 
 
-def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict[str, int]:
+def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int]:
     """Rows per domain by largest remainder; says so where a domain gets none."""
-    counts = listing.largest_remainder(weights, number)
+    counts = domains.largest_remainder(split_weights(args)[split], number)
     if number and (empty := [domain for domain, count in counts.items() if not count]):
-        cli.warn(f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one")
+        what = "file" if split == "retrieval" else "folder"
+        cli.warn(
+            f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one: there will be no "
+            f"{what} of that name, and a reader of all domains stops there"
+        )
     return counts
 
 
@@ -244,8 +324,17 @@ def describe_run(args: SampleOptions) -> dict[str, Any]:
     return {
         "script": Path(sys.argv[0]).name,
         "arguments": described_arguments(args),
-        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+        "versions": installed_versions("mosaicml-streaming", "numpy", "xxhash"),
     }
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those of these packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def described_arguments(args: SampleOptions) -> dict[str, Any]:
@@ -253,4 +342,5 @@ def described_arguments(args: SampleOptions) -> dict[str, Any]:
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
     how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
+    how |= {"test_domains"} if args.test_domains is None else set()
     return {name: value for name, value in vars(args).items() if name not in where | how}

@@ -8,6 +8,7 @@ plan says of its rows is kept: 24 bytes a row.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
@@ -21,6 +22,7 @@ from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.splits import SPLITS, Splits
 from cepe_data.samples.windows import KeyedPermutation, Windows
+from cepe_data.storage import provenance
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import TokenFile
 
@@ -30,12 +32,14 @@ _BRIDGED_TOKENS = 1 << 14
 
 
 class SampledFile(TokenFile):
-    """A token file whose copies of earlier documents no split is to have, if `mark_command` is given, the command that
-    marks them. Raises as `TokenFile` and `duplicates.DuplicateBits`."""
+    """A token file as a domain sees it: no split has documents of other domains, where documents say theirs; nor copies
+    of earlier documents, if `mark_command` is given, the command that marks them. Raises as `TokenFile` and
+    `duplicates.DuplicateBits`."""
 
-    def __init__(self, path: Path, mark_command: str | None) -> None:
+    def __init__(self, path: Path, mark_command: str | None, domain: str | None = None) -> None:
         super().__init__(path)
         self._bits = duplicates.DuplicateBits(path, self.num_documents, mark_command) if mark_command else None
+        self._number = self.domain_names.index(domain) if domain and self.domain_names else None
 
     def __enter__(self) -> SampledFile:
         return self
@@ -51,32 +55,49 @@ class SampledFile(TokenFile):
 
     def dropped(self, starts: Iterable[int], stops: Iterable[int]) -> np.ndarray | None:
         """bool [documents]: which of documents [start, stop), one range after the other, no split is to have; None if
-        copies are not dropped."""
-        if self._bits is None:
-            return None
-        return np.concatenate([self._bits.read(start, stop) for start, stop in zip(starts, stops, strict=True)])
+        there are none."""
+        ranges = list(zip(starts, stops, strict=True))
+        dropped = None
+        if self._number is not None:
+            dropped = np.concatenate([self.domain_numbers(*one) for one in ranges]) != self._number
+        if self._bits is not None:
+            copies = np.concatenate([self._bits.read(*one) for one in ranges])
+            dropped = copies if dropped is None else copies | dropped
+        return dropped
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token files of a run: per domain, in sorted order of their jsonl path; what their tokenizer was (None if they
-    were made elsewhere); and where copies of documents are to be dropped, the command that marks them."""
+    """The token files of a run: per domain, in sorted order of their source's path, a file of several domains under
+    each; what their tokenizer was (None if they were made elsewhere); and where copies of documents are to be dropped,
+    the command that marks them.
+
+    `mixed` are the files among which copies are marked of all domains that stand in files of several domains; those of
+    other domains are marked among the files of the domain. `num_tokens`: by domain, where meta files tell.
+    """
 
     files: Mapping[str, list[listing.ListedFile]]
     folder: Path
     vocab_size: int | None
     fingerprint: str | None
     mark_command: str | None = None
+    num_tokens: Mapping[str, int] = field(default_factory=dict)
+    mixed: Sequence[listing.ListedFile] = ()
     _versions: dict[str, object] = field(default_factory=dict)
 
-    def open(self, file: listing.ListedFile) -> SampledFile:
-        """Open a token file.
+    def marked_with(self, domain: str) -> Sequence[listing.ListedFile]:
+        """The files among which the copies of a domain are marked."""
+        mixed, files = self.mixed, self.files[domain]
+        return mixed if any(file in mixed for file in files[:1]) else files
+
+    def open(self, file: listing.ListedFile, domain: str | None = None) -> SampledFile:
+        """Open a token file, as `domain` sees it.
 
         Raises:
             DamagedFileError: as `SampledFile`, and if it is not the file that this run opened before.
             ArgumentError: if copies are to be dropped, and are not marked.
         """
-        token_file = SampledFile(self.folder / file.token_file, self.mark_command)
+        token_file = SampledFile(self.folder / file.token_file, self.mark_command, domain)
         if self._versions.setdefault(file.path, token_file.version) != token_file.version:
             raise DamagedFileError(f"{token_file.path} was replaced while this run read it: run the same command again")
         return token_file
@@ -118,27 +139,33 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
         ArgumentError: if only some of them have hashes of texts: copies of a text could be in two splits; or if copies
             are to be dropped, and are not marked, or were marked when the domain had other token files.
     """
+    domains_of: dict[str, list[str]] = {}
+    by_path: dict[str, listing.ListedFile] = {}
+    for domain, files in tokens.files.items():
+        for file in files:
+            domains_of.setdefault(file.path, []).append(domain)
+            by_path[file.path] = file
     without_hashes: list[Path] = []
-    with cli.progress_bar(sum(map(len, tokens.files.values())), "file", "inventory") as bar:
-        inventories = {}
-        for domain, files in tokens.files.items():
-            digest = xxhash.xxh3_64()
-            documents = dict.fromkeys(windows, 0)
-            counts = {split: np.zeros(len(files), np.int64) for split in windows}
-            for number, file in enumerate(files):
-                with tokens.open(file) as token_file:
-                    if not token_file.has_text_hashes:
-                        without_hashes.append(token_file.path)
-                    fingerprint, of_file = _survey_file(token_file, splits, windows)
-                digest.update(json.dumps([file.path, fingerprint], sort_keys=True).encode())
-                for split, (num_documents, num_windows) in of_file.items():
-                    documents[split] += num_documents
-                    counts[split][number] = num_windows
-                bar.update()
-            document_hash = "tokens" if without_hashes else "text"
-            inventories[domain] = Inventory(digest.hexdigest(), document_hash, documents, counts)
+    digests = {domain: xxhash.xxh3_64() for domain in tokens.files}
+    counted: dict[str, list[FileCounts]] = {domain: [] for domain in tokens.files}
+    with cli.progress_bar(len(by_path), "file", "inventory") as bar:
+        for path, file in sorted(by_path.items()):  # each once, however many domains it has
+            with tokens.open(file) as token_file:
+                if not token_file.has_text_hashes:
+                    without_hashes.append(token_file.path)
+                fingerprint, by_domain = _count_file(token_file, splits, windows, domains_of[path])
+            for domain, of_file in by_domain.items():
+                digests[domain].update(json.dumps([path, fingerprint], sort_keys=True).encode())
+                counted[domain].append(of_file)
+            bar.update()
+    inventories = {}
+    for domain, of_files in counted.items():
+        documents = {split: sum(of_file[split][0] for of_file in of_files) for split in windows}
+        counts = {split: np.array([of_file[split][1] for of_file in of_files], np.int64) for split in windows}
+        document_hash = "tokens" if without_hashes else "text"
+        inventories[domain] = Inventory(digests[domain].hexdigest(), document_hash, documents, counts)
     if without_hashes:
-        number = sum(map(len, tokens.files.values()))
+        number = len(by_path)
         what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
         if len(without_hashes) < number:
             raise ArgumentError(
@@ -148,34 +175,52 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
         cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
     if not tokens.mark_command:
         return inventories
-    return {domain: _with_duplicates(one, tokens, domain, tokens.mark_command) for domain, one in inventories.items()}
+    with_bits = {}
+    for domain, one in inventories.items():
+        paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
+        fingerprint = duplicates.fingerprint(paths, bits_made_with(tokens, domain), tokens.mark_command)
+        with_bits[domain] = replace(one, duplicates=fingerprint)
+    return with_bits
 
 
-def _with_duplicates(one: Inventory, tokens: Tokens, domain: str, mark_command: str) -> Inventory:
-    """The inventory of a domain whose copies were left out, once it is known that they were marked in these files."""
-    paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
-    record = duplicates.made_with(one.fingerprint, one.document_hash)
-    return replace(one, duplicates=duplicates.fingerprint(paths, record, mark_command))
+def bits_made_with(tokens: Tokens, domain: str) -> provenance.Meta:
+    """The provenance of the bits that mark the copies of a domain: all files among which they are marked."""
+    whole = replace(tokens, files={domain: list(tokens.marked_with(domain))}, mark_command=None, _versions={})
+    one = inventory(whole, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
+    return duplicates.made_with(one.fingerprint, one.document_hash)
 
 
-def _survey_file(
-    token_file: SampledFile, splits: Splits, windows: Mapping[str, Windows]
-) -> tuple[object, dict[str, tuple[int, int]]]:
-    """What identifies the content of a token file; per split its documents and windows."""
+FileCounts = Mapping[str, tuple[int, int]]  # split → documents, windows
+
+
+def _count_file(
+    token_file: SampledFile, splits: Splits, windows: Mapping[str, Windows], domains: Sequence[str]
+) -> tuple[object, dict[str, FileCounts]]:
+    """What identifies the content of a token file; and by domain, the documents and windows of each split."""
     content = xxhash.xxh3_64()
-    documents, units = dict.fromkeys(windows, 0), dict.fromkeys(windows, 0)
+    documents, units = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     blocks = token_file.document_blocks() if windows or token_file.meta is None else ()
     for first_document, _, lengths, hashes in blocks:
         if token_file.meta is None:
             content.update(lengths.data)
             content.update(hashes.data)
-        assigned = splits.assign(hashes, token_file.dropped([first_document], [first_document + len(hashes)]))
+        stop = first_document + len(hashes)
+        assigned = splits.assign(hashes, token_file.dropped([first_document], [stop]))
+        names = token_file.domain_names
+        numbers = token_file.domain_numbers(first_document, stop) if names else None
         for split, way in windows.items():
-            of_split = lengths[assigned == SPLITS.index(split)]
-            documents[split] += len(of_split)
-            units[split] += int(way.units(of_split).sum())
+            of_split = assigned == SPLITS.index(split)
+            for domain in domains:
+                chosen = lengths[of_split if numbers is None else of_split & (numbers == names.index(domain))]
+                documents[split, domain] += len(chosen)
+                units[split, domain] += int(way.units(chosen).sum())
     fingerprint = token_file.meta["files"] if token_file.meta else content.hexdigest()
-    return fingerprint, {split: (documents[split], way.available(units[split])) for split, way in windows.items()}
+    return fingerprint, {
+        domain: {
+            split: (documents[split, domain], way.available(units[split, domain])) for split, way in windows.items()
+        }
+        for domain in domains
+    }
 
 
 @dataclass(frozen=True)
@@ -214,8 +259,7 @@ class WindowSource:
     """The windows of one (domain, split); `counts` int64 [files] are those of each file."""
 
     tokens: Tokens
-    files: Sequence[listing.ListedFile]
-    name: str
+    domain: str
     split: str
     splits: Splits
     windows: Windows
@@ -226,13 +270,16 @@ class WindowSource:
         cls, tokens: Tokens, domain: str, split: str, splits: Splits, windows: Windows, one: Inventory
     ) -> WindowSource:
         """The source of (domain, split), from the inventory of the domain."""
-        name = f"{splits.seed}/{domain}/{split}"
-        return cls(tokens, tokens.files[domain], name, split, splits, windows, one.windows[split])
+        return cls(tokens, domain, split, splits, windows, one.windows[split])
+
+    def _open(self, number: int) -> SampledFile:
+        """A file of the domain by its number."""
+        return self.tokens.open(self.tokens.files[self.domain][number], self.domain)
 
     def draw(self, start: int, stop: int) -> Plan:
         """The plan of rows [start, stop) in drawing order."""
         plan = Plan.empty(stop - start)
-        permutation = KeyedPermutation(self.name, int(self.counts.sum()))
+        permutation = KeyedPermutation(f"{self.splits.seed}/{self.domain}/{self.split}", int(self.counts.sum()))
         windows = np.empty(len(plan), np.int64)
         for first in range(0, len(plan), _ROWS_AT_ONCE):
             rows = np.arange(start + first, min(start + first + _ROWS_AT_ONCE, stop))
@@ -245,7 +292,7 @@ class WindowSource:
             if until > first:
                 rows = order[first:until]
                 plan.file[rows] = number
-                with self.tokens.open(self.files[number]) as token_file:
+                with self._open(number) as token_file:
                     self._locate(token_file, windows[first:until] - (end - self.counts[number]), rows, plan)
             first = until
         return plan
@@ -283,7 +330,7 @@ class WindowSource:
         order = np.lexsort((plan.position, plan.file))
         for rows in np.split(order, np.flatnonzero(np.diff(plan.file[order])) + 1):
             if len(rows):
-                with self.tokens.open(self.files[plan.file[rows[0]]]) as token_file:
+                with self._open(int(plan.file[rows[0]])) as token_file:
                     yield token_file, rows
 
     def read(self, plan: Plan, columns: Sequence[np.ndarray]) -> None:

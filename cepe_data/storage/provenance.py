@@ -99,6 +99,12 @@ def read_meta(unit: Path) -> Meta | None:
     return meta
 
 
+def made_with(unit: Path) -> Meta:
+    """What made a unit, as its meta file says; nothing where it has none. Raises as `read_meta`."""
+    meta = read_meta(unit)
+    return meta["made_with"] if meta else {}
+
+
 def is_intact(unit: Path, meta: Meta) -> bool:
     """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
     return not lost_files(unit, meta) and not damaged_files(unit, meta)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class Report:
         """Something is wrong with a file, or with a row of a set."""
         self.findings.append({"path": str(path), "row": row, "what": what})
         self.say(f"FOUND  {path}{'' if row is None else f' row {row}'}: {what}")
+
+    def found_all(self, findings: Iterable[tuple[Path, str]], remedy: str = "") -> None:
+        """Something is wrong with some files, and `remedy` is what helps."""
+        for path, what in findings:
+            self.found(path, f"{what} ({remedy})" if remedy else what)
 
     def say(self, text: str) -> None:
         """Text for a person."""

@@ -1,4 +1,5 @@
-"""What the checks of MDS sets share: is a set whole, which rows are looked at, and looking at them on all cores."""
+"""What all checks share: the sizes and hashes of whatever has a meta file; which rows are looked at; and looking at
+them on all cores."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -22,14 +23,29 @@ from cepe_data.storage.report import Report, add_report_arguments
 # What reading a damaged file may raise: a finding, so that the rest is looked at, too.
 FAILURES = (PipelineError, OSError, ValueError, KeyError, IndexError, TypeError)
 MAX_FINDINGS = 20  # of a set; the others are counted
-ROWS_AT_ONCE = 4096
+NUM_SAMPLED = 64
+UNITS_OF_WORKER = 1000  # fewer are looked at before another process has started
+OTHER_HASH = "is not what was written: its hash differs from the meta file"
+
+Finding = tuple[Path, str]
+Job = TypeVar("Job")
+Outcome = TypeVar("Outcome")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How much is looked at, and how."""
-    parser.add_argument("--deep", action="store_true", help="look at every row, and compare the hashes of all files")
-    parser.add_argument("--rows", type=cli.count, default=64, help="without --deep: looked at in every set")
-    parser.add_argument("--seed", type=cli.count, default=0, help="another seed looks at other rows")
+def add_arguments(parser: argparse.ArgumentParser, sampled: str = "rows", unit: str = "set") -> None:
+    """How much is looked at, and how: an Effort. `sampled` is what a sample is taken of, in every `unit`."""
+    parser.add_argument(
+        "--deep", action="store_true", help=f"look at all {sampled}, and compare the hashes of all files"
+    )
+    parser.add_argument(
+        f"--{sampled}",
+        type=cli.count,
+        dest="rows",
+        metavar=sampled.upper(),
+        default=NUM_SAMPLED,
+        help=f"without --deep: looked at in every {unit}",
+    )
+    parser.add_argument("--seed", type=cli.count, default=0, help=f"another seed looks at other {sampled}")
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that read"
     )
@@ -39,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @dataclass(frozen=True)
 class Effort:
     """How much a check looks at: all rows and hashes, or a seeded sample of rows of every set; and with how many
-    processes."""
+    processes. The options of every check are this and more."""
 
     deep: bool
     rows: int
@@ -57,46 +73,23 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Collected:
-    """Findings on their way into a report, MAX_FINDINGS of a set, and warnings, each once."""
+@dataclass(frozen=True)
+class SetCheck(Effort):
+    """The options of the check of a kind of sets, and what only that kind can know. It is sent to other processes."""
 
-    report: Report
-    num_findings: Counter[Path] = field(default_factory=Counter)
-    said: set[str] = field(default_factory=set)
-
-    def add(self, path: Path, result: Result) -> None:
-        """Report the result for some rows of a set, or of a file of passages."""
-        for row, what in result.findings:
-            self.num_findings[path] += 1
-            if self.num_findings[path] <= MAX_FINDINGS:
-                self.report.found(path, what, row)
-        for warning in result.warnings:
-            if warning not in self.said:
-                cli.warn(warning)
-            self.said.add(warning)
-
-    def finish(self) -> None:
-        """Say how many findings were left out."""
-        for path, number in self.num_findings.items():
-            if number > MAX_FINDINGS:
-                self.report.found(path, f"has {number - MAX_FINDINGS:,} more such findings")
-
-
-class Checker(Protocol):
-    """What a kind of sets is checked for. It is sent to other processes."""
+    rows_at_once: ClassVar[int] = 256
 
     def check_set(self, report: Report, folder: Path) -> bool:
         """Look at everything but rows; whether these can be looked at."""
-        ...
+        raise NotImplementedError
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
         """These rows, int64 [n], in groups that are best looked at together."""
-        ...
+        yield from np.array_split(rows, -(-len(rows) // self.rows_at_once) or 1)
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> Result:
-        """Look at rows, int64 [n]."""
-        ...
+        """Look at rows, int64 [n]. May raise one of FAILURES."""
+        raise NotImplementedError
 
 
 def find_sets(folder: Path) -> list[Path]:
@@ -133,83 +126,137 @@ def is_domain_folder(path: Path) -> bool:
 
 def check_sets(
     report: Report,
-    effort: Effort,
+    check: SetCheck,
     folders: Sequence[Path],
-    checker: Checker,
     collect: Callable[[Path, Result], object] = lambda folder, result: None,
 ) -> int:
     """Check sets and their rows; returns how many rows were compared with what they were made from. `collect` is called
     with every result and its set, in an order that does not depend on the number of workers."""
     open_rows.cache_clear()  # a set of the same name may be another one by now
-    jobs: list[_Job] = []
-    for folder in folders:
+    jobs: list[tuple[Path, np.ndarray]] = []
+    for folder in check_files(report, check, folders):
         try:
-            jobs += _jobs_of(report, effort, folder, checker)
+            jobs += ((folder, rows) for rows in _groups_to_check(report, check, folder))
         except FAILURES as error:
             report.found(folder, describe(error))
-    num_compared, collected = 0, Collected(report)
-    with (
-        cli.progress_bar(sum(len(job.rows) for job in jobs), "row", f"checking {report.check}") as bar,
-        workers.Workers(min(effort.num_workers, len(jobs) or 1), functools.partial(_run_job, checker)) as pool,
-    ):
-        for job, result in pool.map_in_order(jobs, lambda _: 1, 2 * pool.num_workers):
-            num_compared += result.num_compared
-            collect(job.folder, result)
-            collected.add(job.folder, result)
-            bar.update(len(job.rows))
-    collected.finish()
+    return look_at(report, check, check.check_rows, jobs, "row", collect)
+
+
+def _groups_to_check(report: Report, check: SetCheck, folder: Path) -> Iterator[np.ndarray]:
+    """The rows of a set to look at, in groups; none if there is something wrong with the set itself."""
+    num_rows = len(mds.Rows(folder))
+    if (recorded := recorded_rows(provenance.made_with(folder), num_rows)) != num_rows:
+        report.found(folder, f"has {num_rows:,} rows, its meta file says {recorded:,}")
+    elif check.check_set(report, folder):
+        rows = np.arange(num_rows) if check.deep else sample(num_rows, check.rows, check.seed, folder.name)
+        yield from check.groups(folder, rows)
+
+
+def look_at(
+    report: Report,
+    effort: Effort,
+    look: Callable[[Path, np.ndarray], Result],
+    jobs: Sequence[tuple[Path, np.ndarray]],
+    unit: str,
+    collect: Callable[[Path, Result], object] = lambda path, result: None,
+) -> int:
+    """Look at rows of sets or files on all cores, and report MAX_FINDINGS of each, and each warning once; returns how
+    many rows were compared. No rows at all stand for the whole of a file."""
+    num_compared, num_findings, said = 0, Counter[Path](), set[str]()
+    task = functools.partial(_look, look)
+    sizes = [len(rows) or 1 for _, rows in jobs]
+    for (path, _), result in on_all_cores(task, jobs, effort.num_workers, sizes, unit, f"checking {report.check}"):
+        num_compared += result.num_compared
+        collect(path, result)
+        for row, what in result.findings:
+            num_findings[path] += 1
+            if num_findings[path] <= MAX_FINDINGS:
+                report.found(path, what, row)
+        for warning in result.warnings:
+            if warning not in said:
+                cli.warn(warning)
+            said.add(warning)
+    for path, number in num_findings.items():
+        if number > MAX_FINDINGS:
+            report.found(path, f"has {number - MAX_FINDINGS:,} more such findings")
     return num_compared
 
 
-def _jobs_of(report: Report, effort: Effort, folder: Path, checker: Checker) -> list[_Job]:
-    """What is to be done for a set, once everything but its rows was looked at; nothing if that is not right."""
-    if not _is_whole_set(report, folder) or not checker.check_set(report, folder):
-        return []
-    meta, num_rows = provenance.read_meta(folder), mds.num_rows(folder)
-    rows = np.arange(num_rows) if effort.deep else sample(num_rows, effort.rows, effort.seed, folder.name)
-    jobs = [_Job(folder, group) for group in checker.groups(folder, rows)]
-    if effort.deep and meta is not None:
-        jobs += [_Job(folder, np.empty(0, np.int64), name) for name in sorted(meta["files"])]
-    return jobs
-
-
-def _is_whole_set(report: Report, folder: Path) -> bool:
-    """Whether a set has its files with the sizes it was written with, and an index that fits them."""
-    before = len(report.findings)
-    for path, what in unit_findings(folder):
-        report.found(path, what)
-    if len(report.findings) > before:
-        return False
+def _look(look: Callable[[Path, np.ndarray], Result], job: tuple[Path, np.ndarray]) -> Result:
+    """The task of the workers."""
     try:
-        num_rows = len(mds.Rows(folder))
-        meta = provenance.read_meta(folder)
-        if meta is not None and (recorded := recorded_rows(meta["made_with"], num_rows)) != num_rows:
-            report.found(folder, f"has {num_rows:,} rows, its meta file says {recorded:,}")
+        return look(*job)
     except FAILURES as error:
-        report.found(folder, describe(error))
-    return len(report.findings) == before
+        return Result([(None, describe(error))])
 
 
-def is_whole(unit: Path) -> bool:
-    """Whether a unit has its files with their sizes."""
-    return not unit_findings(unit)
+def on_all_cores(
+    task: Callable[[Job], Outcome],
+    jobs: Sequence[Job],
+    num_workers: int,
+    sizes: Sequence[int],
+    unit: str,
+    description: str,
+) -> Iterator[tuple[Job, Outcome]]:
+    """Each job with its outcome, in order; the progress bar counts their `sizes`."""
+    with (
+        cli.progress_bar(sum(sizes), unit, description, unit_scale=unit == "B") as bar,
+        workers.Workers(min(num_workers, len(jobs) or 1), task) as pool,
+    ):
+        for size, done in zip(sizes, pool.map_in_order(jobs, lambda _: 1, 2 * pool.num_workers), strict=True):
+            yield done
+            bar.update(size)
 
 
-def unit_findings(unit: Path, is_deep: bool = False) -> list[tuple[Path, str]]:
-    """The files of a unit that are not what its meta file says, by their size, or with `is_deep` by their hash; and
-    what is wrong with each."""
+def check_files(report: Report, effort: Effort, units: Sequence[Path], remedy: str = "") -> list[Path]:
+    """Look at the files of units: at their sizes, and with `deep` at their hashes, on all cores. Returns the units that
+    have all of their files."""
+    whole: list[Path] = []
+    num_workers = min(effort.num_workers, 1 + len(units) // UNITS_OF_WORKER)
+    for unit, findings in on_all_cores(unit_findings, units, num_workers, [1] * len(units), "unit", "looking at sizes"):
+        report.found_all(findings, remedy)
+        whole += [] if findings else [unit]
+    listed = {unit: (provenance.read_meta(unit) or {"files": {}})["files"] for unit in whole if effort.deep}
+    files = [(unit, {name: facts}) for unit, of_unit in listed.items() for name, facts in of_unit.items()]
+    sizes = [facts["bytes"] for of_unit in listed.values() for facts in of_unit.values()]
+    for _, findings in on_all_cores(hash_findings, files, effort.num_workers, sizes, "B", "comparing hashes"):
+        report.found_all(findings, remedy)
+    return whole
+
+
+def unit_findings(unit: Path) -> list[Finding]:
+    """The files of a unit that have not the size that its meta file says, and what is wrong with each."""
     if not unit.exists():
         return [(unit, "is missing")]
     try:
         meta = provenance.read_meta(unit)
         if meta is None:
             return [(unit, f"has no {provenance.meta_path(unit, unit.is_dir()).name}: nothing says what made it")]
-        if lost := provenance.lost_files(unit, meta):
-            return [(path, "is gone, or has not the size that it was written with") for path in lost]
-        damaged = provenance.damaged_files(unit, meta) if is_deep else []
+        return [
+            (path, "is gone, or has not the size that it was written with")
+            for path in provenance.lost_files(unit, meta)
+        ]
     except FAILURES as error:
         return [(unit, describe(error))]
-    return [(path, "is not what was written: its hash differs from the meta file") for path in damaged]
+
+
+def hash_findings(files: tuple[Path, provenance.Meta]) -> list[Finding]:
+    """Which files of a unit, with their facts by their names, have another hash."""
+    unit, listed = files
+    try:
+        return [(path, OTHER_HASH) for path in provenance.damaged_files(unit, {"files": listed})]
+    except FAILURES as error:
+        return [(unit, describe(error))]
+
+
+def readable_metas(units: Iterable[Path]) -> dict[Path, provenance.Meta]:
+    """The meta files of those units that have one that can be read; the others are findings of `check_files`."""
+    metas = {}
+    for unit in units:
+        with contextlib.suppress(DamagedFileError, OSError):
+            if meta := provenance.read_meta(unit):
+                metas[unit] = meta
+    return metas
 
 
 def recorded_rows(made_with: Mapping[str, Any], otherwise: int) -> int:
@@ -227,17 +274,13 @@ def describe(error: Exception) -> str:
 
 
 def count_rows(folders: Iterable[Path]) -> int:
-    """The rows of those sets that have a whole index; of the others there is a finding."""
-    num_rows = 0
-    for folder in folders:
-        with contextlib.suppress(*FAILURES):
-            num_rows += mds.num_rows(folder)
-    return num_rows
+    """The rows that these sets were written with; of a set that has no meta file there is a finding."""
+    return sum(recorded_rows(meta["made_with"], 0) for meta in readable_metas(folders).values())
 
 
 def compare_with_source(report: Report, folder: Path, source: Path, how: str) -> None:
     """That a set was made from the rows that are in `source` now, row for row; `how`: "made from", say."""
-    made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+    made_with = provenance.made_with(folder)
     try:
         fingerprint, num_rows = mds.fingerprint(source), mds.num_rows(source)
     except FAILURES as error:
@@ -257,12 +300,6 @@ def sample(total: int, number: int, seed: int, name: str) -> np.ndarray:
     ends = [0, total - 1][:number]
     inside = random.Random(f"{seed} {name}").sample(range(1, total - 1), number - len(ends))
     return np.array(sorted([*ends, *inside]), np.int64)
-
-
-def groups_in_order(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows, int64 [n], in groups of neighbours."""
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        yield rows[start : start + ROWS_AT_ONCE]
 
 
 def compare_records(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
@@ -286,29 +323,3 @@ def read_ids(rows: mds.Rows, numbers: Iterable[int], result: Result) -> Iterator
             result.findings.append((number, str(error)))
             continue
         yield number, row
-
-
-def _run_job(checker: Checker, job: _Job) -> Result:
-    """The task of the workers."""
-    try:
-        return job.look(checker)
-    except FAILURES as error:
-        return Result([(None, describe(error))])
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Rows of a set to look at, or the name of a file of it to hash."""
-
-    folder: Path
-    rows: np.ndarray
-    file: str | None = None
-
-    def look(self, checker: Checker) -> Result:
-        """Do it. Raises one of FAILURES if the set cannot be read."""
-        if self.file is None:
-            return checker.check_rows(self.folder, self.rows)
-        meta, path = provenance.read_meta(self.folder), self.folder / self.file
-        if meta is None or provenance.file_facts(path) == meta["files"][self.file]:
-            return Result()
-        return Result([(None, f"{path.resolve().name} is not what was written: its hash differs from the meta file")])

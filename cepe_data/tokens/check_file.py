@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +14,19 @@ import numpy as np
 
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
-from cepe_data.errors import DamagedFileError
+from cepe_data.corpus.domains import RecordDomains, RecordKeys
+from cepe_data.corpus.parquet import ParquetBlocks, TextRows, is_parquet
 from cepe_data.storage import provenance, verify
-from cepe_data.tokens import backends, duplicates, tokenizers
+from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.encoding import hash_text
-from cepe_data.tokens.token_file import TOKEN_DTYPE, TokenFile, add_bos_eos, hash_path, read_tokenizer
+from cepe_data.tokens.token_file import TOKEN_DTYPE, Place, TokenFile, add_bos_eos, hash_path, read_tokenizer
 
 CHUNK_TOKENS = 4096
 LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
 WINDOW_STEP = 4096  # the DECODER_LENGTH of the README's sample_mds_ab.py
 NUM_LENGTH_BINS = 64
 READ_TOKENS = 1 << 18  # what is read stays in a core's cache while it is hashed and looked at
-MARK_AGAIN = "sanity_check.py duplicates --overwrite marks copies again"
+SAMPLED_BYTES = 4 << 20
 MAX_TEXT_CHARACTERS = 1 << 20  # the slowest reference takes a second for it
 
 
@@ -35,22 +39,19 @@ class DomainCounts:
     documents: int = 0
     tokens: int = 0
     chunks: int = 0
-    long_documents: list[int] = field(default_factory=lambda: [0] * len(LONG_DOCUMENT_TOKENS))
-    windows: list[int] = field(default_factory=lambda: [0] * len(LONG_DOCUMENT_TOKENS))
+    long_documents: np.ndarray = field(default_factory=lambda: np.zeros(len(LONG_DOCUMENT_TOKENS), np.int64))
+    windows: np.ndarray = field(default_factory=lambda: np.zeros(len(LONG_DOCUMENT_TOKENS), np.int64))
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(NUM_LENGTH_BINS, np.int64))
 
     def add(self, other: DomainCounts) -> None:
         """Count what `other` has, too."""
-        self.files += other.files
-        self.documents += other.documents
-        self.tokens += other.tokens
-        self.chunks += other.chunks
-        self.long_documents = [sum(pair) for pair in zip(self.long_documents, other.long_documents, strict=True)]
-        self.windows = [sum(pair) for pair in zip(self.windows, other.windows, strict=True)]
-        self.lengths = self.lengths + other.lengths
+        for name, number in vars(other).items():
+            setattr(self, name, getattr(self, name) + number)
 
     def add_lengths(self, lengths: np.ndarray) -> None:
-        """Count documents of these lengths, int64 [n], but not their tokens."""
+        """Count documents of these lengths, int64 [n]."""
+        self.documents += len(lengths)
+        self.tokens += int(lengths.sum())
         self.lengths = self.lengths + np.bincount(length_bins(lengths), minlength=NUM_LENGTH_BINS)
         for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
             lengths = lengths[lengths >= threshold]
@@ -73,75 +74,76 @@ def lowest_length(length_bin: int) -> int:
 
 @dataclass
 class FileResult:
-    """The result of the check of one token file; a finding is a path and what is wrong with it. Findings about the bits
-    that mark copies stand apart: these are not made again with the file. `tokenizer` is the fingerprint, if known."""
+    """The result of the check of one token file; `counts` are by domain; a finding is a path and what is wrong with it.
+    `tokenizer` is the fingerprint, if known."""
 
-    counts: DomainCounts = field(default_factory=DomainCounts)
-    findings: list[tuple[Path, str]] = field(default_factory=list)
-    of_bits: list[tuple[Path, str]] = field(default_factory=list)
+    counts: dict[str, DomainCounts] = field(default_factory=dict)
+    findings: list[verify.Finding] = field(default_factory=list)
     tokenizer: str = ""
     warnings: list[str] = field(default_factory=list)
     num_texts: int = 0
 
 
 @dataclass(frozen=True)
-class FileChecker:
-    """The task that checks a token file."""
+class TokenCheck(verify.Effort):
+    """The options. `texts`: so many of a jsonl file are tokenized once more."""
 
-    folder: Path
+    file_list: Path
+    tokenized_dir: Path
+    texts: int = 4
+    num_shards: int | None = None
+    plot: Path | None = None
+
+
+@dataclass(frozen=True)
+class FileChecker:
+    """The task that checks a token file. `saved`: the tokenizer beside the token files, if it is there and whole."""
+
+    options: TokenCheck
     root: Path | None
     saved: tokenizers.TokenizerIdentity | None
-    is_deep: bool
-    num_documents: int
-    num_texts: int
-    seed: int
 
     @cached_property
     def _encode(self) -> backends.Encoder:
         """The reference, which defines the ids."""
-        tokenizer = tokenizers.read_saved(self.folder / "tokenizer")
+        tokenizer = tokenizers.read_saved(self.options.tokenized_dir / "tokenizer")
         return backends.make_encoder(backends.reference_backend(tokenizer), tokenizer)
 
     def __call__(self, file: listing.ListedFile) -> FileResult:
-        path, result = self.folder / file.token_file, FileResult()
+        path, result = self.options.tokenized_dir / file.token_file, FileResult()
+        if provenance.meta_path(path).exists() or hash_path(path).exists():
+            result.findings += verify.unit_findings(path)
+        else:
+            result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
         try:
             with TokenFile(path) as tokens:
                 if tokens.meta is not None:
                     self._check_meta(tokens, tokens.meta, file, result)
-                elif hash_path(path).exists():
-                    result.findings.append(
-                        (path, f"has no {provenance.meta_path(path).name}: remove it and make it again")
-                    )
-                else:
-                    result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
-                self._check_duplicates(tokens.path, result)
-                self._check_documents(tokens, result)
+                self._check_documents(tokens, file.domain, result)
                 if not result.findings:
                     self._compare_texts(tokens, file, result)
-        except DamagedFileError as error:
-            result.findings.append((path, str(error).removeprefix(f"{path} ")))
-        except FileNotFoundError as error:
-            result.findings.append((Path(error.filename), "is missing"))
-        except OSError as error:
-            result.findings.append((Path(error.filename or path), f"cannot be read: {error.strerror}"))
+        except verify.FAILURES as error:
+            result.findings = result.findings or [(path, verify.describe(error).removeprefix(f"{path} "))]
         return result
 
     def _check_meta(
         self, tokens: TokenFile, meta: provenance.Meta, file: listing.ListedFile, result: FileResult
     ) -> None:
-        """What the meta file says otherwise than sizes, headers, list and saved tokenizer."""
-        found = [
-            (path, "has not the size that it was written with") for path in provenance.lost_files(tokens.path, meta)
-        ]
+        """What the meta file says otherwise than headers, list and saved tokenizer."""
+        found = []
         for name, value in (("documents", tokens.num_documents), ("tokens", tokens.num_tokens)):
             if meta.get(name) != value:
                 found.append((tokens.path, f"has {value:,} {name}, its meta file says {meta.get(name)}"))
         if tokens.dtype != TOKEN_DTYPE:
             found.append((tokens.path, f"has dtype {tokens.dtype}, not {TOKEN_DTYPE}"))
         source = (meta["made_with"].get("source"), meta["made_with"].get("source_bytes"))
+        if file.num_bytes is None:
+            source = source[0], None
         if source != (file.path, file.num_bytes):
             what = f"was made from {source[0]} with {source[1]} bytes, the list says {file.path} with {file.num_bytes}"
             found.append((tokens.path, what))
+        if file.domain is None and not tokens.domain_names:
+            found.append((tokens.path, "does not say the domains of its documents, the list says that records do"))
         identity = read_tokenizer(tokens.path, meta)
         for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
             if number is not None and not 0 <= number < identity.vocab_size:
@@ -152,62 +154,81 @@ class FileChecker:
             found.append((tokens.path, what))
         result.findings += found
 
-    def _check_duplicates(self, path: Path, result: FileResult) -> None:
-        """The bits that mark copies, where there are any."""
-        bits = duplicates.bits_path(path)
-        try:
-            if bits.exists() or provenance.meta_path(bits).exists():
-                meta = provenance.read_meta(bits) or {"files": {bits.name: {"bytes": -1}}}
-                damaged = (provenance.damaged_files if self.is_deep else provenance.lost_files)(bits, meta)
-                result.of_bits += [(one, f"is not what was written: {MARK_AGAIN}") for one in damaged]
-        except DamagedFileError as error:
-            result.of_bits.append((bits, f"{error} ({MARK_AGAIN})"))
-
-    def _check_documents(self, tokens: TokenFile, result: FileResult) -> None:
-        """Lengths; BOS and EOS at the boundaries of documents, and their ids: of all of them, or of a sample."""
+    def _check_documents(self, tokens: TokenFile, domain: str | None, result: FileResult) -> None:
+        """Lengths and domains; BOS and EOS at the boundaries of documents, and their ids: of all, or of a sample."""
         identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
-        ids = DocumentIds(tokens, identity, self.is_deep)
-        sample = verify.sample(tokens.num_documents, self.num_documents, self.seed, tokens.path.name)
-        counts = DomainCounts(1, tokens.num_documents, tokens.num_tokens)
-        counts.chunks = tokens.num_tokens // CHUNK_TOKENS
+        ids = DocumentIds(tokens, identity, self.options.deep)
+        sample = verify.sample(tokens.num_documents, self.options.rows, self.options.seed, tokens.path.name)
+        counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
         for first, position, lengths, _ in tokens.document_blocks():
             ends = position + np.cumsum(lengths)
             chosen = (
-                slice(None) if self.is_deep else sample[(sample >= first) & (sample < first + len(lengths))] - first
+                slice(None)
+                if self.options.deep
+                else sample[(sample >= first) & (sample < first + len(lengths))] - first
             )
             ids.check(np.arange(first, first + len(lengths))[chosen], (ends - lengths)[chosen], ends[chosen])
-            counts.add_lengths(lengths)
+            for name, of_domain in lengths_by_domain(tokens, domain, first, lengths):
+                counts[name].add_lengths(of_domain)
+        for of_file in counts.values():
+            of_file.files, of_file.chunks = 1, of_file.tokens // CHUNK_TOKENS
         result.findings += [(tokens.path, f"document {document} {what}") for what, document in ids.first_wrong.items()]
-        if self.is_deep and tokens.meta is not None:
-            hashes = hash_path(tokens.path)
-            for path, digest in ((tokens.path, ids.digest), (hashes, provenance.file_facts(hashes)["xxh3_64"])):
-                if digest != tokens.meta["files"].get(path.name, {}).get("xxh3_64"):
-                    result.findings.append((path, "is not what was written: its hash differs from the meta file"))
-        result.counts = counts
+        if self.options.deep and tokens.meta is not None:
+            others = dict(tokens.meta["files"])
+            if ids.digest != others.pop(tokens.path.name)["xxh3_64"]:
+                result.findings.append((tokens.path, verify.OTHER_HASH))
+            result.findings += verify.hash_findings((tokens.path, others))
+        if tokens.meta and tokens.domain_names:
+            of_meta, names = tokens.meta["domains"], tokens.domain_names
+            for what in ("documents", "tokens"):
+                if of_meta[what] != [getattr(counts[name], what) for name in names]:
+                    result.findings.append((tokens.path, f"has other {what} by domain than its meta file says"))
+        result.counts = {name: one for name, one in counts.items() if one.documents}
 
     def _compare_texts(self, tokens: TokenFile, file: listing.ListedFile, result: FileResult) -> None:
         """Tokenize some documents of the jsonl file once more."""
         source = self.root / file.path if self.root else None
-        if source is None or not source.exists() or tokens.meta is None or self.saved is None or not self.num_texts:
+        if source is None or not source.exists() or tokens.meta is None or self.saved is None or not self.options.texts:
             return
         if source.stat().st_size != file.num_bytes:
             result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
             return
-        draw = np.random.default_rng([self.seed, int(hashing.key(file.path))])
-        texts: dict[int, tuple[int, str]] = {}
-        for start, line in sample_lines(source, self.num_texts, draw):
-            for text in readers.parse_documents(1, line, tokens.meta["made_with"]["text_key"]).texts:
+        draw = np.random.default_rng([self.options.seed, int(hashing.key(file.path))])
+        keys = keys_of(tokens.meta["made_with"])
+        texts: dict[tuple[int, int], tuple[str, str]] = {}
+        for where, block in sample_blocks(source, self.options.texts, draw, keys):
+            parsed = readers.parse_block(1, block, keys)
+            for text, domain in zip(parsed.texts, parsed.domains or [0] * len(parsed.texts), strict=True):
                 if len(text) <= MAX_TEXT_CHARACTERS:
-                    texts[hash_text(text)] = start, text
-        for found in find_documents(tokens, np.array(sorted(texts), np.uint64)):
-            start, text = texts.pop(found.hash)
+                    texts[hash_text(text), domain] = where, text
+        for key, found in find_documents(tokens, texts.keys()).items():
+            where, text = texts.pop(key)
             ids = add_bos_eos(*self._encode([text]), self.saved.bos_id, self.saved.eos_id)[0]
             result.num_texts += 1
             if not np.array_equal(tokens.tokens(found.start, found.stop), ids):
-                what = f"document {found.number} has not the ids of its text, at byte {start} of {source}"
+                what = f"document {found.document} has not the ids of its text, at {where} of {source}"
                 result.findings.append((tokens.path, what))
-        for start, _ in texts.values():
-            result.findings.append((tokens.path, f"the text at byte {start} of {source} is not in it"))
+        of_domain = " in its domain" if keys.domains else ""
+        for where, _ in texts.values():
+            result.findings.append((tokens.path, f"the text at {where} of {source} is not in it{of_domain}"))
+
+
+def keys_of(made_with: provenance.Meta) -> RecordKeys:
+    """The keys with which a token file was made."""
+    key = made_with.get("domain_key")
+    return RecordKeys(made_with["text_key"], RecordDomains(key, made_with.get("domain_map", {})) if key else None)
+
+
+def lengths_by_domain(
+    tokens: TokenFile, domain: str | None, first: int, lengths: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Lengths of documents from number `first` on, int64 [n], those of each domain together."""
+    if domain is not None or not tokens.domain_names:
+        yield domain or "(unknown)", lengths
+        return
+    numbers = tokens.domain_numbers(first, first + len(lengths))
+    for number, name in enumerate(tokens.domain_names):
+        yield name, lengths[numbers == number]
 
 
 class DocumentIds:
@@ -271,6 +292,19 @@ def _run_length(starts: np.ndarray, ends: np.ndarray) -> int:
     return int(gaps[0]) + 1 if len(gaps) else len(starts)
 
 
+def sample_blocks(
+    path: Path, number: int, draw: np.random.Generator, keys: RecordKeys
+) -> Iterator[tuple[str, bytes | TextRows]]:
+    """Lines of a corpus file, or rows of a parquet file's beginning, and where each is."""
+    if not is_parquet(path):
+        for start, line in sample_lines(path, number, draw):
+            yield f"byte {start}", line
+        return
+    for first, rows in itertools.islice(ParquetBlocks(path, keys, SAMPLED_BYTES), 1):
+        for row in draw.permutation(len(rows))[:number].tolist():
+            yield f"row {first + row}", rows.row(row)
+
+
 def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tuple[int, bytes]]:
     """Lines of a jsonl file with the byte each starts at: of a plain one the first, and some that follow random bytes;
     of a compressed one, whose bytes are counted decompressed, from its beginning."""
@@ -289,22 +323,15 @@ def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tup
     return sample
 
 
-@dataclass(frozen=True)
-class FoundDocument:
-    """A document at positions [start, stop)."""
-
-    hash: int
-    number: int
-    start: int
-    stop: int
-
-
-def find_documents(tokens: TokenFile, hashes: np.ndarray) -> list[FoundDocument]:
-    """The first document with each of these hashes (uint64 [n], sorted), where there is one."""
-    found: dict[int, FoundDocument] = {}
+def find_documents(tokens: TokenFile, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], Place]:
+    """The first document with each of these pairs of a hash and the number of a domain, 0 where documents do not say
+    theirs; of those that are there."""
+    hashes = np.array(sorted(text_hash for text_hash, _ in keys), np.uint64)
+    found: dict[tuple[int, int], Place] = {}
     for first, position, lengths, of_block in tokens.document_blocks():
         for index in np.flatnonzero(np.isin(of_block, hashes)).tolist():
-            start = position + int(lengths[:index].sum())
-            one = FoundDocument(int(of_block[index]), first + index, start, start + int(lengths[index]))
-            found.setdefault(one.hash, one)
-    return list(found.values())
+            document, start = first + index, position + int(lengths[:index].sum())
+            domain = int(tokens.domain_numbers(document, document + 1)[0]) if tokens.domain_names else 0
+            if (key := (int(of_block[index]), domain)) in keys:
+                found.setdefault(key, Place(start, document, start, start + int(lengths[index])))
+    return found

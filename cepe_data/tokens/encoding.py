@@ -18,6 +18,8 @@ import xxhash
 
 from cepe_data import cli, workers
 from cepe_data.corpus import listing, readers, sniff
+from cepe_data.corpus.domains import RecordKeys
+from cepe_data.corpus.parquet import TextRows, is_parquet
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import outputs, provenance
 from cepe_data.tokens import backends, token_file, tokenizers
@@ -54,9 +56,10 @@ class TokenizeOptions(outputs.WriteOptions):
 
 @dataclass(frozen=True)
 class Segment:
-    """Some lines of a file on their way to a worker; the last one of a file is empty and may say why it ends there.
+    """Some lines or rows of a file on their way to a worker; the last one of a file is empty and may say why it ends
+    there.
 
-    Bytes [start, stop) of the source on disk. Of a plain file, `lines` is None and the worker reads them; what is
+    Bytes [start, stop) of the source on disk. Of a plain file, `block` is None and the worker reads it; what was
     decompressed comes along, and the range tells progress only. The last one has the `version` of the source when its
     reading began.
     """
@@ -65,29 +68,33 @@ class Segment:
     source: Path
     start: int
     stop: int
-    lines: bytes | None = None
+    block: bytes | TextRows | None = None
     is_last: bool = False
     failure: str = ""
     version: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of json lines."""
-        return self.stop - self.start if self.lines is None else len(self.lines)
+        """Bytes of lines, or of texts."""
+        if self.block is None:
+            return self.stop - self.start
+        return len(self.block) if isinstance(self.block, bytes) else self.block.num_bytes
 
-    def read(self) -> bytes:
-        """The json lines."""
-        return readers.read_range(self.source, self.start, self.stop) if self.lines is None else self.lines
+    def read(self) -> bytes | TextRows:
+        """The lines or rows."""
+        return readers.read_range(self.source, self.start, self.stop) if self.block is None else self.block
 
 
 @dataclass(frozen=True)
 class EncodedSegment:
     """What a worker makes of a segment: ids with BOS and EOS (uint16 where they fit, to travel light, else int32),
-    lengths int64, hashes uint64; the number of lines, and the reports, whose lines count from 1 in the segment."""
+    lengths int64, hashes uint64; where records say it, the number of their domain, uint8; the number of lines, and the
+    reports, whose lines count from 1 in the segment."""
 
     ids: np.ndarray
     lengths: np.ndarray
     hashes: np.ndarray
+    domains: np.ndarray | None
     num_lines: int
     skipped: readers.LineReport
     repaired: readers.LineReport
@@ -102,22 +109,22 @@ class SegmentEncoder:
     backend: str
     folder: Path
     identity: TokenizerIdentity
-    text_key: str
+    keys: RecordKeys
 
     @cached_property
     def _encode_texts(self) -> Encoder:
         return backends.make_encoder(self.backend, tokenizers.read_saved(self.folder))
 
     def __call__(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
-        blocks, failures = [], []
+        parsed, failures = [], []
         for segment in segments:
+            block, failure = segment.block or b"", ""
             try:
-                blocks.append(segment.read())
-                failures.append("")
+                block = segment.read()
             except (OSError, DamagedFileError) as error:
-                blocks.append(b"")
-                failures.append(_describe(segment.source, error))
-        parsed = [readers.parse_documents(1, block, self.text_key) for block in blocks]
+                failure = _describe(segment.source, error)
+            parsed.append(readers.parse_block(1, block, self.keys.of(segment.file.domain)))
+            failures.append(failure)
         texts = [text for lines in parsed for text in lines.texts]
         hashes = np.fromiter(map(hash_text, texts), np.uint64, len(texts))
         ids, lengths = self._encode_texts(texts)
@@ -125,10 +132,11 @@ class SegmentEncoder:
         if self.identity.vocab_size <= 1 << 16:
             ids = ids.astype(np.uint16)
         encoded, document, position = [], 0, 0
-        for lines, failure in zip(parsed, failures, strict=True):
+        for segment, lines, failure in zip(segments, parsed, failures, strict=True):
             stop = document + len(lines.texts)
             end = position + int(lengths[document:stop].sum())
-            arrays = ids[position:end], lengths[document:stop], hashes[document:stop]
+            domains = np.array(lines.domains, np.uint8) if segment.file.domain is None else None
+            arrays = ids[position:end], lengths[document:stop], hashes[document:stop], domains
             encoded.append(EncodedSegment(*arrays, lines.num_lines, lines.skipped, lines.repaired, failure))
             document, position = stop, end
         return encoded
@@ -196,7 +204,7 @@ class Job:
 
     root: Path
     output_dir: Path
-    text_key: str
+    keys: RecordKeys
     max_bad_lines: float
     identity: TokenizerIdentity
     options: outputs.WriteOptions = outputs.REPLACE_NOTHING
@@ -206,7 +214,8 @@ class Job:
         return {
             "source": file.path,
             "source_bytes": file.num_bytes,
-            "text_key": self.text_key,
+            "text_key": self.keys.text,
+            **(self.keys.domains.made_with if self.keys.domains and file.domain is None else {}),
             "tokenizer": self.identity.as_json(),
         }
 
@@ -230,11 +239,11 @@ class Job:
         self, files: Sequence[listing.ListedFile], backend: str, num_workers: int, name: str, totals: Totals
     ) -> None:
         """Make the token files. A file that fails is named in `totals`; the others go on."""
-        encoder = SegmentEncoder(backend, self.output_dir / "tokenizer", self.identity, self.text_key)
+        encoder = SegmentEncoder(backend, self.output_dir / "tokenizer", self.identity, self.keys)
         with (
             workers.Workers(num_workers, encoder) as pool,
             _Publisher(self, totals) as publisher,
-            cli.progress_bar(sum(file.num_bytes for file in files), "B", name, unit_scale=True) as bar,
+            cli.progress_bar(sum(file.num_bytes or 0 for file in files), "B", name, unit_scale=True) as bar,
         ):
             batches = batch_segments(segment for file in files for segment in self.read(file))
             max_bytes = (num_workers + 2) * BATCH_BYTES
@@ -243,7 +252,7 @@ class Job:
                     publisher.take(segment, result)
                     bar.update(segment.stop - segment.start)
                     if (number := len(totals.without_key)) >= MAX_FILES_WITHOUT_KEY:
-                        message = describe_missing_key(totals.without_key[0], self.text_key)
+                        message = describe_missing_key(totals.without_key[0], self.keys.text)
                         raise ArgumentError(f"{number} files failed alike: {message}")
 
     def _check_size(self, file: listing.ListedFile) -> None:
@@ -262,8 +271,8 @@ class Job:
         try:
             version = _version(source)
             self._check_size(file)
-            if readers.is_compressed(source):
-                blocks = readers.LineBlocks(source, BATCH_BYTES)
+            if readers.is_compressed(source) or is_parquet(source):
+                blocks = readers.open_blocks(source, self.keys.of(file.domain), BATCH_BYTES)
                 for _, block in blocks:
                     yield Segment(file, source, position, blocks.bytes_read, block)
                     position = blocks.bytes_read
@@ -273,7 +282,7 @@ class Job:
                     position = stop
         except (DamagedFileError, OSError) as error:
             failure = _describe(source, error)
-        yield Segment(file, source, position, file.num_bytes, b"", is_last=True, failure=failure, version=version)
+        yield Segment(file, source, position, file.num_bytes or 0, b"", is_last=True, failure=failure, version=version)
 
 
 class _Publisher:
@@ -310,10 +319,11 @@ class _Publisher:
     def take(self, segment: Segment, encoded: EncodedSegment) -> None:
         """Append a segment to its token file; the last one sends the file off."""
         if self._writer is None:
-            self._writer = token_file.TokenFileWriter(self._job.output(segment.file))
+            names = self._job.keys.domains.names if self._job.keys.domains and segment.file.domain is None else ()
+            self._writer = token_file.TokenFileWriter(self._job.output(segment.file), names)
             self._skipped, self._repaired = readers.LineReport(), readers.LineReport()
             self._num_lines, self._failure = 0, ""
-        self._writer.append(encoded.ids, encoded.lengths, encoded.hashes)
+        self._writer.append(encoded.ids, encoded.lengths, encoded.hashes, encoded.domains)
         self._skipped.merge(encoded.skipped, self._num_lines)
         self._repaired.merge(encoded.repaired, self._num_lines)
         self._num_lines += encoded.num_lines
@@ -349,11 +359,16 @@ class _Publisher:
                 f"{source} {where}, in line {line:,}: it {'was cut off' if is_cut else 'is damaged'}. Download it "
                 f"again, or remove that line; then list the files again"
             )
-        if readers.no_key(self._job.text_key) in self._skipped.counts and not num_good:
+        keys = self._job.keys
+        if keys.no_text in self._skipped.counts and not num_good:
             self._totals.without_key.append(source)
             if len(self._totals.without_key) > 1:
-                return f"no record of {source} has the key {self._job.text_key!r} either"
-            return describe_missing_key(source, self._job.text_key)
+                return f"no record of {source} has the key {keys.text!r} either"
+            return describe_missing_key(source, keys.text)
+        if keys.domains and any(reason.startswith("unknown domain") for reason in self._skipped.counts):
+            return f"{what}: get_all_jsonl.py --domain_map VALUE=DOMAIN,… adds domains, --max_bad_lines allows more"
+        if keys.domains and any(reason.startswith("no domain") for reason in self._skipped.counts):
+            return f"{what}: get_all_jsonl.py --domain_key names the key of the domain, --max_bad_lines allows more"
         return f"{what}: is it the right file? --max_bad_lines allows more"
 
     def _finish(self, file: listing.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:

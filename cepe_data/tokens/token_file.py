@@ -3,8 +3,11 @@
 `X.npy`       one-dimensional little-endian int32 .npy: [n] [len(d1) … len(dn)] [d1] … [dn]; a document is BOS (if the
               tokenizer has one), its tokens, EOS, and its length counts all of them
 `X.hash.npy`  uint64 [n]: xxh3_64 of each document's UTF-8 text
+`X.domain.npy` uint8 [n], where records say their domain: the number of each document's domain in `domains.names` of
+              X.meta.json
 `X.meta.json` see storage/provenance.py; `made_with` names source, source bytes, text key and tokenizer; further
-              documents, tokens, `skipped_lines` and `mended_lines`
+              documents, tokens, `skipped_lines` and `mended_lines`; and with X.domain.npy,
+              `domains`: {"names": [str], "documents": [int], "tokens": [int]}, these by domain
 
 The reader also takes `X.npy` alone, with any integer dtype: token files that another pipeline made. The hash of a
 document is then xxh3_64 of its tokens as little-endian int32.
@@ -13,7 +16,8 @@ document is then xxh3_64 of its tokens as little-endian int32.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +25,7 @@ import numpy as np
 import xxhash
 
 from cepe_data import system
+from cepe_data.corpus.domains import count_by_domain
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
@@ -28,6 +33,7 @@ from cepe_data.tokens.tokenizers import TokenizerIdentity
 
 DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cache
 TOKEN_DTYPE = np.dtype("<i4")
+DOMAIN_DTYPE = np.dtype("u1")
 HASH_DTYPE = np.dtype("<u8")
 _BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
 _SPOOL_MEMORY_BYTES = 1 << 20
@@ -36,6 +42,11 @@ _SPOOL_MEMORY_BYTES = 1 << 20
 def hash_path(path: Path) -> Path:
     """`X.npy` → `X.hash.npy`."""
     return path.with_name(f"{path.stem}.hash.npy")
+
+
+def domain_path(path: Path) -> Path:
+    """`X.npy` → `X.domain.npy`."""
+    return path.with_name(f"{path.stem}.domain.npy")
 
 
 def add_bos_eos(ids: np.ndarray, lengths: np.ndarray, bos_id: int | None, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,21 +78,32 @@ class TokenFileWriter:
     """Writes one token file as a stream; memory does not grow with the file, and nothing has its final name before
     `publish`. Call `close` in the end, whatever happened. An OSError such as a full disk names the file.
 
-    The header and the lengths stand before the tokens but are known last, so all three arrays are spooled.
+    The header and the lengths stand before the tokens but are known last, so all arrays are spooled.
+
+    Args:
+        domain_names: all domains there can be, where documents say their domain.
     """
 
-    def __init__(self, output: outputs.Output) -> None:
+    def __init__(self, output: outputs.Output, domain_names: Sequence[str] = ()) -> None:
         self.path = output.path
         self.draft = output.draft().__enter__()
-        self._lengths, self._tokens, self._hashes = (_Spool(self.path.parent) for _ in range(3))
+        self._lengths, self._tokens, self._hashes, self._domains = (_Spool(self.path.parent) for _ in range(4))
         self.num_documents = self.num_tokens = 0
+        self._domain_names = domain_names
+        self._by_domain = np.zeros((2, len(domain_names)), np.int64)  # documents, tokens
 
-    def append(self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> None:
-        """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]."""
+    def append(
+        self, ids: np.ndarray, lengths: np.ndarray, hashes: np.ndarray, domains: np.ndarray | None = None
+    ) -> None:
+        """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]; and
+        where documents say their domain, its number, uint8 [documents]."""
         with outputs.naming(self.path):
             self._lengths.write(lengths.astype(TOKEN_DTYPE))
             self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False))
             self._hashes.write(hashes.astype(HASH_DTYPE, copy=False))
+            if domains is not None:
+                self._domains.write(domains)
+                self._by_domain += count_by_domain(domains, lengths, len(self._domain_names))
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
@@ -104,8 +126,15 @@ class TokenFileWriter:
         with self.draft.sidecar(hash_path(self.path)).open("wb") as file:
             write_header(file, HASH_DTYPE, self.num_documents)
             self._hashes.copy_to(file)
+        counts = {"documents": self.num_documents, "tokens": self.num_tokens}
+        if self._domain_names:
+            with self.draft.sidecar(domain_path(self.path)).open("wb") as file:
+                write_header(file, DOMAIN_DTYPE, self.num_documents)
+                self._domains.copy_to(file)
+            documents, tokens = self._by_domain.tolist()
+            facts = {**facts, "domains": {"names": list(self._domain_names), "documents": documents, "tokens": tokens}}
         self._close_spools()
-        self.draft.seal({"documents": self.num_documents, "tokens": self.num_tokens, **facts})
+        self.draft.seal({**counts, **facts})
 
     def close(self) -> None:
         """Remove everything that was not published."""
@@ -113,7 +142,7 @@ class TokenFileWriter:
         self.draft.__exit__(None, None, None)
 
     def _close_spools(self) -> None:
-        for spool in (self._lengths, self._tokens, self._hashes):
+        for spool in (self._lengths, self._tokens, self._hashes, self._domains):
             spool.close()
 
 
@@ -168,6 +197,16 @@ def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:
         ) from None
 
 
+@dataclass(frozen=True)
+class Place:
+    """A position, and the document that is there, at positions [start, stop); no document: nowhere."""
+
+    position: int
+    document: int | None = None
+    start: int = 0
+    stop: int = 0
+
+
 class TokenFile:
     """Reads a token file; use as a context manager. Positions count from the start of the array, so that
     `np.load(path)[position]` is the token, and the first token of the first document is at position 1 + documents.
@@ -181,6 +220,8 @@ class TokenFile:
         self.meta = provenance.read_meta(path)
         self._array = NpyRows(path)
         self._hashes: NpyRows | None = None
+        self._domains: NpyRows | None = None
+        self.domain_names: list[str] = []  # where documents say their domain
         self.dtype = self._array.dtype
         self.num_documents = int(self._array.read(0, 1)[0]) if self._array.size else -1
         if not 0 <= self.num_documents < self._array.size:
@@ -191,25 +232,31 @@ class TokenFile:
         if self.meta is None and hash_path(path).exists():
             raise DamagedFileError(f"{provenance.meta_path(path)} is missing, the meta file of {path}: make it again")
         if self.meta is not None:
-            self._hashes = NpyRows(hash_path(path))
-            if self._hashes.size != self.num_documents or self._hashes.dtype != HASH_DTYPE:
-                raise DamagedFileError(
-                    f"{self._hashes.path} has {self._hashes.size:,} hashes of {self._hashes.dtype} for "
-                    f"{self.num_documents:,} documents: remove {path} and make it again"
-                )
+            self._hashes = self._open_sidecar(hash_path(path), HASH_DTYPE)
+            if "domains" in self.meta:
+                self._domains = self._open_sidecar(domain_path(path), DOMAIN_DTYPE)
+                self.domain_names = self.meta["domains"]["names"]
+
+    def _open_sidecar(self, path: Path, dtype: np.dtype) -> NpyRows:
+        rows = NpyRows(path)
+        if rows.size != self.num_documents or rows.dtype != dtype:
+            raise DamagedFileError(
+                f"{path} has {rows.size:,} numbers of {rows.dtype} for {self.num_documents:,} documents: remove "
+                f"{self.path} and make it again"
+            )
+        return rows
 
     def __enter__(self) -> TokenFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._array.close()
-        if self._hashes is not None:
-            self._hashes.close()
+        for rows in filter(None, (self._array, self._hashes, self._domains)):
+            rows.close()
 
     @property
     def version(self) -> object:
-        """Something else once the file, or that of its hashes, was replaced or changed."""
-        return self._array.version, self._hashes and self._hashes.version
+        """Something else once the file, or a sidecar of it, was replaced or changed."""
+        return [rows and rows.version for rows in (self._array, self._hashes, self._domains)]
 
     @property
     def has_text_hashes(self) -> bool:
@@ -232,6 +279,18 @@ class TokenFile:
             raise DamagedFileError(f"{self.path} is damaged: a document has a negative length. Make it again")
         return lengths
 
+    def domain_numbers(self, start: int, stop: int) -> np.ndarray:
+        """uint8 [stop - start]: of these documents of a file whose documents say their domain, its number.
+
+        Raises:
+            DamagedFileError: if one is the number of no domain.
+        """
+        assert self._domains is not None
+        numbers = self._domains.read(start, stop)
+        if len(numbers) and numbers.max() >= len(self.domain_names):
+            raise DamagedFileError(f"{self._domains.path} is damaged: it has {numbers.max()}, the number of no domain")
+        return numbers
+
     def will_need_tokens(self, starts: np.ndarray, stops: np.ndarray) -> None:
         """Ask the system to fetch the ids at positions [start, stop), int64 [n] each."""
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
@@ -241,8 +300,8 @@ class TokenFile:
         """Ask the system to fetch lengths and hashes of documents [start, stop), int [n] each."""
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             self._array.will_need(1 + start, 1 + stop)
-            if self._hashes is not None:
-                self._hashes.will_need(start, stop)
+            for sidecar in filter(None, (self._hashes, self._domains)):
+                sidecar.will_need(start, stop)
 
     def lengths_of(self, documents: np.ndarray) -> np.ndarray:
         """int64 [n]: the lengths of these documents, int [n] in ascending order. Raises as `lengths`."""
@@ -280,6 +339,22 @@ class TokenFile:
                 f"{self.path} is damaged: the lengths of its documents do not add up to {self.num_tokens:,} tokens. "
                 f"Remove it and make it again"
             )
+
+    def find(self, positions: np.ndarray) -> list[Place]:
+        """The documents at positions, int64 [n], ascending."""
+        places = [Place(position) for position in positions.tolist()]
+        done = int(np.searchsorted(positions, self.tokens_start))
+        for first, start, lengths, _ in self.document_blocks():
+            ends = start + np.cumsum(lengths)
+            until = int(np.searchsorted(positions, ends[-1]))
+            for index in range(done, until):
+                number = int(np.searchsorted(ends, positions[index], "right"))
+                end = int(ends[number])
+                places[index] = Place(places[index].position, first + number, end - int(lengths[number]), end)
+            done = until
+            if done == len(positions):
+                break
+        return places
 
     def hashes(self, first_document: int, position: int, lengths: np.ndarray) -> np.ndarray:
         """uint64 [documents]: the hashes of consecutive documents, of which the first starts at `position`."""

@@ -264,9 +264,11 @@ def test_a_process_that_fails_ends_the_others(run: Run, world: World, rows: Path
 
 
 def test_a_dry_run_times_a_batch_and_writes_nothing(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    """It counts what is left of all shards."""
     _, command = lay_out(tmp_path, rows, world)
+    run(*command, "--num_shards", 2, "--shard_id", 0, "--rows_per_part", 3, cwd=tmp_path)
     before = sorted(os.listdir(tmp_path / "OUT"))
-    done = run(*command, "--num_shards", 2, "--shard_id", 1, "--rows_per_part", 3, "--dry_run", cwd=tmp_path)
+    done = run(*command, "--num_shards", 2, "--rows_per_part", 3, "--dry_run", cwd=tmp_path)
     assert "5 sequences of 64 tokens" in done.stdout and "TFLOP/s" in done.stdout and "hours on cpu" in done.stdout
     assert f"about {5 * (24 * (11 * 2 + 10 * 2) + 4):,} bytes to write" in done.stdout
     assert sorted(os.listdir(tmp_path / "OUT")) == before

@@ -159,7 +159,7 @@ class Builder:
 
     def pipeline(self) -> Pipeline:
         """All of it."""
-        [corpus] = self._tables["corpus"]
+        [corpus], whole = self._tables["corpus"], Table(self._file, "", 0, self._values)
         corpus.check(CORPUS)
         if "data_dir" not in corpus.values:
             raise corpus.error("data_dir", "[corpus] has no data_dir")
@@ -171,8 +171,8 @@ class Builder:
         listed = [settings.as_flag(name, corpus.values[name]) for name in ("domain_map", "domain_key")
                   if name in corpus.values]  # fmt: skip
         self._add_samplers(self._add_tokens(data_dir))
-        for table in self._tables["search"]:
-            self._add_retrieval(table)
+        if self._tables["embed"] or self._tables["search"]:
+            self._add_retrieval(whole)
         for table in self._tables["teacher"]:
             self._add_teacher(table)
         for job in self._jobs:
@@ -202,13 +202,10 @@ class Builder:
         tokens = self._add("tokenize", TOKENIZE, table, {"data_dir": data_dir, **num_shards}, [])
         check = Job("check", "sanity_check.py", [], ["--deep", *settings.as_flag(*num_shards.popitem())], [tokens])
         self._jobs.append(replace(check, slurm=self._flags(table)))
-        if self._shared("drop_duplicates"):
+        if any(shared.values.get("drop_duplicates") for shared in self._tables["samplers"]):
             mark = Job("mark_duplicates", "sanity_check.py", ["duplicates"], [], self._jobs[-1:])
             self._jobs.append(replace(mark, slurm=self._flags(table)))
         return self._jobs[-1:]
-
-    def _shared(self, name: str) -> object:
-        return self._tables["samplers"][0].values.get(name) if self._tables["samplers"] else None
 
     def _add_samplers(self, checked: Sequence[Job]) -> None:
         sets: list[tuple[str, Script, Table, dict[str, object]]] = []
@@ -251,28 +248,26 @@ class Builder:
                 return job
         raise table.error(key, f"nothing in these settings makes {folder}")
 
-    def _add_retrieval(self, table: Table) -> None:
+    def _add_retrieval(self, whole: Table) -> None:
         if not (self._tables["concat"] and self._tables["embed"]):
-            raise table.error("split", "[[search]] needs the tables [concat] and [embed]")
+            raise whole.error("search", "passages are retrieved from what [concat] and [embed] make: one is missing")
         [concat], [embed] = self._tables["concat"], self._tables["embed"]
         output = str(concat.values["output"])
-        before = self._makes(concat, "output", output)
+        embed.check(embed.keys(EMBED, ["corpus"], [*settings.OWN]))
+        given = {"corpus": f"{output}/retrieval", "output": "embeddings", "num_shards": embed.values.get("shards", 1)}
+        embedded = self._add("embed", EMBED, embed, given, [self._makes(concat, "output", output)])
         encoder = {"model_dir": embed.values["model_dir"]} if "model_dir" in embed.values else {}
-        if not any(job.script == EMBED.name for job in self._jobs):
-            embed.check(embed.keys(EMBED, ["corpus"], [*settings.OWN]))
-            given = {"corpus": f"{output}/retrieval", "output": "embeddings"}
-            self._add("embed", EMBED, embed, {**given, "num_shards": embed.values.get("shards", 1)}, [before])
-        joined = ["queries", "embeddings", "model_dir"]
-        table.check({**table.keys(SEARCH, joined, [*settings.OWN]), "split": str})
-        split, values = table.values.get("split", "test"), table.values
-        queries = {"queries": f"{output}/{split}", "embeddings": "embeddings"}
-        given = {**encoder, **queries, "output": f"hits/{split}", "num_shards": values.get("shards", 1)}
-        embedded = next(job for job in self._jobs if job.script == EMBED.name)
-        searched = self._add("search", SEARCH, table, given, [embedded])
-        merged = self._add("search_merge", SEARCH, table, {**given, "merge": True}, [searched])
-        only = {name: value for name, value in values.items() if name in {"domain", "slurm"}}
-        given = {**queries, "hits": f"hits/{split}", "output": f"retrieved/{split}"}
-        self._add("write_mds", WRITE, replace(table, values=only), given, [merged])
+        for table in self._tables["search"]:
+            joined = ["queries", "embeddings", "model_dir"]
+            table.check({**table.keys(SEARCH, joined, [*settings.OWN]), "split": str})
+            split = table.values.get("split", "test")
+            queries = {"queries": f"{output}/{split}", "embeddings": "embeddings"}
+            given = {**queries, **encoder, "output": f"hits/{split}", "num_shards": table.values.get("shards", 1)}
+            searched = self._add("search", SEARCH, table, given, [embedded])
+            merged = self._add("search_merge", SEARCH, table, {**given, "merge": True}, [searched])
+            only = {name: value for name, value in table.values.items() if name in {"domain", "slurm"}}
+            given = {**queries, "hits": f"hits/{split}", "output": f"retrieved/{split}"}
+            self._add("write_mds", WRITE, replace(table, values=only), given, [merged])
 
     def _flags(self, table: Table, num_tasks: int = 0, is_alone: bool = True) -> list[str]:
         """What sbatch is told of a job: cores and GPUs are for tasks that compute."""

@@ -99,11 +99,11 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def run_command() -> None:
-    """Run the script that this command on the PATH is called after: `tokenize_jsonl.py …` is `python tokenize_jsonl.py …`,
-    `retrieval.search …` is `python -m retrieval.search …`.
+    """Run the script that this command on the PATH is called after: `tokenize_jsonl.py …` is
+    `python tokenize_jsonl.py …`, and `retrieval.search …` is `python -m retrieval.search …`.
 
-    The scripts are not modules of an installation, because names such as `retrieval` belong to everybody. They are in the
-    folder `scripts` of this package, or, in an editable installation, where the checkout has them.
+    The scripts are not modules of an installation, because names such as `retrieval` belong to everybody. They are in
+    the folder `scripts` of this package, or, in an editable installation, where the checkout has them.
     """
     import runpy
 

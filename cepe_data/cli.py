@@ -31,6 +31,7 @@ Options = TypeVar("Options")
 MAX_COUNT = 1 << 53
 GRACE_SECONDS = 8.0
 LIBRARY = Path(__file__).resolve().parent
+SCRIPTS = LIBRARY / "scripts" if (LIBRARY / "scripts").is_dir() else LIBRARY.parent  # the first in an installation
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
 
 
@@ -105,6 +106,24 @@ def add_disk_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--ignore_disk_space", action="store_true", help="start although less is free than is to be written"
     )
+
+
+def run_command() -> None:
+    """Run the script that this command on the PATH is called after: `tokenize_jsonl.py …` is
+    `python tokenize_jsonl.py …`, and `retrieval.search …` is `python -m retrieval.search …`.
+
+    The scripts are not modules of an installation, because names such as `retrieval` belong to everybody. They are in
+    the folder `scripts` of this package, or, in an editable installation, where the checkout has them.
+    """
+    import runpy
+
+    import cepe_data
+
+    global command_name  # noqa: PLW0603
+    cepe_data.end_silently_on_ctrl_c()
+    command_name = Path(sys.argv[0]).name
+    sys.path.insert(0, str(SCRIPTS))
+    runpy.run_module(command_name.removesuffix(".py"), run_name="__main__", alter_sys=True)
 
 
 def run(main: Callable[[], int]) -> None:
@@ -222,7 +241,7 @@ class Stopped(KeyboardInterrupt):
         os._exit(128 + self._number)
 
 
-command_name: str | None = None  # of an installed command, set by console.py
+command_name: str | None = None  # of an installed command
 _bars: list[tqdm] = []  # the last one is that of this process
 
 

@@ -24,7 +24,6 @@ from cepe_data.storage.steps import DAMAGED, DONE, MISSING, PART_DONE, Script, S
 from cepe_data.teacher.step import ANNOTATE
 from cepe_data.tokens.plan import TOKENIZE
 
-HOME = Path(__file__).resolve().parents[2]
 VALUES: Mapping[str, type] = {"work_dir": str, "python": str, "gpu_tflops": object, "slurm": list}
 TABLES: Mapping[str, type] = dict.fromkeys(("corpus", "tokenize", "samplers", "concat", "embed"), dict)
 TABLES = {**TABLES, **dict.fromkeys(("ab", "teacher", "search"), list)}
@@ -130,8 +129,8 @@ class Pipeline:
         """What runs a script, or a module, in any folder."""
         script, *arguments = words
         if script.endswith(".py"):
-            return [self.python, str(HOME / script), *arguments]
-        return ["env", f"PYTHONPATH={HOME}", self.python, "-m", script, *arguments]
+            return [self.python, str(cli.SCRIPTS / script), *arguments]
+        return ["env", f"PYTHONPATH={cli.SCRIPTS}", self.python, "-m", script, *arguments]
 
     def plain(self, words: Sequence[str]) -> str:
         """A line of bash that runs a script where the jobs run."""

@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cepe_data import shards
-from cepe_data.pipeline.jobs import HOME, Job, Pipeline
+from cepe_data import cli, shards
+from cepe_data.pipeline.jobs import Job, Pipeline
 from cepe_data.storage.report import Report, add_report_arguments
 from cepe_data.storage.steps import DAMAGED, DONE, OTHER, PART_DONE, Counts, Step, Unit
 
@@ -69,7 +69,7 @@ def list_lines(pipeline: Pipeline) -> list[str]:
 
 def environment(pipeline: Pipeline) -> dict[str, str]:
     """What the batch file takes from the environment."""
-    return {"CEPE_DATA_HOME": str(HOME), "PYTHON": pipeline.python}
+    return {"CEPE_DATA_HOME": str(cli.SCRIPTS), "PYTHON": pipeline.python}
 
 
 def lines_of(pipeline: Pipeline, job: Job, plain: bool) -> Iterator[str]:
@@ -90,7 +90,7 @@ def sbatch_words(job: Job, ids: str, first_task: int = 0, dependency: str = "") 
     words += [f"--array={ids}" if word.startswith("--array=") else word for word in job.slurm]
     if dependency:
         words += ["--dependency", f"afterok:{dependency}", "--kill-on-invalid-dep", "yes"]
-    return [*words, str(HOME / "slurm/step.sh"), *([f"+{first_task}"] if first_task else [])]
+    return [*words, str(cli.SCRIPTS / "slurm/step.sh"), *([f"+{first_task}"] if first_task else [])]
 
 
 def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> None:

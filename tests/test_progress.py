@@ -381,7 +381,7 @@ def test_what_is_left_to_retrieve(run: Run, pipeline: Path) -> None:
 
 
 def test_clean(run: Run, world: World, pipeline: Path) -> None:
-    """What is left is enough, and nothing is to be done; the plan's sum is what is there."""
+    """Nothing is deleted unasked; what is left is enough, until a setting asks for more."""
     said = run("pipeline.py", "settings.toml", "clean", cwd=pipeline).stdout
     before = set(reference.tree_bytes(pipeline))
     assert "embeddings" in said and "tokenized/book" in said and set(reference.tree_bytes(pipeline)) == before

@@ -34,6 +34,7 @@ DPI = 150
 PAGE_WIDTH, MARGIN, NAME_WIDTH = 9.0, 0.2, 1.5  # inches, as everywhere below
 TITLE_CHARACTERS, NAME_CHARACTERS = 92, 15
 LINE_HEIGHT = 0.21
+LENGTHS_PITCH, SHARES_PITCH, POSITIONS_PITCH = 0.62, 0.5, 1.3  # a domain's height in each figure
 FILLED: dict[str, Any] = {"facecolor": "0.25", "edgecolor": "0.25", "linewidth": 0.6}
 HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.25", "linewidth": 0.6, "hatch": "/////"}
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -49,14 +50,15 @@ STYLE: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
+    """matplotlib's own style, with what all figures here share."""
     from matplotlib import style
 
     with style.context(["default", STYLE]):
         yield
 
 
-@_style()
+@figure_style()
 def draw_tokens(
     report: Report,
     path: Path,
@@ -76,8 +78,8 @@ def draw_tokens(
     titles = [windows_title(counts, thresholds), proportions_title(counts)]
     heights = [LINE_HEIGHT * (title.count("\n") + 1) for title in titles]
     top_lengths = MARGIN + heights[0] + 0.85
-    top_shares = top_lengths + 0.62 * len(counts) + 1.15 + heights[1]
-    page = _Page(top_shares + 0.5 * len(counts) + 0.65)
+    top_shares = top_lengths + LENGTHS_PITCH * len(counts) + 1.15 + heights[1]
+    page = Page(top_shares + SHARES_PITCH * len(counts) + 0.65)
     page.title(MARGIN, titles[0])
     files = (
         f"{num_files:,} of {num_listed:,} token files" if num_files < num_listed else _count(num_files, "token file")
@@ -100,11 +102,11 @@ def windows_title(counts: Mapping[str, DomainCounts], thresholds: Sequence[int])
         if total:
             leader = max(counts, key=lambda domain: counts[domain].windows[index])
             share = counts[leader].windows[index] / total
-            leaders.setdefault(leader, []).append(f"{_short(threshold)} ({_percent(share)})")
+            leaders.setdefault(leader, []).append(f"{_short(threshold)} ({percent_text(share)})")
     if not leaders:
         return f"No document is long enough for a window of {_short(thresholds[0])} tokens"
-    first, *others = [f"of {_enumerate(what)}" for what in leaders.values()]
-    names = [_name(leader) for leader in leaders]
+    first, *others = [f"of {enumerate_words(what)}" for what in leaders.values()]
+    names = [short_name(leader) for leader in leaders]
     parts = [f"{name} {what}" for name, what in zip(names[1:], others, strict=True)]
     return _wrap(", ".join([f"{names[0]} holds the most windows {first}", *parts]))
 
@@ -120,8 +122,8 @@ def proportions_title(counts: Mapping[str, DomainCounts]) -> str:
     if not other:
         return "Tokens by domain are as in RedPajama, each share within a tenth of it"
     first, *others = [f"{_factor(ratios[domain])} times" for domain in other]
-    parts = [f"that of {_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
-    whole = ", ".join([f"the share of {_name(other[0])} is {first} as large", *parts])
+    parts = [f"that of {short_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
+    whole = ", ".join([f"the share of {short_name(other[0])} is {first} as large", *parts])
     return _wrap(f"Against RedPajama, {whole}")
 
 
@@ -134,12 +136,12 @@ def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[floa
 
 
 def draw_lengths(
-    page: _Page, top: float, counts: Mapping[str, DomainCounts], thresholds: Sequence[int], step: int
+    page: Page, top: float, counts: Mapping[str, DomainCounts], thresholds: Sequence[int], step: int
 ) -> None:
     """A histogram per domain over one axis of lengths, and beside it how many windows the domain holds."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    column_width, pitch, height = 0.9, 0.62, 0.5
+    column_width, pitch, height = 0.9, LENGTHS_PITCH, 0.5
     left, width = NAME_WIDTH, PAGE_WIDTH - NAME_WIDTH - 0.15 - column_width * len(thresholds) - MARGIN
     columns = [left + width + 0.1 + column_width * (index + 1) for index in range(len(thresholds))]
     histograms = np.array([one.lengths for one in counts.values()])
@@ -165,7 +167,7 @@ def draw_lengths(
         axes.tick_params(axis="y", labelsize=7, length=2)
         axes.tick_params(axis="x", which="both", labelbottom=row == len(counts) - 1)
         middle = top + row * pitch + height / 2
-        page.text(MARGIN, middle, _name(domain), va="center")
+        page.text(MARGIN, middle, short_name(domain), va="center")
         for column, number in zip(columns, one.windows, strict=True):
             page.text(column, middle, f"{number:,}" if number < 1e7 else _amount(number), va="center", ha="right")
         if row == 0:
@@ -186,16 +188,16 @@ def draw_lengths(
     )
 
 
-def draw_shares(page: _Page, top: float, counts: Mapping[str, DomainCounts]) -> None:
+def draw_shares(page: Page, top: float, counts: Mapping[str, DomainCounts]) -> None:
     """Two bars per domain: its share of the tokens here, and in RedPajama."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     shares = shares_of_tokens(counts)
-    height = 0.5 * len(counts)
+    height = SHARES_PITCH * len(counts)
     axes = page.axes(NAME_WIDTH, top, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
     for row, (domain, one) in enumerate(counts.items()):
-        page.text(MARGIN, top + height * (row + 0.5) / len(counts), _name(domain), va="center")
+        page.text(MARGIN, top + height * (row + 0.5) / len(counts), short_name(domain), va="center")
         if domain not in shares:
             what = f" not one of RedPajama's: {_count(one.tokens, 'token')}"
             axes.text(0, row, what, va="center", fontsize=8)
@@ -203,9 +205,9 @@ def draw_shares(page: _Page, top: float, counts: Mapping[str, DomainCounts]) -> 
         ours, theirs = shares[domain]
         axes.barh(row - 0.19, ours, 0.36, **FILLED)
         axes.barh(row + 0.19, theirs, 0.36, **HATCHED)
-        what = f" {_percent(ours)}, {_count(one.tokens, 'token')}"
+        what = f" {percent_text(ours)}, {_count(one.tokens, 'token')}"
         axes.text(ours, row - 0.19, what, va="center", fontsize=8)
-        axes.text(theirs, row + 0.19, f" {_percent(theirs)}", va="center", fontsize=8)
+        axes.text(theirs, row + 0.19, f" {percent_text(theirs)}", va="center", fontsize=8)
     largest = max((max(pair) for pair in shares.values()), default=0) or 1.0
     axes.set(xlim=(0, largest * 1.32), ylim=(len(counts) - 0.5, -0.5), yticks=[], xlabel="share of the tokens")
     axes.set_xticks([tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, largest) if tick <= 1])
@@ -215,23 +217,33 @@ def draw_shares(page: _Page, top: float, counts: Mapping[str, DomainCounts]) -> 
     axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
 
 
-@_style()
+@figure_style()
 def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions]) -> None:
     """Draw top-k mass and entropy over the positions of every set."""
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
-
     if not positions:
         cli.warn(f"no row could be read: {path} is not written")
         return
     title = teacher_title(positions)
-    pitch, height, gap = 1.3, 1.05, 0.75
     title_height = LINE_HEIGHT * (title.count("\n") + 1)
     top = MARGIN + title_height + 0.85
-    page = _Page(top + pitch * len(positions) + 0.4)
+    page = Page(top + POSITIONS_PITCH * len(positions) + 0.4)
     page.title(MARGIN, title)
-    widths = _enumerate(sorted({f"{one.width:,}" for one in positions.values()}))
-    what = f"line: mean, grey: from the 10 % to the 90 % quantile, of {widths} neighbouring positions in the rows seen"
-    page.text(MARGIN, MARGIN + title_height + 0.04, what, color="0.3")
+    page.text(MARGIN, MARGIN + title_height + 0.04, positions_note(positions), color="0.3")
+    draw_positions(page, top, positions)
+    page.publish(report, path)
+
+
+def positions_note(positions: Mapping[str, Positions]) -> str:
+    """What the lines of `draw_positions` are."""
+    widths = enumerate_words(sorted({f"{one.width:,}" for one in positions.values()}))
+    return f"line: mean, grey: from the 10 % to the 90 % quantile, of {widths} neighbouring positions in the rows seen"
+
+
+def draw_positions(page: Page, top: float, positions: Mapping[str, Positions]) -> None:
+    """Top-k mass on the left, entropy on the right, a line of axes for every set."""
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    pitch, height, gap = POSITIONS_PITCH, 1.05, 0.75
     width = (PAGE_WIDTH - NAME_WIDTH - MARGIN - 0.4 - gap) / 2
     lefts = (NAME_WIDTH + 0.4, NAME_WIDTH + 0.4 + width + gap)
     entropies = [one.entropy for one in positions.values()]
@@ -243,7 +255,7 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
         (0.0, highest_entropy * 1.06 or 1.0),
     )
     for row, (domain, one) in enumerate(positions.items()):
-        page.text(MARGIN, top + row * pitch + height / 2, f"{_name(domain)}\n{one.num_rows:,} rows", va="center")
+        page.text(MARGIN, top + row * pitch + height / 2, f"{short_name(domain)}\n{one.num_rows:,} rows", va="center")
         for left, spread, limit in zip(lefts, (one.topk_mass, one.entropy), limits, strict=True):
             axes = page.axes(left, top + row * pitch, width, height)
             _draw_spread(axes, one, spread)
@@ -257,7 +269,6 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
     page.text(lefts[0], top - 0.1, f"probability of the top {_topks(positions)}", va="bottom")
     what = "entropy in nats, a lower bound:\nwhat is beyond the top counts as one summary"
     page.text(lefts[1], top - 0.1, what, va="bottom")
-    page.publish(report, path)
 
 
 def _draw_spread(axes: Axes, positions: Positions, spread: Any) -> None:
@@ -280,10 +291,10 @@ def teacher_title(positions: Mapping[str, Positions]) -> str:
 
 
 def _topks(positions: Mapping[str, Positions]) -> str:
-    return _enumerate(sorted({str(one.topk) for one in positions.values()}, key=int))
+    return enumerate_words(sorted({str(one.topk) for one in positions.values()}, key=int))
 
 
-class _Page:
+class Page:
     """A figure of PAGE_WIDTH × `height` inches; places are inches from its upper left corner."""
 
     def __init__(self, height: float) -> None:
@@ -307,12 +318,16 @@ class _Page:
         """The message of what is below."""
         self.text(MARGIN, top, text, fontsize=11, fontweight="bold", linespacing=1.15)
 
+    def render(self, ending: str, **options: Any) -> bytes:
+        """The figure in the format of a name that ends in `ending`, one of DATELESS."""
+        image = io.BytesIO()
+        self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending], **options)
+        return image.getvalue()
+
     def publish(self, report: Report, path: Path) -> None:
         """Write or replace the file."""
-        image, ending = io.BytesIO(), path.suffix.lower()
-        self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending])
         outputs.remove_stale_temporaries(path.parent)
-        outputs.write_bytes(path, image.getvalue())
+        outputs.write_bytes(path, self.render(path.suffix.lower()))
         report.facts["plot"] = str(path)
         report.say(f"figure → {path}")
 
@@ -321,11 +336,11 @@ def _wrap(title: str) -> str:
     return textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
 
 
-def _name(domain: str) -> str:
+def short_name(domain: str) -> str:
     return domain if len(domain) <= NAME_CHARACTERS else f"{domain[: NAME_CHARACTERS - 1]}…"
 
 
-def _enumerate(words: Sequence[str]) -> str:
+def enumerate_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -348,7 +363,7 @@ def _axis_amount(value: float) -> str:
     return f"{value:,.0f}" if value < 1e4 else "10" + f"{np.log10(value):.0f}".translate(SUPERSCRIPTS)
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 0.01:
         return "< 0.01 %"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def run(namespace: argparse.Namespace) -> int:
             print_text("query, the beginning of token_ids", input_row(args)["token_ids"][:num_tokens])
         else:
             cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
-        for title, ids in retrieved_passages(args, row):
+        for title, ids in retrieved_passages(args.path, args.row, row, args.passages):
             print_text(title, ids)
     elif "target_index" in columns:
         window = input_row(args)
@@ -114,15 +115,17 @@ def run(namespace: argparse.Namespace) -> int:
     return cli.EXIT_OK
 
 
-def retrieved_passages(args: ShowOptions, row: dict) -> Iterator[tuple[str, np.ndarray]]:
-    """A title with score and id, and the token ids, of the best passages of a row."""
-    keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), provenance.read_meta(args.path)
+def retrieved_passages(
+    folder: Path, number: int, row: Mapping[str, Any], num_passages: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """A title with score and id, and the token ids, of the best passages of a row of a set."""
+    keys_path, meta = folder.with_name(f"{folder.name}.keys.npy"), provenance.read_meta(folder)
     names = [""] * len(row["retrieval_scores"])
     if meta and keys_path.exists():
-        names = passage_ids(meta["corpus_files"], read_row(keys_path, args.row, len(names)))
+        names = passage_ids(meta["corpus_files"], read_row(keys_path, number, len(names)))
     best = zip(names, row["retrieval_scores"].tolist(), row["retrieved_token_ids"], strict=True)
-    for number, (name, score, ids) in enumerate(itertools.islice(best, args.passages)):
-        yield f"passage {number} {name}, score {score:.4f}", ids
+    for place, (name, score, ids) in enumerate(itertools.islice(best, num_passages)):
+        yield f"passage {place} {name}, score {score:.4f}", ids
 
 
 def read_row(path: Path, row: int, num_columns: int) -> np.ndarray:

@@ -251,7 +251,8 @@ def fingerprint(folder: Path) -> str:
 
 class Rows:
     """The rows of an MDS set by number, as LocalDataset gives them, without the seconds that importing streaming takes;
-    and many rows at once. Nothing is unpickled. Any number of processes may read.
+    and many rows at once. Nothing is unpickled. Any number of processes may read. It keeps some shards open; where many
+    sets are read, use it as a context manager.
 
     Raises:
         as `read_index`; and while reading, DamagedFileError if a shard is damaged.
@@ -262,6 +263,13 @@ class Rows:
         self.shards = read_index(folder)
         self._ends = np.cumsum([shard["samples"] for shard in self.shards])
         self._open: dict[int, _ShardRows] = {}
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
 
     def __len__(self) -> int:
         return int(self._ends[-1])

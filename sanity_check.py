@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.inspect import check_all, overlap, progress, show
+from cepe_data.inspect import check_all, overlap, progress, report_page, show
 from cepe_data.inspect import duplicates as inspect_duplicates
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "duplicates": inspect_duplicates,
     "overlap": overlap,
     "show": show,
+    "report": report_page,
 }
 
 

@@ -18,7 +18,7 @@ PieceTexts = Callable[[Sequence[int]], list[str]]
 def make_piece_texts(tokenizer: TokenizerFiles) -> PieceTexts:
     """Token ids → the text that each adds. A character of several tokens is the text of the last of them; bytes that
     are not UTF-8 are U+FFFD. Joined, they are what the decoder gives but for a space at the beginning, where the
-    vocabulary has one, and for the number of U+FFFD."""
+    vocabulary has one, for the number of U+FFFD, and for unknown tokens, which have their names here."""
     kinds = set(_decoder_kinds(read_content(tokenizer.tokenizer_json)["decoder"] if tokenizer.tokenizer_json else None))
     if tokenizer.tokenizer_json and not kinds & {"ByteFallback", "ByteLevel"}:
         return _texts_of_pairs(tokenizer)

@@ -214,6 +214,8 @@ def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
 
 def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     """Scores of passages by rank, of every folder of retrieved passages."""
+    from matplotlib.ticker import MaxNLocator
+
     for number, (folder, sets) in enumerate(_by_folder(run.of_kind(RETRIEVED))):
         sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets}
         scores = {domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows}
@@ -231,6 +233,7 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
             axes.stairs(of_domain.mean(axis=0), edges, baseline=None, color="black", linewidth=1.2)
             axes.set(xlim=(0.5, max(one.shape[1] for one in scores.values()) + 0.5))
             axes.set(ylim=(lowest - margin, highest + margin))
+            axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         _finish_lines(page, 0.25, len(scores), "rank of the passage")
         of_all = [np.concatenate([one[:, rank] for one in scores.values()]).mean() for rank in (0, -1)]
         sentence = f"The mean score falls from {of_all[0]:.3g} for the best passage to {of_all[1]:.3g} for the last"
@@ -244,7 +247,7 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
 
 def of_overlap(report: Report, run: Run) -> Iterator[Figure]:
     """The test windows that share something, of every output that `sanity_check.py overlap` looked at."""
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     known = [out for out in run.outputs if overlap.report_path(out).exists()][:MAX_FOLDERS]
     for number, out in enumerate(known):
@@ -271,6 +274,7 @@ def of_overlap(report: Report, run: Run) -> Iterator[Figure]:
             page.text(MARGIN, middle, plots.short_name(domain), va="center")
         largest = max((max(of_side) for of_side in shares.values()), default=0.0) or 0.01
         axes.set(xlim=(0, largest * 1.25), ylim=(len(domains) - 0.5, -0.5), yticks=[], xlabel="share of test windows")
+        axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, largest) if tick <= 1])
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
         num_windows = sum(one["windows"] for one in domains.values())

@@ -27,19 +27,15 @@
   // Control characters, separators of lines, spaces other than U+0020, formats such as those of direction, private and
   // unassigned characters, and what stands for broken UTF-8.
   const HIDDEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Zl}\p{Zp}\uFFFD]|(?! )\p{Zs}/gu;
-  const PICTURES = { "\n": "↵", "\t": "→", "\r": "␍", "\x7f": "␡", "\ufffd": "\ufffd" };
-  const pictureOf = (character) => {
-    const code = character.codePointAt(0);
-    if (character in PICTURES) return PICTURES[character];
-    return code < 0x20 ? String.fromCodePoint(0x2400 + code) : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-  };
+  const PICTURES = { "\n": "↵", "\t": "→", "\ufffd": "\ufffd" };
+  const codeOf = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 
   const addVisible = (parent, text) => {
     let start = 0;
     for (const match of text.matchAll(HIDDEN)) {
       parent.append(text.slice(start, match.index));
-      const picture = element("span", "hidden-character", pictureOf(match[0]));
-      picture.title = `U+${match[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+      const picture = element("span", "hidden-character", PICTURES[match[0]] ?? codeOf(match[0]));
+      picture.title = codeOf(match[0]);
       parent.append(picture);
       if (match[0] === "\n") parent.append("\n");
       if (match[0] === "\t") parent.append("\t");

@@ -365,7 +365,7 @@ def read_checks(path: Path) -> dict[str, Any]:
         errors = [{"check": one["check"], "path": "", "what": one["error"]} for one in checks if "error" in one]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"--checks {path} is not what `sanity_check.py all --json` prints: {error}") from None
-    checked = [str(one["check"]) for one in checks]
+    checked = list(dict.fromkeys(str(one["check"]) for one in checks))
     return {"path": str(path), "ok": content["ok"], "checked": checked, "findings": [*findings, *errors]}
 
 

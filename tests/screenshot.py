@@ -6,6 +6,7 @@ python -m tests.screenshot demo_output/report.html docs/report.png
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -22,22 +23,23 @@ SIZES = {1280: 860, 400: 860}  # widths and heights of screenshots
 
 
 def find_chromium() -> str:
-    """The program; a test that needs it is skipped without it, and fails in CI."""
+    """The program; a test that needs it and playwright is skipped without them, and fails in CI."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    if found is None or importlib.util.find_spec("playwright") is None:
         if os.environ.get("CI"):
-            pytest.fail("chromium is missing, and CI is set")
-        pytest.skip("needs chromium (apt-get install chromium)")
+            pytest.fail("chromium or playwright is missing, and CI is set")
+        pytest.skip("needs chromium (apt-get install chromium) and playwright (of the dev extra)")
     return found
 
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Browser]:
     """Chromium, without a window. It has no sandbox, which root in a container cannot have."""
+    program = find_chromium()
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as library:
-        browser = library.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        browser = library.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -5,9 +5,12 @@ VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 NEWEST := $(VENV)/newest
+GPU_MACHINE := $(VENV)/gpu_machine
+GPU_TESTS := tests/test_teacher.py tests/test_targets.py tests/test_calculate_logits.py tests/test_retrieval.py \
+    tests/test_gpu_benchmark.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test testgpu lint bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,11 +31,20 @@ $(NEWEST): tests/newest.txt $(INSTALLED)
 	@rm -rf $@
 	@$(PYTHON_IN_VENV) -m pip install --quiet --no-deps --target $@ --requirement $<
 
+$(GPU_MACHINE)/.installed: tests/gpu_machine.txt tests/newest.txt $(INSTALLED)
+	@rm -rf $(GPU_MACHINE)
+	@$(PYTHON) -m venv $(GPU_MACHINE)
+	@$(GPU_MACHINE)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
 demo: $(INSTALLED) ## run the whole pipeline on a small corpus made on the spot, in demo_output/
 	@$(PYTHON_IN_VENV) -m demo.run
 
 test: $(INSTALLED) $(NEWEST) ## run all tests
 	@$(PYTHON_IN_VENV) -m pytest -n 2
+
+testgpu: $(GPU_MACHINE)/.installed ## run the tests of teacher and retrieval with the libraries of GPU machines
+	@PYTHONPATH=$(CURDIR) $(GPU_MACHINE)/bin/python -m pytest -n 2 -k "not killed" $(GPU_TESTS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	@$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Annotate training rows with a teacher's top-k next-token probabilities.
+"""Annotate training rows with a teacher's next-token probabilities: the top-k, or samples.
 
 reads   INPUT_DIR/{domain}/ (MDS of a sampler), a causal language model; RET_DIR/{domain}/ with --retrieval_input_dir
 writes  INPUT_DIR-logits-enc2048-dec2048-MODEL/{domain}/ (MDS: target_prob, target_index); row i belongs to row i of the
@@ -22,24 +22,51 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds
-from cepe_data.teacher import devices
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import transformers_version
 from cepe_data.teacher.inputs import InputRows
-from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotation
+from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotations
+
+Todo = list[tuple[Annotation, int]]  # parts, by their number in the set of a domain
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--input_dir", type=Path, required=True, help="the folder that holds the domain folders")
     parser.add_argument("--model_dir", required=True, help="the teacher: a folder or a hub name")
-    parser.add_argument("--domain", required=True, type=cli.folder_name, help="the domain to annotate")
+    parser.add_argument("--domain", required=True, help="what to annotate: all, or domains with commas between them")
     parser.add_argument(
         "--num_encoder_tokens", type=cli.positive_count, default=2048, help="context: the last of prev_token_ids"
     )
     parser.add_argument(
         "--num_decoder_tokens", type=cli.positive_count, default=2048, help="annotated: the first of token_ids"
     )
+    parser.add_argument(
+        "--target",
+        choices=("topk", "sampled"),
+        default="topk",
+        help="what is kept per position: the largest probabilities; or samples, unbiased and a third as large",
+    )
     parser.add_argument("--topk", type=cli.positive_count, default=50, help="probabilities kept per position")
+    parser.add_argument(
+        "--num_samples", type=cli.positive_count, default=16, help="with --target sampled: draws per position"
+    )
+    parser.add_argument("--seed", type=cli.count, default=42, help="with --target sampled: another seed, other draws")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=None,
+        help="the folder of domain folders to write (default: beside the input, named after it and the teacher)",
+    )
+    parser.add_argument(
+        "--num_words",
+        type=vocabulary.num_words,
+        default=None,
+        metavar="N|tokenizer",
+        help="the first N ids share the probability; tokenizer: those of the input's tokenizer (default: all that the "
+        "model has, which may be padded)",
+    )
     parser.add_argument(
         "--retrieval_input_dir",
         type=Path,
@@ -58,7 +85,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--rows_per_part",
         type=cli.positive_count,
         default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 128 MiB)",
+        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 128 MiB; with "
+        "--merge, those of the parts that are there)",
     )
     model = parser.add_argument_group("teacher")
     model.add_argument(
@@ -75,7 +103,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--batch_size", type=cli.positive_count, default=None, help="sequences at once (default: what the memory holds)"
     )
     model.add_argument(
-        "--attn_implementation", default=None, help="such as flash_attention_2 (default: what transformers prefers)"
+        "--attn_implementation",
+        default=None,
+        help="such as flash_attention_2 (default: what transformers prefers if it gives the same as eager, else eager)",
+    )
+    model.add_argument(
+        "--allow_other_tokenizer",
+        action="store_true",
+        help="go on where the tokenizer beside the model is not the one that made the input",
     )
     model.add_argument("--compile", action="store_true", help="compile the layers: a minute of start-up, then faster")
     return parser.parse_args(arguments)
@@ -89,55 +124,92 @@ def main() -> int:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
     if args.dry_run and args.merge:
         raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
-    annotation = plan_annotation(args)
-    of_set = annotation.of_set
-    if args.merge or of_set.joined.is_done():
-        of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
+    todo: Todo = []
+    annotations = plan_annotations(args)
+    for annotation in annotations:
+        of_set = annotation.of_set
+        if args.merge or of_set.joined.is_done():
+            of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
+        else:
+            if not args.dry_run:
+                of_set.restore_parts(shard_id, num_shards)
+            todo += [(annotation, part) for part in of_set.todo(shard_id, num_shards)]
+    annotations = [] if args.merge else [one for one in annotations if not one.of_set.joined.is_done()]
+    if not annotations:
         return cli.EXIT_OK
-    todo = of_set.todo(shard_id, num_shards)
-    num_rows = of_set.count_rows(todo)
+    num_rows = count_rows(todo)
     chosen = devices.choose_devices(args.device, args.num_gpus) if todo else []
     if args.dry_run:
-        report_dry_run(annotation, num_rows, chosen)
+        report_dry_run(todo, chosen)
         return cli.EXIT_OK
-    of_set.remove_stale_temporaries()
+    for annotation in annotations:
+        annotation.of_set.remove_stale_temporaries()
+        if ranges := part_ranges(annotation, todo):
+            InputRows(annotation).check_ids(ranges)
+    shares = [(todo[number :: len(chosen)], device) for number, device in enumerate(chosen)]
     if todo:
-        InputRows(annotation).check_ids([of_set.part_ranges[part] for part in todo])
-        shares = [(annotation, todo[number :: len(chosen)], device) for number, device in enumerate(chosen)]
-        with cli.progress_bar(num_rows, "row", of_set.folder.name) as bar:
-            workers.run_shares(annotate, [share for share in shares if share[1]], bar.update)
-    cli.say(
-        f"shard {shard_id} of {num_shards}: {num_rows:,} rows in {len(todo)} parts, {cli.seconds_since(start)} → "
-        f"{of_set.parts.directory}"
-    )
+        with cli.progress_bar(num_rows, "row", ",".join(one.of_set.folder.name for one in annotations)) as bar:
+            workers.run_shares(annotate, [share for share in shares if share[0]], bar.update)
+    where = annotations[0].of_set.folder.parent if annotations[1:] else annotations[0].of_set.parts.directory
+    made = f"{num_rows:,} rows in {len(todo)} parts"
+    cli.say(f"shard {shard_id} of {num_shards}: {made}, {cli.seconds_since(start)} → {where}")
     if num_shards == 1:
-        of_set.join(num_shards, args.delete_parts, annotation.facts, start)
+        for annotation in annotations:
+            annotation.of_set.join(num_shards, args.delete_parts, annotation.facts, start)
     return cli.EXIT_OK
 
 
-def annotate(annotation: Annotation, parts: list[int], device: str, progress: Callable[[int], object]) -> None:
-    """Make these parts on one device."""
-    rows = InputRows(annotation)
-    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(device))
-    part_ranges = [annotation.of_set.part_ranges[part] for part in parts]
-    annotated = model.annotate(rows.batches(part_ranges, model.batch_size))
-
-    def of_part(num_rows: int) -> Iterator[dict[str, np.ndarray]]:
-        for row in itertools.islice(annotated, num_rows):
-            yield row
-            progress(1)
-
-    for part, (start, stop) in zip(parts, part_ranges, strict=True):
-        annotation.of_set.write_part(part, of_part(stop - start))
+def count_rows(todo: Todo) -> int:
+    """The rows of parts."""
+    return sum(annotation.of_set.count_rows([part]) for annotation, part in todo)
 
 
-def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str]) -> None:
-    """Print what annotating so many rows takes: operations, time from a timed batch, disk."""
-    if not num_rows:
+def part_ranges(annotation: Annotation, todo: Todo) -> list[tuple[int, int]]:
+    """The rows of those parts that are of one domain."""
+    return [annotation.of_set.part_ranges[part] for one, part in todo if one is annotation]
+
+
+def annotate(todo: Todo, device: str, progress: Callable[[int], object]) -> None:
+    """Make parts on one device. The teacher is loaded once for all domains that ask the same of it."""
+    for settings, of_settings in itertools.groupby(todo, lambda one: one[0].settings(device)):
+        annotate_with(settings, list(of_settings), progress)
+
+
+def annotate_with(settings: teacher_model.Settings, todo: Todo, progress: Callable[[int], object]) -> None:
+    """Make parts with one teacher, which is gone from the device afterwards."""
+    model = teacher_model.Teacher(todo[0][0].model.checkpoint, settings)
+    ran = {"transformers": transformers_version()}
+    for annotation, of_domain in itertools.groupby(todo, lambda one: one[0]):
+        parts = [part for _, part in of_domain]
+        ranges = [annotation.of_set.part_ranges[part] for part in parts]
+        batches = InputRows(annotation).batches(ranges, model.batch_size)
+        names = (annotation.row_name(row) for start, stop in ranges for row in range(start, stop))
+        rows = model.annotate(batches, names)
+        unknown = vocabulary.UnknownWords(vocabulary.tokenizer_size(annotation.input_folder))
+        for part, (start, stop) in zip(parts, ranges, strict=True):
+            of_part = counted(itertools.islice(rows, stop - start), unknown, progress)
+            annotation.of_set.write_part(part, of_part, ran)
+        unknown.report()
+
+
+def counted(
+    rows: Iterator[dict[str, np.ndarray]], unknown: vocabulary.UnknownWords, progress: Callable[[int], object]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The same rows. Ids beyond the tokenizer's are counted; `progress` hears of each row that was written."""
+    for row in rows:
+        unknown.add(row["target_prob"], row["target_index"])
+        yield row
+        progress(1)
+
+
+def report_dry_run(todo: Todo, chosen: Sequence[str]) -> None:
+    """Print what annotating these parts takes: operations, time from a timed batch, disk."""
+    if not todo:
         cli.say("nothing is left to do")
         return
+    annotation, num_rows = todo[0][0], count_rows(todo)
     rows = InputRows(annotation)
-    model = teacher_model.Teacher(annotation.model.folder, annotation.settings(chosen[0]))
+    model = teacher_model.Teacher(annotation.model.checkpoint, annotation.settings(chosen[0]))
     batch = next(rows.batches(annotation.of_set.part_ranges[:1], model.batch_size))
     if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
         list(model.annotate([batch]))
@@ -152,7 +224,8 @@ def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str])
         f"{len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
         f"about {num_rows * seconds / 3600 / num_devices:,.1f} hours on {where} ({annotation.dtype})"
     )
-    cli.report_disk(annotation.of_set.folder, num_rows * mds.row_bytes(annotation.of_set.columns))
+    num_bytes = sum(one.of_set.count_rows([part]) * mds.row_bytes(one.of_set.columns) for one, part in todo)
+    cli.report_disk(annotation.of_set.folder, num_bytes)
 
 
 if __name__ == "__main__":

@@ -64,13 +64,13 @@ def main() -> int:
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
     passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
     splits = options.make_splits(args)
-    tokens, weights = options.open_tokens(args)
+    tokens = options.open_tokens(args)
     wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
     ways = {"test": windows, "train": windows} if shard_id == 0 else {}
     inventories = reader.inventory(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
     sampler = WindowSampler.of_run(options.OVER_CONCATENATION, args, tokens, splits, windows, inventories)
-    requests = options.window_requests(weights, args) if shard_id == 0 else {}
-    passage_requests = options.domain_counts("retrieval", weights, args.retrieval_samples) if wants_passages else {}
+    requests = options.window_requests(args) if shard_id == 0 else {}
+    passage_requests = options.domain_counts("retrieval", args, args.retrieval_samples) if wants_passages else {}
     corpus_shard = PassageShard(tokens, splits, passages, inventories, args.output, shard_id, args.retrieval_shards)
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
     planned = sampler.plan(requests)

@@ -19,15 +19,17 @@ SHARED = PROJECT.parent / "shared"
 
 
 class Bars:
-    """Prints each measurement with its bar, and whether it is met, as soon as it is there."""
+    """Prints each measurement with its bar, and whether it is met, as soon as it is there; and keeps them."""
 
     def __init__(self) -> None:
         self.num_missed = 0
+        self.results: list[dict[str, Any]] = []
 
     def report(self, what: str, ratio: float, bar: float, details: str, at_most: bool = False) -> None:
         """A ratio that is to be at least (or at most) `bar`."""
         met = ratio <= bar if at_most else ratio >= bar
         self.num_missed += not met
+        self.results.append({"what": what, "ratio": ratio, "bar": bar, "met": met, "details": details})
         print(
             f"{'met   ' if met else 'MISSED'} {what}: {ratio:.2f}, bar {'≤' if at_most else '≥'} {bar:g}   ({details})",
             flush=True,

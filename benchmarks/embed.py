@@ -89,7 +89,7 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
     todo = [plan_embedding.PlannedPart.of(args, model, file, part) for part in range(file.num_parts)]
     core = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, args.dtype, device, False)
-    read_chunk = embed_passages.PassageReader(core)
+    read_chunk = embed_passages.PassageReader(core, args.passage_prefix)
     batches = []
     for part in todo:
         read = [read_chunk(chunk) for chunk in part.chunks()]

@@ -1,4 +1,4 @@
-"""Exact search against brute force, a bare matrix product, and a limit on memory.
+"""Exact search on a CPU against brute force, a bare matrix product, and a limit on memory.
 
     python benchmarks/search.py            # about 6 minutes on 2 cores, 3 GB of disk
 
@@ -43,10 +43,6 @@ def main() -> int:
         compare_hits(bars, folder, 50_000 // scale, 500)
         compare_rates(bars, 200_000 // scale, 1000)
         compare_memory(bars, folder, 2_000_000 // scale)
-        if torch.cuda.is_available():
-            compare_gpu(bars, 2_000_000, 16_384)
-        else:
-            print("not run: the GPU's part, torch sees none here")
     print(f"{bars.num_missed} bars missed")
     return int(bars.num_missed > 0)
 
@@ -121,7 +117,7 @@ def write_embeddings(folder: Path, num_rows: int) -> None:
         "model": fingerprint,
         "dimension": 384,
         "chunk_size": 8,
-        "normalize": False,
+        "normalize": True,
         "pooling": "mean",
         "dtype": "float32",
     }
@@ -160,35 +156,6 @@ def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
     more = (peaks[1] - peaks[0]) / 1e6
     details = f"{num_rows:,} × 384, {num_rows * 768 / 1e9:.1f} GB; start-up takes {peaks[0] / 1e6:.0f} MB"
     bars.report("MB beyond start-up", more, 600, details, at_most=True)
-
-
-def compare_gpu(bars: Bars, num_passages: int, num_queries: int) -> None:
-    """The whole search, of rows in main memory, against a bfloat16 product on the GPU."""
-    draw = np.random.default_rng(0)
-    queries = draw.standard_normal((num_queries, 768), np.float32)
-    block = draw.standard_normal((100_000, 768), np.float32).astype(np.float16)
-
-    def search() -> None:
-        best = TopK(queries, 100, "cuda:0")
-        for number in range(num_passages // len(block)):
-            best.add(block, number * len(block))
-        best.best()
-        best.close()
-
-    ours = best_seconds(search, 2)
-    left = torch.from_numpy(queries).bfloat16().cuda()
-    right = torch.from_numpy(block).bfloat16().cuda()
-
-    def product() -> None:
-        for _ in range(num_passages // len(block)):
-            for rows in right.split(1 << 14):
-                left @ rows.T
-        torch.cuda.synchronize()
-
-    bare = best_seconds(product, 5)
-    flops = 2 * num_passages * num_queries * 768 / 1e12
-    details = f"{flops / ours:.0f} and {flops / bare:.0f} TFLOP/s, {num_passages:,} × 768, {num_queries:,} queries"
-    bars.report("search against a bfloat16 product, GPU", bare / ours, 0.5, details)
 
 
 if __name__ == "__main__":

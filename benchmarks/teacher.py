@@ -1,9 +1,9 @@
-"""The teacher against the usual loop: head and top-k, the whole step, joining, errors; and on a GPU, against its peak.
+"""The teacher against the usual loop on a CPU: head and top-k, the whole step, joining, errors.
 
-    python benchmarks/teacher.py           # about 5 minutes on 2 cores, 5 GB of disk; a minute more on a GPU
+    python benchmarks/teacher.py           # about 5 minutes on 2 cores, 5 GB of disk
 
 The usual loop takes one sequence at a time: all logits, softmax, a sort of the whole vocabulary, pickled columns. Both
-sides have all cores (or the GPU). Rates leave start-up out. Models have random weights: they take as long as real ones.
+sides have all cores. Rates leave start-up out. Models have random weights: they take as long as real ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import sys
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
 
 import argparse
-import shutil
+import os
+import pickle
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,15 @@ from cepe_data import cli, workers
 from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan as teacher_plan
+from cepe_data.teacher.targets import top_probabilities
 
 TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
-LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter sequences and smaller files")
-    parser.add_argument("--sequences", type=int, default=64, help="for the GPU")
     return parser.parse_args()
 
 
@@ -52,10 +53,6 @@ def main() -> int:
         compare_errors(bars)
         compare_steps(bars, folder, 256 if args.quick else 1024)
         compare_joining(bars, folder, (200 if args.quick else 2000) << 20)
-        if torch.cuda.is_available():
-            compare_gpu(bars, folder, args.sequences)
-        else:
-            print("not run: the GPU's part, torch sees none here")
     print(f"{bars.num_missed} bars missed")
     return int(bars.num_missed > 0)
 
@@ -70,7 +67,7 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
 
     def ours() -> None:
         for chunk in hidden.split(rows):
-            teacher_model.top_probabilities(chunk @ weight.T, TOPK)
+            top_probabilities(chunk @ weight.T, TOPK)
 
     def usual() -> None:
         prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
@@ -92,7 +89,7 @@ def compare_errors(bars: Bars) -> None:
     logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
     logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
     expected = torch.softmax(logits, -1)
-    prob, index = teacher_model.top_probabilities(logits.float(), TOPK)
+    prob, index = top_probabilities(logits.float(), TOPK)
     top, tail = expected.gather(-1, index), expected.scatter(-1, index, 0).sum(-1)
     normal = top > 2.0**-14
     top_error = ((prob[:, :TOPK].half().double() - top).abs() / top)[normal].max().item()
@@ -131,22 +128,36 @@ def plan(folder: Path, model: Path, num_tokens: int, *flags: str) -> teacher_pla
     half = str(num_tokens // 2)
     sys.argv = ["calculate_logits.py", "--input_dir", str(folder), "--model_dir", str(model), "--domain", "some",
                 "--num_encoder_tokens", half, "--num_decoder_tokens", half, "--topk", str(TOPK), *flags]  # fmt: skip
-    return teacher_plan.plan_annotation(cli.typed(teacher_plan.AnnotationOptions, calculate_logits.parse_args()))
+    [annotation] = teacher_plan.plan_annotations(
+        cli.typed(teacher_plan.AnnotationOptions, calculate_logits.parse_args())
+    )
+    return annotation
 
 
-def our_seconds(annotation: teacher_plan.Annotation, device: str) -> float:
-    """Seconds from the first batch to the last published part, start-up of the model left out."""
-    started: list[float] = []
-    annotate = teacher_model.Teacher.annotate
+@dataclass
+class Measured:
+    """How long a run took, how many operations a sequence has, and how many sequences were in a batch."""
 
-    def from_here(self: teacher_model.Teacher, batches: Any) -> Iterator[Any]:
-        started.append(time.perf_counter())
-        return annotate(self, batches)
+    seconds: float = 0.0
+    num_flops: int = 0
+    batch_size: int = 0
 
-    teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign]
-    calculate_logits.annotate(annotation, list(range(len(annotation.of_set.part_ranges))), device, lambda _: None)
+
+def our_run(annotation: teacher_plan.Annotation, device: str) -> Measured:
+    """From the first batch to the last published part, start-up of the model left out."""
+    found, annotate = Measured(), teacher_model.Teacher.annotate
+
+    def from_here(self: teacher_model.Teacher, *arguments: Any) -> Iterator[Any]:
+        found.num_flops, found.batch_size = self.num_flops(), self.batch_size
+        found.seconds = -time.perf_counter()
+        return annotate(self, *arguments)
+
+    todo = [(annotation, part) for part in range(len(annotation.of_set.part_ranges))]
+    teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign, assignment]
+    calculate_logits.annotate(todo, device, lambda _: None)
     teacher_model.Teacher.annotate = annotate  # type: ignore[method-assign]
-    return time.perf_counter() - started[0]
+    found.seconds += time.perf_counter()
+    return found
 
 
 @torch.inference_mode()
@@ -154,7 +165,6 @@ def usual_seconds(folder: Path, model_folder: Path, num_tokens: int, device: str
     """Seconds of the usual loop over the same rows."""
     from transformers import AutoModelForCausalLM
 
-    streaming = mds.import_streaming()
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype).eval().to(device)
     rows = mds.Rows(folder / "some")
     half = num_tokens // 2
@@ -163,20 +173,18 @@ def usual_seconds(folder: Path, model_folder: Path, num_tokens: int, device: str
         model(warm_up)
         torch.cuda.synchronize()
     start = time.perf_counter()
-    with streaming.MDSWriter(
-        columns={"target_prob": "pkl", "target_index": "pkl"}, out=str(folder / "usual"), size_limit=1 << 27
-    ) as writer:
+    with (folder / "usual.pickle").open("wb") as file:
         for number in range(len(rows)):
             row = rows[number]
             ids = torch.tensor(np.concatenate([row["prev_token_ids"], row["token_ids"]]), dtype=torch.long)
             logits = model(ids[None].to(device)).logits[0, -half:]
             prob, index = torch.softmax(logits.float(), -1).sort(-1, descending=True)
             kept = torch.cat([prob[:, :TOPK], prob[:, TOPK:].sum(-1, keepdim=True)], -1)
-            writer.write({
-                "target_prob": kept.half().cpu().numpy(), "target_index": index[:, :TOPK].int().cpu().numpy()
-            })  # fmt: skip
+            pickle.dump((kept.half().cpu().numpy(), index[:, :TOPK].int().cpu().numpy()), file)
+        file.flush()
+        os.fsync(file.fileno())
     seconds = time.perf_counter() - start
-    shutil.rmtree(folder / "usual")
+    (folder / "usual.pickle").unlink()
     return seconds
 
 
@@ -186,7 +194,7 @@ def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
     make_rows(folder / "rows", 8, num_tokens)
     num_cores = workers.default_num_workers()
     annotation = plan(folder / "rows", model, num_tokens, "--device", "cpu")
-    ours = our_seconds(annotation, "cpu")
+    ours = our_run(annotation, "cpu").seconds
     torch.set_num_threads(num_cores)
     usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
     what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
@@ -223,39 +231,6 @@ def written_bytes() -> int:
     """What this process has passed to write calls so far, in bytes."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["wchar"])
-
-
-def compare_gpu(bars: Bars, folder: Path, num_sequences: int) -> None:
-    """The whole step with the shape of LLaMA-2 7B in bfloat16, against matrix products and the usual loop."""
-    model = make_model(folder / "7b", LLAMA_7B, torch.bfloat16)
-    make_rows(folder / "gpu", num_sequences, 4096)
-    peak = matrix_flops(8192)
-    for flags in ((), ("--compile",)):
-        annotation = plan(folder / "gpu", model, 4096, "--device", "cuda", *flags)
-        ours = our_seconds(annotation, "cuda:0")
-        one = teacher_model.Teacher(model, annotation.settings("cuda:0"))
-        achieved = one.num_flops() * num_sequences / ours
-        what = f"7B, 2,048 + 2,048 tokens, batches of {one.batch_size} {' '.join(flags)}"
-        del one
-        torch.cuda.empty_cache()
-        details = f"{achieved / 1e12:.0f} of {peak / 1e12:.0f} TFLOP/s, {num_sequences / ours:.2f} sequences/s"
-        bars.report(f"{what}, of the peak", achieved / peak, 0.65, details)
-        shutil.rmtree(annotation.of_set.folder.parent)
-    usual = usual_seconds(folder / "gpu", model, 4096, "cuda:0", torch.bfloat16)
-    bars.report("7B, against the usual loop", usual / ours, 1.3, f"{num_sequences / usual:.2f} sequences/s")
-
-
-def matrix_flops(size: int) -> float:
-    """Operations a second of a bfloat16 matrix product on the GPU."""
-    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device="cuda:0") for _ in range(2))
-
-    def product() -> None:
-        for _ in range(20):
-            torch.mm(left, right)
-        torch.cuda.synchronize()
-
-    product()
-    return 20 * 2 * size**3 / best_seconds(product)
 
 
 if __name__ == "__main__":

@@ -73,11 +73,6 @@ def fraction(text: str) -> float:
     return number
 
 
-def folder_name(text: str) -> str:
-    """A name without the slashes that completion of a path leaves at its end."""
-    return text.strip("/")
-
-
 def typed(kind: type[Options], args: argparse.Namespace) -> Options:
     """Parsed arguments as the dataclass `kind`, which has a field for each that its step takes."""
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cast(Any, kind))})

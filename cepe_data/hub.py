@@ -12,6 +12,15 @@ from cepe_data.errors import ArgumentError
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
+def silence_transformers() -> None:
+    """Let transformers draw no progress bars, and not report what it loaded: a process has a bar of its own, and what
+    is missing in a model is an error."""
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.disable_progress_bar()
+    of_transformers.set_verbosity_error()
+
+
 def find_folder(name: str, what: str) -> Path:
     """The folder of a model: `name` itself, or what the hub has under that name.
 
@@ -23,14 +32,11 @@ def find_folder(name: str, what: str) -> Path:
     """
     name = name.rstrip("/")
     try:
-        folder = Path(name) if Path(name).is_dir() else _download(name)
+        return Path(name) if Path(name).is_dir() else _download(name)
     except (OSError, ValueError) as error:
         raise ArgumentError(
             f"no {what} {name!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub name"
         ) from None
-    if not (folder / "config.json").exists():
-        raise ArgumentError(f"no {what} {name!r}: {folder} has no config.json")
-    return folder
 
 
 def _download(name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int = 4096) ->
     path.write_bytes(model.getvalue())
 
 
-def make_teacher(folder: Path, vocab_size: int = 4096, seed: int = 0) -> None:
-    """Save a LLaMA with two small layers and random weights."""
+def make_teacher(folder: Path, vocab_size: int = 4096, seed: int = 0, tokenizer: Path | None = None) -> None:
+    """Save a LLaMA with two small layers and random weights, beside its tokenizer, a SentencePiece model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,6 +52,8 @@ def make_teacher(folder: Path, vocab_size: int = 4096, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
+    if tokenizer is not None:
+        shutil.copy(tokenizer, folder / "tokenizer.model")
 
 
 def find_encoder() -> Path:

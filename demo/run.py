@@ -75,7 +75,7 @@ def prepare(output: Path) -> None:
 
     make("redpajama", corpus.build)
     make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
-    make("teacher", models.make_teacher)
+    make("teacher", lambda path: models.make_teacher(path, tokenizer=output / "tokenizer.model"))
     make("encoder", lambda path: path.symlink_to(models.find_encoder()))
     for script in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh")]:
         link = output / script.name

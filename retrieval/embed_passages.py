@@ -38,7 +38,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="the folder of the corpus: OUT/retrieval")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     add_encoder_arguments(parser)
-    parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1, for cosine similarity")
+    parser.add_argument(
+        "--normalize",
+        action="store_true",
+        help="scale vectors to length 1, for cosine similarity; an encoder with a Normalize module always does",
+    )
+    parser.add_argument(
+        "--passage_prefix", default="", help="put before every passage for the encoder, such as 'passage: ' for E5"
+    )
     parser.add_argument(
         "--part_bytes",
         type=cli.positive_count,
@@ -78,12 +85,13 @@ def main() -> int:
     [device] = devices.choose_devices(args.device, 1)
     args = replace(args, dtype=devices.resolve_dtype(args.dtype, device, GPU_DTYPE))
     planned = [PlannedPart.of(args, model, file, part) for file in files for part in range(file.num_parts)]
-    parts = Parts(args.output, [part.output for part in planned])
+    parts = Parts.of(args.output, [part.output for part in planned])
     todo = [planned[part] for part in parts.todo(shard_id, num_shards)]
     num_rows = 0
     for folder in {part.output.path.parent for part in todo}:
         outputs.remove_stale_temporaries(folder)
     if todo:
+        model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         num_rows = embed(todo, encoder, core, args)
@@ -118,10 +126,11 @@ class PassageReader:
     """
 
     tokenizer_json: str
+    prefix: str
 
     @cached_property
     def _word_pieces(self) -> WordPieces:
-        return WordPieces(self.tokenizer_json)
+        return WordPieces(self.tokenizer_json, self.prefix)
 
     def __call__(self, chunk: Chunk) -> Passages:
         import orjson
@@ -172,7 +181,7 @@ def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: Embedd
     chunks = (chunk for part in todo for chunk in part.chunks())
     num_bytes = sum(part.stop - part.start for part in todo)
     with (
-        workers.Workers(args.num_workers, PassageReader(core)) as pool,
+        workers.Workers(args.num_workers, PassageReader(core, args.passage_prefix)) as pool,
         cli.progress_bar(num_bytes, "B", "embed", unit_scale=True) as bar,
     ):
         read = pool.map_in_order(chunks, lambda chunk: chunk.stop - chunk.start, args.part_bytes + CHUNK_BYTES)

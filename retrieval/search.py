@@ -15,8 +15,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,15 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_domains, query_dtype
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_dtype
+from cepe_data.retrieval.row_texts import RowTexts
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header, write_npy
 from cepe_data.teacher import devices
-from cepe_data.tokens import backends, tokenizers
-from cepe_data.tokens.tokenizers import TokenizerFiles
+from cepe_data.tokens import tokenizers
 from retrieval.embed_passages import add_encoder_arguments
 
 QUERIES_AT_ONCE = 1024
@@ -42,7 +40,9 @@ ROWS_AT_ONCE = 64
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
-    parser.add_argument("--domain", default="all", help="whose rows are the queries; all: of every domain there")
+    parser.add_argument(
+        "--domain", default="all", help="whose rows are the queries: all, or domains with commas between them"
+    )
     parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--topk", type=cli.positive_count, default=100, help="passages for every row")
@@ -62,6 +62,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
     add_encoder_arguments(parser)
+    parser.add_argument(
+        "--query_prefix", default="", help="put before every query for the encoder, such as 'query: ' for E5"
+    )
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
     parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
@@ -79,7 +82,7 @@ def main() -> int:
     shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
-    sets = [plan_search(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
+    sets = [plan_search(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
     todo = [one for one in sets if not one.hits.is_done()]
     for one in sets:
         if one not in todo:
@@ -148,6 +151,7 @@ def embed_queries(
     todo = [one for one in sets if not one.embedded_queries.is_done()]
     if not todo:
         return
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
     word_pieces = workers.run_in_child(word_piece_json, model)
     encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
@@ -157,7 +161,7 @@ def embed_queries(
         ranges = [
             (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
         ]
-        read = QueryReader(one.queries, tokenizer, word_pieces, args.query_tokens)
+        read = RowTexts(one.queries, tokenizer, word_pieces, args.query_tokens, args.query_prefix)
         with (
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
@@ -174,34 +178,6 @@ def read_queries(one: Search) -> np.ndarray:
     """float32 [rows, dimension]: the embedded queries, as the first process to make them published them."""
     with NpyRows(one.embedded_queries.path / "embeddings.npy", "f", 2) as vectors:
         return vectors.read(0, vectors.size)
-
-
-@dataclass(frozen=True)
-class QueryReader:
-    """The task that reads queries and tokenizes them for the encoder: rows [start, stop) → word pieces, int32 [total]
-    ids and int64 [rows] lengths."""
-
-    queries: Path
-    tokenizer: TokenizerFiles
-    word_pieces: str
-    query_tokens: int
-
-    @cached_property
-    def _rows(self) -> mds.Rows:
-        return mds.Rows(self.queries)
-
-    @cached_property
-    def _decode(self) -> backends.Decoder:
-        return backends.make_decoder(self.tokenizer)
-
-    @cached_property
-    def _word_pieces(self) -> WordPieces:
-        return WordPieces(self.word_pieces)
-
-    def __call__(self, rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        ids = [self._rows[row]["token_ids"][: self.query_tokens].astype(np.int32) for row in range(*rows)]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        return self._word_pieces.encode(self._decode(np.concatenate(ids), lengths))
 
 
 def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: float) -> None:

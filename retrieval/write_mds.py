@@ -20,7 +20,7 @@ import numpy as np
 from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.plan_search import RetrievedSetOptions, provenance_of_hits, query_domains
+from cepe_data.retrieval.plan_search import RetrievedSetOptions, find_inputs, written_topk
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
 from cepe_data.storage.parts import PartedSet
@@ -34,7 +34,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--embeddings", type=Path, required=True, help="what embed_passages wrote")
     parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write: RET/test")
-    parser.add_argument("--domain", default="all", help="one domain; all: every domain of the queries")
+    parser.add_argument(
+        "--domain", default="all", help="all that the queries have, or domains with commas between them"
+    )
     parser.add_argument("--topk", type=cli.positive_count, default=None, help="passages of a row (default: all found)")
     parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and write nothing else")
     parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
@@ -42,7 +44,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--rows_per_part",
         type=cli.positive_count,
         default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB)",
+        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB; with "
+        "--merge, those of the parts that are there)",
     )
     cli.add_overwrite_argument(parser)
     shards.add_shard_arguments(parser)
@@ -54,7 +57,7 @@ def main() -> int:
     start = time.monotonic()
     shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
     corpus = Embeddings(args.embeddings)
-    sets = [RetrievedSet(args, corpus, domain) for domain in query_domains(args.queries, args.domain)]
+    sets = [RetrievedSet(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
     for one in sets:
         if not args.merge and not one.of_set.joined.is_done():
             one.write(shard_id, num_shards)
@@ -80,15 +83,14 @@ class RetrievedSet:
             raise ArgumentError(f"{self._hits} holds no hits: run search, and its --merge")
         if lost := provenance.lost_files(self._hits, meta):
             raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {self._hits} and make it again")
-        inputs = {"input": mds.fingerprint(queries), "embeddings": corpus.fingerprint(corpus.parts)}
-        of_hits = {name: meta["made_with"].get(name) for name in inputs}
-        if differences := provenance.describe_differences(of_hits, inputs):
+        searched = {"input": mds.fingerprint(queries), "embeddings": corpus.fingerprint(corpus.parts)}
+        of_hits = {name: meta["made_with"].get(name) for name in searched}
+        if differences := provenance.describe_differences(of_hits, searched):
             raise ArgumentError(
                 f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
                 f"{corpus.folder}: {differences}"
             )
-        found = int(meta["made_with"]["topk"])
-        self._topk = args.topk or found
+        found, self._topk = int(meta["made_with"]["topk"]), written_topk(args, meta)
         if self._topk > found:
             raise ArgumentError(f"--topk {self._topk} is more than the {found} that {self._hits} has for a row")
         num_rows = mds.num_rows(queries)
@@ -99,11 +101,12 @@ class RetrievedSet:
             "retrieved_neighbor_token_ids": "json",
             "retrieval_scores": mds.array_column(np.dtype(np.float32), self._topk),
         }
-        made_with = {**provenance_of_hits(domain, meta, args.topk), **inputs}
+        made_with = {"domain": domain, "topk": self._topk, "embeddings": searched["embeddings"]}
         # An id of a neighbour takes about six bytes as JSON, and most neighbours are as long as a passage.
         row_bytes = mds.row_bytes(columns) + 6 * passages.size * self._topk
-        part_rows = args.rows_per_part or max(1, SHARD_BYTES // row_bytes)
-        self.of_set = PartedSet(args.output / domain, columns, num_rows, part_rows, made_with, args)
+        folder, inputs = args.output / domain, find_inputs(args, domain)
+        part_rows = args.part_rows(folder, max(1, SHARD_BYTES // row_bytes))
+        self.of_set = PartedSet(folder, columns, num_rows, part_rows, made_with, args, inputs)
         self.facts = {
             "corpus_files": [file.name for file in corpus.files],
             "query_tokens": meta["made_with"]["query_tokens"],
@@ -124,6 +127,7 @@ class RetrievedSet:
 
     def write(self, shard_id: int, num_shards: int) -> None:
         """Write the parts of a shard that are not there."""
+        self.of_set.restore_parts(shard_id, num_shards)
         todo = self.of_set.todo(shard_id, num_shards)
         self.of_set.remove_stale_temporaries()
         with cli.progress_bar(self.of_set.count_rows(todo), "row", self.of_set.folder.name) as bar:

@@ -1,4 +1,5 @@
-"""What the tests share: running a script as a user does, and a small corpus with tokenizer, token files and teacher."""
+"""What the tests share: running a script as a user does, a small corpus with tokenizer, token files and teacher, and
+what every step reads and writes."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import atexit
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,31 @@ HARD_TEXTS = (
     "x" * 3000,
 )
 
+# What every step that writes runs in its folder of the fixture `stages`.
+DRAW = ("--test_fraction", 0.2, "--allow_shortage", "--rows_per_part", 6)
+CONCAT = ("sample_mds_concat.py", "CONCAT", 96, 32, 12, 48, 80)
+PASSAGES = ("--domains", "book=0.5,cc=0.5", *DRAW, "--retrieval_shards", 2, "--retrieval_chunk_size", 32)
+STEPS: dict[str, tuple[Any, ...]] = {
+    "tokenize": ("tokenize_jsonl.py", "--data_dir", "redpajama"),
+    "duplicates": ("sanity_check.py", "duplicates"),
+    "sample_ab": ("sample_mds_ab.py", "AB", 128, 64, 8, 24, "--domains", "book=1", *DRAW),
+    "sample_concat": (*CONCAT, 0, *PASSAGES),
+    "sample_passages": (*CONCAT, 1, *PASSAGES),
+    "annotate": ("calculate_logits.py", "--input_dir", "AB/train", "--domain", "book", "--model_dir", "teacher",
+                 "--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 5, "--rows_per_part", 2),
+    "embed": ("retrieval.embed_passages", "--corpus", "CONCAT/retrieval", "--output", "EMB", "--model_dir", "encoder",
+              "--part_bytes", 8000),
+    "search": ("retrieval.search", "--queries", "CONCAT/test", "--embeddings", "EMB", "--output", "HITS",
+               "--model_dir", "encoder", "--topk", 5, "--query_tokens", 20),
+    "write_mds": ("retrieval.write_mds", "--hits", "HITS", "--embeddings", "EMB", "--queries", "CONCAT/test",
+                  "--output", "RET/test", "--rows_per_part", 4),
+}  # fmt: skip
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PRELOADED = ("calculate_logits.py", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", "retrieval.")
+MODULES = ("cepe_data.", "retrieval.")
+PRELOADED = ("calculate_logits.py", "examples/", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py", *MODULES)
 _preloaded: list[subprocess.Popen[str]] = []
 
 
@@ -56,7 +80,7 @@ def run_script(
     if str(script).startswith(PRELOADED) and not own_processes:
         [done] = run_preloaded([command], cwd, inherited)
     else:
-        module = ["-m"] if str(script).startswith("retrieval.") else []
+        module = ["-m"] if str(script).startswith(MODULES) else []
         done = subprocess.run(
             [shell, *module, *command], cwd=cwd, env=inherited, capture_output=True, text=True, check=False, timeout=300
         )
@@ -81,7 +105,7 @@ def environment_of_scripts() -> dict[str, str]:
 
 
 def command_of(script: object, *arguments: object) -> list[str]:
-    what = str(script) if str(script).startswith("retrieval.") else str(PROJECT / str(script))
+    what = str(script) if str(script).startswith(MODULES) else str(PROJECT / str(script))
     return [what, *map(str, arguments)]
 
 
@@ -108,6 +132,28 @@ def run_preloaded(
             texts = [Path(str(request[name])).read_text("utf-8", "replace") for name in ("stdout", "stderr")]
             done.append(subprocess.CompletedProcess(command, status, *texts))
     return done
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an MDS set, by mosaicml-streaming where it is installed."""
+    from cepe_data.storage import mds
+
+    try:
+        rows: Any = mds.import_streaming().LocalDataset(str(folder))
+    except ModuleNotFoundError:
+        rows = mds.Rows(folder)
+    return [rows[number] for number in range(len(rows))]
+
+
+@pytest.fixture(scope="session")
+def streaming() -> Any:
+    """mosaicml-streaming; where it is not installed, a test that needs it is skipped."""
+    from cepe_data.storage import mds
+
+    try:
+        return mds.import_streaming()
+    except ModuleNotFoundError:
+        pytest.skip("needs mosaicml-streaming")
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +244,68 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             run_script("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=folder)
             (folder / "complete").touch()
     return World(folder)
+
+
+def make_encoder(folder: Path, seed: int = 0) -> None:
+    """A BERT with two small layers and random weights, and a word piece tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    texts = [text for number in range(1, 10) for text in make_texts(number, 20, 300)]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+
+
+def make_wide_teacher(folder: Path) -> None:
+    """A teacher of a shape whose products depend on the number of threads in the matrix library."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4,
+        initializer_range=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def stages(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """By step: the folder in which it has everything that it reads, and the same after an undisturbed run. Made once
+    for all workers of a run."""
+    base = folder_of_run(tmp_path_factory) / "stages"
+    folders = [base / f"{number}" for number in range(len(STEPS) + 1)]
+    with FileLock(base.with_suffix(".lock")):
+        if not (base / "complete").exists():
+            make_inputs(folders[0], world)
+            for step, (before, after) in zip(STEPS, pairwise(folders), strict=True):
+                shutil.copytree(before, after)
+                run(*STEPS[step], cwd=after)
+            (base / "complete").touch()
+    return dict(zip(STEPS, pairwise(folders), strict=True))
+
+
+def make_inputs(folder: Path, world: World) -> None:
+    for name in ("redpajama", "tokenized/tokenizer"):
+        shutil.copytree(world.folder / name, folder / name)
+    for name in ("all_jsonl.txt", "all_jsonl.json", "tokenizer.model"):
+        shutil.copy(world.folder / name, folder / name)
+    make_wide_teacher(folder / "teacher")
+    make_encoder(folder / "encoder")
 
 
 def require_shared() -> Path:

@@ -29,7 +29,6 @@ from tests import preloaded, reference
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 SECONDS_TO_END = 10
 _CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
-_LONGER = 1.2  # how far beyond the end of an undisturbed run moments are drawn: so some runs come to their end
 
 Command = tuple[str, ...]  # a script of the project or a module such as retrieval.search, and its arguments
 
@@ -59,10 +58,12 @@ class Kill:
 
     @classmethod
     def draw(cls, draw: random.Random, pace: Pace) -> Kill:
-        """Half of them by time, of which most come when there is output; half by changes."""
+        """Half of them by time, of which most come when there is output; half by changes. Early moments are likelier:
+        they leave work in which the next run is killed."""
         first = 0.0 if draw.random() < 0.2 else pace.seconds_to_output
-        seconds = draw.uniform(first, _LONGER * pace.seconds) if draw.random() < 0.5 else None
-        change = draw.randint(1, max(1, round(_LONGER * pace.num_changes)))
+        share = min(draw.random(), draw.random())
+        seconds = first + share * (pace.seconds - first) if draw.random() < 0.5 else None
+        change = max(1, round(share * pace.num_changes))
         return cls(draw.choice(SIGNALS), draw.random() < 0.5, seconds, change)
 
 
@@ -317,12 +318,12 @@ class Victim:
 def main() -> None:
     number, seed, output, *command = sys.argv[1:]
     preloaded.import_all()
-    whole, log = Path(output), Path.cwd() / "kills.log"
-    pace = measure(tuple(command), Path.cwd(), whole, log)
-    made = reference.tree_bytes(whole)
-    victim = Victim([tuple(command)], [pace], Path.cwd(), whole, made, {}, log)
+    folder, log = Path(output), Path.cwd() / "kills.log"
+    before = reference.tree_bytes(folder)
+    pace = measure(tuple(command), Path.cwd(), folder, log)
+    victim = Victim([tuple(command)], [pace], Path.cwd(), folder, reference.tree_bytes(folder), before, log)
     tally = victim.disturb(int(number), random.Random(int(seed)))
-    print(f"{tally.num_killed} killed, {tally.num_rounds} ended")
+    print(f"{tally.num_killed} killed, {tally.num_resumed} resumed, {tally.num_rounds} ended")
 
 
 if __name__ == "__main__":

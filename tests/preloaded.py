@@ -7,6 +7,7 @@ tests would wait for is these imports. What scripts do in a child to be rid of i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -44,7 +45,8 @@ def import_all() -> None:
 
     from cepe_data.storage import mds
 
-    mds.import_streaming()
+    with contextlib.suppress(ModuleNotFoundError):  # scripts do without it
+        mds.import_streaming()
 
 
 def become(request: dict) -> int:
@@ -66,7 +68,7 @@ def become(request: dict) -> int:
     sys.argv = [script, *request["arguments"]]
     status = 1
     try:
-        if script.startswith("retrieval."):
+        if script.startswith(("cepe_data.", "retrieval.")):
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
             sys.path[0] = str(Path(script).parent)

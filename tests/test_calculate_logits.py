@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from cepe_data.storage import outputs
-from tests import reference
-from tests.conftest import VOCAB_SIZE, Run, World
+from cepe_data.storage import outputs, provenance
+from cepe_data.storage.parts import PartedSet
+from cepe_data.teacher.checkpoint import Checkpoint
+from tests import reference, test_targets
+from tests.conftest import VOCAB_SIZE, Run, World, make_wide_teacher
+from tests.conftest import read_rows as read
 
 LENGTHS = ("--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 10)
 NAME = "train-logits-enc40-dec24-teacher"
@@ -61,13 +66,6 @@ def lay_out(folder: Path, rows: Path, world: World) -> tuple[Path, tuple[Any, ..
         "book",
         *LENGTHS,
     )
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    from cepe_data.storage import mds
-
-    rows = mds.import_streaming().LocalDataset(str(folder))
-    return [rows[number] for number in range(len(rows))]
 
 
 def check_row(row: dict[str, Any], model: torch.nn.Module, context: np.ndarray, tokens: np.ndarray) -> None:
@@ -156,7 +154,7 @@ def test_another_model_or_other_arguments_are_refused_and_overwrite_replaces(
 
 @pytest.mark.parametrize(
     ("damage", "status", "message"),
-    [("missing", 2, "lacks 1 weights, such as"), ("nan", 1, "no numbers"), ("truncated", 2, "cannot be loaded")],
+    [("missing", 2, "lacks 1 weights, such as"), ("nan", 1, "not numbers"), ("truncated", 2, "cannot be loaded")],
 )
 def test_a_model_with_missing_or_broken_weights_is_refused(
     run: Run, world: World, rows: Path, tmp_path: Path, damage: str, status: int, message: str
@@ -198,7 +196,7 @@ def test_a_join_takes_the_dtype_of_the_parts_and_odd_paths_have_names(
         (("--topk", VOCAB_SIZE + 1), "more than the 800 words"),
         (("--model_dir", "none/such"), "no model 'none/such'"),
         (("--model_dir", "OUT"), "no model 'OUT'"),
-        (("--model_dir", "small"), "the model knows only 700 words"),
+        (("--model_dir", "small"), "knows only 700 words"),
         (("--model_dir", "narrow"), "more than the 63 positions"),
         (("--retrieval_input_dir", "RET/train", "--retrieval_k", 10), "more than the 9"),
         (("--retrieval_input_dir", "OUT/train"), "no column retrieved_token_ids"),
@@ -222,9 +220,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     if "small" in change:
         models.make_teacher(tmp_path / "small", 700)
     if "narrow" in change:
-        shutil.copytree(world.folder / "teacher", tmp_path / "narrow")
-        config = (tmp_path / "narrow/config.json").read_text()
-        (tmp_path / "narrow/config.json").write_text(config.replace('_embeddings": 4096', '_embeddings": 63'))
+        GPT2LMHeadModel(GPT2Config(VOCAB_SIZE, 63, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "narrow")
     if "short" in change:
         retrieved = read(tmp_path / "RET/train/book")[:3]
         mds.write_shard(
@@ -235,26 +231,10 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert sorted(os.listdir(tmp_path / "OUT")) == before
 
 
-@pytest.fixture(scope="module")
-def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of a shape whose products depend on the number of threads in the matrix library."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "wide"
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4,
-        initializer_range=0.1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def test_batch_size_threads_and_processes_change_no_byte(
-    run: Run, world: World, rows: Path, wide_teacher: Path, tmp_path: Path
-) -> None:
+def test_batch_size_threads_and_processes_change_no_byte(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
     _, command = lay_out(tmp_path, rows, world)
-    command += ("--model_dir", wide_teacher, "--num_encoder_tokens", 53, "--rows_per_part", 4)
+    make_wide_teacher(tmp_path / "wide")
+    command += ("--model_dir", "wide", "--num_encoder_tokens", 53, "--rows_per_part", 4)
     out = tmp_path / "OUT/train-logits-enc53-dec24-wide"
     trees = []
     for flags, environment in (
@@ -268,20 +248,6 @@ def test_batch_size_threads_and_processes_change_no_byte(
         trees.append(reference.tree_bytes(out))
         shutil.rmtree(out)
     assert trees[0] == trees[1] == trees[2] == trees[3]
-
-
-def test_a_run_killed_at_ten_moments_goes_on_and_gives_the_same_bytes(
-    run: Run, world: World, rows: Path, wide_teacher: Path, tmp_path: Path
-) -> None:
-    _, command = lay_out(tmp_path, rows, world)
-    arguments = (*command[1:], "--model_dir", wide_teacher, "--rows_per_part", 1, "--delete_parts")
-    run(command[0], *arguments, cwd=tmp_path)
-    out = tmp_path / "OUT/train-logits-enc40-dec24-wide"
-    whole = reference.tree_bytes(out)
-    shutil.rmtree(out)
-    done = run("tests/kills.py", 10, 0, out, command[0], *arguments, cwd=tmp_path)
-    assert done.stdout.startswith("10 killed")
-    assert reference.tree_bytes(out) == whole
 
 
 def test_a_process_that_fails_ends_the_others(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
@@ -368,33 +334,96 @@ def test_shards_of_an_input_that_differ_are_refused(run: Run, world: World, rows
     assert "shard.00001.mds has other columns than the first shard" in error
 
 
-def test_another_vocabulary_is_a_warning_and_unknown_ids_are_found_in_any_row(
+def test_the_tokenizer_beside_the_model_is_that_of_the_rows_or_it_is_refused(
     run: Run, world: World, rows: Path, tmp_path: Path
 ) -> None:
     from demo import models
 
     _, command = lay_out(tmp_path, rows, world)
-    models.make_teacher(tmp_path / "larger", 900)
-    done = run(*command, "--model_dir", "larger", cwd=tmp_path)
-    assert "a tokenizer of 800 words, and the model knows 900" in done.stderr
+    (tmp_path / "teacher").unlink()
+    shutil.copytree(world.folder / "teacher", tmp_path / "teacher")
+    models.train_tokenizer(["other words than those of the corpus"], tmp_path / "teacher/tokenizer.model", 290)
+    error = run(*command, cwd=tmp_path, status=2).stderr
+    assert "OUT/train/book was made with another tokenizer" in error and "--allow_other_tokenizer" in error
+    allowed = run(*command, "--allow_other_tokenizer", cwd=tmp_path)
+    shutil.copy(world.tokenizer, tmp_path / "teacher/tokenizer.model")
+    done = run(*command, cwd=tmp_path)
+    assert "skipped, made before" in done.stdout and not done.stderr and "11 rows" in allowed.stdout
+    (tmp_path / "teacher/tokenizer.model").unlink()
+    error = run(*command, cwd=tmp_path).stderr
+    assert "teacher has no tokenizer.json and no tokenizer.model" in error and "is not checked" in error
     # A damaged row, of a set that says that its ids are all known.
     path = tmp_path / "OUT/train/book/shard.00000.mds"
     content = bytearray(path.read_bytes())
     content[-30:-28] = (31_000).to_bytes(2, "little")
     path.write_bytes(content)
-    lengths = ("--num_decoder_tokens", 64)
-    error = run(*command, *lengths, cwd=tmp_path, status=2).stderr
+    error = run(*command, "--num_decoder_tokens", 64, cwd=tmp_path, status=2).stderr
     assert "row 10 of OUT/train/book has ids from" in error and "to 31000" in error
 
 
-def test_a_student_learns_from_the_rows_next_to_the_input(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+def test_padding_of_the_vocabulary_is_counted_or_left_out(run: Run, world: World, rows: Path, tmp_path: Path) -> None:
+    from demo import models
+
+    _, command = lay_out(tmp_path, rows, world)
+    models.make_teacher(tmp_path / "padded", 900)
+    shutil.copy(world.tokenizer, tmp_path / "padded")
+    command += ("--model_dir", "padded")
+    out = tmp_path / "OUT/train-logits-enc40-dec24-padded/book"
+    told = run(*command, cwd=tmp_path).stderr
+    index = np.stack([row["target_index"] for row in read(out)])
+    num_padding = int((index >= VOCAB_SIZE).sum())
+    assert f"{num_padding:,} of {index.size:,} ids ({num_padding / index.size:.2%})" in told and num_padding > 100
+    assert "num_words: was absent, now 800" in run(*command, "--num_words", "tokenizer", cwd=tmp_path, status=2).stderr
+    shutil.rmtree(out.parent)
+    assert not run(*command, "--num_words", "tokenizer", cwd=tmp_path).stderr
+    assert "skipped, made before" in run(*command, "--num_words", VOCAB_SIZE, cwd=tmp_path).stdout
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "padded", dtype=torch.float32)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight[:VOCAB_SIZE])
+    for row, window in zip(read(out), read(tmp_path / "OUT/train/book"), strict=True):
+        check_row(row, model, window["prev_token_ids"][-40:], window["token_ids"][:24])
+    run("sanity_check.py", "teacher", out, "--model_dir", "padded", cwd=tmp_path)
+    assert "more than the 900 words" in run(*command, "--num_words", 901, cwd=tmp_path, status=2).stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_attention_is_the_one_that_is_right_and_is_remembered(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    _, command = lay_out(tmp_path, rows, world)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        num_key_value_heads=1, head_dim=16, initializer_range=0.4, attn_logit_softcapping=1.0,
+        max_position_embeddings=63,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    command += ("--model_dir", "gemma", "--rows_per_part", 6)
+    out = tmp_path / "OUT/train-logits-enc40-dec24-gemma"
+    told = run(*command, "--num_shards", 2, "--shard_id", 0, cwd=tmp_path).stderr
+    assert "more than the 63 positions" in told, "rotary positions go on: a warning"
+    other = run(*command, "--num_shards", 2, "--attn_implementation", "sdpa", "--shard_id", 1, cwd=tmp_path, status=2)
+    assert 'attn_implementation: was "eager", now "sdpa"' in other.stderr
+    run(*command, "--num_shards", 2, "--shard_id", 1, "--attn_implementation", "eager", cwd=tmp_path)
+    run(*command, "--num_shards", 2, "--merge", cwd=tmp_path)
+    assert "skipped, made before" in run(*command, "--attn_implementation", "eager", cwd=tmp_path).stdout
+    meta = json.loads((out / "book/meta.json").read_text())
+    assert meta["made_with"]["attn_implementation"] == "eager" and meta["transformers"] == [transformers.__version__]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma", dtype=torch.float32, attn_implementation="eager")
+    for row, window in zip(read(out / "book"), read(tmp_path / "OUT/train/book"), strict=True):
+        check_row(row, model, window["prev_token_ids"][-40:], window["token_ids"][:24])
+    run("sanity_check.py", "teacher", out, "--model_dir", "gemma", cwd=tmp_path)
+    error = run(*command, "--compile", cwd=tmp_path, status=2).stderr
+    assert "compile: was absent, now true" in error
+
+
+def test_a_student_learns_from_the_rows_next_to_the_input(
+    run: Run, world: World, rows: Path, tmp_path: Path, streaming: Any
+) -> None:
     """What the trainer does: both sets by row number, KL over the top-k and the rest."""
-    from cepe_data.storage import mds
     from demo import models
 
     _, command = lay_out(tmp_path, rows, world)
     run(*command, cwd=tmp_path)
-    streaming = mds.import_streaming()
     windows, targets = (
         streaming.StreamingDataset(streams=[streaming.Stream(local=str(folder))], shuffle=False, batch_size=1)
         for folder in (tmp_path / "OUT/train/book", tmp_path / "OUT" / NAME / "book")
@@ -419,3 +448,109 @@ def test_a_student_learns_from_the_rows_next_to_the_input(run: Run, world: World
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-11:]) < 0.5 * np.mean(losses[:11])
+
+
+def test_a_set_that_grew_or_whose_later_rows_changed_keeps_the_parts_of_the_same_rows(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    """With the parts still there, and once more with those that only the joined set has."""
+    from cepe_data.storage import mds
+
+    folder, command = lay_out(tmp_path, rows, world)
+    command += ("--rows_per_part", 4)
+    sample = ("sample_mds_ab.py", "OUT", 128, 64, 0)
+    flags = ("--domains", "book=1", "--overwrite", *world.source_flags)
+    run(*command, "--delete_parts", cwd=folder)
+    run(*sample, 18, *flags, cwd=folder)
+    error = run(*command, cwd=folder, status=2).stderr
+    assert "input: was" in error and "--overwrite" in error
+    done = run(*command, "--overwrite", cwd=folder).stdout
+    assert "skipped 2 of 5 parts" in done and "10 rows in 3 parts" in done  # 12 to 18, and the part of 8 to 11 again
+    grown = reference.tree_bytes(folder / "OUT" / NAME)
+    run(*command, "--output_dir", "fresh", cwd=folder)
+    fresh = reference.tree_bytes(folder / "fresh")
+    assert {name: fresh[name] for name in fresh if name.endswith(("mds", "index.json"))} == {
+        name: grown[name] for name in grown if name.endswith(("mds", "index.json"))
+    }
+    # An array that nobody joined yet; then row 13 changes, in a set that is cut into other shards.
+    shutil.rmtree(folder / "OUT" / NAME / "book")
+    columns, windows = mds.read_columns(folder / "OUT/train/book"), list(mds.Rows(folder / "OUT/train/book"))
+    windows[13]["token_ids"] = windows[12]["token_ids"]
+    shutil.rmtree(folder / "OUT/train/book")
+    of_set = PartedSet(folder / "OUT/train/book", columns, 18, 7, {}, outputs.REPLACE_NOTHING)
+    for part, (start, stop) in enumerate(of_set.part_ranges):
+        of_set.write_part(part, windows[start:stop])
+    of_set.publish({}, lambda draft: None)
+    error = run(*command, "--num_shards", 2, "--merge", cwd=folder, status=2).stderr
+    assert "part-00003 was made with other arguments or inputs: input: was" in error
+    done = run(*command, "--overwrite", cwd=folder).stdout
+    assert "skipped 4 of 5 parts" in done and "4 rows in 1 parts" in done
+
+
+def test_all_domains_at_once_and_a_merge_that_finds_the_size_of_parts(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    folder, command = lay_out(tmp_path, rows, world)
+    shutil.copytree(folder / "OUT/train/book", folder / "OUT/train/wiki")
+    (folder / "OUT/train/book.parts").mkdir()  # what a killed sampler leaves is not a domain
+    run(*command, "--domain", "book", "--rows_per_part", 4, "--output_dir", "one", cwd=folder)
+    both = (*command, "--output_dir", "both", "--num_shards", 2)
+    for shard in (1, 0):
+        done = run(*both, "--domain", "all", "--rows_per_part", 4, "--shard_id", shard, cwd=folder)
+    assert "8 rows in 2 parts" in done.stdout, "one part of each domain"
+    run(*both, "--domain", "wiki,book", "--merge", cwd=folder)
+    assert reference.tree_bytes(folder / "both/book") == reference.tree_bytes(folder / "one/book")
+    assert len(read(folder / "both/wiki")) == 11
+    error = run(*both, "--domain", "book,../wiki", "--merge", cwd=folder, status=2).stderr
+    assert "'../wiki' is not a name of a domain folder" in error
+    checked = run("sanity_check.py", "teacher", "both", "--input_dir", "OUT/train", cwd=folder)
+    assert "2 sets, 22 rows" in checked.stdout
+
+
+def test_sampled_targets_are_those_of_the_formula_for_any_batches_and_shards(
+    run: Run, world: World, rows: Path, tmp_path: Path
+) -> None:
+    folder, command = lay_out(tmp_path, rows, world)
+    command += ("--target", "sampled", "--num_samples", 6, "--seed", 3)
+    run(*command, "--batch_size", 3, "--rows_per_part", 11, cwd=folder)
+    made = read(folder / "OUT" / NAME / "book")
+    sharded = (*command, "--output_dir", "sharded", "--rows_per_part", 2, "--num_shards", 2)
+    for shard in (1, 0):
+        run(*sharded, "--shard_id", shard, cwd=folder)
+    run(*sharded, "--merge", cwd=folder)
+    model = AutoModelForCausalLM.from_pretrained(world.folder / "teacher", dtype=torch.float32)
+    num_different = 0
+    windows = read(folder / "OUT/train/book")
+    for number, (row, other, window) in enumerate(zip(made, read(folder / "sharded/book"), windows, strict=True)):
+        assert all((row[name] == other[name]).all() for name in row) and row["target_index"].dtype == np.int16
+        assert row["target_prob"].shape == (24, 7) and row["target_prob"].dtype == np.float16
+        ids = np.concatenate([window["prev_token_ids"][-40:], window["token_ids"][:24]]).astype(np.int64)
+        with torch.no_grad():
+            probabilities = torch.softmax(model(torch.from_numpy(ids)[None]).logits[0, -24:].double(), -1).numpy()
+        boundaries = probabilities.cumsum(-1)
+        numbers = test_targets.uniforms(f"3/book/{number}", 24, 6)
+        for position in range(24):
+            drawn = Counter(np.searchsorted(boundaries[position], numbers[position], "right").tolist())
+            shares = zip(row["target_index"][position].tolist(), row["target_prob"][position].tolist(), strict=False)
+            stored = Counter({word: round(share * 6) for word, share in shares if share})
+            num_different += stored != drawn
+    assert num_different <= 1, "but for a number at a boundary"
+    # What looks at it knows it; another teacher of the same kind did not draw these.
+    name = f"OUT/{NAME}"
+    checked = run("sanity_check.py", "teacher", name, "--deep", "--model_dir", "teacher", "--plot", "a.png", cwd=folder)
+    assert "2 computed once more: 0 findings" in checked.stdout and "it is not drawn" in checked.stderr
+    shown = run("sanity_check.py", "show", f"{name}/book", 0, "--tokenized_dir", world.tokenized, cwd=folder).stdout
+    assert "the shares of 6 draws" in shown
+    path = folder / name / "book/meta.json"
+    meta = json.loads(path.read_text())
+    meta["made_with"]["num_samples"] = 7
+    path.write_text(json.dumps(provenance.signed(meta)))
+    error = run("sanity_check.py", "teacher", name, cwd=folder, status=1).stdout
+    assert "not the shares of 7 draws, at position 0" in error
+    shutil.copy(folder / "sharded/book/meta.json", path)
+    (folder / "teacher").unlink()
+    shutil.copytree(world.folder / "other_teacher", folder / "teacher")
+    meta["made_with"] |= {"num_samples": 6, "model": Checkpoint.find(str(folder / "teacher"), "model").fingerprint()}
+    path.write_text(json.dumps(provenance.signed(meta)))
+    error = run("sanity_check.py", "teacher", name, "--model_dir", "teacher", cwd=folder, status=1).stdout
+    assert "is not what the model gives" in error

@@ -19,8 +19,7 @@ from filelock import FileLock
 
 from cepe_data.storage import mds, outputs, provenance
 from demo import models
-from tests.conftest import Run, World, folder_of_run, make_texts
-from tests.test_retrieval import make_encoder
+from tests.conftest import Run, World, folder_of_run, make_encoder, make_texts
 
 CHUNK = 16
 TEACHER = "OUT/train-logits-enc64-dec32-teacher"

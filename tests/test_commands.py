@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demo import run as demo
-from tests.conftest import PROJECT, Run, World
+from tests.conftest import MODULES, PROJECT, Run, World
 
 OURS = ("python ", "bash ", "sbatch ", "make ")
 OTHERS = ("for", "done", "cp", "aws", "gcloud")  # what else stands in blocks of commands
@@ -100,7 +100,7 @@ def check(run: Run, command: Command, folder: Path) -> None:
         check_sbatch(command.sbatch_flags, folder)
     script, arguments = command.script, command.arguments
     where = f"{command.shown_in}: {script} {' '.join(arguments)}"
-    assert script.startswith("retrieval.") or (PROJECT / script.replace(".run", "/run.py")).is_file(), where
+    assert script.startswith(MODULES) or (PROJECT / script.replace(".run", "/run.py")).is_file(), where
     if script.startswith(("benchmarks/", "demo.")):
         assert not arguments, where
         return

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -20,7 +19,7 @@ from cepe_data.storage import mds
 from cepe_data.tokens import duplicates
 from demo import models
 from tests import reference
-from tests.conftest import PROJECT, Run, folder_of_run, make_texts, write_jsonl
+from tests.conftest import Run, folder_of_run, make_texts, write_jsonl
 
 FOLDERS = {"cc": "common_crawl", "wiki": "wikipedia"}
 MARK = ("sanity_check.py", "duplicates")
@@ -214,45 +213,6 @@ def test_a_flipped_bit_is_found_by_all_that_read_it(run: Run, place: Path) -> No
     bits.unlink()
     for flags in ((), ("--deep",)):
         assert f"{bits.name}: is missing" in run("sanity_check.py", *flags, cwd=place, status=1).stdout
-
-
-def test_a_run_killed_at_any_stage_goes_on_and_gives_the_same_bytes(run: Run, place: Path) -> None:
-    killed = place / "killed"
-    killed.mkdir()
-    for name in ("all_jsonl.txt", "all_jsonl.json", "tokenized"):
-        (shutil.copytree if name == "tokenized" else shutil.copy)(place / name, killed / name)
-    run(*MARK, "--domains", "cc", cwd=place)
-    kill = """
-import os, runpy, signal, sys
-from cepe_data.storage import outputs
-from cepe_data.tokens import duplicates
-def kill_in(module, name, number):
-    function = getattr(module, name)
-    def counted(*arguments):
-        nonlocal number
-        number -= 1
-        if not number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-    setattr(module, name, counted)
-where, number, *sys.argv = sys.argv[1:]
-kill_in(*{"flush": (outputs, "flush"), "compare": (duplicates.CopyFinder, "compare")}[where], int(number))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    arguments = [str(PROJECT / MARK[0]), *MARK[1:], "--domains", "cc", "--num_workers", "1"]
-    # Of each of three files its bits, its meta file and its folder are flushed.
-    num_left = 0
-    for where, number in (("compare", 1), ("flush", 1), ("flush", 4), ("flush", 3), ("flush", 2)):
-        done = subprocess.run(
-            [sys.executable, "-c", kill, where, str(number), *arguments], cwd=killed, capture_output=True, check=False
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        for path in killed.glob("tokenized/common_crawl/*/[!.]*.duplicates.npy"):
-            assert path.read_bytes() == (place / path.relative_to(killed)).read_bytes()
-        num_left += bool(list(killed.rglob(".tmp-*")))
-    assert num_left == 3
-    run(*MARK, "--domains", "cc", cwd=killed)
-    assert all_bits(killed) == all_bits(place)
 
 
 def paste(error: str, place: Path) -> None:

@@ -1,9 +1,9 @@
 """What weeks on a cluster bring, for every step that writes: full disks, folders that nothing may be written into,
 inputs that are gone, empty or other ones, two processes at the same work.    pytest tests/test_faults.py
 
-Kills are in benchmarks/faults.py, in tests/test_signals.py and in the tests of each step. What else is tested with the
-step: sources that change between listing, tokenizing and its rerun, damaged archives (test_tokenize_jsonl.py), damaged
-token files (test_samplers.py), models that are broken or other ones (test_calculate_logits.py, test_retrieval.py).
+Kills are in test_kills.py, test_signals.py and benchmarks/faults.py. What else is tested with the step: sources that
+change between listing, tokenizing and its rerun, damaged archives (test_tokenize_jsonl.py), damaged token files
+(test_samplers.py), models that are broken or other ones (test_calculate_logits.py, test_retrieval.py).
 """
 
 from __future__ import annotations
@@ -14,33 +14,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from tests import reference
-from tests.conftest import PROJECT, Run, World, make_texts, run_at_once, write_jsonl
-from tests.test_retrieval import make_encoder
+from tests.conftest import PROJECT, STEPS, Run, World, make_texts, run_at_once, write_jsonl
 
-DRAW = ("--test_fraction", 0.2, "--allow_shortage", "--rows_per_part", 6)
-STEPS: dict[str, tuple[Any, ...]] = {
-    "tokenize": ("tokenize_jsonl.py", "--data_dir", "redpajama"),
-    "duplicates": ("sanity_check.py", "duplicates"),
-    "sample_ab": ("sample_mds_ab.py", "AB", 128, 64, 8, 24, "--domains", "book=1", *DRAW),
-    "sample_concat": ("sample_mds_concat.py", "CONCAT", 96, 32, 12, 12, 80, "--domains", "book=0.5,cc=0.5", *DRAW,
-                      "--retrieval_shards", 1, "--retrieval_chunk_size", 32),
-    "annotate": ("calculate_logits.py", "--input_dir", "AB/train", "--domain", "book", "--model_dir", "teacher",
-                 "--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 5, "--rows_per_part", 6),
-    "embed": ("retrieval.embed_passages", "--corpus", "CONCAT/retrieval", "--output", "EMB", "--model_dir", "encoder",
-              "--part_bytes", 8000),
-    "search": ("retrieval.search", "--queries", "CONCAT/test", "--embeddings", "EMB", "--output", "HITS",
-               "--model_dir", "encoder", "--topk", 5, "--query_tokens", 20),
-    "write_mds": ("retrieval.write_mds", "--hits", "HITS", "--embeddings", "EMB", "--queries", "CONCAT/test",
-                  "--output", "RET/test", "--rows_per_part", 4),
-}  # fmt: skip
 OUTPUTS = ("tokenized", "AB", "CONCAT", "EMB", "HITS", "RET")
 # What a step reads, of which a user may lose a file.
 INPUTS = [
@@ -66,31 +46,6 @@ INPUTS = [
     ("write_mds", "EMB/0/book/part-00000/passages.npy"),
     ("write_mds", "HITS/book/keys.npy"),
 ]
-
-
-@pytest.fixture(scope="session")
-def stages(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """By step: the folder in which it has everything that it reads, and the same after an undisturbed run. Made once
-    for all workers of a run."""
-    base = tmp_path_factory.getbasetemp()
-    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "stages"
-    folders = [base / f"{number}" for number in range(len(STEPS) + 1)]
-    with FileLock(base.with_suffix(".lock")):
-        if not (base / "complete").exists():
-            make_inputs(folders[0], world)
-            for step, (before, after) in zip(STEPS, pairwise(folders), strict=True):
-                shutil.copytree(before, after)
-                run(*STEPS[step], cwd=after)
-            (base / "complete").touch()
-    return dict(zip(STEPS, pairwise(folders), strict=True))
-
-
-def make_inputs(folder: Path, world: World) -> None:
-    for name in ("redpajama", "teacher", "tokenized/tokenizer"):
-        shutil.copytree(world.folder / name, folder / name)
-    for name in ("all_jsonl.txt", "all_jsonl.json", "tokenizer.model"):
-        shutil.copy(world.folder / name, folder / name)
-    make_encoder(folder / "encoder")
 
 
 @pytest.fixture
@@ -249,6 +204,7 @@ def test_inputs_that_change_between_runs_are_noticed_by_every_step(
         "duplicates": "tokenized/book/book.duplicates.npy was made with other arguments or inputs: token_files: was",
         "sample_ab": "AB/test/book was made with other",
         "sample_concat": "CONCAT/test/book was made with other",
+        "sample_passages": "CONCAT/retrieval/1/book.jsonl was made with other",
         "annotate": "AB/train-logits-enc40-dec24-teacher/book was made with other arguments or inputs: input: was",
         "embed": "EMB/0/book/part-00000 was made with other arguments or inputs: source: was",
         "search": "HITS/book was made with other arguments or inputs: embeddings: was",

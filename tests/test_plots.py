@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,7 @@ LENGTHS = {
     "$own_1$/own.npy": [16384],
 }
 POSITIONS, TOPK = 131, 5  # in groups of 3, the last one of 2
+VOCAB_SIZE = 1 << 15  # of a set that does not say it: what its ids can be
 
 
 def lay_out_tokens(folder: Path, lengths: dict[str, list[int]]) -> None:
@@ -118,28 +120,41 @@ def test_pictures_of_little(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
-def write_teacher(folder: Path, num_rows: dict[str, int]) -> dict[str, np.ndarray]:
-    """Sets of a teacher that becomes surer from position to position; float16 [rows, POSITIONS, TOPK + 1] by domain."""
+def entropy_bounds_of(prob: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest entropy with these probabilities of the top and mass of the rest, word by word."""
+    *top, rest = prob.tolist()
+    lower, upper = top.copy(), -rest * math.log(rest / (VOCAB_SIZE - TOPK)) if rest else 0.0
+    while rest >= top[-1] > 0:
+        lower.append(top[-1])
+        rest -= top[-1]
+    of_top, of_lower = (-sum(p * math.log(p) for p in words if p > 0) for words in (top, [*lower, rest]))
+    return of_lower, of_top + upper
+
+
+def write_teacher(folder: Path, num_rows: dict[str, int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Sets of a teacher that becomes surer from position to position; by domain, float16 [rows, POSITIONS, TOPK + 1],
+    and the entropy of the whole distributions, float64 [rows, POSITIONS]."""
     columns = {
         "target_prob": mds.array_column(np.dtype(np.float16), POSITIONS, TOPK + 1),
         "target_index": mds.array_column(np.dtype(np.int16), POSITIONS, TOPK),
     }
-    probs = {}
+    probs, entropies = {}, {}
     for seed, (domain, number) in enumerate(num_rows.items()):
         draw = np.random.default_rng(seed)
         logits = draw.normal(0, 1 + np.arange(POSITIONS)[:, None] / 30, (number, POSITIONS, 40))
         exact = np.sort(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))[..., ::-1]
+        entropies[domain] = -(exact * np.log(exact)).sum(-1)
         rest = exact[..., TOPK:].sum(-1, keepdims=True)
         probs[domain] = np.concatenate([exact[..., :TOPK], rest], axis=-1).astype(np.float16)
         index = np.tile(np.arange(TOPK, dtype=np.int16), (POSITIONS, 1))
         rows = ({"target_prob": row, "target_index": index} for row in probs[domain])
         mds.write_shard(outputs.Output(folder / domain, {"rows": number}), columns, number, rows)
-    return probs
+    return probs, entropies
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_mass_and_entropy_are_those_of_the_rows(run: Run, tmp_path: Path, num_workers: int) -> None:
-    probs = write_teacher(tmp_path / "TEACHER", {"book": 300, "arxiv": 7})
+    probs, entropies = write_teacher(tmp_path / "TEACHER", {"book": 12, "arxiv": 7})
     flags = ("TEACHER", "--deep", "--json", "--num_workers", num_workers, "--plot", "out.png")
     content = json.loads(run("sanity_check.py", "teacher", *flags, cwd=tmp_path).stdout)
     assert content["ok"] and content["plot"] == "out.png" and sorted(content["positions"]) == sorted(probs)
@@ -147,16 +162,21 @@ def test_mass_and_entropy_are_those_of_the_rows(run: Run, tmp_path: Path, num_wo
         found = content["positions"][domain]
         assert found["rows"] == len(stored) and found["first_positions"] == list(range(0, POSITIONS, 3))
         prob = stored.astype(np.float64)
-        terms = np.array([p * np.log(p) if p else 0.0 for p in prob.ravel()]).reshape(prob.shape)
-        expected = {"topk_mass": 1 - prob[..., TOPK], "entropy_nats": -terms.sum(-1)}
-        for name, limit in (("topk_mass", 1.0), ("entropy_nats", np.log(TOPK + 1))):
+        bounds = np.array([[entropy_bounds_of(row) for row in rows] for rows in prob])
+        names = ("entropy_lower_nats", "entropy_upper_nats")
+        expected = {"topk_mass": 1 - prob[..., TOPK], **dict(zip(names, np.moveaxis(bounds, -1, 0), strict=True))}
+        for name, limit in (("topk_mass", 1.0), *((name, np.log(VOCAB_SIZE)) for name in names)):
             for group, first in enumerate(found["first_positions"]):
                 values = expected[name][:, first : first + 3].ravel()
                 assert found[name]["mean"][group] == pytest.approx(values.mean(), abs=1e-5)
                 for percent in (10, 90):
                     quantile = np.quantile(values, percent / 100, method="inverted_cdf")
                     assert found[name][f"quantile_{percent}"][group] == pytest.approx(quantile, abs=limit / 999)
-        assert found["entropy_nats"]["mean"][0] > found["entropy_nats"]["mean"][-1] + 0.3
+        lower, upper = (found[name]["mean"] for name in names)
+        assert lower[0] > lower[-1] + 0.2 and upper[0] > upper[-1] + 0.2
+        groups = [slice(first, first + 3) for first in found["first_positions"]]
+        true = [entropies[domain][:, group].mean() for group in groups]
+        assert all(low - 1e-3 <= truth <= high + 1e-3 for low, truth, high in zip(lower, true, upper, strict=True))
     check_figure(tmp_path / "out.png")
     first = (tmp_path / "out.png").read_bytes()
     run("sanity_check.py", "teacher", "TEACHER", "--deep", "--plot", "out.png", cwd=tmp_path)

@@ -21,8 +21,7 @@ from filelock import FileLock
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.storage import mds, outputs, parts, provenance
-from tests.conftest import PROJECT, Run, World
-from tests.test_retrieval import make_encoder
+from tests.conftest import PROJECT, Run, World, make_encoder
 
 SUBMIT = PROJECT / "slurm/submit_pipeline.sh"
 SCRIPTS = {
@@ -247,6 +246,21 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
         f"annotate {SET}: 0 of 2 tasks done, 1 of 3 parts, 4 of 12 rows\n  part done 1: 1 of 2 parts, 4 of 8 rows\n"
         in text
     )
+
+
+def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> None:
+    """Parts of rows that are the same are done, whatever files these are in; another part is not, and its task in no
+    line."""
+    shutil.rmtree(pipeline / SET)
+    folder = pipeline / "ab/train/book"
+    columns, rows = mds.read_columns(folder), list(mds.Rows(folder))
+    rows[-1] = rows[0]
+    shutil.rmtree(folder)
+    mds.write_shard(outputs.Output(folder, {}), columns, len(rows), rows)
+    annotate = ask(run, pipeline)["by_job"]["annotate"]
+    assert states(annotate) == ["done", "other arguments"] and not annotate["lines"]
+    [wrong] = annotate["wrong"]
+    assert wrong["path"].endswith(f"{PARTS}/part-00002") and "input: was" in wrong["what"]
 
 
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:

@@ -21,9 +21,8 @@ from cepe_data.inspect.page import rows as page_rows
 from cepe_data.storage import mds
 from demo import models
 from tests import reference
-from tests.conftest import VOCAB_SIZE, Run, World, make_texts, write_jsonl
+from tests.conftest import VOCAB_SIZE, Run, World, make_encoder, make_texts, write_jsonl
 from tests.screenshot import SIZES, open_browser, open_page
-from tests.test_retrieval import make_encoder
 
 # Ends the script that it stands in; is markup; has control characters and a character whose bytes windows cut apart.
 PLANTED = (

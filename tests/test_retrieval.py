@@ -27,7 +27,8 @@ from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from demo.models import find_encoder
 from tests import reference
-from tests.conftest import PROJECT, Run, World, make_texts
+from tests.conftest import PROJECT, Run, World, make_encoder
+from tests.conftest import read_rows as rows_of
 
 CHUNK = 32
 EMBED: tuple[Any, ...] = (
@@ -54,28 +55,8 @@ WRITE = (
     "RET/test",
 )
 
-
-def make_encoder(folder: Path, seed: int = 0) -> None:
-    """A BERT with two small layers and random weights, and a word piece tokenizer."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    texts = [text for number in range(1, 10) for text in make_texts(number, 20, 300)]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, initializer_range=0.3,
-    )  # fmt: skip
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+SPLITS: tuple[Any, ...] = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--allow_shortage")
+SPLITS += ("--domains", "arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1")
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +65,7 @@ def corpus(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("corpus")
     make_encoder(folder / "encoder")
     make_encoder(folder / "other_encoder", seed=1)
-    domains = "arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1"
-    flags: tuple[Any, ...] = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--domains", domains, "--allow_shortage")
-    flags += ("--retrieval_shards", 3, "--retrieval_chunk_size", CHUNK, *world.source_flags)
+    flags: tuple[Any, ...] = (*SPLITS, "--retrieval_shards", 3, "--retrieval_chunk_size", CHUNK, *world.source_flags)
     for shard in range(3):
         run("sample_mds_concat.py", "OUT", 96, 32, 60, 0, 400, shard, *flags, cwd=folder)
     # A domain that has nothing in one shard.
@@ -121,11 +100,6 @@ def corpus_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Every passage by its id."""
     lines = (line for path in sorted(folder.glob("OUT/retrieval/*/*.jsonl")) for line in path.open(encoding="utf-8"))
     return {record["id"]: record for record in map(json.loads, lines)}
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    rows = mds.import_streaming().LocalDataset(str(folder))
-    return [rows[number] for number in range(len(rows))]
 
 
 def mean_of_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
@@ -165,6 +139,91 @@ def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus
     assert len(list((whole / "EMB").glob("0/cc/part-*"))) > 1, "some file has several parts"
 
 
+def write_modules(folder: Path, pooling: dict[str, Any], *others: str) -> None:
+    """The files with which sentence-transformers says how vectors are made."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", **{f"{kind}_folder": kind for kind in others}}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+
+
+def test_vectors_are_pooled_and_scaled_as_the_encoder_says_after_the_prefixes(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    for name in ("OUT", "tokenized"):
+        (tmp_path / name).symlink_to(corpus / name)
+    shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    first = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    write_modules(tmp_path / "encoder", first, "Normalize")
+    prompts = {"prompts": {"query": "query: ", "passage": "passage: "}}
+    (tmp_path / "encoder/config_sentence_transformers.json").write_text(json.dumps(prompts))
+    error = run(*SEARCH, cwd=tmp_path, status=2).stderr
+    assert "were not pooled or scaled as the files of encoder say" in error
+    (tmp_path / "EMB").unlink()
+    run(*EMBED, "--passage_prefix", "passage: ", cwd=tmp_path)
+    assert 'passage_prefix: was "passage: ", now absent' in run(*EMBED, cwd=tmp_path, status=2).stderr
+    search = (*SEARCH, "--domain", "wiki")
+    told = run(*search, "--query_prefix", "", cwd=tmp_path).stderr
+    assert "--query_prefix 'query: ' does" in told
+    run(*search, "--query_prefix", "query: ", "--overwrite", cwd=tmp_path)
+    assert 'query_prefix: was "query: ", now absent' in run(*search, cwd=tmp_path, status=2).stderr
+    model = EncoderModel.find(str(tmp_path / "encoder"))
+    assert (model.pooling, model.normalize) == ("cls", True)
+    records = corpus_records(tmp_path)
+    embedded = Embeddings(tmp_path / "EMB")
+    part = embedded.parts[-1]
+    names = embedded.passage_ids(part.first_key + np.arange(5))
+    queries = rows_of(tmp_path / "OUT/test/wiki")[:5]
+    texts = ["passage: " + records[name]["contents"] for name in names]
+    texts += ["query: " + text for text in decode(tmp_path, [row["token_ids"][:20] for row in queries])]
+    expected = first_hidden_states(tmp_path / "encoder", texts)
+    np.testing.assert_allclose(np.load(part.path / "embeddings.npy")[:5], expected[:5], atol=1e-3)
+    np.testing.assert_allclose(np.load(tmp_path / "HITS/wiki.queries/embeddings.npy")[:5], expected[5:], atol=1e-5)
+
+
+def first_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
+    """float64 [texts, dimension]: the first state of one text at a time, scaled to length 1."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModel.from_pretrained(folder).double()
+    vectors = []
+    with torch.no_grad():
+        for text in texts:
+            ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+            state = model(ids["input_ids"]).last_hidden_state[0, 0].numpy()
+            vectors.append(state / np.sqrt((state**2).sum()))
+    return np.stack(vectors)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "others", "found"),
+    [
+        pytest.param({"pooling_mode_mean_tokens": True}, ("Normalize",), ("mean", True), id="mean"),
+        pytest.param({"pooling_mode": "cls"}, (), ("cls", False), id="newer files"),
+        pytest.param({"pooling_mode_max_tokens": True}, (), "pooling_mode_max_tokens", id="max"),
+        pytest.param({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (), "cls and mean", id="two"),
+        pytest.param({"pooling_mode_mean_tokens": True, "include_prompt": False}, (), "include_prompt", id="prompt"),
+        pytest.param({"pooling_mode_mean_tokens": True}, ("Dense",), "module Dense", id="dense"),
+    ],
+)
+def test_encoders_pool_in_a_known_way_or_are_refused(
+    corpus: Path, tmp_path: Path, pooling: dict[str, Any], others: tuple[str, ...], found: Any
+) -> None:
+    from cepe_data.errors import ArgumentError
+
+    shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    write_modules(tmp_path / "encoder", pooling, *others)
+    if isinstance(found, str):
+        with pytest.raises(ArgumentError, match=found):
+            EncoderModel.find(str(tmp_path / "encoder"))
+    else:
+        model = EncoderModel.find(str(tmp_path / "encoder"))
+        assert (model.pooling, model.normalize) == found
+
+
 def test_hits_are_those_of_brute_force_and_of_faiss(whole: Path, corpus: Path) -> None:
     import faiss
 
@@ -196,9 +255,8 @@ def decode(folder: Path, ids: list[np.ndarray]) -> list[str]:
     return [tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in ids]
 
 
-def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whole: Path) -> None:
+def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whole: Path, streaming: Any) -> None:
     records = corpus_records(whole)
-    streaming = mds.import_streaming()
     for domain in ("arxiv", "wiki"):
         folder = whole / "RET/test" / domain
         keys = np.load(folder.with_name(f"{domain}.keys.npy"))
@@ -250,23 +308,29 @@ def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Pat
     assert not list(tmp_path.glob("HITS/*.parts")) and not list(tmp_path.glob("HITS/*.queries"))
 
 
-@pytest.mark.parametrize("step", ["embed_passages", "search", "write_mds"])
-def test_runs_killed_at_random_moments_go_on_and_give_the_same_bytes(
-    run: Run, corpus: Path, whole: Path, tmp_path: Path, step: str
+def test_passages_of_queries_that_grew_keep_the_parts_of_the_same_rows(
+    run: Run, world: World, corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
-    command, made, output = {
-        "embed_passages": (EMBED, (), "EMB"),
-        "search": (SEARCH, ("EMB",), "HITS"),
-        "write_mds": ((*WRITE, "--rows_per_part", 4), ("EMB", "HITS"), "RET"),
-    }[step]
     lay_out(tmp_path, corpus)
-    for name in made:
-        (tmp_path / name).symlink_to(whole / name)
-    if step == "embed_passages":
-        command = (*command, "--num_workers", 1)
-    done = run("tests/kills.py", 4, 0, output, *command, cwd=tmp_path)
-    assert done.stdout.startswith("4 killed")
-    assert reference.tree_bytes(tmp_path / output) == reference.tree_bytes(whole / output)
+    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    shutil.copytree(whole / "RET", tmp_path / "RET")
+    sample = ("sample_mds_concat.py", "GROWN", 96, 32, 90, 0, 0, 0, "--retrieval_shards", 0, *SPLITS)
+    run(*sample, *world.source_flags, cwd=tmp_path)
+    before, after = (len(mds.Rows(folder / "test/arxiv")) for folder in (tmp_path / "OUT", tmp_path / "GROWN"))
+    assert after > before and before % 4, "some part has fewer rows"
+    queries = ("--queries", "GROWN/test", "--domain", "arxiv")
+    run(*SEARCH, *queries, "--output", "GROWN_HITS", cwd=tmp_path)
+    write = (*WRITE, *queries, "--hits", "GROWN_HITS", "--rows_per_part", 4)
+    assert "input: was" in run(*write, cwd=tmp_path, status=2).stderr
+    done = run(*write, "--overwrite", cwd=tmp_path).stdout
+    assert f"skipped {before // 4} of {-(-after // 4)} parts" in done and f"{after} rows" in done
+    run(*write, "--output", "FRESH", cwd=tmp_path)
+    for name in (
+        "arxiv.keys.npy",
+        "arxiv/index.json",
+        *(f"arxiv/shard.{part:05d}.mds" for part in range(-(-after // 4))),
+    ):
+        assert (tmp_path / "RET/test" / name).read_bytes() == (tmp_path / "FRESH" / name).read_bytes()
 
 
 @pytest.mark.parametrize("overfetch", [1, 10])
@@ -500,7 +564,7 @@ def test_encoders_without_weights_and_other_tokenizers_are_refused(corpus: Path,
     weights = load_file(path)
     del weights["embeddings.word_embeddings.weight"]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ArgumentError, match="lacks weights, such as embeddings"):
+    with pytest.raises(ArgumentError, match="lacks 1 weights, such as embeddings"):
         Encoder(EncoderModel.find(str(tmp_path / "broken")), "float32", "cpu", False)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from cepe_data.corpus import listing
+from cepe_data.corpus import domains, listing
 from cepe_data.samples import passages, reader
 from cepe_data.samples.splits import Splits
 from cepe_data.samples.windows import DocumentWindows
@@ -293,37 +293,6 @@ def test_any_number_of_workers_gives_the_same_bytes(run: Run, world: World, tmp_
     assert "rows_per_part: was 7, now 8" in error
 
 
-def test_a_run_killed_at_any_stage_goes_on_and_gives_the_same_bytes(run: Run, world: World, tmp_path: Path) -> None:
-    flags = (*EVERYTHING, "--domains", "cc=1", "--rows_per_part", 9, *world.source_flags)
-    flags += ("--retrieval_shards", 1, "--retrieval_chunk_size", 8)
-    run(CONCAT[0], "whole", *CONCAT[2:], "1e6", "1e6", "1e6", *flags, cwd=tmp_path)
-    command = [sys.executable, str(PROJECT / CONCAT[0]), "killed", *map(str, CONCAT[2:]), "1e6", "1e6", "1e6"]
-    stages = (
-        ("test/cc.parts/part-*", 2),
-        ("test/cc/index.json", 1),
-        ("train/cc.parts/.tmp-*", 1),
-        ("train/cc.parts/part-*", 4),
-        ("train/.tmp-cc-*", 1),
-        ("train/cc/index.json", 1),
-        ("retrieval/0/.tmp-*", 1),
-    )
-    for pattern, number in stages:
-        process = subprocess.Popen(
-            [*command, *map(str, flags), "--num_workers", "2"],
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list((tmp_path / "killed").glob(pattern))) < number:
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, f"it ended before {pattern}"
-        for index in tmp_path.glob("killed/*/cc/index.json"):
-            assert index.read_bytes() == (tmp_path / "whole" / index.relative_to(tmp_path / "killed")).read_bytes()
-    run(*CONCAT[:1], "killed", *CONCAT[2:], "1e6", "1e6", "1e6", *flags, cwd=tmp_path)
-    assert reference.tree_bytes(tmp_path / "killed") == reference.tree_bytes(tmp_path / "whole")
-
-
 def test_the_test_documents_are_the_same_for_all_lengths_both_samplers_and_another_tokenizer(
     run: Run, world: World, tmp_path: Path
 ) -> None:
@@ -578,6 +547,30 @@ def test_what_is_missing_is_an_error_that_says_what_to_do(run: Run, world: World
     ):
         assert message in run(*AB, 1, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
     assert "must be more" in run("sample_mds_ab.py", "OUT", 64, 64, 1, 1, cwd=tmp_path, status=2).stderr
+
+
+def test_test_sets_have_weights_of_their_own(run: Run, world: World, tmp_path: Path) -> None:
+    def written(split: str) -> dict[str, int]:
+        sets = json.loads((tmp_path / "OUT/manifest.json").read_text())["sets"][split]
+        return {domain: mds.num_rows(tmp_path / "OUT" / split / domain) for domain in sets}
+
+    flags = ("--retrieval_shards", 0, *FRACTIONS, *world.source_flags)
+    done = run(*CONCAT, 14, 20, 0, "--test_domains", "equal", *flags, cwd=tmp_path)
+    assert written("test") == dict.fromkeys(domains.DOMAINS, 2)
+    assert written("train") == {"arxiv": 1, "book": 1, "c4-rp": 3, "cc": 13, "github": 1, "wiki": 1}
+    assert "train: 20 rows leave none for stackexchange" in done.stderr
+    assert "no folder of that name, and a reader of all domains stops there" in done.stderr
+    of_equal = reference.tree_bytes(tmp_path / "OUT/test/wiki")
+    shutil.rmtree(tmp_path / "OUT")
+    for script in (("sample_mds_ab.py", "OUT", 128, 32), CONCAT):  # wiki in test only; the rows are the same
+        command = (*script, 4, 2, *[0] * (script == CONCAT), "--domains", "cc=1", "--test_domains", "cc=0.5,wiki=0.5")
+        run(*command, *(flags if script == CONCAT else flags[2:]), cwd=tmp_path)
+        assert (written("test"), written("train")) == ({"cc": 2, "wiki": 2}, {"cc": 2})
+        if script == CONCAT:
+            assert reference.tree_bytes(tmp_path / "OUT/test/wiki") == of_equal
+        shutil.rmtree(tmp_path / "OUT")
+    error = run(*AB, 4, 2, "--test_domains", "book=0.4", *world.source_flags, cwd=tmp_path, status=2).stderr
+    assert error.rstrip().endswith("--test_domains book=1")
 
 
 def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(

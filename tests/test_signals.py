@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from tests import reference
-from tests.conftest import PROJECT, Run, World
-from tests.test_retrieval import make_encoder
+from tests.conftest import PROJECT, Run, World, make_encoder
 
 AB = ("sample_mds_ab.py", "OUT", 64, 4, 0, 400, "--domains", "book=1", "--train_fraction", 0.9, "--allow_shortage")
 STEPS: dict[str, tuple[Any, ...]] = {

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from tests import reference
-from tests.conftest import PROJECT, Run, World
-from tests.test_retrieval import make_encoder
+from tests.conftest import PROJECT, Run, World, make_encoder
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "squeue")
 CONFIG = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -335,28 +334,6 @@ def test_ctrl_c_twice_ends_a_run_and_its_workers(world: World, tmp_path: Path, d
         while time.monotonic() < deadline:  # multiprocessing's own helper ends a moment later
             os.killpg(process.pid, 0)
             time.sleep(0.05)
-
-
-def test_a_run_killed_at_random_moments_leaves_nothing_half_made_and_a_rerun_gives_the_same_bytes(
-    run: Run, world: World, tmp_path: Path
-) -> None:
-    lay_out(tmp_path, world)
-    # With the tokenizer saved there is no long start-up, and the kills fall into the work.
-    shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
-    command = [sys.executable, str(PROJECT / "tokenize_jsonl.py"), "--num_workers", "2", "--verify_documents", "0"]
-    draw = random.Random(0)
-    for _ in range(20):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(draw.uniform(0.3, 1.6))  # a run takes 1.3 to 1.7 s
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        made = [path for path in (tmp_path / "tokenized").rglob("[!.]*.npy") if not path.name.endswith(".hash.npy")]
-        for path in made:
-            assert path.read_bytes() == (world.tokenized / path.relative_to(tmp_path / "tokenized")).read_bytes()
-        for path in made[::2]:  # so that there is always something left to do
-            path.unlink()
-    run("tokenize_jsonl.py", cwd=tmp_path)
-    assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
 
 
 def test_too_many_bad_lines_are_the_wrong_file(run: Run, world: World, tmp_path: Path) -> None:

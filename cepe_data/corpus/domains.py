@@ -163,27 +163,26 @@ def parse_domain_map(text: str) -> dict[str, str]:
     return domain_map
 
 
-def parse_weights(text: str) -> dict[str, float]:
+def parse_weights(text: str, flag: str = "--domains") -> dict[str, float]:
     """`arxiv=0.5,book=0.5` → weights that add up to 1; domains of weight 0 are left out.
 
     Raises:
-        ArgumentError: for anything else; for another sum, with the normalised line.
+        ArgumentError: naming `flag`, for anything else; for another sum, with the normalised line.
     """
     weights = {}
-    for domain, value in parse_assignments(text, "--domains").items():
+    for domain, value in parse_assignments(text, flag).items():
         try:
             weights[domain] = float(value)
         except ValueError:
             weights[domain] = math.nan
         if not 0 <= weights[domain] < math.inf:
-            raise ArgumentError(f"--domains {text}: {value!r} is not a weight; a number of at least 0 is expected")
+            raise ArgumentError(f"{flag} {text}: {value!r} is not a weight; a number of at least 0 is expected")
     total = math.fsum(weights.values())
     if total == 0:
-        raise ArgumentError(f"--domains {text}: every weight is 0")
+        raise ArgumentError(f"{flag} {text}: every weight is 0")
     if abs(total - 1) > 1e-9:
         raise ArgumentError(
-            f"--domains {text}: the weights add up to {total:g}, not 1. Normalised:\n"
-            f"  --domains {format_weights(weights)}"
+            f"{flag} {text}: the weights add up to {total:g}, not 1. Normalised:\n  {flag} {format_weights(weights)}"
         )
     return {domain: weight for domain, weight in weights.items() if weight > 0}
 

@@ -21,8 +21,9 @@ from cepe_data import cli
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.inspect import overlap, plots
 from cepe_data.retrieval import check as retrieval_check
-from cepe_data.retrieval import check_hits, embeddings
+from cepe_data.retrieval import check_hits, check_scores, embeddings
 from cepe_data.retrieval.check import RetrievalCheck
+from cepe_data.retrieval.check_scores import ScoreCheck
 from cepe_data.samples import check as samples_check
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report, add_source_arguments
@@ -34,13 +35,16 @@ from cepe_data.tokens.check_file import TokenCheck
 HELP = "all of these checks, of the token files and of every set below some folders"
 CHECKS: dict[str, Any] = {
     "tokens": tokens_check, "samples": samples_check, "teacher": teacher_check, "retrieval": retrieval_check,
+    "scores": check_scores,
 }  # fmt: skip
 # What other modules of this folder add to a check.
 ADDED = {"tokens": plots.draw_tokens, "samples": overlap.check_clean_lists, "teacher": plots.draw_teacher}
 OUTPUT, WINDOWS, ANNOTATED, RETRIEVED, HITS, EMBEDDED = "output", "windows", "teacher", "retrieved", "hits", "embedded"
+SCORED = "scored"
+CONVERTED = "converted"  # from a set made elsewhere: there is nothing to compare rows with
 # What a unit is, by an argument that made it and nothing else.
-KINDS = {"split": WINDOWS, "num_decoder_tokens": ANNOTATED, "hits": RETRIEVED, "query_tokens": HITS,
-         "part_bytes": EMBEDDED}  # fmt: skip
+KINDS = {"split": WINDOWS, "num_decoder_tokens": ANNOTATED, "hits": RETRIEVED, "chunk_tokens": SCORED,
+         "query_tokens": HITS, "part_bytes": EMBEDDED, "converted_from": CONVERTED}  # fmt: skip
 MAX_DEPTH = 4  # of units, below a folder that was named
 
 
@@ -84,7 +88,7 @@ def check(options: AllChecks) -> int:
         title, report = f"{name} {describe(of_stage)}", Report(name, options.json, collected=reports)
         report.say(f"== {title}")
         try:
-            statuses.append(CHECKS[name].check(report, of_stage, added[name]))
+            statuses.append(CHECKS[name].check(report, of_stage, added.get(name)))
         except PipelineError as error:
             reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{title}: {error}")
@@ -103,13 +107,14 @@ def check(options: AllChecks) -> int:
 def check_others(report: Report, options: AllChecks, found: Found, checked: set[Path]) -> int:
     """What no set of passages was compared with, embeddings and hits; and what has no meta file; returns how many."""
     embedded, found_hits = ([path for path in found.folders[kind] if path not in checked] for kind in (EMBEDDED, HITS))
-    others = [*embedded, *found_hits, *found.unknown]
+    others = [*embedded, *found_hits, *found.converted, *found.unknown]
     if others:
         report.say(f"== others {' '.join(map(str, others))}")
     for path in embedded:
         check_hits.check_embedded(report, options, path)
     for path in found_hits:
         check_hits.check_hits(report, options, path)
+    verify.check_files(report, options, found.converted)
     for unit in verify.check_files(report, options, found.unknown):
         report.found(unit, "has rows or hits, and its meta file does not say what they are")
     if found.folders[RETRIEVED] and not report.findings:
@@ -130,10 +135,12 @@ def describe(options: verify.Effort) -> str:
 @dataclass
 class Found:
     """What is there. `folders`: by kind, what its check is given, with what made the units in it. `windows`: the folder
-    of a set of windows, by the fingerprint of the set. `unknown`: what has no meta file that can be read."""
+    of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what has no
+    meta file that can be read."""
 
     folders: dict[str, dict[Path, list[provenance.Meta]]] = field(default_factory=lambda: defaultdict(dict))
     windows: dict[str, Path] = field(default_factory=dict)
+    converted: list[Path] = field(default_factory=list)
     unknown: list[Path] = field(default_factory=list)
 
     def add(self, kind: str, folder: Path, *made_with: provenance.Meta) -> None:
@@ -181,6 +188,8 @@ def add_unit(found: Found, unit: Path, has_content: bool) -> None:
     kind = next((kind for name, kind in KINDS.items() if name in made_with), None)
     if kind == EMBEDDED:  # without its manifest
         found.add(kind, unit.parents[2])
+    elif kind == CONVERTED:
+        found.converted.append(unit)
     elif kind:
         is_beside_input = meta.get("input_name")  # where its check finds it
         found.add(kind, unit.parent, {} if is_beside_input else made_with)
@@ -204,6 +213,8 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
         yield "samples", samples_check.SampleCheck(**effort, output=output, tokenized_dir=tokenized_dir)
     for folder in found.folders[ANNOTATED]:
         yield "teacher", TeacherCheck(**effort, folder=folder, input_dir=input_of(ANNOTATED, folder, found))
+    for folder in found.folders[SCORED]:
+        yield "scores", ScoreCheck(**effort, folder=folder, input_dir=input_of(SCORED, folder, found))
     for folder in found.folders[RETRIEVED]:
         embedded, corpus = embeddings_of(folder, found)
         links = ("input", "embeddings")

@@ -236,7 +236,9 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
 def positions_note(positions: Mapping[str, Positions]) -> str:
     """What the lines of `draw_positions` are."""
     widths = enumerate_words(sorted({f"{one.width:,}" for one in positions.values()}))
-    return f"line: mean, grey: from the 10 % to the 90 % quantile, of {widths} neighbouring positions in the rows seen"
+    return (
+        f"lines: means, grey: from the 10 % to the 90 % quantile, of {widths} neighbouring positions in the rows seen"
+    )
 
 
 def draw_positions(page: Page, top: float, positions: Mapping[str, Positions]) -> None:
@@ -246,48 +248,50 @@ def draw_positions(page: Page, top: float, positions: Mapping[str, Positions]) -
     pitch, height, gap = POSITIONS_PITCH, 1.05, 0.75
     width = (PAGE_WIDTH - NAME_WIDTH - MARGIN - 0.4 - gap) / 2
     lefts = (NAME_WIDTH + 0.4, NAME_WIDTH + 0.4 + width + gap)
-    entropies = [one.entropy for one in positions.values()]
-    masses = [one.topk_mass for one in positions.values()]
-    lowest_mass = min(min(one.mean().min(), one.quantile(0.1).min()) for one in masses)
-    highest_entropy = max(max(one.mean().max(), one.quantile(0.9).max()) for one in entropies)
-    limits = (
-        (lowest_mass - 0.06 * (1 - lowest_mass), 1 + 0.04 * (1 - lowest_mass)),
-        (0.0, highest_entropy * 1.06 or 1.0),
+    highest = max(
+        max(one.entropy_upper.mean().max(), one.entropy_upper.quantile(0.9).max()) for one in positions.values()
     )
+    limits = ((0.0, 1.04), (0.0, highest * 1.06 or 1.0))
     for row, (domain, one) in enumerate(positions.items()):
         page.text(MARGIN, top + row * pitch + height / 2, f"{short_name(domain)}\n{one.num_rows:,} rows", va="center")
-        for left, spread, limit in zip(lefts, (one.topk_mass, one.entropy), limits, strict=True):
+        spreads = ((one.topk_mass,), (one.entropy_lower, one.entropy_upper))
+        for left, bounds, limit in zip(lefts, spreads, limits, strict=True):
             axes = page.axes(left, top + row * pitch, width, height)
-            _draw_spread(axes, one, spread)
+            _draw_spread(axes, one, bounds)
             axes.set(xlim=(0, max(other.num_positions for other in positions.values())), ylim=limit)
             axes.tick_params(axis="x", labelbottom=row == len(positions) - 1)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            if spread is one.topk_mass:
+            if bounds[0] is one.topk_mass:
                 axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             if row == len(positions) - 1:
                 axes.set_xlabel("annotated position of a row")
     page.text(lefts[0], top - 0.1, f"probability of the top {_topks(positions)}", va="bottom")
-    what = "entropy in nats, a lower bound:\nwhat is beyond the top counts as one summary"
+    what = "entropy in nats, its lower and its upper bound:\nof words beyond the top, only the mass is known"
     page.text(lefts[1], top - 0.1, what, va="bottom")
 
 
-def _draw_spread(axes: Axes, positions: Positions, spread: Any) -> None:
+def _draw_spread(axes: Axes, positions: Positions, bounds: Sequence[Any]) -> None:
+    """Draw a number, or its lower and its upper bound."""
     edges = np.append(positions.first_positions, positions.num_positions)
-    axes.stairs(spread.quantile(0.9), edges, baseline=spread.quantile(0.1), fill=True, color="0.8")
-    axes.stairs(spread.mean(), edges, baseline=None, color="black", linewidth=1.2)
+    axes.stairs(bounds[-1].quantile(0.9), edges, baseline=bounds[0].quantile(0.1), fill=True, color="0.8")
+    for spread in bounds:
+        axes.stairs(spread.mean(), edges, baseline=None, color="black", linewidth=1.2)
 
 
 def teacher_title(positions: Mapping[str, Positions]) -> str:
     """The mean mass of the top-k, and the mean entropy in the first and in the last positions of all rows."""
     rows = [one.num_rows for one in positions.values()]
     mass = np.average([one.topk_mass.total_mean() for one in positions.values()], weights=rows)
-    first, last = (
-        np.average([one.entropy.mean()[group] for one in positions.values()], weights=rows) for group in (0, -1)
-    )
-    change = f"{'falls' if last < first else 'rises'} from {first:.2f} to {last:.2f} nats"
-    change = f"stays near {first:.2f} nats" if abs(last - first) < 0.05 else change
+
+    def entropy(group: int) -> str:
+        lower, upper = (
+            f"{np.average([spread.mean()[group] for spread in spreads], weights=rows):.2f}"
+            for spreads in zip(*[(one.entropy_lower, one.entropy_upper) for one in positions.values()], strict=True)
+        )
+        return lower if lower == upper else f"between {lower} and {upper}"
+
     what = f"The top {_topks(positions)} hold {100 * mass:.1f} % of the probability"
-    return _wrap(f"{what}; entropy {change} along a row")
+    return _wrap(f"{what}; entropy is {entropy(0)} nats where rows begin, {entropy(-1)} where they end")
 
 
 def _topks(positions: Mapping[str, Positions]) -> str:

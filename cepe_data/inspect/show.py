@@ -105,8 +105,8 @@ def run(namespace: argparse.Namespace) -> int:
         for title, ids in retrieved_passages(args.path, args.row, row, args.passages):
             print_text(title, ids)
     elif "target_index" in columns:
-        window = input_row(args)
-        print_teacher_row(row, window["token_ids"], tokenizer, args.positions)
+        window, num_samples = input_row(args), teacher_check.num_samples_of(args.path)
+        print_teacher_row(row, window["token_ids"], tokenizer, args.positions, num_samples)
     else:
         for line in describe_source(args.path, args.row, args.tokenized_dir):
             cli.say(line)
@@ -193,15 +193,18 @@ def input_row(args: ShowOptions) -> dict:
     return mds.Rows(folder)[args.row]
 
 
-def print_teacher_row(row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int) -> None:
+def print_teacher_row(
+    row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int, num_samples: int
+) -> None:
     """What the teacher expects after some of the positions, beside what comes."""
     probabilities, indices = row["target_prob"], row["target_index"]
     piece_of = backends.make_piece_names(tokenizer)
     pieces = [piece_of(number) for number in token_ids.tolist()]
-    cli.say("position  token → next token: what the teacher expects, and the mass of all it does not name")
+    what = f"the shares of {num_samples} draws" if num_samples else "and the mass of all it does not name"
+    cli.say(f"position  token → next token: what the teacher expects, {what}")
     for position in np.linspace(0, len(indices) - 1, num_positions).astype(int).tolist():
         best = zip(indices[position, :5].tolist(), probabilities[position, :5], strict=True)
-        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best)
+        expected = "  ".join(f"{piece_of(index)} {prob:.3f}" for index, prob in best if prob > 0 or not num_samples)
         following = pieces[position + 1] if position + 1 < len(pieces) else "(end of the row)"
         cli.say(
             f"{position:>8}  {pieces[position]} → {following}: {expected}  (rest {probabilities[position, -1]:.3g})"

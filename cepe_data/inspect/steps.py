@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cepe_data.inspect.units import (
     DAMAGED,
     DONE,
     MISSING,
+    OTHER,
     Found,
     Step,
     Task,
@@ -32,6 +33,7 @@ from cepe_data.inspect.units import (
     joined_unit,
     look,
     look_at_manifest,
+    look_at_part,
     part_paths,
     part_unit,
     set_unit,
@@ -42,9 +44,12 @@ from cepe_data.samples.passages import PassageShard
 from cepe_data.samples.windows import DocumentWindows, Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage.inputs import Input, describe_set
 from cepe_data.teacher import plan as teacher_plan
 from cepe_data.tokens import tokenizers
 from cepe_data.tokens.encoding import Job, TokenizeOptions
+
+BY_SEVERITY = (DAMAGED, OTHER, MISSING, DONE)
 
 
 def tokenize(args: TokenizeOptions) -> Step:
@@ -83,12 +88,12 @@ def sample_ab(args: options.InsideOptions) -> Step:
 
 def sample_concat(args: options.ConcatOptions) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
-    tokens, weights = open_tokens(args), domains.parse_weights(args.domains)
+    tokens = open_tokens(args)
     units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
     units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
     if args.retrieval_shards and args.retrieval_samples:
-        requests = domains.largest_remainder(weights, args.retrieval_samples)
+        requests = domains.largest_remainder(options.split_weights(args)["retrieval"], args.retrieval_samples)
         decoding = find_decoding(args, tokens)
         for shard in range(args.retrieval_shards):
             units[shard] += passage_units(args, tokens, requests, decoding, shard)
@@ -107,7 +112,7 @@ def open_tokens(args: options.SampleOptions) -> OpenTokens:
     """The token files, if all are there. No document is read: not those that were made elsewhere either, whose
     fingerprints would be hashes of all their bytes."""
     with contextlib.suppress(PipelineError):
-        tokens, _ = options.open_tokens(args)
+        tokens = options.open_tokens(args)
         paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
         if all(provenance.meta_path(path).exists() for path in paths):
             return OpenTokens(tokens, reader.inventory(tokens, options.make_splits(args), {}))
@@ -119,12 +124,12 @@ def window_units(kind: str, windows: Windows, args: options.SampleOptions, token
     sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
-    units = []
+    units, weights = [], options.split_weights(args)
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
-        for domain, requested in domains.largest_remainder(domains.parse_weights(args.domains), number).items():
+        for domain, requested in domains.largest_remainder(weights[split], number).items():
             if requested:
                 listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
-                unit = set_unit(args.output / split / domain, known_of_windows(sampler, split, domain), requested)
+                unit = set_unit(args.output / split / domain, known_of_windows(sampler, split, domain), requested, {})
                 units.append(none_wanted(unit, listed))
     return [*units, of_manifest]
 
@@ -175,28 +180,66 @@ def passage_units(
 
 
 def annotate(args: teacher_plan.AnnotationOptions) -> Step:
-    """Parts of an annotated set; with --merge, the set."""
-    folder, num_shards = teacher_plan.output_folder(args), args.num_shards or 1
-    known: provenance.Meta = {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
-    with contextlib.suppress(PipelineError):
-        known |= {**teacher_plan.provenance_of_request(args), "rows": mds.num_rows(args.input_dir / args.domain)}
-    joined = look(folder, known)
-    first = joined if joined.meta else first_part(folder)
-    num_rows, rows_per_part = (known.get(name) or first.made_with(name) for name in ("rows", "rows_per_part"))
-    if args.merge:
-        return Step(folder, "sets", "rows", [Task([joined_unit(folder, joined, num_rows or 0)])])
-    if not num_rows or not rows_per_part:  # no part is there, and how large they will be is for the model to say
-        return Step.unknown(folder, num_shards, joined.state, joined.what)
-    ranges, directory = parts.part_ranges(num_rows, rows_per_part), parts.parts_dir(folder)
+    """Parts of annotated sets; with --merge, the sets."""
+    domains = domains_of(args.input_dir, args.domain)
+    sets = [annotated_set(args, domain) for domain in domains]
+    output = sets[0].folder if len(sets) == 1 else teacher_plan.output_folder(args, args.domain).parent
+    num_shards = args.num_shards or 1
+    if args.merge and sets:
+        units = [joined_unit(one.folder, one.joined, one.num_rows or 0) for one in sets]
+        return Step(output, "sets", "rows", [Task(units)])
+    rows_per_part = next((one.rows_per_part for one in sets if one.rows_per_part), None)
+    if not rows_per_part or not all(one.num_rows for one in sets):
+        # No part is there, and how large they will be is for the model to say.
+        worst = min(
+            (one.joined for one in sets), key=lambda found: BY_SEVERITY.index(found.state), default=Found(MISSING)
+        )
+        return Step.unknown(output, num_shards, worst.state, worst.what)
+    units_of = [annotated_units(one, rows_per_part) for one in sets]
     tasks = []
     for shard in range(num_shards):
-        start, stop = shards.row_range(shard, num_shards, len(ranges))
-        units = []
-        for part, (start_row, stop_row) in enumerate(ranges[start:stop], start):
-            of_part = {**known, "rows_per_part": rows_per_part, "first_row": start_row, "stop_row": stop_row}
-            units.append(part_unit(parts.part_path(directory, part), of_part, stop_row - start_row, folder, joined))
-        tasks.append(Task(units))
-    return Step(folder, "parts", "rows", tasks)
+        ranges = [(units, shards.row_range(shard, num_shards, len(units))) for units in units_of]
+        tasks.append(Task([unit for units, (start, stop) in ranges for unit in units[start:stop]]))
+    return Step(output, "parts", "rows", tasks)
+
+
+@dataclass(frozen=True)
+class AnnotatedSet:
+    """What is known of an annotated set without the model: of its provenance, its inputs, its numbers of rows."""
+
+    folder: Path
+    known: provenance.Meta
+    inputs: Mapping[str, Input]
+    joined: Found
+    num_rows: int | None
+    rows_per_part: int | None
+
+
+def annotated_set(args: teacher_plan.AnnotationOptions, domain: str) -> AnnotatedSet:
+    """Look at an annotated set. Where its input is gone, it is compared with the arguments alone."""
+    folder, known = teacher_plan.output_folder(args, domain), teacher_plan.provenance_of_request(args, domain)
+    known |= {"rows_per_part": args.rows_per_part} if args.rows_per_part else {}
+    found_inputs = teacher_plan.find_inputs(args, domain)
+    of_set: provenance.Meta = {}
+    try:
+        of_set = {**describe_set(found_inputs), "rows": mds.num_rows(args.input_dir / domain)}
+    except PipelineError:
+        found_inputs = {}
+    joined = look(folder, {**known, **of_set})
+    first = joined if joined.meta else first_part(folder)
+    rows_per_part = args.rows_per_part or first.made_with("rows_per_part")
+    num_rows = of_set.get("rows") or joined.made_with("rows")
+    return AnnotatedSet(folder, known, found_inputs, joined, num_rows, rows_per_part)
+
+
+def annotated_units(one: AnnotatedSet, rows_per_part: int) -> list[Unit]:
+    """The parts of an annotated set."""
+    units, known = [], {**one.known, "rows_per_part": rows_per_part}
+    for part, (start, stop) in enumerate(parts.part_ranges(one.num_rows or 0, rows_per_part)):
+        path = parts.part_path(parts.parts_dir(one.folder), part)
+        look_at_it = functools.partial(look_at_part, path, known, one.inputs, start, stop)
+        units.append(part_unit(path, look_at_it, stop - start, one.folder, one.joined))
+    return units
 
 
 def first_part(folder: Path) -> Found:
@@ -253,16 +296,16 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
     return None
 
 
-def query_domains(args: plan_search.SearchOptions | plan_search.RetrievedSetOptions) -> list[str]:
-    """The domains of the queries; none where there are no queries."""
+def domains_of(folder: Path, domain: str) -> list[str]:
+    """The domains that `--domain` names; none where all are asked for, and none is there."""
     with contextlib.suppress(PipelineError):
-        return plan_search.query_domains(args.queries, args.domain)
+        return mds.find_domains(folder, domain)
     return []
 
 
 def search_passages(args: plan_search.SearchOptions) -> Step:
     """What is found in shards of the corpus, a part a domain and shard; with --merge, the hits of every domain."""
-    num_shards, domains = args.num_shards or 1, query_domains(args)
+    num_shards, domains = args.num_shards or 1, domains_of(args.queries, args.domain)
     searches = [plan for domain in domains if (plan := plan_of_search(args, domain))]
     joined = {domain: look(args.output / domain, known_of_hits(args, domain)) for domain in domains}
     if args.merge:
@@ -279,7 +322,8 @@ def search_passages(args: plan_search.SearchOptions) -> Step:
         for number in range(first, stop):
             for one in searches:
                 part = one.parts.outputs[number]
-                units.append(part_unit(part.path, part.made_with, one.num_rows, one.hits.path, joined[one.domain]))
+                look_at_it = functools.partial(look, part.path, part.made_with)
+                units.append(part_unit(part.path, look_at_it, one.num_rows, one.hits.path, joined[one.domain]))
         tasks.append(Task(units))
     return Step(args.output, "parts", "rows", tasks, True)
 
@@ -307,13 +351,16 @@ def count_rows(args: plan_search.SearchOptions | plan_search.RetrievedSetOptions
 def write_retrieved(args: plan_search.RetrievedSetOptions) -> Step:
     """The sets of retrieved passages."""
     units = []
-    for domain in query_domains(args):
+    for domain in domains_of(args.queries, args.domain):
         known: provenance.Meta = {"domain": domain}
+        found_inputs: Mapping[str, Input] = {}
         with contextlib.suppress(PipelineError):
             if meta := provenance.read_meta(args.hits / domain):
-                known |= plan_search.provenance_of_hits(domain, meta, args.topk)
-                known["input"] = mds.fingerprint(args.queries / domain)
-        units.append(set_unit(args.output / domain, known, count_rows(args, domain)))
+                known["topk"] = plan_search.written_topk(args, meta)
+                there = plan_search.find_inputs(args, domain)
+                describe_set(there)  # raises where one is gone or damaged: then the arguments alone are compared
+                found_inputs = there
+        units.append(set_unit(args.output / domain, known, count_rows(args, domain), found_inputs))
     return Step(args.output, "sets", "rows", [Task(units)], True) if units else Step.unknown(args.output, 1)
 
 

@@ -6,13 +6,14 @@ Read are meta files and manifests, and a unit's files are looked up by their siz
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import parts, provenance
+from cepe_data.storage.inputs import Input, describe_part, describe_set
 from cepe_data.storage.verify import compare_records
 
 DONE, PART_DONE, MISSING, OTHER, DAMAGED = "done", "part done", "missing", "other arguments", "damaged"
@@ -142,12 +143,20 @@ def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
     return Unit(path, DONE, 0, is_counted=False), content
 
 
-def set_unit(folder: Path, known: provenance.Meta, requested: int) -> Unit:
+def look_at_part(path: Path, known: provenance.Meta, inputs: Mapping[str, Input], start: int, stop: int) -> Found:
+    """Look at a part that has rows [start, stop). They are read from the inputs only where these are other files than
+    it was made from."""
+    if not path.exists():
+        return Found(MISSING)
+    return look(path, {**known, **describe_part(inputs, path, start, stop), "first_row": start, "stop_row": stop})
+
+
+def set_unit(folder: Path, known: provenance.Meta, requested: int, inputs: Mapping[str, Input]) -> Unit:
     """A set that one task makes: the set, or before it is joined, its parts that are there.
 
     `requested` rows are expected; fewer are right where the record says that no more windows were available.
     """
-    found = look(folder, known)
+    found = look(folder, {**known, **describe_set(inputs)})
     if found.state == DONE and found.meta:
         rows, expected = found.made_with("rows"), min(requested, found.meta.get("windows_available", requested))
         if rows != expected:
@@ -157,6 +166,8 @@ def set_unit(folder: Path, known: provenance.Meta, requested: int) -> Unit:
         rows = 0
         for path in part_paths(folder):
             part = look(path, known)
+            if part.state == DONE:
+                part = look_at_part(path, known, inputs, part.made_with("first_row"), part.made_with("stop_row"))
             if part.state != DONE:
                 return Unit(path, part.state, requested, what=part.what)
             rows += part.made_with("stop_row") - part.made_with("first_row")
@@ -169,12 +180,12 @@ def part_paths(folder: Path) -> list[Path]:
     return parts.paths_there(folder)
 
 
-def part_unit(path: Path, known: provenance.Meta, num_rows: int, folder: Path, joined: Found) -> Unit:
-    """A part of the set `folder`: with a joined set all of them are done. What a damaged set has no part of any more
-    can only be made with --overwrite, and so it is damaged, too."""
+def part_unit(path: Path, look_at_it: Callable[[], Found], num_rows: int, folder: Path, joined: Found) -> Unit:
+    """A part of the set `folder`: with a joined set all of them are done, and none is looked at. What a damaged set has
+    no part of any more can only be made with --overwrite, and so it is damaged, too."""
     if joined.state in {DONE, OTHER}:
         return Unit(folder, joined.state, num_rows, num_rows if joined.state == DONE else 0, joined.what)
-    found = look(path, known)
+    found = look_at_it()
     if found.state == MISSING and joined.state == DAMAGED:
         return Unit(folder, DAMAGED, num_rows, what=joined.what)
     return Unit(path, found.state, num_rows, num_rows if found.state == DONE else 0, found.what)

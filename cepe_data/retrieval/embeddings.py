@@ -116,7 +116,10 @@ class Embeddings:
 
     @staticmethod
     def _kind(meta: provenance.Meta) -> provenance.Meta:
-        names = ("model", "dtype", "pooling", "normalize", "max_word_pieces", "dimension", "chunk_size", "tokenizer")
+        names = (
+            "model", "dtype", "pooling", "normalize", "passage_prefix", "max_word_pieces", "dimension", "chunk_size",
+            "tokenizer",
+        )  # fmt: skip
         return {name: meta["made_with"].get(name) for name in names}
 
     @property

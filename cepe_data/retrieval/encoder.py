@@ -1,12 +1,15 @@
-"""A text encoder: text → word pieces → one vector, the mean of the last hidden states of all its word pieces.
+"""A text encoder: text → word pieces → one vector, pooled from the last hidden states of its word pieces.
 
-As Contriever does it (Izacard et al. 2022, github.com/facebookresearch/contriever): no pooling layer, no normalisation
-unless it is asked for. Torch and transformers are imported when they are needed.
+A folder of sentence-transformers (sbert.net) says in modules.json and 1_Pooling/config.json how: the mean, or the state
+of the first word piece (cls), scaled to length 1 by a Normalize module. Without these files it is the mean, as
+Contriever does it (Izacard et al. 2022, github.com/facebookresearch/contriever). Torch and transformers are imported
+when they are needed.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import hub, workers
+from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.teacher import devices
-from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
 MAX_WORD_PIECES = 512
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-    "sentencepiece.bpe.model", "spiece.model",
+    "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "added_tokens.json",
 )  # fmt: skip
+MEAN, CLS = "mean", "cls"
+_POOLING_FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS}
 GPU_DTYPE = "float16"  # bfloat16 would cost vectors three bits
 CPU_BATCH = 16
 CUDA_BATCH_TOKENS = 1 << 16
@@ -34,29 +39,80 @@ CUDA_BATCH_TOKENS = 1 << 16
 
 @dataclass(frozen=True)
 class EncoderModel:
-    """An encoder on disk: its folder, a hash of weights and word pieces, the size of its vectors, its longest input."""
+    """An encoder on disk: a hash of weights and word pieces, the size of its vectors, its longest input, how vectors
+    are pooled (`mean` or `cls`), and whether they are scaled to length 1."""
 
-    folder: Path
+    checkpoint: Checkpoint
     fingerprint: str
     dimension: int
     max_word_pieces: int
+    pooling: str
+    normalize: bool
 
     @classmethod
     def find(cls, model_dir: str) -> EncoderModel:
         """The encoder called `model_dir`, a folder or a hub name.
 
         Raises:
-            ArgumentError: if there is none, or it has no fast tokenizer.
+            ArgumentError: if there is none, or its vectors are made in a way that is not known here.
         """
-        folder = hub.find_folder(model_dir, "encoder")
+        checkpoint = Checkpoint.find(model_dir, "encoder")
+        config = checkpoint.config
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             dimension = int(config.get("hidden_size") or config["dim"])
             positions = int(config.get("max_position_embeddings", MAX_WORD_PIECES))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ArgumentError(f"no encoder {model_dir!r}: its config.json is not that of one ({error})") from None
-        fingerprint = teacher_model.fingerprint(folder, TOKENIZER_FILES)
-        return cls(folder, fingerprint, dimension, min(MAX_WORD_PIECES, positions))
+        pooling, normalize = _read_modules(checkpoint.folder)
+        fingerprint = checkpoint.fingerprint(TOKENIZER_FILES)
+        return cls(checkpoint, fingerprint, dimension, min(MAX_WORD_PIECES, positions), pooling, normalize)
+
+    def check_prefix(self, prefix: str, flag: str, names: Sequence[str]) -> None:
+        """Warn if texts are embedded without a prefix, and the encoder's folder has one under one of these names."""
+        path = self.checkpoint.folder / "config_sentence_transformers.json"
+        prompts = _read_json(path).get("prompts") if path.exists() else None
+        named = [prompts[name] for name in names if prompts.get(name)] if isinstance(prompts, dict) else []
+        if named and not prefix:
+            cli.warn(f"{path} names a prefix, which is not put before texts: {flag} {shlex.quote(named[0])} does")
+
+
+def _read_modules(folder: Path) -> tuple[str, bool]:
+    """Pooling, `mean` or `cls`, and whether vectors are scaled to length 1, as sentence-transformers does it.
+
+    Raises:
+        ArgumentError: if a module of the encoder is of another kind.
+    """
+    path, pooling, normalize = folder / "modules.json", folder / "1_Pooling/config.json", False
+    modules = _read_json(path, list) if path.exists() else []
+    for module in modules:
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = folder / module["path"] / "config.json"
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise ArgumentError(f"{path} has a module {kind}, which is not supported: its vectors would be others")
+    if not modules and not pooling.exists():
+        return MEAN, normalize
+    config = _read_json(pooling)
+    flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
+    modes = {_POOLING_FLAGS.get(flag, flag) for flag in flags} or {str(config.get("pooling_mode"))}
+    if modes not in ({MEAN}, {CLS}) or config.get("include_prompt") is False:
+        raise ArgumentError(
+            f"{pooling} asks for {' and '.join(sorted(modes))} (include_prompt: {config.get('include_prompt', True)}): "
+            f"only mean and cls of all word pieces are supported"
+        )
+    return modes.pop(), normalize
+
+
+def _read_json(path: Path, kind: type = dict) -> Any:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it is not a {kind.__name__}")
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{path} cannot be read ({error}): download it again") from None
+    return content
 
 
 def word_piece_json(model: EncoderModel) -> str:
@@ -68,26 +124,28 @@ def word_piece_json(model: EncoderModel) -> str:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(model.folder), use_fast=True)
+        folder = str(model.checkpoint.folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         core = tokenizer.backend_tokenizer
     except Exception as error:  # every library on the way has exceptions of its own
-        raise ArgumentError(f"the tokenizer of {model.folder} cannot be loaded: {error}") from None
+        raise ArgumentError(f"the tokenizer of {folder} cannot be loaded: {error}") from None
     core.enable_truncation(model.max_word_pieces)
     core.no_padding()
     return str(core.to_str())
 
 
 class WordPieces:
-    """Texts → word pieces, with the special ones of the encoder at both ends."""
+    """Texts, each after a prefix, → word pieces, with the special ones of the encoder at both ends."""
 
-    def __init__(self, tokenizer_json: str) -> None:
+    def __init__(self, tokenizer_json: str, prefix: str = "") -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer, self._prefix = Tokenizer.from_str(tokenizer_json), prefix
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """int32 [total] ids and int64 [texts] lengths."""
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        prefixed = [self._prefix + text for text in texts]
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prefixed)]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         flat = (number for ids in encoded for number in ids)
         return np.fromiter(flat, np.int32, int(lengths.sum())), lengths
@@ -103,7 +161,8 @@ class Encoder:
     def __init__(
         self, model: EncoderModel, dtype: str, device: str, normalize: bool, batch_size: int | None = None
     ) -> None:
-        self._device, self._normalize, self._batch_size = device, normalize, batch_size
+        self._device, self._batch_size = device, batch_size
+        self._pooling, self._normalize = model.pooling, normalize or model.normalize
         with devices.memory_errors(device):
             self._model = _load(model, dtype, device)
 
@@ -147,13 +206,16 @@ class Encoder:
 
     @devices.inference_mode
     def compute(self, ids: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor]:
-        """float32 [batch, dimension]: the mean, in float32, of the hidden states inside each text."""
+        """float32 [batch, dimension]: the mean, in float32, of the hidden states inside each text, or the first one."""
         import torch
 
         del rows
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         hidden = self._model(input_ids=ids, attention_mask=mask.long())[0].float()
-        pooled = (hidden * mask[:, :, None]).sum(1) / lengths[:, None].clamp(min=1)
+        if self._pooling == CLS:
+            pooled = hidden[:, 0]
+        else:
+            pooled = (hidden * mask[:, :, None]).sum(1) / lengths[:, None].clamp(min=1)
         if self._normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return (pooled,)
@@ -161,16 +223,6 @@ class Encoder:
 
 def _load(model: EncoderModel, dtype: str, device: str) -> Any:
     import torch
-    from transformers import AutoModel
 
-    try:
-        loaded: Any = AutoModel.from_pretrained(
-            str(model.folder), dtype=getattr(torch, dtype), output_loading_info=True
-        )
-        encoder, loading = loaded
-    except Exception as error:  # every library on the way to the weights has exceptions of its own
-        raise ArgumentError(f"the encoder in {model.folder} cannot be loaded: {error}") from None
-    used = [key for key in loading["missing_keys"] if not key.startswith("pooler.")]
-    if lacking := [*used, *loading["mismatched_keys"]]:
-        raise ArgumentError(f"the encoder in {model.folder} lacks weights, such as {lacking[0]}: it would guess")
-    return encoder.eval().requires_grad_(False).to(device)
+    loaded = model.checkpoint.load("AutoModel", "encoder", unused="pooler.", dtype=getattr(torch, dtype))
+    return loaded.to(device)

@@ -30,6 +30,7 @@ class EmbeddingOptions(WriteOptions):
     device: str | None
     batch_size: int | None
     normalize: bool
+    passage_prefix: str
     part_bytes: int
     num_workers: int
     shard_id: int | None
@@ -83,8 +84,9 @@ def provenance_of_source(source: Path, meta: provenance.Meta | None) -> provenan
 
 
 def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
-    """What the record of a part has from the arguments, but for the encoder and its dtype."""
-    return {"part": part, "part_bytes": args.part_bytes, "pooling": "mean", "normalize": args.normalize}
+    """What the record of a part has from the arguments, but for the encoder, what its files say, and its dtype."""
+    prefix = {"passage_prefix": args.passage_prefix} if args.passage_prefix else {}
+    return {"part": part, "part_bytes": args.part_bytes, **prefix, **({"normalize": True} if args.normalize else {})}
 
 
 def require_listed_files(manifest: Path) -> None:
@@ -117,6 +119,8 @@ class PlannedPart:
             **provenance_of_source(source, meta),
             **provenance_of_request(args, part),
             "model": model.fingerprint,
+            "pooling": model.pooling,
+            "normalize": args.normalize or model.normalize,
             "dtype": args.dtype,
             "dimension": model.dimension,
             "max_word_pieces": model.max_word_pieces,

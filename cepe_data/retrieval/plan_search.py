@@ -6,12 +6,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cepe_data.errors import ArgumentError, DamagedFileError
+import xxhash
+
+from cepe_data.errors import ArgumentError
 from cepe_data.retrieval.embeddings import Embeddings
 from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, provenance
+from cepe_data.storage.inputs import Input, SetInput
+from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.outputs import Output, WriteOptions
-from cepe_data.storage.parts import Parts, part_path, parts_dir
+from cepe_data.storage.parts import PartedSetOptions, Parts, part_path, parts_dir
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class SearchOptions(WriteOptions):
     tokenized_dir: Path
     tokenizer: str | None
     model_dir: str
+    query_prefix: str
     dtype: str
     device: str | None
     batch_size: int | None
@@ -41,7 +46,7 @@ class SearchOptions(WriteOptions):
 
 
 @dataclass(frozen=True)
-class RetrievedSetOptions(WriteOptions):
+class RetrievedSetOptions(PartedSetOptions):
     """The arguments of retrieval/write_mds.py."""
 
     hits: Path
@@ -50,11 +55,6 @@ class RetrievedSetOptions(WriteOptions):
     domain: str
     output: Path
     topk: int | None
-    merge: bool
-    delete_parts: bool
-    rows_per_part: int | None
-    shard_id: int | None
-    num_shards: int | None
 
 
 @dataclass(frozen=True)
@@ -89,28 +89,12 @@ def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
             f"the encoder {args.model_dir} ({model.fingerprint}) is not the one that embedded the passages in "
             f"{args.embeddings} ({corpus.kind['model']})"
         )
+    if model.pooling != corpus.kind["pooling"] or (model.normalize and not corpus.kind["normalize"]):
+        raise ArgumentError(
+            f"the passages in {args.embeddings} were not pooled or scaled as the files of {args.model_dir} say: embed "
+            f"them again, with --overwrite"
+        )
     return model
-
-
-def query_domains(queries: Path, domain: str) -> list[str]:
-    """The domains of the sets in a folder, or the one that is named.
-
-    Raises:
-        ArgumentError: if there is none, or the name is none.
-        DamagedFileError: if a set has lost its index.
-    """
-    if domain != "all":
-        name = domain.rstrip("/")
-        if Path(name).name != name or name.startswith("."):
-            raise ArgumentError(f"--domain {domain} is not a name of a domain folder in {queries}")
-        return [name]
-    folders = [path for path in sorted(queries.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
-    for folder in folders:
-        if not (folder / mds.INDEX_NAME).exists() and next(folder.glob("*.mds"), None):
-            raise DamagedFileError(f"{folder} has shards and no {mds.INDEX_NAME}: make the set again")
-    if found := [folder.name for folder in folders if (folder / mds.INDEX_NAME).exists()]:
-        return found
-    raise ArgumentError(f"{queries} holds no domain folders with an MDS set")
 
 
 def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
@@ -134,6 +118,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         "model": corpus.kind["model"],
         "normalize": corpus.kind["normalize"],
         "dtype": query_dtype(args, corpus),
+        **({"query_prefix": args.query_prefix} if args.query_prefix else {}),
     }
     overfetch = args.overfetch if args.exclude_overlap else 1
     fetch = min(round(args.topk * overfetch), corpus.num_passages)
@@ -158,7 +143,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         args.output_at(args.output / f"{domain}.queries", query_made_with),
         args.output_at(hits, made_with),
         fetch,
-        Parts(directory, of_shards),
+        Parts.of(directory, of_shards),
     )
 
 
@@ -167,6 +152,33 @@ def query_dtype(args: SearchOptions, corpus: Embeddings) -> str:
     return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
 
 
-def provenance_of_hits(domain: str, hits: provenance.Meta, topk: int | None) -> provenance.Meta:
-    """What the record of a set has from `--topk` and from hits, whose meta file has `hits`."""
-    return {"domain": domain, "hits": provenance.fingerprint(hits["files"]), "topk": topk or hits["made_with"]["topk"]}
+@dataclass(frozen=True)
+class HitsInput:
+    """The hits of a domain, of every row its keys and scores, as an input."""
+
+    folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        return provenance.fingerprint((provenance.read_meta(self.folder) or {"files": {}})["files"])
+
+    def rows_fingerprint(self, start: int, stop: int) -> str:
+        hashes = []
+        for name in ("keys", "scores"):
+            with NpyRows(self.folder / f"{name}.npy", "if", 2) as rows:
+                content = rows.read(start, min(stop, rows.size)) if start < rows.size else rows.read(0, 0)
+                hashes.append([content.dtype.str, *content.shape, xxhash.xxh3_64_hexdigest(content.tobytes())])
+        return provenance.fingerprint(hashes)
+
+    def files_fingerprint(self, start: int, stop: int) -> None:
+        """A kilobyte a row is read sooner than anything is known of it."""
+
+
+def find_inputs(args: RetrievedSetOptions, domain: str) -> dict[str, Input]:
+    """What the retrieved passages of a domain are made from, by its name in the provenance."""
+    return {"input": SetInput(args.queries / domain), "hits": HitsInput(args.hits / domain)}
+
+
+def written_topk(args: RetrievedSetOptions, hits: provenance.Meta) -> int:
+    """How many passages of a row are written, of hits whose meta file has `hits`."""
+    return args.topk or int(hits["made_with"]["topk"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cepe_data.storage.outputs import WriteOptions
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
+EQUAL = "equal"
 INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
 
 
@@ -37,6 +39,7 @@ class SampleOptions(WriteOptions):
     file_list: Path
     tokenized_dir: Path
     domains: str
+    test_domains: str | None
     seed: int
     test_fraction: float
     train_fraction: float
@@ -86,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
         metavar="DOMAIN=WEIGHT,…",
         help="the domains to sample and their weights, which add up to 1",
     )
+    draw.add_argument(
+        "--test_domains",
+        default=None,
+        metavar="DOMAIN=WEIGHT,…",
+        help=f"those of test, in the same way, or {EQUAL}: all of --domains with the same weight (default: --domains)",
+    )
     draw.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and another draw")
     draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
     draw.add_argument(
@@ -134,22 +143,40 @@ def make_splits(args: SampleOptions) -> Splits:
     return Splits(args.seed, args.test_fraction, args.train_fraction)
 
 
-def open_tokens(args: SampleOptions) -> tuple[Tokens, dict[str, float]]:
-    """The token files of the domains that `args` asks for, and the weights of these.
+def split_weights(args: SampleOptions) -> dict[str, dict[str, float]]:
+    """Weights per split and domain: of test those of `--test_domains`, of train and retrieval those of `--domains`.
 
     Raises:
-        ArgumentError: if a domain has no files (with the `--domains` line without it), or token files are missing.
-        DamagedFileError: if they were made by two tokenizers.
+        ArgumentError: naming the flag, if they are not weights.
     """
     weights = domains.parse_weights(args.domains)
+    test = weights
+    if args.test_domains == EQUAL:
+        test = dict.fromkeys(weights, 1 / len(weights))
+    elif args.test_domains is not None:
+        test = domains.parse_weights(args.test_domains, "--test_domains")
+    return {"test": test, "train": weights, "retrieval": weights}
+
+
+def open_tokens(args: SampleOptions) -> Tokens:
+    """The token files of the domains that `args` asks for.
+
+    Raises:
+        ArgumentError: if a domain has no files (with the flag without it), or token files are missing.
+        DamagedFileError: if they were made by two tokenizers.
+    """
+    weights = split_weights(args)
+    flags = {"--domains": weights["train"]}
+    if args.test_domains not in {None, EQUAL}:
+        flags["--test_domains"] = weights["test"]
     listed = listing.read_file_list(args.file_list).files
     is_mixed = any(file.domain is None for file in listed)
     if not is_mixed:
-        require_domains(args.file_list, weights, count_bytes(listed))
-    tokens = find_tokens(listed, args.tokenized_dir, list(weights))
+        require_domains(args.file_list, flags, count_bytes(listed))
+    tokens = find_tokens(listed, args.tokenized_dir, list({**weights["train"], **weights["test"]}))
     if is_mixed:
-        require_domains(args.file_list, weights, tokens.num_tokens)
-    return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None), weights
+        require_domains(args.file_list, flags, tokens.num_tokens)
+    return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None)
 
 
 def count_bytes(files: Sequence[listing.ListedFile]) -> dict[str, float]:
@@ -161,20 +188,21 @@ def count_bytes(files: Sequence[listing.ListedFile]) -> dict[str, float]:
     return dict(sizes)
 
 
-def require_domains(file_list: Path, weights: Mapping[str, float], sizes: Mapping[str, float]) -> None:
-    """Raise ArgumentError, with the `--domains` lines that work, if a domain has a weight and no size."""
+def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -> None:
+    """Raise ArgumentError, with the lines that work, if a flag gives a domain a weight and it has no size."""
     there = {domain: size for domain, size in sizes.items() if size}
-    absent = [domain for domain in weights if domain not in there]
-    if not absent:
-        return
-    lines = [f"{file_list} lists no files of {', '.join(absent)}, only of {', '.join(sorted(there))}."]
-    rest = {domain: weight for domain, weight in weights.items() if domain in there}
-    if set(there) != set(rest):
-        by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
-        lines.append(f"All domains there are, by their size:\n  --domains {domains.format_weights(by_size)}")
-    if rest:
-        lines.append(f"Without them:\n  --domains {domains.format_weights(rest)}")
-    raise ArgumentError("\n".join(lines))
+    for flag, weights in flags.items():
+        absent = [domain for domain in weights if domain not in there]
+        if not absent:
+            continue
+        lines = [f"{file_list} lists no files of {', '.join(absent)}, only of {', '.join(sorted(there))}."]
+        rest = {domain: weight for domain, weight in weights.items() if domain in there}
+        if set(there) != set(rest):
+            by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
+            lines.append(f"All domains there are, by their size:\n  {flag} {domains.format_weights(by_size)}")
+        if rest:
+            lines.append(f"Without them:\n  {flag} {domains.format_weights(rest)}")
+        raise ArgumentError("\n".join(lines))
 
 
 def mark_command(tokens: Tokens, args: SampleOptions) -> str:
@@ -253,19 +281,21 @@ def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta
         raise DamagedFileError(f"{path} does not say the domains of its documents: make it again") from None
 
 
-def window_requests(weights: Mapping[str, float], args: SampleOptions) -> dict[str, dict[str, int]]:
+def window_requests(args: SampleOptions) -> dict[str, dict[str, int]]:
     """Rows per split and domain, test and train, by largest remainder."""
-    return {
-        "test": domain_counts("test", weights, args.eval_samples),
-        "train": domain_counts("train", weights, args.train_samples),
-    }
+    numbers = {"test": args.eval_samples, "train": args.train_samples}
+    return {split: domain_counts(split, args, number) for split, number in numbers.items()}
 
 
-def domain_counts(split: str, weights: Mapping[str, float], number: int) -> dict[str, int]:
+def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int]:
     """Rows per domain by largest remainder; says so where a domain gets none."""
-    counts = domains.largest_remainder(weights, number)
+    counts = domains.largest_remainder(split_weights(args)[split], number)
     if number and (empty := [domain for domain, count in counts.items() if not count]):
-        cli.warn(f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one")
+        what = "file" if split == "retrieval" else "folder"
+        cli.warn(
+            f"{split}: {number} rows leave none for {', '.join(empty)}, whose share is less than one: there will be no "
+            f"{what} of that name, and a reader of all domains stops there"
+        )
     return counts
 
 
@@ -294,8 +324,17 @@ def describe_run(args: SampleOptions) -> dict[str, Any]:
     return {
         "script": Path(sys.argv[0]).name,
         "arguments": described_arguments(args),
-        "versions": {package: version(package) for package in ("mosaicml-streaming", "numpy", "xxhash")},
+        "versions": installed_versions("mosaicml-streaming", "numpy", "xxhash"),
     }
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those of these packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def described_arguments(args: SampleOptions) -> dict[str, Any]:
@@ -303,4 +342,5 @@ def described_arguments(args: SampleOptions) -> dict[str, Any]:
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "allow_shortage", "dry_run", "num_workers", "shard_id"}
     how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
+    how |= {"test_domains"} if args.test_domains is None else set()
     return {name: value for name, value in vars(args).items() if name not in where | how}

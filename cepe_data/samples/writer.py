@@ -162,9 +162,7 @@ class WindowSampler:
         folder = self.output / split / domain
         made_with = self.made_with(split, domain)
         # Row n is the same whatever the number of rows, so parts of a smaller set serve a larger one.
-        of_set = PartedSet(
-            folder, self.columns, num_rows, self.part_rows, made_with, self.options, parts_depend_on_rows=False
-        )
+        of_set = PartedSet(folder, self.columns, num_rows, self.part_rows, made_with, self.options)
         return PlannedSet(split, domain, of_set, summary, of_set.joined.is_done())
 
     def check_other_sets(self, replaced: Collection[Path]) -> None:

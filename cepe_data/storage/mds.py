@@ -8,28 +8,35 @@ Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`. Sets are 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import struct
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs, provenance
 
 INDEX_NAME = "index.json"
 _OPEN_SHARDS = 4
+_HASHED_ROWS = 256  # read at a time
 SHARD_NAME = "shard.00000.mds"
 MAX_SHARD_BYTES = (1 << 32) - 1  # offsets inside a shard are uint32
-_SAFE_SCALARS = {"str", "json", "int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
-_SAFE_SCALARS |= {"float16", "float32", "float64"}
+_NUMBERS = {"int", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"}
+_NUMBERS |= {"float16", "float32", "float64"}
 
 Columns = Mapping[str, str]
+Decoders = Mapping[str, Callable[[bytes], Any]]  # column type → what decodes a cell
+_NO_DECODERS: Decoders = {}
 
 
 def import_streaming() -> types.ModuleType:
@@ -101,7 +108,7 @@ def window_rows(columns: Columns, texts: Mapping[str, str], num_rows: int) -> np
 
 def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
     """A row as it stands in a shard: the bytes of its columns in the order of their names, and before them the sizes of
-    those that are not arrays, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
+    texts and JSON, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
 
     Raises:
         ValueError: if an array is not of its column's dtype and shape.
@@ -113,6 +120,8 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
             if (value.dtype, value.shape) != column_array(column):
                 raise ValueError(f"{name} is {value.dtype} {value.shape}, the column is {column}")
             values.append(value.tobytes())
+        elif column in _NUMBERS:
+            values.append(np.array(value, column).tobytes())
         else:
             values.append((value if column == "str" else json.dumps(value)).encode())
             sizes.append(len(values[-1]))
@@ -120,13 +129,18 @@ def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
 
 
 def write_shard(
-    output: outputs.Output, columns: Columns, num_rows: int, rows: np.ndarray | Iterable[Mapping[str, Any]]
+    output: outputs.Output,
+    columns: Columns,
+    num_rows: int,
+    rows: np.ndarray | Iterable[Mapping[str, Any]],
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and publish a set of one MDS shard. Its bytes are those that MDSWriter writes, which
     copies them three times, holds the shard in memory, and takes seconds to import.
 
     Args:
         rows: what `window_rows` made; or one value for every column each.
+        facts: what the meta file says beside the number of rows.
 
     Raises:
         PipelineError: if there are not `num_rows` rows, or more than a shard can hold.
@@ -155,7 +169,7 @@ def write_shard(
             file.write(np.uint32(num_rows).tobytes() + ends.astype("<u4").tobytes() + text)
         raw_data = {"basename": SHARD_NAME, "bytes": int(ends[-1]), "hashes": {}}
         write_index(draft.path, [{**config, "raw_data": raw_data, "samples": num_rows, "zip_data": None}])
-        draft.publish({"rows": num_rows})
+        draft.publish({**(facts or {}), "rows": num_rows})
 
 
 def _shard_config(columns: Columns) -> dict[str, Any]:
@@ -179,8 +193,9 @@ def write_index(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     (folder / INDEX_NAME).write_text(index, encoding="utf-8")
 
 
-def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The shards of an MDS set, from its index, checked before anything is decoded.
+def read_index(folder: Path, decoded_types: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The shards of an MDS set, from its index, checked before anything is decoded. Columns of `decoded_types` are
+    allowed too, because the caller decodes them.
 
     Raises:
         ArgumentError: if there is no set.
@@ -192,7 +207,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         if not shards:
             raise ValueError("it names no shard")
         for shard in shards:
-            _check_shard(folder, shard)
+            _check_shard(folder, shard, decoded_types)
             if any(shard[name] != shards[0][name] for name in ("column_names", "column_encodings")):
                 raise ValueError(f"{shard['raw_data']['basename']} has other columns than the first shard")
     except (FileNotFoundError, NotADirectoryError):
@@ -204,7 +219,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     return shards
 
 
-def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
+def _check_shard(folder: Path, shard: dict[str, Any], decoded_types: Collection[str]) -> None:
     name, num_bytes, num_samples = shard["raw_data"]["basename"], shard["raw_data"]["bytes"], shard["samples"]
     if Path(name).name != name:
         raise ValueError(f"it names the file {name}")
@@ -217,7 +232,7 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
     for column in shard["column_encodings"]:
         if column.startswith("ndarray"):
             column_array(column)
-        elif column not in _SAFE_SCALARS:
+        elif column not in {"str", "json", *_NUMBERS, *decoded_types}:
             raise ValueError(f"it has a column of type {column}, which is not read: it could run code")
 
 
@@ -232,8 +247,31 @@ def num_rows(folder: Path) -> int:
     return sum(shard["samples"] for shard in read_index(folder))
 
 
-def fingerprint(folder: Path) -> str:
+def find_domains(folder: Path, domains: str) -> list[str]:
+    """The domains of the sets in a folder, for `all`; else the names in a list with commas.
+
+    Raises:
+        ArgumentError: if there is none, or a name is not one.
+        DamagedFileError: if a set has lost its index.
+    """
+    if domains != "all":
+        names = [name.strip("/") for name in domains.split(",")]
+        for name in names:
+            if not name or Path(name).name != name or name.startswith("."):
+                raise ArgumentError(f"--domain {domains}: {name!r} is not a name of a domain folder in {folder}")
+        return list(dict.fromkeys(names))
+    folders = [path for path in sorted(folder.glob("[!.]*/")) if path.suffix not in {".parts", ".queries"}]
+    for path in folders:
+        if not (path / INDEX_NAME).exists() and next(path.glob("*.mds"), None):
+            raise DamagedFileError(f"{path} has shards and no {INDEX_NAME}: make the set again")
+    if found := [path.name for path in folders if (path / INDEX_NAME).exists()]:
+        return found
+    raise ArgumentError(f"{folder} holds no domain folders with an MDS set")
+
+
+def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
     """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
+    `decoded_types` as in `read_index`.
 
     Raises:
         DamagedFileError: if they are not what the meta file says.
@@ -245,23 +283,36 @@ def fingerprint(folder: Path) -> str:
         return provenance.fingerprint(
             {name: facts for name, facts in meta["files"].items() if not name.startswith("../")}
         )
-    names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder))]
+    names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder, decoded_types))]
     return provenance.fingerprint({name: provenance.file_facts(folder / name) for name in names})
 
 
 class Rows:
     """The rows of an MDS set by number, as LocalDataset gives them, without the seconds that importing streaming takes;
-    and many rows at once. Nothing is unpickled. Any number of processes may read. It keeps some shards open; where many
-    sets are read, use it as a context manager.
+    and many rows at once. Nothing is unpickled. Any number of processes may read. Memory does not grow with the set but
+    for its index; `max_open_shards` file descriptors are kept open. Where many sets are read, use it as a context
+    manager, which closes them.
+
+    Args:
+        columns: the columns to decode; all by default.
+        decoders: how columns of other types than those of this pipeline are decoded; else a set that has them is
+            refused.
 
     Raises:
         as `read_index`; and while reading, DamagedFileError if a shard is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        columns: Collection[str] | None = None,
+        max_open_shards: int = _OPEN_SHARDS,
+        decoders: Decoders = _NO_DECODERS,
+    ) -> None:
         self.folder = folder
-        self.shards = read_index(folder)
-        self._ends = np.cumsum([shard["samples"] for shard in self.shards])
+        self.shards = read_index(folder, decoders)
+        self._columns, self._max_open_shards, self._decoders = columns, max_open_shards, decoders
+        self._ends = list(accumulate(shard["samples"] for shard in self.shards))
         self._open: dict[int, _ShardRows] = {}
 
     def __enter__(self) -> Rows:
@@ -271,11 +322,16 @@ class Rows:
         while self._open:
             self._open.popitem()[1].close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A file descriptor means nothing in the process that a DataLoader spawns."""
+        return {**self.__dict__, "_open": {}}
+
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.read(row, row + 1).items()}
+        shard, first = self._shard_of(row, row + 1)
+        return shard.row(row - first, first)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(len(self)))
@@ -283,35 +339,72 @@ class Rows:
     def read(self, start: int, stop: int) -> dict[str, Any]:
         """The columns of rows [start, stop), which must be of one shard (see `blocks`): arrays [rows, *shape] of those
         that are arrays, lists of the others."""
+        shard, first = self._shard_of(start, stop)
+        return shard.read(start - first, stop - first, first)
+
+    def _shard_of(self, start: int, stop: int) -> tuple[_ShardRows, int]:
+        """The shard that has row `start`, and the number of its first row."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"{self.folder} has {len(self)} rows: there are no rows {start} to {stop}")
-        shard = int(np.searchsorted(self._ends, start, "right"))
-        first = int(self._ends[shard]) - self.shards[shard]["samples"]
-        if shard not in self._open:
-            if len(self._open) == _OPEN_SHARDS:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[shard] = _ShardRows(self.folder, self.shards[shard])
-        return self._open[shard].read(start - first, stop - first, first)
+        number = bisect_right(self._ends, start)
+        return self._shard(number), self._first_row(number)
 
     def blocks(self, rows_at_once: int) -> Iterator[tuple[int, int]]:
         """Ranges of at most so many rows, each in one shard, that cover the set."""
-        for end, shard in zip(self._ends.tolist(), self.shards, strict=True):
+        for end, shard in zip(self._ends, self.shards, strict=True):
             for start in range(end - shard["samples"], end, rows_at_once):
                 yield start, min(start + rows_at_once, end)
 
+    def places(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where rows [start, stop) are, as far as there are such rows: numbers of shards, each with a range of its
+        rows."""
+        for number in range(bisect_right(self._ends, start), len(self.shards)):
+            first = self._first_row(number)
+            if first >= stop:
+                return
+            yield number, max(start - first, 0), min(stop - first, self.shards[number]["samples"])
+
+    def fingerprint(self, start: int, stop: int) -> str:
+        """A hash of the columns, and of the content of rows [start, stop), as far as there are such rows. It does not
+        depend on where shards begin."""
+        columns = [self.shards[0][name] for name in ("column_names", "column_encodings")]
+        sizes, content = xxhash.xxh3_64(), xxhash.xxh3_64()
+        for number, first, last in self.places(start, stop):
+            for row in range(first, last, _HASHED_ROWS):
+                of_rows, encoded = self._shard(number).encoded(row, min(row + _HASHED_ROWS, last))
+                sizes.update(of_rows.tobytes())
+                content.update(encoded)
+        return provenance.fingerprint([columns, sizes.hexdigest(), content.hexdigest()])
+
+    def _first_row(self, number: int) -> int:
+        return self._ends[number] - int(self.shards[number]["samples"])
+
+    def _shard(self, number: int) -> _ShardRows:
+        if number not in self._open:
+            if len(self._open) == self._max_open_shards:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[number] = _ShardRows(self.folder, self.shards[number], self._columns, self._decoders)
+        return self._open[number]
+
 
 class _ShardRows:
-    """The rows of one shard. See `_encode_row` for the layout."""
+    """The rows of one shard. See `_encode_row` for the layout. Offsets are read with the rows that they are of: a table
+    of all would be more bytes than a row that is asked for at random."""
 
-    def __init__(self, folder: Path, shard: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, shard: Mapping[str, Any], columns: Collection[str] | None, decoders: Decoders
+    ) -> None:
         self.path = folder / shard["raw_data"]["basename"]
-        self._columns = list(zip(shard["column_names"], shard["column_encodings"], strict=True))
+        names_and_types = zip(shard["column_names"], shard["column_encodings"], strict=True)
+        self._columns = [_Column(name, of_type, columns is None or name in columns, decoders)
+                         for name, of_type in names_and_types]  # fmt: skip
+        self._num_sizes = sum(column.num_bytes is None for column in self._columns)
+        self._sizes = struct.Struct(f"<{self._num_sizes}I")
+        self._num_rows, self._num_bytes = shard["samples"], shard["raw_data"]["bytes"]
         self._descriptor = os.open(self.path, os.O_RDONLY)
-        head = np.frombuffer(self._read_bytes(0, 4 * (shard["samples"] + 2)), "<u4").astype(np.int64)
-        self._offsets = head[1:]
-        is_whole = head[0] == shard["samples"] and self._offsets[-1] == shard["raw_data"]["bytes"]
-        if not is_whole or (np.diff(self._offsets) < 0).any():
-            raise DamagedFileError(f"{self.path} does not begin with the offsets of its {shard['samples']} rows")
+        number, end = (struct.unpack("<I", self._read_bytes(4 * at, 4 * at + 4))[0] for at in (0, 1 + self._num_rows))
+        if (number, end) != (self._num_rows, self._num_bytes):
+            raise self._wrong_offsets()
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -325,55 +418,99 @@ class _ShardRows:
             raise DamagedFileError(f"{self.path} was truncated while it was being read: make the set again")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def _wrong_offsets(self) -> DamagedFileError:
+        return DamagedFileError(f"{self.path} does not begin with the offsets of its {self._num_rows} rows")
+
+    def row(self, number: int, first_row: int) -> dict[str, Any]:
+        """Row `number` of the shard; `first_row` is the number of its first, for messages."""
+        start, stop = struct.unpack("<II", self._read_bytes(4 * (1 + number), 4 * (3 + number)))
+        if not start <= stop <= self._num_bytes:
+            raise self._wrong_offsets()
+        return self._decode_row(self._read_bytes(start, stop), first_row + number)
+
+    def encoded(self, start: int, stop: int) -> tuple[np.ndarray, bytes]:
+        """The sizes of rows [start, stop), int64 [rows], and their bytes, one row after the other."""
+        offsets = np.frombuffer(self._read_bytes(4 * (1 + start), 4 * (2 + stop)), "<u4").astype(np.int64)
+        sizes = np.diff(offsets)
+        if sizes.min() < 0 or offsets[-1] > self._num_bytes:
+            raise self._wrong_offsets()
+        return sizes, self._read_bytes(int(offsets[0]), int(offsets[-1]))
+
     def read(self, start: int, stop: int, first_row: int) -> dict[str, Any]:
         """Rows [start, stop) of the shard; `first_row` is the number of its first, for messages."""
-        block = np.frombuffer(self._read_bytes(*self._offsets[[start, stop]].tolist()), np.uint8)
-        sizes = np.diff(self._offsets[start : stop + 1])
-        num_sizes = sum(_column_bytes(column) is None for _, column in self._columns)
-        rows = block.reshape(len(sizes), -1) if (sizes == sizes[0]).all() else None
-        if rows is not None and (rows[:, : 4 * num_sizes] == rows[0, : 4 * num_sizes]).all():
-            return self._decode(rows, num_sizes, first_row + start)
-        part_ranges = (self._offsets[start : stop + 1] - self._offsets[start]).tolist()
-        decoded = [
-            self._decode(block[None, first:last], num_sizes, first_row + start + row)
-            for row, (first, last) in enumerate(pairwise(part_ranges))
-        ]
-        columns = {name: [row[name][0] for row in decoded] for name, _ in self._columns}
+        sizes, block = self.encoded(start, stop)
+        rows = np.frombuffer(block, np.uint8).reshape(len(sizes), -1) if (sizes == sizes[0]).all() else None
+        if rows is not None and (rows[:, : self._sizes.size] == rows[0, : self._sizes.size]).all():
+            with self._naming(first_row + start):
+                cells = self._cells(rows[0, : self._sizes.size].tobytes(), rows.shape[1])
+                return {column.name: column.decode_all(rows[:, first:last]) for column, first, last in cells}
+        ends = [0, *np.cumsum(sizes).tolist()]
+        decoded = [self._decode_row(block[ends[row] : ends[row + 1]], first_row + start + row)
+                   for row in range(len(sizes))]  # fmt: skip
+        columns = {name: [row[name] for row in decoded] for name in decoded[0]}
         return {
             name: np.stack(column) if isinstance(column[0], np.ndarray) else column for name, column in columns.items()
         }
 
-    def _decode(self, rows: np.ndarray, num_sizes: int, row: int) -> dict[str, Any]:
-        """The columns of rows of the same sizes, uint8 [rows, bytes]; the first has the number `row`."""
-        values: dict[str, Any] = {}
-        at, sizes = 4 * num_sizes, iter(np.frombuffer(rows[0, : 4 * num_sizes].tobytes(), "<u4").tolist())
+    def _decode_row(self, cells: bytes, row: int) -> dict[str, Any]:
+        with self._naming(row):
+            return {column.name: column.decode(cells[first:last])
+                    for column, first, last in self._cells(cells, len(cells))}  # fmt: skip
+
+    def _cells(self, row: bytes, num_bytes: int) -> list[tuple[_Column, int, int]]:
+        """The columns that are wanted, and where they begin and end in a row that begins with these bytes."""
+        sizes, at, cells = iter(self._sizes.unpack_from(row)), self._sizes.size, []
+        for column in self._columns:
+            size = next(sizes) if column.num_bytes is None else column.num_bytes
+            if column.is_wanted:
+                cells.append((column, at, at + size))
+            at += size
+        if at != num_bytes:
+            raise ValueError(f"its columns have {at} bytes, it has {num_bytes}")
+        return cells
+
+    @contextlib.contextmanager
+    def _naming(self, row: int) -> Iterator[None]:
+        """Name the row in what is wrong with its bytes."""
         try:
-            for name, column in self._columns:
-                fixed = _column_bytes(column)
-                size = next(sizes) if fixed is None else fixed
-                values[name] = _decode_column(column, rows[:, at : at + size])
-                at += size
-            if at != rows.shape[1]:
-                raise ValueError(f"its columns have {at} bytes, it has {rows.shape[1]}")
-        except (ValueError, StopIteration) as error:
+            yield
+        except (ValueError, struct.error) as error:
             raise DamagedFileError(f"row {row} of {self.path} cannot be read ({error}): make the set again") from None
-        return values
+
+
+class _Column:
+    """A column: how many bytes it has in every row (None where they vary), and how it is decoded."""
+
+    def __init__(self, name: str, of_type: str, is_wanted: bool, decoders: Decoders) -> None:
+        self.name, self.is_wanted = name, is_wanted
+        self.num_bytes = _column_bytes(of_type)
+        self._dtype, self._shape, self._decode_text = np.dtype(np.uint8), None, None
+        if of_type.startswith("ndarray:"):
+            self._dtype, self._shape = column_array(of_type)
+        elif self.num_bytes is not None:
+            self._dtype = np.dtype(of_type)
+        else:
+            known: Decoders = {"str": bytes.decode, "json": json.loads}
+            self._decode_text = {**known, **decoders}[of_type]
+
+    def decode(self, cell: bytes) -> Any:
+        """The value of a cell."""
+        if self._decode_text is not None:
+            return self._decode_text(cell)
+        numbers = np.frombuffer(cell, self._dtype)
+        return numbers[0].item() if self._shape is None else numbers.reshape(self._shape).copy()
+
+    def decode_all(self, cells: np.ndarray) -> Any:
+        """The values of cells of the same size, uint8 [rows, bytes]."""
+        if self._decode_text is not None:
+            return [self._decode_text(cell.tobytes()) for cell in cells]
+        numbers = np.array(cells).view(self._dtype)
+        return numbers.ravel().tolist() if self._shape is None else numbers.reshape(len(cells), *self._shape)
 
 
 def _column_bytes(column: str) -> int | None:
     """Bytes of a column in every row; None where it varies."""
-    if column in {"str", "json"}:
-        return None
-    dtype, shape = column_array(column) if column.startswith("ndarray:") else (np.dtype(column), ())
-    return dtype.itemsize * int(np.prod(shape))
-
-
-def _decode_column(column: str, cells: np.ndarray) -> Any:
-    """A column from its bytes, uint8 [rows, bytes]."""
     if column.startswith("ndarray:"):
         dtype, shape = column_array(column)
-        return np.array(cells).view(dtype).reshape(len(cells), *shape)
-    if column not in {"str", "json"}:
-        return np.array(cells).view(column).ravel().tolist()
-    texts = [cell.tobytes().decode() for cell in cells]
-    return texts if column == "str" else [json.loads(text) for text in texts]
+        return dtype.itemsize * int(np.prod(shape))
+    return np.dtype(column).itemsize if column in _NUMBERS else None

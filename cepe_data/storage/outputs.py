@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -101,8 +102,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def _json_bytes(content: object) -> bytes:
-    import orjson
-
+    try:
+        import orjson
+    except ModuleNotFoundError:  # on a machine that was made for models: the same but for numbers such as 1e-05
+        return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 

@@ -7,8 +7,9 @@ Shard i of N makes a contiguous range of the parts, whatever N is: a run that wa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage.inputs import FILES, Input, describe_files, describe_part, describe_set
+from cepe_data.storage.outputs import Output
+
+PARTS = "parts"  # what the meta file of a set calls what its parts were made from
 
 
 def parts_dir(folder: Path) -> Path:
@@ -33,6 +38,17 @@ def paths_there(folder: Path) -> list[Path]:
     return sorted(parts_dir(folder).glob("part-*"))
 
 
+def recorded(folder: Path, name: str, overwrite: bool) -> Any:
+    """What the set `folder`, or else its first part, says of an argument; None if neither is there. Where the set may
+    be replaced, its parts are asked first, and what is damaged says nothing."""
+    there = [*([folder] if folder.is_dir() else []), *paths_there(folder)[:1]]
+    for made in reversed(there) if overwrite else there:
+        with contextlib.suppress(*[DamagedFileError] if overwrite else []):
+            if (meta := provenance.read_meta(made)) is not None and name in meta["made_with"]:
+                return meta["made_with"][name]
+    return None
+
+
 def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
     """First row, and the row after the last, of every part."""
     return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
@@ -40,43 +56,70 @@ def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Parts:
-    """All parts of an output, below one directory."""
+    """All parts of an output, below one directory. `outputs` may describe a part when it is asked for."""
 
     directory: Path
-    outputs: Sequence[outputs.Output]
+    paths: Sequence[Path]
+    outputs: Sequence[Output]
+
+    @classmethod
+    def of(cls, directory: Path, described: Sequence[Output]) -> Parts:
+        """Parts that are described already."""
+        return cls(directory, [output.path for output in described], described)
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made; says how many are not."""
-        first, stop = shards.row_range(shard_id, num_shards, len(self.outputs))
-        todo = [part for part in range(first, stop) if not self.outputs[part].is_done()]
+        first, stop = shards.row_range(shard_id, num_shards, len(self.paths))
+        todo = [part for part in range(first, stop) if not self._is_done(part)]
         if skipped := stop - first - len(todo):
             cli.say(f"{self.directory}: skipped {skipped} of {stop - first} parts: made before with the same arguments")
         return todo
 
     def require_all(self, num_shards: int) -> None:
         """Raise PipelineError if parts are missing, with the shards to run again."""
-        missing = [number for number, part in enumerate(self.outputs) if not part.is_done()]
+        missing = [number for number in range(len(self.paths)) if not self._is_done(number)]
         if not missing:
             return
-        ranges = [shards.row_range(shard, num_shards, len(self.outputs)) for shard in range(num_shards)]
+        ranges = [shards.row_range(shard, num_shards, len(self.paths)) for shard in range(num_shards)]
         ids = shards.array_ids(
             shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
         )
         what, flag = ("missing", "without --merge")
-        if self.outputs[0].overwrite:
+        if self.outputs[missing[0]].overwrite:
             what, flag = ("missing or not right", "--overwrite, no --merge")
         raise PipelineError(
-            f"{len(missing)} of {len(self.outputs)} parts are {what} in {self.directory}: run shard ids {ids} of "
+            f"{len(missing)} of {len(self.paths)} parts are {what} in {self.directory}: run shard ids {ids} of "
             f"--num_shards {num_shards} ({flag}; sbatch --array={ids})"
         )
+
+    def _is_done(self, number: int) -> bool:
+        # What is not there need not be described, for which its inputs would be read.
+        return self.paths[number].exists() and self.outputs[number].is_done()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartedSetOptions(outputs.WriteOptions):
+    """The options of a step that writes parted sets as an array of shards, and then joins them."""
+
+    merge: bool
+    delete_parts: bool
+    rows_per_part: int | None
+    shard_id: int | None
+    num_shards: int | None
+
+    def part_rows(self, folder: Path, default: int) -> int:
+        """The rows of a part of the set `folder`: what is asked for; for a join, what the parts have that are there."""
+        there = recorded(folder, "rows_per_part", self.overwrite) if self.merge else None
+        return int(self.rows_per_part or there or default)
 
 
 @dataclass(frozen=True)
 class PartedSet:
     """An MDS set `folder` of `num_rows` rows, made in parts of `part_rows`.
 
-    `made_with` is the provenance of the set but for the numbers of rows: those are added here. Where a part is the same
-    in a larger set, as rows that are a prefix of more rows are, `parts_depend_on_rows` is off.
+    `made_with` is the provenance of the set and of every part but for the numbers of rows and the `inputs`, which are
+    added here: of the set the fingerprint of each whole input, of a part a hash of its own rows. So a part serves any
+    set that has the same rows there, of whatever number.
     """
 
     folder: Path
@@ -85,13 +128,13 @@ class PartedSet:
     part_rows: int
     made_with: provenance.Meta
     options: outputs.WriteOptions
-    parts_depend_on_rows: bool = True
+    inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mds.check_shard_size(self.columns, self.part_rows, "--rows_per_part")
 
     @cached_property
-    def joined(self) -> outputs.Output:
+    def joined(self) -> Output:
         """The set, once its parts are joined."""
         return self.options.output_at(self.folder, self.set_made_with)
 
@@ -99,23 +142,28 @@ class PartedSet:
     def parts(self) -> Parts:
         """Its parts."""
         directory = parts_dir(self.folder)
-        made_with = map(self.part_made_with, range(len(self.part_ranges)))
-        paths = (part_path(directory, part) for part in range(len(self.part_ranges)))
-        return Parts(directory, list(map(self.options.output_at, paths, made_with)))
+        paths = [part_path(directory, part) for part in range(len(self.part_ranges))]
+        return Parts(directory, paths, _PartOutputs(self))
 
     @cached_property
     def part_ranges(self) -> list[tuple[int, int]]:
         return part_ranges(self.num_rows, self.part_rows)
 
     @property
-    def set_made_with(self) -> provenance.Meta:
-        return {**self.made_with, "rows": self.num_rows, "rows_per_part": self.part_rows}
+    def shared_made_with(self) -> provenance.Meta:
+        """What the provenance of the set and of all its parts has."""
+        return {**self.made_with, "rows_per_part": self.part_rows}
 
-    def part_made_with(self, part: int) -> provenance.Meta:
-        """The provenance of a part."""
-        start, stop = self.part_ranges[part]
-        rows = {"rows": self.num_rows} if self.parts_depend_on_rows else {}
-        return {**self.made_with, **rows, "rows_per_part": self.part_rows, "first_row": start, "stop_row": stop}
+    @property
+    def set_made_with(self) -> provenance.Meta:
+        return {**self.shared_made_with, **describe_set(self.inputs), "rows": self.num_rows}
+
+    def part_output(self, part: int) -> Output:
+        """A part. Its rows of the inputs are read, unless it is there and made from the same files."""
+        (start, stop), path = self.part_ranges[part], part_path(parts_dir(self.folder), part)
+        of_inputs = describe_part(self.inputs, path, start, stop)
+        made_with = {**self.shared_made_with, **of_inputs, "first_row": start, "stop_row": stop}
+        return self.options.output_at(path, made_with)
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
         """The parts of a shard that are still to be made. Raises ArgumentError if other arguments made those there."""
@@ -126,22 +174,54 @@ class PartedSet:
         """Raise ArgumentError if the first part that is there, whatever run wrote it, was made with other arguments."""
         there = next(iter(paths_there(self.folder)), None)
         meta = provenance.read_meta(there) if there and not self.options.overwrite else None
-        made_with = meta["made_with"] if meta else self.set_made_with
-        of_part = {name: value for name, value in made_with.items() if name not in {"first_row", "stop_row"}}
-        if differences := provenance.describe_differences(of_part, self.set_made_with):
+        shared = self.shared_made_with
+        own = {"first_row", "stop_row", *self.inputs}
+        of_part = {name: value for name, value in meta["made_with"].items() if name not in own} if meta else shared
+        if differences := provenance.describe_differences(of_part, shared):
             raise ArgumentError(
                 f"{there} was made with other arguments or inputs: {differences}. All parts of {self.folder} are made "
                 f"with the same: use those, remove {parts_dir(self.folder)}, or replace what is in it with --overwrite"
             )
 
+    def restore_parts(self, shard_id: int, num_shards: int) -> None:
+        """Link those of a shard's parts that were removed from a set that is about to be replaced, one of fewer rows,
+        say, back into the parts directory. What is damaged in it is made again."""
+        if not self.options.overwrite or not self.folder.exists():
+            return
+        try:
+            meta, index = provenance.read_meta(self.folder), mds.read_index(self.folder)
+        except PipelineError:
+            return
+        shared, of_parts = self.shared_made_with, meta.get(PARTS, []) if meta else []
+        if meta is None or any(meta["made_with"].get(name) != value for name, value in shared.items()):
+            return
+        first, stop = shards.row_range(shard_id, num_shards, len(self.part_ranges))
+        for number in range(first, min(stop, len(of_parts))):
+            rows = dict(zip(("first_row", "stop_row"), self.part_ranges[number], strict=True))
+            if self.parts.paths[number].exists():
+                continue
+            if self.parts.outputs[number].made_with == {**shared, **of_parts[number], **rows}:
+                name = _shard_name(number)
+                with self.parts.outputs[number].draft(is_folder=True) as draft:
+                    draft.link(mds.SHARD_NAME, self.folder / name, meta["files"][name])
+                    mds.write_index(draft.path, [_renamed(index[number], mds.SHARD_NAME)])
+                    draft.publish(self._part_facts(number))
+
     def count_rows(self, numbers: Iterable[int]) -> int:
         """Rows of these parts."""
         return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
 
-    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""
         start, stop = self.part_ranges[part]
-        mds.write_shard(self.parts.outputs[part], self.columns, stop - start, rows)
+        mds.write_shard(
+            self.parts.outputs[part], self.columns, stop - start, rows, {**self._part_facts(part), **(facts or {})}
+        )
+
+    def _part_facts(self, part: int) -> provenance.Meta:
+        start, stop = self.part_ranges[part]
+        files = describe_files(self.inputs, start, stop)
+        return {"rows": stop - start, **({FILES: files} if files else {})}
 
     def remove_stale_temporaries(self) -> None:
         """What dead processes left, beside the set and in its parts directory."""
@@ -180,7 +260,7 @@ class PartedSet:
         Raises:
             DamagedFileError: if a part has other rows than its range, or another size than it was written with.
         """
-        entries, num_copied = [], 0
+        entries, parts_of_set, num_copied = [], [], 0
         with self.joined.draft(is_folder=True) as draft:
             for number, (part, (start, stop)) in enumerate(zip(self.parts.outputs, self.part_ranges, strict=True)):
                 index, meta = mds.read_index(part.path), provenance.read_meta(part.path)
@@ -188,12 +268,38 @@ class PartedSet:
                     raise DamagedFileError(
                         f"{part.path} does not have its {stop - start} rows: remove it and make it again"
                     )
-                raw_data = index[0]["raw_data"]
-                source, raw_data["basename"] = part.path / raw_data["basename"], f"shard.{number:05d}.mds"
-                num_copied += not draft.link(raw_data["basename"], source, meta["files"][source.name])
-                entries.append(index[0])
+                source, name = part.path / index[0]["raw_data"]["basename"], _shard_name(number)
+                num_copied += not draft.link(name, source, meta["files"][source.name])
+                entries.append(_renamed(index[0], name))
+                parts_of_set.append({name: meta["made_with"][name] for name in self.inputs})
             mds.write_index(draft.path, entries)
             prepare(draft)
-            draft.publish(facts)
+            draft.publish({**facts, **({PARTS: parts_of_set} if self.inputs else {})})
         if num_copied:
             cli.warn(f"{self.folder}: this file system refuses links, so {num_copied} shards were copied")
+
+
+def _shard_name(number: int) -> str:
+    """The file of a part in the joined set."""
+    return f"shard.{number:05d}.mds"
+
+
+def _renamed(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """What an index says of a shard, for the same shard under another name."""
+    return {**entry, "raw_data": {**entry["raw_data"], "basename": name}}
+
+
+class _PartOutputs(Sequence[Output]):
+    """The parts of a set, each described when it is asked for the first time."""
+
+    def __init__(self, of_set: PartedSet) -> None:
+        self._of_set = of_set
+        self._described: dict[int, Output] = {}
+
+    def __len__(self) -> int:
+        return len(self._of_set.part_ranges)
+
+    def __getitem__(self, part: Any) -> Any:
+        if part not in self._described:
+            self._described[part] = self._of_set.part_output(part)
+        return self._described[part]

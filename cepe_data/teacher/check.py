@@ -3,14 +3,14 @@
 Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
 looks at every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
 transformers' own forward pass of the whole sequence. `--plot` draws, over the positions, how much of the probability
-the top-k hold and the entropy, of the rows that are looked at.
+the top-k hold, and bounds of the entropy, of the rows that are looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,19 +80,22 @@ class Positions:
     """What a teacher expects over the positions of rows, in groups of `width` neighbouring positions, at most
     MAX_GROUPS: sums, and histograms, so that any number of rows takes the same memory.
 
-    `topk_mass`: 1 − the mass of the rest. `entropy`: −Σ p ln p in nats, with the rest as one summary; that is a lower
-    bound of the entropy of the whole distribution, by what is not known of the rest.
+    `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: bounds of the entropy, as `entropy_bounds`
+    has them.
     """
 
     num_positions: int
     topk: int
+    vocab_size: int
     num_rows: int = 0
     topk_mass: Spread = field(init=False)
-    entropy: Spread = field(init=False)
+    entropy_lower: Spread = field(init=False)
+    entropy_upper: Spread = field(init=False)
 
     def __post_init__(self) -> None:
         num_groups = -(-self.num_positions // self.width)
-        self.topk_mass, self.entropy = Spread(num_groups, 1.0), Spread(num_groups, math.log(self.topk + 1))
+        self.topk_mass = Spread(num_groups, 1.0)
+        self.entropy_lower, self.entropy_upper = (Spread(num_groups, math.log(self.vocab_size)) for _ in range(2))
 
     @property
     def width(self) -> int:
@@ -106,30 +109,61 @@ class Positions:
 
     def empty(self) -> Positions:
         """The same of no rows."""
-        return Positions(self.num_positions, self.topk)
+        return Positions(self.num_positions, self.topk, self.vocab_size)
 
     def add_row(self, prob: np.ndarray) -> None:
         """Count a row, float [positions, topk + 1]."""
-        exact = prob.astype(np.float64)
-        logs = np.log(exact, where=exact > 0, out=np.zeros_like(exact))
         groups = np.arange(self.num_positions) // self.width
-        self.topk_mass.add_values(groups, 1.0 - exact[:, -1])
-        self.entropy.add_values(groups, -(exact * logs).sum(axis=1))
+        self.topk_mass.add_values(groups, 1.0 - prob[:, -1].astype(np.float64))
+        lower, upper = entropy_bounds(prob, self.vocab_size)
+        self.entropy_lower.add_values(groups, lower)
+        self.entropy_upper.add_values(groups, upper)
         self.num_rows += 1
 
     def add(self, other: Positions) -> None:
         """Count the rows of `other`, too."""
         self.topk_mass.add(other.topk_mass)
-        self.entropy.add(other.entropy)
+        self.entropy_lower.add(other.entropy_lower)
+        self.entropy_upper.add(other.entropy_upper)
         self.num_rows += other.num_rows
 
     def facts(self) -> dict[str, object]:
         """Lists over the groups, as `--json` prints them."""
         facts: dict[str, object] = {"rows": self.num_rows, "first_positions": self.first_positions.tolist()}
-        for name, spread in (("topk_mass", self.topk_mass), ("entropy_nats", self.entropy)):
+        spreads = {
+            "topk_mass": self.topk_mass,
+            "entropy_lower_nats": self.entropy_lower,
+            "entropy_upper_nats": self.entropy_upper,
+        }
+        for name, spread in spreads.items():
             lines = {"mean": spread.mean(), "quantile_10": spread.quantile(0.1), "quantile_90": spread.quantile(0.9)}
             facts[name] = {line: values.round(6).tolist() for line, values in lines.items()}
         return facts
+
+
+def entropy_bounds(prob: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest entropy, in nats, of distributions over `vocab_size` words with these top-k
+    probabilities and mass of the rest, float [positions, topk + 1]; float64 [positions] both.
+
+    It is greatest where the other words share the rest evenly, and least where as few of them as can be have it: none
+    has more than the k-th word. With 1 % in the top 2 of 1,000 words, all others must be as rare:
+
+    >>> entropy_bounds(np.array([[0.005, 0.005, 0.99]]), 1000)
+    (array([5.29831737]), array([6.89962875]))
+    """
+    exact = prob.astype(np.float64)
+    top, rest, smallest = exact[:, :-1], exact[:, -1], exact[:, -2]
+    of_top = _entropy_terms(top).sum(axis=1)
+    num_full = np.floor(np.divide(rest, smallest, where=smallest > 0, out=np.zeros_like(rest)))
+    of_rest = num_full * _entropy_terms(smallest) + _entropy_terms(np.maximum(rest - num_full * smallest, 0))
+    num_others = max(1, vocab_size - top.shape[1])
+    upper = of_top + num_others * _entropy_terms(rest / num_others)
+    return np.minimum(of_top + of_rest, upper), upper  # rounded probabilities may contradict each other
+
+
+def _entropy_terms(prob: np.ndarray) -> np.ndarray:
+    """−p ln p, 0 where p is 0."""
+    return -prob * np.log(prob, where=prob > 0, out=np.zeros_like(prob))
 
 
 class Spread:
@@ -209,20 +243,33 @@ class TeacherCheck(verify.SetCheck):
             verify.compare_with_source(report, folder, source, "made from")
         else:
             cli.warn(f"{source} is not there: that the rows of {folder} are its rows is not checked (--input_dir)")
+        if self.plot is not None and num_samples_of(folder):
+            cli.warn(f"{folder} has samples, whose mass and entropy are not the teacher's: it is not drawn")
         return True
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Probabilities that descend and add up to 1; ids that are distinct words of the model."""
-        vocab_size = (provenance.read_meta(folder) or {}).get("vocab_size") or 1 << 31
-        result = TeacherResult()
+        """Probabilities that descend and add up to 1, of samples shares of the draws; ids that are distinct words of
+        the model."""
+        known = (provenance.read_meta(folder) or {}).get("vocab_size")
+        result, num_samples = TeacherResult(), num_samples_of(folder)
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
-            if what := describe_wrong(row["target_prob"].astype(np.float32), row["target_index"], vocab_size):
+            vocab_size = known or int(np.iinfo(row["target_index"].dtype).max) + 1
+            prob = row["target_prob"].astype(np.float32)
+            what = describe_wrong(prob, row["target_index"], vocab_size)
+            if num_samples and not what:
+                what = describe_wrong_shares(prob, num_samples)
+            if what:
                 result.findings.append((number, what))
-            elif self.plot is not None:
+            elif self.plot is not None and not num_samples:
                 num_positions, topk = row["target_index"].shape
-                result.positions = result.positions or Positions(num_positions, topk)
+                result.positions = result.positions or Positions(num_positions, topk, vocab_size)
                 result.positions.add_row(row["target_prob"])
         return result
+
+
+def num_samples_of(folder: Path) -> int:
+    """How many draws a position of a set has; 0 where its targets are not samples."""
+    return int((provenance.read_meta(folder) or {"made_with": {}})["made_with"].get("num_samples", 0))
 
 
 def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
@@ -236,6 +283,19 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
         f"has ids outside of 0 … {vocab_size - 1}": ((index < 0) | (index >= vocab_size)).any(axis=1),
         "has the same id twice": (ordered[:, 1:] == ordered[:, :-1]).any(axis=1),
     }
+    return first_wrong(wrongs)
+
+
+def describe_wrong_shares(prob: np.ndarray, num_samples: int) -> str:
+    """What cannot be right about the probabilities of samples, float32 [positions, width + 1]; empty if nothing."""
+    counts = np.rint(prob[:, :-1] * num_samples)
+    expected = (counts / num_samples).astype(np.float16).astype(np.float32)
+    is_share = (expected == prob[:, :-1]).all(axis=1) & (counts.sum(axis=1) == num_samples) & (prob[:, -1] == 0)
+    return first_wrong({f"has probabilities that are not the shares of {num_samples} draws": ~is_share})
+
+
+def first_wrong(wrongs: Mapping[str, np.ndarray]) -> str:
+    """The first thing that is wrong at any position, bool [positions] each, as text; empty if nothing."""
     for what, is_wrong in wrongs.items():
         if is_wrong.any():
             return f"{what}, at position {int(np.argmax(is_wrong))}"
@@ -279,18 +339,18 @@ def require_input(options: TeacherCheck, folder: Path) -> None:
 def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Path) -> int:
     """Compute some rows of a set once more; returns how many."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from cepe_data.teacher import model as teacher_model
+    from cepe_data.teacher.checkpoint import Checkpoint
 
     made_with = provenance.made_with(folder)
     source = input_folder(folder, options.input_dir)
     retrieved = options.retrieval_input_dir / folder.name if options.retrieval_input_dir else None
-    model_folder = teacher_model.find_model(model_dir).folder
-    if made_with.get("model") != teacher_model.fingerprint(model_folder):
+    checkpoint = Checkpoint.find(model_dir, "model")
+    if made_with.get("model") != checkpoint.fingerprint():
         report.found(folder, f"was made with another model than {model_dir}")
         return 0
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    # eager writes out the formula of the model, which other implementations may only come close to.
+    model = checkpoint.load("AutoModelForCausalLM", "model", dtype=torch.float32, attn_implementation="eager")
     windows, passages = mds.Rows(source), mds.Rows(retrieved) if retrieved else None
     rows, num_decoder = mds.Rows(folder), made_with["num_decoder_tokens"]
     tolerance = LOG_TOLERANCE.get(made_with["dtype"], HALF_LOG_TOLERANCE)
@@ -303,15 +363,33 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
             context = window["prev_token_ids"][-made_with["num_encoder_tokens"] :]
         ids = np.concatenate([context, window["token_ids"][:num_decoder]]).astype(np.int64)
         with torch.inference_mode():
-            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:].float()
-            expected = logits.log_softmax(-1).gather(1, torch.from_numpy(row["target_index"].astype(np.int64)))
+            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:, : made_with.get("num_words")].float()
+            log_prob = logits.log_softmax(-1).numpy()
         stored = row["target_prob"][:, :-1].astype(np.float32)
-        # Below this, steps of float16 are coarser than the tolerance.
-        is_exact = stored > 1e-4 if (stored > 1e-4).any() else stored > 0
-        difference = float(np.median(np.abs(np.log(stored[is_exact]) - expected.numpy()[is_exact])))
-        if not difference <= tolerance:
+        expected = np.take_along_axis(log_prob, row["target_index"].astype(np.int64), axis=1)
+        if "num_samples" in made_with:
+            difference, error = sampling_difference(log_prob, stored, expected)
+            is_right = difference <= tolerance + 6 * error
+        else:
+            # Below this, steps of float16 are coarser than the tolerance.
+            is_exact = stored > 1e-4 if (stored > 1e-4).any() else stored > 0
+            difference = float(np.median(np.abs(np.log(stored[is_exact]) - expected[is_exact])))
+            is_right = difference <= tolerance
+        if not is_right:
             factor = np.exp(difference)
             report.found(
                 folder, f"is not what the model gives: probabilities differ by a factor of {factor:.3g}", number
             )
     return len(numbers)
+
+
+def sampling_difference(log_prob: np.ndarray, shares: np.ndarray, log_of_shares: np.ndarray) -> tuple[float, float]:
+    """How far the mean log probability of what was drawn is from that of draws from the distribution, which is −H; and
+    the standard error of that.
+
+    Args:
+        log_prob: float32 [positions, vocabulary].
+        shares: float32 [positions, width], and the log probabilities of their ids.
+    """
+    positions = (shares * log_of_shares).sum(axis=1) - (np.exp(log_prob) * np.maximum(log_prob, -1e3)).sum(axis=1)
+    return abs(float(positions.mean())), float(positions.std() / np.sqrt(len(positions)))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds
+from cepe_data.teacher import vocabulary
 from cepe_data.teacher.plan import Annotation
 
 
@@ -56,18 +56,10 @@ class InputRows:
         folders = [self._annotation.input_folder]
         if self._annotation.retrieval_folder:
             folders.append(self._annotation.retrieval_folder)
-        known = self._annotation.model.vocab_size
-        for folder in folders:
-            vocab_size = (provenance.read_meta(folder) or {}).get("vocab_size")
-            if vocab_size is not None and vocab_size != known:
-                cli.warn(
-                    f"{folder} was made with a tokenizer of {vocab_size:,} words, and the model knows {known:,}: make "
-                    f"sure that it is the model's own"
-                )
-            if vocab_size is None or vocab_size > known:
-                for _ in self.batches(part_ranges, 1):
-                    pass
-                return
+        sizes = [vocabulary.tokenizer_size(folder) for folder in folders]
+        if any(size is None or size > self._annotation.model.vocab_size for size in sizes):
+            for _ in self.batches(part_ranges, 1):
+                pass
 
     def _check_row(self, ids: np.ndarray, folder: Path, row: int) -> None:
         known = self._annotation.model.vocab_size

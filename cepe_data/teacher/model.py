@@ -1,9 +1,9 @@
-"""A teacher: a causal language model that gives top-k next-token probabilities. Torch is imported when it is needed."""
+"""A teacher: a causal language model that gives next-token probabilities. Torch is imported when it is needed."""
 
 from __future__ import annotations
 
 import inspect
-import json
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cepe_data import cli, hub, workers
+from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
-from cepe_data.storage import mds, provenance
+from cepe_data.storage import mds
 from cepe_data.teacher import devices
+from cepe_data.teacher.checkpoint import Checkpoint, position_limit
+from cepe_data.teacher.targets import Targets
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 HEAD_BYTES = 32 << 20  # of the logits that are there at a time
 HEAD_BYTES_CUDA = 512 << 20
 MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
+PROBE_TOKENS = 512
+ATTENTION_TOLERANCE = {"float32": 1e-4}  # mean total variation distance; two right ones differ by about 1e-6
+HALF_ATTENTION_TOLERANCE = 0.03
 # What a configuration may say that changes logits, but for what `_head` does.
 _CHANGES_LOGITS = re.compile(
     "(?!attn)(?!output_)(?!num_)(?!(logits_scaling|logit_scale|final_logit_softcapping)$).*(logit|lm_head_)"
@@ -33,9 +38,9 @@ _CHANGES_LOGITS = re.compile(
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk; `max_positions` is None where its configuration names no limit."""
+    """A causal language model on disk; `max_positions` is None where its configuration names no limit."""
 
-    folder: Path
+    checkpoint: Checkpoint
     vocab_size: int
     max_positions: int | None
 
@@ -44,35 +49,16 @@ def find_model(model_dir: str) -> Model:
     """The model called `model_dir`, a folder or a hub name.
 
     Raises:
-        ArgumentError: if there is none.
+        ArgumentError: as `Checkpoint.find`.
     """
-    folder = hub.find_folder(model_dir, "model")
+    checkpoint = Checkpoint.find(model_dir, "model")
+    config = checkpoint.text_config
+    if "vocab_size" not in config:  # what is usual for its kind
+        config = checkpoint.full_config().get_text_config().to_dict()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        text_config = config if "vocab_size" in config else config.get("text_config", config)
-        if "vocab_size" not in text_config:  # what is usual for its kind
-            from transformers import AutoConfig
-
-            text_config = AutoConfig.from_pretrained(str(folder)).get_text_config().to_dict()
-        limits = [text_config.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-        return Model(folder, int(text_config["vocab_size"]), next(filter(None, limits), None))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Model(checkpoint, int(config["vocab_size"]), position_limit(config))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArgumentError(f"no model {model_dir!r}: its config.json is not that of one ({error})") from None
-
-
-def fingerprint(folder: Path, names: Sequence[str] = ()) -> str:
-    """A hash of the configuration and of all weights, and of files with these names where they are. (Reading them takes
-    no longer than loading them will.)
-
-    Raises:
-        ArgumentError: if there are no weights.
-    """
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    if not weights:
-        raise ArgumentError(f"{folder} holds no *.safetensors and no *.bin: no weights of a model")
-    others = [folder / name for name in names if (folder / name).exists()]
-    files = [folder / "config.json", *weights, *others]
-    return provenance.fingerprint({path.name: provenance.file_facts(path) for path in files})
 
 
 @dataclass(frozen=True)
@@ -81,17 +67,18 @@ class Settings:
 
     num_tokens: int  # of a sequence
     num_positions: int  # the last ones, which are annotated
-    topk: int
+    targets: Targets
     dtype: str
     device: str
     run_length: int  # sequences come in runs of this many, which batches do not cross
     batch_size: int | None = None  # None: what the memory holds
-    attn_implementation: str | None = None
+    attn_implementation: str | None = None  # None: what transformers prefers
     compile: bool = False
+    num_words: int | None = None  # the first ones, which have a probability; None: all of the model's
 
 
 class Teacher:
-    """A causal language model that gives top-k probabilities of the last positions of sequences.
+    """A causal language model that gives targets for the last positions of sequences.
 
     On a GPU, sequences run in batches of one shape (the last is filled up), on a CPU one to a core.
 
@@ -99,61 +86,69 @@ class Teacher:
         ArgumentError: if the model cannot be loaded, or lacks weights.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
         import torch
 
         self.settings = settings
         if settings.device.startswith("cuda"):
             torch.cuda.set_device(settings.device)
         with devices.memory_errors(settings.device):
-            self._prepare(folder)
+            self._prepare(checkpoint)
 
-    def _prepare(self, folder: Path) -> None:
+    def _prepare(self, checkpoint: Checkpoint) -> None:
         import torch
 
         settings = self.settings
-        self._model = _load(folder, settings)
+        self._model = _load(checkpoint, settings.dtype, settings.device, settings.attn_implementation)
         self._config = self._model.config.get_text_config()
-        self._index_dtype = getattr(torch, mds.token_dtype(int(self._config.vocab_size)).name)
+        self._num_words = settings.num_words or int(self._config.vocab_size)
+        self._index_dtype = getattr(torch, mds.token_dtype(self._num_words).name)
         head = self._model.get_output_embeddings()
-        self._bias = None if getattr(head, "bias", None) is None else head.bias.float()
+        weight = head.weight[: self._num_words]
+        self._bias = None if getattr(head, "bias", None) is None else head.bias[: self._num_words].float()
         # float32 sums of half-precision operands in one product; where torch cannot, the operands are made float32.
         self._sums_float32 = (
-            head.weight.is_cuda and head.weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
+            weight.is_cuda and weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
         )
-        self._weight = head.weight if self._sums_float32 else head.weight.float()
-        logit_bytes = HEAD_BYTES_CUDA if head.weight.is_cuda else HEAD_BYTES
+        self._weight = weight if self._sums_float32 else weight.float()
+        logit_bytes = HEAD_BYTES_CUDA if weight.is_cuda else HEAD_BYTES
         self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
-        self._refuse_foresight(folder)
+        self._refuse_foresight(checkpoint.folder)
         self._stack = self._find_stack()
         if settings.compile:
             _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
         self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
 
-    def annotate(self, batches: Iterable[Sequence[np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    def annotate(
+        self, batches: Iterable[Sequence[np.ndarray]], names: Iterable[str] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Probabilities after each of the last positions of sequences, given all tokens up to and with that position.
 
         Args:
             batches: at most `batch_size` sequences each, int64 [num_tokens].
+            names: `{domain}/{row}` of every sequence, in order; the random numbers of sampled targets depend on it.
 
         Yields, for every sequence in order:
-            target_prob: float16 [positions, topk + 1], the top-k probabilities, descending, then the mass of the rest.
-            target_index: int16 or int32 [positions, topk], their ids.
+            target_prob: float16 [positions, width + 1], probabilities, descending, then the mass of the rest.
+            target_index: int16 or int32 [positions, width], their ids.
 
         Raises:
             PipelineError: if probabilities are not numbers, or the memory of the device is not enough.
         """
         on_gpu = self.settings.device.startswith("cuda")
         lengths: deque[int] = deque()
+        of_sequences = iter(itertools.repeat("") if names is None else names)
 
         def stacked() -> Iterator[devices.Arrays]:
             for batch in batches:
+                uniforms = [self._uniforms(name) for name in itertools.islice(of_sequences, len(batch))]
                 if on_gpu:
                     lengths.append(len(batch))
-                    yield (np.stack([*batch, *[batch[-1]] * (self.batch_size - len(batch))]),)
+                    filled = [*range(len(batch)), *[len(batch) - 1] * (self.batch_size - len(batch))]
+                    yield np.stack([batch[at] for at in filled]), np.stack([uniforms[at] for at in filled])
                 else:
                     lengths.extend([1] * len(batch))
-                    yield from ((sequence[None],) for sequence in batch)
+                    yield from ((ids[None], of_row[None]) for ids, of_row in zip(batch, uniforms, strict=True))
 
         num_threads = min(self.batch_size, workers.default_num_workers())
         for _, (prob, index) in devices.run_batches(self.settings.device, self.compute, stacked(), num_threads):
@@ -167,21 +162,25 @@ class Teacher:
         """Floating point operations of one sequence, as `count_flops` has them."""
         return count_flops(self._model, self.settings.num_tokens, self.settings.num_positions)
 
+    def _uniforms(self, name: str) -> np.ndarray:
+        return self.settings.targets.uniforms(name, self.settings.num_positions)
+
     @devices.inference_mode
-    def compute(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """float16 [batch, positions, topk + 1] and integer [batch, positions, topk] from int64 [batch, tokens], all on
-        the device."""
+    def compute(self, ids: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float16 [batch, positions, width + 1] and integer [batch, positions, width] from int64 [batch, tokens] and
+        the float64 [batch, positions, n] of the targets, all on the device."""
         import torch
 
-        num_rows, topk = len(ids) * self.settings.num_positions, self.settings.topk
-        prob = torch.empty(num_rows, topk + 1, dtype=torch.float16, device=ids.device)
-        index = torch.empty(num_rows, topk, dtype=self._index_dtype, device=ids.device)
+        num_rows, width = len(ids) * self.settings.num_positions, self.settings.targets.width
+        prob = torch.empty(num_rows, width + 1, dtype=torch.float16, device=ids.device)
+        index = torch.empty(num_rows, width, dtype=self._index_dtype, device=ids.device)
+        of_rows = uniforms.flatten(0, 1)
         start = 0
         for logits in self._logits(ids):
             stop = start + len(logits)
-            prob[start:stop], index[start:stop] = top_probabilities(logits, topk)
+            prob[start:stop], index[start:stop] = self.settings.targets.of_logits(logits, of_rows[start:stop])
             start = stop
-        return prob.view(len(ids), -1, topk + 1), index.view(len(ids), -1, topk)
+        return prob.view(len(ids), -1, width + 1), index.view(len(ids), -1, width)
 
     def _logits(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """The logits of the last positions, float32, some rows [rows, vocabulary] at a time."""
@@ -195,7 +194,7 @@ class Teacher:
         fewer = {"logits_to_keep": num_positions} if takes_number else {}
         for sequence in ids.split(1):
             logits = self._model(input_ids=sequence, use_cache=False, **fewer).logits[0, -num_positions:]
-            for rows in logits.split(self._head_rows):
+            for rows in logits[:, : self._num_words].split(self._head_rows):
                 yield rows.float()
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -257,7 +256,7 @@ class Teacher:
         import torch
 
         ids = self._probe()
-        own = self._model(input_ids=ids, use_cache=False).logits[0].float()
+        own = self._model(input_ids=ids, use_cache=False).logits[0, :, : self._num_words].float()
         hidden = stack(input_ids=ids, use_cache=False)[0]
         if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self._weight.shape[1]:
             return False
@@ -278,31 +277,68 @@ class Teacher:
         import torch
 
         ids = torch.zeros(1, self.settings.num_tokens, dtype=torch.int64, device=self.settings.device)
+        uniforms = torch.from_numpy(self._uniforms("")[None]).to(ids.device)
         torch.cuda.reset_peak_memory_stats(ids.device)
         before = torch.cuda.memory_allocated(ids.device)
-        self.compute(ids)
+        self.compute(ids, uniforms)
         return torch.cuda.max_memory_allocated(ids.device) - before
 
 
-def _load(folder: Path, settings: Settings) -> Any:
+def _load(checkpoint: Checkpoint, dtype: str, device: str, attention: str | None) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    chosen = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=getattr(torch, settings.dtype), output_loading_info=True, **chosen
-        )
-        model, loading = loaded
-    except Exception as error:  # every library on the way to the weights has exceptions of its own
-        raise ArgumentError(f"the model in {folder} cannot be loaded: {error}") from None
-    if lacking := [*loading["missing_keys"], *loading["mismatched_keys"]]:
-        raise ArgumentError(f"the model in {folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess")
-    if getattr(model.config, "attn_logit_softcapping", None) and not settings.attn_implementation:
-        cli.warn(
-            f"the model in {folder} caps its attention, which only --attn_implementation eager does in every version"
-        )
-    return model.eval().requires_grad_(False).to(settings.device)
+    chosen = {"attn_implementation": attention} if attention else {}
+    model = checkpoint.load("AutoModelForCausalLM", "model", dtype=getattr(torch, dtype), **chosen)
+    return model.to(device)
+
+
+def choose_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, asked: str | None) -> str:
+    """The attention implementation to use: the one that is asked for, with a warning where it is wrong; else the one
+    that transformers prefers if it is right, else eager.
+
+    It is right if it gives the probabilities of eager, which writes out the formula of the model. (sdpa leaves out the
+    cap of Gemma-2's attention; Falcon's differs where there is ALiBi.) Both are loaded, one after the other, and read
+    PROBE_TOKENS random tokens: in float32 where the memory holds that, because the rounding of half precision would
+    hide small errors.
+
+    Raises:
+        ArgumentError: if the model cannot be loaded.
+    """
+    if asked == "eager":
+        return asked
+    num_bytes = 2 * sum(path.stat().st_size for path in checkpoint.weights)  # of weights saved in half precision
+    if asked in {None, "sdpa"} and num_bytes < min(map(devices.free_bytes, {device, "cpu"})):
+        dtype = "float32"
+    with devices.memory_errors(device):
+        used, probabilities = _read_probe(checkpoint, dtype, device, num_tokens, asked)
+        if used == "eager":
+            return used
+        _, expected = _read_probe(checkpoint, dtype, device, num_tokens, "eager")
+    # Total variation distance: by how much the probability of any set of words can be off.
+    difference = float((probabilities - expected).abs().sum(-1).mean() / 2)
+    if difference <= ATTENTION_TOLERANCE.get(dtype, HALF_ATTENTION_TOLERANCE):
+        return used
+    what = f"{used} attention gives other probabilities than the model in {checkpoint.folder} has, by {difference:.2g}"
+    if asked:
+        cli.warn(f"{what}: without --attn_implementation, or with eager, they are right")
+        return used
+    cli.warn(f"{what}: eager attention, which is slower, is used instead")
+    return "eager"
+
+
+@devices.inference_mode
+def _read_probe(
+    checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, attention: str | None
+) -> tuple[str, torch.Tensor]:
+    """The attention implementation that is in use, and float32 [tokens, vocabulary] probabilities on the CPU."""
+    import torch
+
+    model = _load(checkpoint, dtype, device, attention)
+    config = model.config.get_text_config()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(int(config.vocab_size), (1, min(PROBE_TOKENS, num_tokens)), generator=draw)
+    logits = model(input_ids=ids.to(device), use_cache=False).logits[0].float()
+    return config._attn_implementation or "eager", logits.softmax(-1).cpu()
 
 
 def _compile_layers(stack: Any, num_layers: int) -> None:
@@ -326,27 +362,6 @@ def least_filled_batch(max_batch: int, run_length: int) -> int:
     """
     most = max(1, min(max_batch, run_length))
     return min(range(most, most // 2, -1), key=lambda size: -(-run_length // size) * size)
-
-
-def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k probabilities with the mass of the rest, and their ids.
-
-    p_i = exp(l_i − m) / Σ exp(l_j − m) with m the largest logit; the rest is a sum of its own over the others, not
-    1 − Σ p, which is 0 where the truth is 1e-7.
-
-    Args:
-        logits: float32 [positions, vocabulary]; overwritten.
-
-    Returns:
-        float32 [positions, topk + 1] and int64 [positions, topk].
-    """
-    import torch
-
-    top, index = logits.topk(topk, dim=-1)
-    largest = top[:, :1].clone()
-    rest = logits.sub_(largest).exp_().scatter_(-1, index, 0).sum(-1, keepdim=True)
-    top = top.sub_(largest).exp_()
-    return torch.cat([top, rest], dim=-1) / (top.sum(-1, keepdim=True) + rest), index
 
 
 def count_flops(model: PreTrainedModel, num_tokens: int, num_positions: int = 0) -> int:

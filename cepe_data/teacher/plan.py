@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import mds, parts, provenance
-from cepe_data.storage.outputs import WriteOptions
-from cepe_data.storage.parts import PartedSet
-from cepe_data.teacher import devices
+from cepe_data.storage.inputs import SetInput
+from cepe_data.storage.parts import PartedSet, PartedSetOptions
+from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
+from cepe_data.teacher.checkpoint import Checkpoint
+from cepe_data.teacher.targets import Sampled, Targets, TopK
 
 SHARD_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
-class AnnotationOptions(WriteOptions):
+class AnnotationOptions(PartedSetOptions):
     """The arguments of calculate_logits.py."""
 
     input_dir: Path
@@ -28,26 +33,27 @@ class AnnotationOptions(WriteOptions):
     domain: str
     num_encoder_tokens: int
     num_decoder_tokens: int
+    target: str
     topk: int
+    num_samples: int
+    seed: int
+    output_dir: Path | None
     retrieval_input_dir: Path | None
     retrieval_k: int
-    merge: bool
-    delete_parts: bool
     dry_run: bool
-    shard_id: int | None
-    num_shards: int | None
-    rows_per_part: int | None
     dtype: str
     device: str | None
     num_gpus: int
     batch_size: int | None
     attn_implementation: str | None
     compile: bool
+    num_words: int | str | None
+    allow_other_tokenizer: bool
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a run makes of which input."""
+    """What a run makes of a domain of which input."""
 
     of_set: PartedSet
     input_folder: Path
@@ -57,23 +63,34 @@ class Annotation:
     num_encoder_tokens: int
     num_decoder_tokens: int
     num_tokens: int
-    topk: int
+    targets: Targets
     dtype: str
     running: dict[str, Any]
+
+    def row_name(self, row: int) -> str:
+        """What a row is called, whatever set it is in: `arxiv/17`."""
+        return f"{self.of_set.folder.name}/{row}"
 
     @property
     def facts(self) -> provenance.Meta:
         """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
-        beside = not self.retrieval_folder
-        input_name = named(self.input_folder.parent).name if beside else None
-        return {"input_name": input_name, "vocab_size": self.model.vocab_size}
+        around, input_dir = self.of_set.folder.parent.parent, named(self.input_folder.parent)
+        is_beside = not self.retrieval_folder and around.resolve() == input_dir.parent.resolve()
+        input_name = input_dir.name if is_beside else None
+        num_words = self.running["num_words"] or self.model.vocab_size
+        versions = set()
+        for part in self.of_set.parts.outputs:
+            with contextlib.suppress(DamagedFileError):
+                versions.add((provenance.read_meta(part.path) or {}).get("transformers"))
+        ran = sorted(filter(None, versions))
+        return {"input_name": input_name, "vocab_size": num_words, "transformers": ran}
 
     def settings(self, device: str) -> teacher_model.Settings:
         """What the teacher is asked for."""
         return teacher_model.Settings(
             self.num_tokens,
             self.num_decoder_tokens,
-            self.topk,
+            self.targets,
             self.dtype,
             device,
             min(self.of_set.part_rows, self.of_set.num_rows),
@@ -81,36 +98,52 @@ class Annotation:
         )
 
 
-def plan_annotation(args: AnnotationOptions) -> Annotation:
-    """Check the arguments against the input, before any model is loaded.
+def plan_annotations(args: AnnotationOptions) -> list[Annotation]:
+    """What a run makes of every domain that is asked for. Raises as `plan_annotation`."""
+    fingerprint = functools.cache(Checkpoint.fingerprint)  # which reads all weights
+    return [plan_annotation(args, domain, fingerprint) for domain in mds.find_domains(args.input_dir, args.domain)]
+
+
+def plan_annotation(
+    args: AnnotationOptions, domain: str, fingerprint: Callable[[Checkpoint], str] = Checkpoint.fingerprint
+) -> Annotation:
+    """Check the arguments against the input of a domain, before any model is loaded.
 
     Raises:
-        ArgumentError: if the input is missing, its rows are too short, or top-k is above the vocabulary.
+        ArgumentError: if the input is missing, its rows are too short, or the vocabulary has fewer ids than asked for.
     """
-    input_folder = args.input_dir / args.domain
-    retrieval_folder = args.retrieval_input_dir / args.domain if args.retrieval_input_dir else None
+    input_folder = args.input_dir / domain
+    retrieval_folder = args.retrieval_input_dir / domain if args.retrieval_input_dir else None
     num_rows = mds.num_rows(input_folder)
     require_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     num_context_tokens = check_context(args, input_folder, retrieval_folder)
     model = teacher_model.find_model(args.model_dir)
-    if args.topk > model.vocab_size:
-        raise ArgumentError(f"--topk {args.topk} is more than the {model.vocab_size} words of {args.model_dir}")
+    inputs = [input_folder, *([retrieval_folder] if retrieval_folder else [])]
+    vocabulary.check_tokenizer(inputs, model.checkpoint.folder, model.vocab_size, args.allow_other_tokenizer)
+    num_words = vocabulary.resolve_num_words(args.num_words, input_folder, model.vocab_size) or model.vocab_size
+    targets = choose_targets(args)
+    if targets.width > num_words:
+        flag = "--topk" if args.target == "topk" else "--num_samples"
+        raise ArgumentError(f"{flag} {targets.width} is more than the {num_words} words of {args.model_dir}")
     num_tokens = num_context_tokens + args.num_decoder_tokens
-    if model.max_positions is not None and num_tokens > model.max_positions:
-        raise ArgumentError(
-            f"{num_context_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more than the "
-            f"{model.max_positions} positions of {args.model_dir}"
-        )
-    folder = output_folder(args)
+    check_positions(args, model, num_tokens)
+    folder = output_folder(args, domain)
     dtype = choose_dtype(args, folder)
     columns = {
-        "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, args.topk + 1),
-        "target_index": mds.array_column(mds.token_dtype(model.vocab_size), args.num_decoder_tokens, args.topk),
+        "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, targets.width + 1),
+        "target_index": mds.array_column(mds.token_dtype(num_words), args.num_decoder_tokens, targets.width),
     }
-    made_with = {**provenance_of_request(args), "dtype": dtype, "model": teacher_model.fingerprint(model.folder)}
-    part_rows = args.rows_per_part or mds.rows_per_shard(columns, SHARD_BYTES)
+    made_with = {
+        **provenance_of_request(args, domain),
+        **({"num_words": num_words} if num_words != model.vocab_size else {}),
+        "dtype": dtype,
+        "attn_implementation": choose_attention(args, folder, model, dtype, num_tokens),
+        **({"compile": True} if args.compile else {}),
+        "model": fingerprint(model.checkpoint),
+    }
+    part_rows = args.part_rows(folder, mds.rows_per_shard(columns, SHARD_BYTES))
     return Annotation(
-        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args),
+        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args, find_inputs(args, domain)),
         input_folder=input_folder,
         retrieval_folder=retrieval_folder,
         retrieval_k=args.retrieval_k,
@@ -118,42 +151,87 @@ def plan_annotation(args: AnnotationOptions) -> Annotation:
         num_encoder_tokens=args.num_encoder_tokens,
         num_decoder_tokens=args.num_decoder_tokens,
         num_tokens=num_tokens,
-        topk=args.topk,
+        targets=targets,
         dtype=dtype,
-        running={name: getattr(args, name) for name in ("batch_size", "attn_implementation", "compile")},
+        running={
+            "batch_size": args.batch_size,
+            "attn_implementation": made_with["attn_implementation"],
+            "compile": args.compile,
+            "num_words": made_with.get("num_words"),
+        },
     )
+
+
+def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tokens: int) -> None:
+    """Warn of sequences that are longer than rotary positions were made for.
+
+    Raises:
+        ArgumentError: if positions are of another kind, which end there.
+    """
+    if model.max_positions is None or num_tokens <= model.max_positions:
+        return
+    what = (
+        f"{num_tokens - args.num_decoder_tokens} tokens of context and {args.num_decoder_tokens} to annotate are more "
+        f"than the {model.max_positions} positions of {args.model_dir}"
+    )
+    if not model.checkpoint.has_rotary_positions():
+        raise ArgumentError(what)
+    cli.warn(f"{what}: what it expects beyond them may be poor")
 
 
 def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
     """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
     the GPU that made them), else what the device is best at."""
-    for made in [folder, *parts.paths_there(folder)][:2]:
-        meta = None
-        with contextlib.suppress(*[DamagedFileError] if args.overwrite else []):
-            meta = provenance.read_meta(made) if args.dtype == "auto" and made.is_dir() else None
-        if meta is not None and "dtype" in meta["made_with"]:
-            return str(meta["made_with"]["dtype"])
+    if args.dtype == "auto" and (dtype := parts.recorded(folder, "dtype", args.overwrite)):
+        return str(dtype)
     return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
 
 
-def provenance_of_request(args: AnnotationOptions) -> provenance.Meta:
-    """What determines the bytes of the set, but for the model, its dtype and numbers of rows. Reads meta files only.
+def choose_attention(
+    args: AnnotationOptions, folder: Path, model: teacher_model.Model, dtype: str, num_tokens: int
+) -> str:
+    """`--attn_implementation`; where that is left out, that of the parts or the set that are there, else one whose
+    probabilities are checked, on the device.
 
     Raises:
-        ArgumentError: if an input is missing.
-        DamagedFileError: if an input is not what its meta file says.
+        ArgumentError: if the device does not exist, or the model cannot be loaded.
     """
-    context: provenance.Meta = {"num_encoder_tokens": args.num_encoder_tokens}
+    made = parts.recorded(folder, "attn_implementation", args.overwrite)
+    if made is not None or args.merge:
+        return args.attn_implementation or str(made or "eager")
+    [device, *_] = devices.choose_devices(args.device, args.num_gpus)
+    return _probe_attention(model.checkpoint, dtype, device, num_tokens, args.attn_implementation)
+
+
+@functools.cache
+def _probe_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, asked: str | None) -> str:
+    """As `teacher_model.choose_attention`, once for all domains of a run."""
+    chosen = (checkpoint, dtype, device, num_tokens, asked)
+    if device == "cpu":
+        return teacher_model.choose_attention(*chosen)
+    return workers.run_in_child(teacher_model.choose_attention, *chosen)  # which leaves nothing on the GPU
+
+
+def choose_targets(args: AnnotationOptions) -> Targets:
+    """The kind of targets that is asked for."""
+    return TopK(args.topk) if args.target == "topk" else Sampled(args.num_samples, args.seed)
+
+
+def provenance_of_request(args: AnnotationOptions, domain: str) -> provenance.Meta:
+    """The arguments that determine the bytes of a set and its parts, but for the model and its dtype."""
+    context = {"num_encoder_tokens": args.num_encoder_tokens}
     if args.retrieval_input_dir is not None:
-        retrieved = mds.fingerprint(args.retrieval_input_dir / args.domain)
-        context = {"retrieval_input": retrieved, "retrieval_k": args.retrieval_k}
-    return {
-        "domain": args.domain,
-        "input": mds.fingerprint(args.input_dir / args.domain),
-        **context,
-        "num_decoder_tokens": args.num_decoder_tokens,
-        "topk": args.topk,
-    }
+        context = {"retrieval_k": args.retrieval_k}
+    targets = choose_targets(args).made_with
+    return {"domain": domain, **context, "num_decoder_tokens": args.num_decoder_tokens, **targets}
+
+
+def find_inputs(args: AnnotationOptions, domain: str) -> dict[str, SetInput]:
+    """What the rows of a set are made from, by its name in the provenance."""
+    found = {"input": SetInput(args.input_dir / domain)}
+    if args.retrieval_input_dir is not None:
+        found["retrieval_input"] = SetInput(args.retrieval_input_dir / domain)
+    return found
 
 
 def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder: Path | None) -> int:
@@ -188,14 +266,16 @@ def require_column(folder: Path, name: str, num_axes: int, expected: int, flag: 
         raise ArgumentError(f"{flag} {expected} is more than the {shape[0]} that {name} has in {folder}")
 
 
-def output_folder(args: AnnotationOptions) -> Path:
+def output_folder(args: AnnotationOptions, domain: str) -> Path:
     """Where the annotated rows of a domain go."""
+    if args.output_dir is not None:
+        return args.output_dir / domain
     model = named(Path(args.model_dir.rstrip("/"))).name
     if args.retrieval_input_dir:
         base, context = named(args.retrieval_input_dir), f"ret_k{args.retrieval_k}"
     else:
         base, context = named(args.input_dir), f"logits-enc{args.num_encoder_tokens}"
-    return base.with_name(f"{base.name}-{context}-dec{args.num_decoder_tokens}-{model}") / args.domain
+    return base.with_name(f"{base.name}-{context}-dec{args.num_decoder_tokens}-{model}") / domain
 
 
 def named(folder: Path) -> Path:

@@ -194,14 +194,17 @@ def find_places(report: Report, tokenized_dir: Path, windows: Sequence[ShownSet]
 
 
 def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
-    """Top-k mass and entropy by position, of every folder of a teacher's sets."""
-    for number, (folder, sets) in enumerate(_by_folder(run.of_kind(ANNOTATED))):
+    """Top-k mass and entropy by position, of every folder of a teacher's sets. Those of samples are not the teacher's:
+    they are left out."""
+    of_topk = [one for one in run.of_kind(ANNOTATED) if not one.num_samples]
+    for number, (folder, sets) in enumerate(_by_folder(of_topk)):
         positions: dict[str, Positions] = {}
         for one in sets:
-            rows = _sampled(report, one, seed, "target_prob")
-            if rows:
+            if rows := _sampled(report, one, seed, "target_prob"):
                 num_positions, width = rows[0].shape
-                positions[one.domain] = Positions(num_positions, width - 1)
+                dtype, _ = mds.column_array(one.columns["target_index"])
+                vocab_size = one.meta.get("vocab_size") or int(np.iinfo(dtype).max) + 1
+                positions[one.domain] = Positions(num_positions, width - 1, vocab_size)
                 for row in rows:
                     positions[one.domain].add_row(row)
         if positions:
@@ -296,7 +299,7 @@ def _by_folder(sets: Sequence[ShownSet]) -> list[tuple[Path, list[ShownSet]]]:
 def _sampled(report: Report, one: ShownSet, seed: int, column: str) -> list[np.ndarray]:
     """A column of some rows of a set."""
     try:
-        with mds.Rows(one.folder) as rows:
+        with mds.Rows(one.folder, columns=[column]) as rows:
             return [rows[number][column] for number in verify.sample(len(rows), ROWS_OF_SET, seed, "figure").tolist()]
     except verify.FAILURES as error:
         found_once(report, one.folder, error)

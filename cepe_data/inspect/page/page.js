@@ -119,7 +119,8 @@
     token?.classList.remove("looked-at");
     token = target;
     token.classList.add("looked-at");
-    expected.replaceChildren(element("p", "", "expected after this token:"));
+    const what = row.samples ? `shares of ${row.samples} draws after this token:` : "expected after this token:";
+    expected.replaceChildren(element("p", "", what));
     const table = element("table");
     const addLine = (text, share, isTrue) => {
       const line = element("tr", isTrue ? "true" : "");
@@ -134,7 +135,8 @@
     if (one.true !== "") {
       const piece = element("code", "true");
       addPiece(piece, one.true);
-      const outside = `, not among the top ${row.topk}, which leave ${percent(one.rest)} to all others`;
+      const ofOthers = `, not among the top ${row.topk}, which leave ${percent(one.rest)} to all others`;
+      const outside = row.samples ? ", which was not drawn" : ofOthers;
       next.append(piece, one.rank === null ? outside : `, rank ${one.rank + 1}, ${percent(one.p)}`);
     }
     expected.append(next);

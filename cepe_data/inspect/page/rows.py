@@ -154,7 +154,7 @@ class Rows:
             return None
         source = show.describe_source(one.tokens_of, number, self.tokenized_dir) if one.tokens_of else []
         if one.kind == ANNOTATED:
-            return {"row": number, "source": source, **annotated(row, window, texts)}
+            return {"row": number, "source": source, **annotated(row, window, texts, one.num_samples)}
         if one.kind == RETRIEVED:
             return {"row": number, "source": source, "texts": list(self._retrieved(one, number, row, window, texts))}
         prev, ids = row["prev_token_ids"].tolist(), row["token_ids"].tolist()
@@ -196,8 +196,9 @@ def text(title: str, ids: Sequence[int], texts: Texts, first: int, last: int) ->
     return {"title": title, "tokens": len(ids), "segments": segments}
 
 
-def annotated(row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """The end of the context, and every annotated token with what the teacher expects after it."""
+def annotated(row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts, num_samples: int) -> dict[str, Any]:
+    """The end of the context, and every annotated token with what the teacher expects after it: of samples, what share
+    of the draws each word has; one of none is not drawn."""
     ids, indices, prob = window["token_ids"].tolist(), row["target_index"], row["target_prob"].astype(np.float64)
     num_shown = min(len(indices), EDGE_TOKENS, len(ids))
     pieces = texts.of_documents(ids)
@@ -207,7 +208,8 @@ def annotated(row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts) -
     following: Iterable[int | None] = [*ids[1 : num_shown + 1], None][:num_shown]
     expected = []
     for true_id, index, of_position in zip(following, indices, prob, strict=False):
-        rank = np.flatnonzero(index == (-1 if true_id is None else true_id)).tolist()
+        is_true = index == (-1 if true_id is None else true_id)
+        rank = np.flatnonzero(is_true & (of_position[:-1] > 0) if num_samples else is_true).tolist()
         expected.append(
             {
                 "true": "" if true_id is None else texts.of_token(true_id),
@@ -217,13 +219,14 @@ def annotated(row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts) -
                 "best": [
                     [texts.of_token(best), rounded(value)]
                     for best, value in zip(index[:BEST].tolist(), of_position, strict=False)
+                    if value > 0 or not num_samples
                 ],
             }
         )
     context = text("context: the end of prev_token_ids", window["prev_token_ids"].tolist(), texts, 0, FAR_TOKENS)
     title = f"decoder: the first {num_shown:,} of {len(indices):,} annotated tokens of token_ids"
     decoder = {"title": title, "tokens": len(ids), "segments": segments}
-    return {"texts": [context, decoder], "expected": expected, "topk": indices.shape[1]}
+    return {"texts": [context, decoder], "expected": expected, "topk": indices.shape[1], "samples": num_samples}
 
 
 def rounded(probability: float) -> float | None:

@@ -56,6 +56,11 @@ class ShownSet:
         return str(self.made_with["split"]) if self.kind == WINDOWS else self.kind
 
     @property
+    def num_samples(self) -> int:
+        """How many draws a position of a teacher's set has; 0 where its targets are not samples."""
+        return int(self.made_with.get("num_samples", 0))
+
+    @property
     def tokens_of(self) -> Path | None:
         """The set whose tokens are those of the rows."""
         return self.folder if self.kind == WINDOWS else self.source
@@ -227,8 +232,11 @@ class Run:
             made_with = one.made_with
             context = made_with.get("num_encoder_tokens", f"{made_with.get('retrieval_k')} passages")
             positions, topk = mds.column_array(one.columns["target_index"])[1]
-            rows.append([str(one.folder), one.num_rows, context, positions, topk, model_name(one), made_with["dtype"]])
-        header = ("set", "rows", "context tokens", "positions", "top-k", "teacher", "dtype")
+            targets = f"{one.num_samples} samples" if one.num_samples else f"top {topk}"
+            rows.append(
+                [str(one.folder), one.num_rows, context, positions, targets, model_name(one), made_with["dtype"]]
+            )
+        header = ("set", "rows", "context tokens", "positions", "targets", "teacher", "dtype")
         return _table("Teacher", header, rows, (1,))
 
     def retrieved_table(self) -> Table | None:
@@ -435,8 +443,8 @@ def _sampler_command(out: Path, manifest: Mapping[str, Any], *shard: object) -> 
 
 def _teacher_command(one: ShownSet) -> str:
     made_with = one.made_with
-    names = ("num_encoder_tokens", "num_decoder_tokens", "topk", "retrieval_k", "dtype", "rows_per_part")
-    flags = {name: made_with[name] for name in names if name in made_with}
+    not_flags = ("domain", "input", "retrieval_input", "model", "num_words", "rows")
+    flags = {name: value for name, value in made_with.items() if name not in not_flags}
     if "retrieval_k" in made_with:
         flags["retrieval_input_dir"] = one.folder.parent.with_name(one.folder.parent.name.partition("-ret_k")[0])
     source = one.source.parent if one.source else Path("INPUT_DIR")

@@ -1,0 +1,136 @@
+"""Check scores of the chunks before a query: rows that are the input's with one column more, numbers, and with
+`--model_dir`, some rows computed once more.
+
+Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
+looks at every row, and compares the hashes of all files.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data import cli
+from cepe_data.errors import ArgumentError
+from cepe_data.retrieval.context_scores import COLUMN, scores_of
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from cepe_data.retrieval.row_texts import RowTexts
+from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage.report import Report
+from cepe_data.teacher import devices
+from cepe_data.teacher.check import input_folder
+from cepe_data.tokens import tokenizers
+
+HELP = "check scores of previous chunks"
+TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # of the largest score of a row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what score_contexts wrote, or one domain in it")
+    parser.add_argument("--input_dir", type=Path, default=None, help="the rows that were scored (default: beside DIR)")
+    parser.add_argument("--model_dir", default=None, help="the encoder, to compute some rows once more")
+    parser.add_argument(
+        "--recomputed_rows", type=cli.count, default=ScoreCheck.recomputed_rows, help="with --model_dir, of every set"
+    )
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="with --model_dir, its tokenizer")
+    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    verify.add_arguments(parser)
+
+
+def run(args: argparse.Namespace, added: None = None) -> int:
+    """Check every set of DIR."""
+    return check(Report("scores", args.json), cli.typed(ScoreCheck, args), added)
+
+
+def check(report: Report, options: ScoreCheck, added: None = None) -> int:
+    """Check every set of DIR. Other modules add nothing to it."""
+    del added
+    folders = verify.find_sets(options.folder)
+    num_compared = verify.check_sets(report, options, folders)
+    num_recomputed = 0
+    if options.model_dir and not report.findings:
+        num_recomputed = sum(recompute(report, options, options.model_dir, folder) for folder in folders)
+    num_rows = verify.count_rows(folders)
+    report.facts |= {"sets": len(folders), "rows": num_rows, "rows_compared": num_compared}
+    report.facts["rows_recomputed"] = num_recomputed
+    return report.finish(
+        f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} compared with the input, {num_recomputed} computed "
+        f"once more: {len(report.findings)} findings",
+        options.folder,
+    )
+
+
+@dataclass(frozen=True)
+class ScoreCheck(verify.SetCheck):
+    """The options: by which encoder, and from what, how many rows of every set are computed once more; and the check of
+    a set and its rows."""
+
+    folder: Path
+    input_dir: Path | None = None
+    model_dir: str | None = None
+    recomputed_rows: int = 2
+    tokenized_dir: Path = Path("tokenized")
+    tokenizer: str | None = None
+
+    def check_set(self, report: Report, folder: Path) -> bool:
+        """Columns and input."""
+        before, columns = len(report.findings), mds.read_columns(folder)
+        source = input_folder(folder, self.input_dir)
+        if not verify.has_set(source):
+            raise ArgumentError(f"the rows that {folder} has scores of are not in {source}: pass --input_dir")
+        verify.compare_with_source(report, folder, source, "made from")
+        made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+        expected = mds.read_columns(source)
+        _, (num_tokens,) = mds.column_array(expected["prev_token_ids"])
+        num_chunks = num_tokens // made_with.get("chunk_tokens", 256)
+        if columns != {**expected, COLUMN: mds.array_column(np.dtype(np.float32), num_chunks)}:
+            report.found(
+                folder, f"has not the columns of {source} and the scores of {num_chunks} chunks, but {columns}"
+            )
+        return len(report.findings) == before
+
+    def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
+        """Rows that are those of the input, and scores that are numbers."""
+        result, windows = verify.Result(), mds.Rows(input_folder(folder, self.input_dir))
+        for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
+            if not np.isfinite(row[COLUMN]).all():
+                result.findings.append((number, "has scores that are not numbers"))
+            if other := [name for name, value in windows[number].items() if not np.array_equal(value, row[name])]:
+                result.findings.append((number, f"has other {', '.join(other)} than the row of {windows.folder}"))
+            result.num_compared += 1
+        return result
+
+
+def recompute(report: Report, options: ScoreCheck, model_dir: str, folder: Path) -> int:
+    """Compute some rows of a set once more; returns how many."""
+    meta = provenance.read_meta(folder) or {"made_with": {}}
+    made_with, model = meta["made_with"], EncoderModel.find(model_dir)
+    if made_with.get("model") != model.fingerprint:
+        report.found(folder, f"was made with another encoder than {model_dir}")
+        return 0
+    tokenizer = tokenizers.find(options.tokenizer, options.tokenized_dir, meta.get("tokenizer"))
+    read = RowTexts(
+        input_folder(folder, options.input_dir),
+        tokenizer,
+        word_piece_json(model),
+        made_with["query_tokens"],
+        made_with.get("query_prefix", ""),
+        made_with["chunk_tokens"],
+        made_with.get("passage_prefix", ""),
+    )
+    [device] = devices.choose_devices(None, 1)
+    encoder, rows = Encoder(model, "float32", device, normalize=False), mds.Rows(folder)
+    tolerance = TOLERANCE if made_with["dtype"] == "float32" else HALF_TOLERANCE
+    numbers = verify.sample(len(rows), options.recomputed_rows, options.seed, folder.name).tolist()
+    for number in numbers:
+        stored = rows[number][COLUMN]
+        expected = scores_of(encoder.embed(*read((number, number + 1))), len(stored))[0]
+        wrong = np.abs(expected - stored) > tolerance * np.abs(expected).max()
+        if wrong.any():
+            chunk = int(np.argmax(wrong))
+            what = f"has the score {stored[chunk]:.6g} for chunk {chunk}; the encoder gives {expected[chunk]:.6g}"
+            report.found(folder, what, number)
+    return len(numbers)

@@ -1,0 +1,110 @@
+"""Scores of the chunks before a row's query: which rows, by which encoder, go where; and the scores.
+
+`OUTPUT/{domain}/` has the rows of its input, with one column more:
+
+    context_scores   ndarray:float32:CHUNKS   Σ qᵢ cᵢ of the query's vector and that of each chunk of prev_token_ids
+
+A query is the text of the first `query_tokens` of `token_ids`, a chunk that of `chunk_tokens` of `prev_token_ids`, and
+vectors are those of encoder.py, as passages and queries of the search have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data.errors import ArgumentError
+from cepe_data.retrieval.encoder import GPU_DTYPE, EncoderModel
+from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage.inputs import SetInput
+from cepe_data.storage.parts import PartedSet, PartedSetOptions
+from cepe_data.teacher import devices
+from cepe_data.teacher.plan import named, require_column
+
+SHARD_BYTES = 64 << 20
+COLUMN = "context_scores"
+
+
+@dataclass(frozen=True)
+class ScoreOptions(PartedSetOptions):
+    """The arguments of retrieval/score_contexts.py."""
+
+    input_dir: Path
+    output: Path
+    domain: str
+    chunk_tokens: int
+    query_tokens: int
+    query_prefix: str
+    passage_prefix: str
+    tokenized_dir: Path
+    tokenizer: str | None
+    model_dir: str
+    dtype: str
+    device: str | None
+    batch_size: int | None
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """The rows of one domain with their scores, by an encoder of some dtype. `facts` are for its meta file."""
+
+    of_set: PartedSet
+    source: Path
+    num_chunks: int
+    dtype: str
+    facts: dict[str, Any]
+
+
+def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredSet:
+    """What is to be made of a domain; reads meta files only.
+
+    Raises:
+        ArgumentError: if the input is missing, has scores, or does not consist of whole chunks.
+    """
+    source, folder = args.input_dir / domain, args.output / domain
+    require_column(source, "token_ids", 1, args.query_tokens, "--query_tokens")
+    require_column(source, "prev_token_ids", 1, args.chunk_tokens, "--chunk_tokens")
+    columns = mds.read_columns(source)
+    if COLUMN in columns:
+        raise ArgumentError(f"{source} has the column {COLUMN} already: pass the set that a sampler wrote")
+    _, (num_tokens,) = mds.column_array(columns["prev_token_ids"])
+    num_chunks, rest = divmod(num_tokens, args.chunk_tokens)
+    if rest:
+        raise ArgumentError(f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are no multiple of it")
+    columns[COLUMN] = mds.array_column(np.dtype(np.float32), num_chunks)
+    made = parts.recorded(folder, "dtype", args.overwrite) if args.dtype == "auto" else None
+    dtype = made or devices.resolve_dtype(args.dtype, args.device, GPU_DTYPE)
+    prefixes = {name: getattr(args, name) for name in ("query_prefix", "passage_prefix") if getattr(args, name)}
+    made_with = {
+        "domain": domain,
+        "chunk_tokens": args.chunk_tokens,
+        "query_tokens": args.query_tokens,
+        "model": model.fingerprint,
+        "max_word_pieces": model.max_word_pieces,
+        "pooling": model.pooling,
+        "normalize": model.normalize,
+        "dtype": dtype,
+        **prefixes,
+    }
+    part_rows = args.part_rows(folder, mds.rows_per_shard(columns, SHARD_BYTES))
+    inputs = {"input": SetInput(source)}
+    of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args, inputs)
+    of_input = provenance.read_meta(source) or {}
+    is_beside = named(args.output).parent.resolve() == named(args.input_dir).parent.resolve()
+    facts = {
+        "input_name": named(args.input_dir).name if is_beside else None,
+        "tokenizer": of_input.get("tokenizer"),
+        "vocab_size": of_input.get("vocab_size"),
+    }
+    return ScoredSet(of_set, source, num_chunks, dtype, facts)
+
+
+def scores_of(vectors: np.ndarray, num_chunks: int) -> np.ndarray:
+    """float32 [rows, chunks], summed in float64, from float32 [rows · (1 + chunks), dimension]: of every row the vector
+    of its query, then those of its chunks."""
+    by_row = vectors.astype(np.float64).reshape(-1, 1 + num_chunks, vectors.shape[1])
+    return np.einsum("rd,rcd->rc", by_row[:, 0], by_row[:, 1:]).astype(np.float32)

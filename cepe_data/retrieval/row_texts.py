@@ -1,0 +1,57 @@
+"""The texts of rows that an encoder reads: the query, and the chunks before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cepe_data.retrieval.encoder import WordPieces
+from cepe_data.storage import mds
+from cepe_data.tokens import backends
+from cepe_data.tokens.tokenizers import TokenizerFiles
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """The task that reads rows [start, stop) of a set and tokenizes them for the encoder: int32 [total], the ids of
+    word pieces, and int64 [texts], lengths.
+
+    The texts of a row are its query, the first `query_tokens` of `token_ids`; and with `chunk_tokens`, behind it, all
+    of `prev_token_ids` in chunks of so many. Each comes after its prefix.
+    """
+
+    folder: Path
+    tokenizer: TokenizerFiles
+    word_pieces: str
+    query_tokens: int
+    query_prefix: str = ""
+    chunk_tokens: int | None = None
+    chunk_prefix: str = ""
+
+    @cached_property
+    def _rows(self) -> mds.Rows:
+        return mds.Rows(self.folder)
+
+    @cached_property
+    def _decode(self) -> backends.Decoder:
+        return backends.make_decoder(self.tokenizer)
+
+    @cached_property
+    def _word_pieces(self) -> WordPieces:
+        return WordPieces(self.word_pieces)
+
+    def __call__(self, rows: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        ids: list[np.ndarray] = []
+        prefixes: list[str] = []
+        for number in range(*rows):
+            row = self._rows[number]
+            ids.append(row["token_ids"][: self.query_tokens].astype(np.int32))
+            if self.chunk_tokens:
+                ids.extend(row["prev_token_ids"].astype(np.int32).reshape(-1, self.chunk_tokens))
+            prefixes += [self.query_prefix, *[self.chunk_prefix] * (len(ids) - len(prefixes) - 1)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        texts = self._decode(np.concatenate(ids), lengths)
+        return self._word_pieces.encode([prefix + text for prefix, text in zip(prefixes, texts, strict=True)])

@@ -1,0 +1,92 @@
+"""What parts are made from: inputs with a row for every row of the set, of which a part depends on its own rows only.
+
+A part is done while the content of these rows is the same, whatever becomes of the others: an input may grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from cepe_data.errors import DamagedFileError
+from cepe_data.storage import mds, provenance
+
+FILES = "input_files"  # what the meta file of a part calls the fingerprints of the files that its rows were in
+
+
+class Input(Protocol):
+    """An input of a parted set: row i of the set is made from row i of it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it, which no row is read for."""
+        ...
+
+    def rows_fingerprint(self, start: int, stop: int) -> str:
+        """A hash of the content of rows [start, stop), as far as there are such rows. They are read."""
+        ...
+
+    def files_fingerprint(self, start: int, stop: int) -> str | None:
+        """A hash of what is known, without reading, of the files that have rows [start, stop): while it is the same, so
+        is the content of the rows. None if nothing is known."""
+        ...
+
+
+@dataclass(frozen=True)
+class SetInput:
+    """An MDS set as an input."""
+
+    folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        return mds.fingerprint(self.folder)
+
+    def rows_fingerprint(self, start: int, stop: int) -> str:
+        return self._rows.fingerprint(start, stop)
+
+    def files_fingerprint(self, start: int, stop: int) -> str | None:
+        files = self._meta["files"] if self._meta else {}
+        names = [shard["raw_data"]["basename"] for shard in self._rows.shards]
+        places = [(files.get(names[number]), *rows) for number, *rows in self._rows.places(start, stop)]
+        return provenance.fingerprint(places) if all(facts for facts, *_ in places) else None
+
+    @cached_property
+    def _rows(self) -> mds.Rows:
+        return mds.Rows(self.folder)
+
+    @cached_property
+    def _meta(self) -> provenance.Meta | None:
+        return provenance.read_meta(self.folder)
+
+    def __getstate__(self) -> dict[str, Path]:
+        """For another process: what is open is open in this one."""
+        return {"folder": self.folder}
+
+
+def describe_set(inputs: Mapping[str, Input]) -> provenance.Meta:
+    """What the provenance of a set says of its inputs: their fingerprints."""
+    return {name: one.fingerprint for name, one in inputs.items()}
+
+
+def describe_part(inputs: Mapping[str, Input], part: Path, start: int, stop: int) -> provenance.Meta:
+    """What the provenance of the part that has rows [start, stop) says of its inputs: hashes of their rows. A part that
+    is there, and was made from the files that are there now, is asked: then no row is read."""
+    meta = None
+    with contextlib.suppress(DamagedFileError):  # whoever asks whether the part is done says so
+        meta = provenance.read_meta(part) if part.exists() else None
+    found, files = {}, describe_files(inputs, start, stop)
+    for name, one in inputs.items():
+        is_known = meta is not None and name in files and meta.get(FILES, {}).get(name) == files[name]
+        found[name] = meta["made_with"][name] if meta and is_known else one.rows_fingerprint(start, stop)
+    return found
+
+
+def describe_files(inputs: Mapping[str, Input], start: int, stop: int) -> provenance.Meta:
+    """What the meta file of that part says of the files that have its rows, as far as anything is known of them."""
+    found = {name: one.files_fingerprint(start, stop) for name, one in inputs.items()}
+    return {name: files for name, files in found.items() if files is not None}

@@ -1,0 +1,129 @@
+"""Score the chunks before every row against its query, as CEPE's RePlug mode reads them.
+
+reads   INPUT_DIR/{domain}/ (MDS of a sampler), a text encoder, TOKENIZED_DIR/tokenizer
+writes  OUTPUT/{domain}/ (MDS: the columns of the input, and context_scores); before they are joined, its parts are in
+        {domain}.parts/
+
+    python -m retrieval.score_contexts --input_dir 32k_ab/test --model_dir facebook/contriever \\
+        --output 32k_ab/test_contriever_scores
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cepe_data import cli, shards, workers
+from cepe_data.retrieval.context_scores import COLUMN, ScoredSet, ScoreOptions, plan_scores, scores_of
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from cepe_data.retrieval.row_texts import RowTexts
+from cepe_data.storage import mds
+from cepe_data.teacher import devices
+from cepe_data.tokens import tokenizers
+from retrieval.embed_passages import add_encoder_arguments
+
+TEXTS_AT_ONCE = 4096
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--input_dir", type=Path, required=True, help="the folder of the domain folders: OUT/test")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--domain", default="all", help="a domain, a list with commas, or all")
+    parser.add_argument(
+        "--chunk_tokens", type=cli.positive_count, default=256, help="tokens of a chunk; CEPE's --context_size"
+    )
+    parser.add_argument(
+        "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
+    )
+    parser.add_argument("--query_prefix", default="", help="put before every query for the encoder, as in search")
+    parser.add_argument("--passage_prefix", default="", help="put before every chunk, as in embed_passages")
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    add_encoder_arguments(parser)
+    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
+    parser.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB)",
+    )
+    parser.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
+    )
+    cli.add_overwrite_argument(parser)
+    shards.add_shard_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    args = cli.typed(ScoreOptions, parse_args())
+    start = time.monotonic()
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
+    domains = mds.find_domains(args.input_dir, args.domain)
+    model = EncoderModel.find(args.model_dir)
+    sets = [plan_scores(args, domain, model) for domain in domains]
+    if not args.merge:
+        missing = [one for one in sets if not one.of_set.joined.is_done()]
+        for one in missing:
+            one.of_set.restore_parts(shard_id, num_shards)
+        todo = [(one, parts) for one in missing if (parts := one.of_set.todo(shard_id, num_shards))]
+        if todo:
+            write(args, model, todo)
+        if num_shards > 1:
+            cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")
+            return cli.EXIT_OK
+    for one in sets:
+        one.of_set.join(num_shards, args.delete_parts, one.facts, start)
+    return cli.EXIT_OK
+
+
+def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSet, list[int]]]) -> None:
+    """Write these parts; while one is embedded, the workers read and tokenize the next."""
+    [device] = devices.choose_devices(args.device, 1)
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
+    model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
+    word_pieces = workers.run_in_child(word_piece_json, model)
+    for one, parts in todo:
+        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.facts["tokenizer"])
+        encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
+        sizes = (args.query_tokens, args.query_prefix, args.chunk_tokens, args.passage_prefix)
+        reader = RowTexts(one.source, tokenizer, word_pieces, *sizes)
+        one.of_set.remove_stale_temporaries()
+        # Blocks begin anew with every part: so its bytes do not depend on which parts are made by the same run.
+        blocks = [block for part in parts for block in blocks_of(one, part)]
+        with (
+            workers.Workers(min(args.num_workers, len(blocks)), reader) as pool,
+            cli.progress_bar(one.of_set.count_rows(parts), "row", f"score {one.source.name}") as bar,
+        ):
+            read = pool.map_in_order(blocks, lambda _: 1, 2 * args.num_workers)
+            scores = (scores_of(encoder.embed(*texts), one.num_chunks) for _, texts in read)
+            for part in parts:
+                one.of_set.write_part(part, scored_rows(one, part, scores))
+                bar.update(one.of_set.count_rows([part]))
+
+
+def blocks_of(one: ScoredSet, part: int) -> list[tuple[int, int]]:
+    """The rows of a part, some at a time: first row, and the row after the last."""
+    start, stop = one.of_set.part_ranges[part]
+    step = max(1, TEXTS_AT_ONCE // (1 + one.num_chunks))
+    return [(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+
+def scored_rows(one: ScoredSet, part: int, scores: Iterator[np.ndarray]) -> Iterator[dict[str, Any]]:
+    """The rows of a part; `scores` has an array for each of its blocks."""
+    rows = mds.Rows(one.source)
+    for first, stop in blocks_of(one, part):
+        of_block = next(scores)
+        for number in range(first, stop):
+            yield {**rows[number], COLUMN: of_block[number - first]}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -49,6 +49,7 @@ def main() -> int:
         cli.say(line)
     cli.say(
         "\nLook next at\n"
+        "  demo_output/report.html             all of it on one page, in a browser\n"
         "  demo_output/tokens.png, teacher.png how long the documents are, and how sure the teacher is\n"
         "  demo_output/1k_ab/manifest.json     where the rows come from, and how many there could have been\n"
         "  docs/formats.md                     every file above, byte by byte\n"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+import sanity_check
 from cepe_data.inspect.page import rows as page_rows
 from cepe_data.storage import mds
 from demo import models
@@ -187,11 +188,15 @@ def test_what_the_page_says_is_what_the_sets_have(made: Path, run: Run) -> None:
     assert "7 figures" in again.stdout and (made / "b.html").read_bytes() == (made / "report.html").read_bytes()
 
 
-def test_a_command_on_the_page_gives_the_same_bytes(made: Path, run: Run, tmp_path: Path) -> None:
+def test_commands_on_the_page_are_accepted_and_give_the_same_bytes(made: Path, run: Run, tmp_path: Path) -> None:
     commands = [shlex.split(line) for line in Parsed(made / "report.html").elements["pre"][0].strip().splitlines()]
     [command] = [words for words in commands if words[1] == "sample_mds_ab.py"]
     assert [words[1] for words in commands].count("sample_mds_concat.py") == 1
-    assert {"retrieval.search", "calculate_logits.py"} <= {word for words in commands for word in words}
+    parsers = {parse.__module__: parse for parse in sanity_check.parsers_of_steps().values()}
+    steps = [words[1:] if words[1] == "-m" else words for words in commands[1:]]
+    assert len(steps) == len(parsers)
+    for _, script, *arguments in steps:
+        parsers.pop(script.removesuffix(".py"))(arguments)  # ends the test if they are refused
     where = ["--tokenized_dir", made / "tokenized", "--file_list", made / "all_jsonl.txt", "--allow_shortage"]
     run(*command[1:], *where, cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "LONG") == reference.tree_bytes(made / "LONG")

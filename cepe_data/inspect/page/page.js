@@ -172,7 +172,8 @@
   const texts = content.rows.map(textOf);
 
   const excerpt = (row) => {
-    const text = wholeText(row.texts[Math.min(1, row.texts.length - 1)].segments);
+    const ofRow = row.texts.find(({ title }) => /^(decoder|query)/.test(title)) ?? row.texts[0];
+    const text = wholeText(ofRow?.segments ?? []);
     return text.replace(/[\p{C}\p{Z}]+/gu, " ").trim().slice(0, 90);
   };
 

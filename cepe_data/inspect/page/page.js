@@ -86,7 +86,7 @@
     hideExpected();
     article.append(element("h3", "", nameOf(row)));
     for (const line of row.source) article.append(element("p", "source", line));
-    if (row.expected) article.append(element("p", "note", "The darker a token, the less the teacher expected it."));
+    if (row.expected) article.append(element("p", "note", "The stronger the shade of a token, the less the teacher expected it."));
     for (const text of row.texts) {
       const figure = element("section", "text");
       const heading = element("h4", "", `${text.title}, ${number(text.tokens)} tokens`);

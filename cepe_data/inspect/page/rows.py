@@ -125,7 +125,7 @@ class Rows:
             taken = 0
             for row in verify.sample(len(rows), num_rows, self.seed, str(one.folder)).tolist():
                 content = self._row(one, row, rows[row], windows[row] if windows else {}, texts)
-                size = len(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")) if content else 0
+                size = size_on_page(content)
                 if taken + size > room:
                     self.num_left_out += 1
                 elif content:
@@ -186,6 +186,12 @@ class Rows:
                 "tokens": len(ids),
                 "segments": list(texts.segments(ids.tolist(), marked)),
             }
+
+
+def size_on_page(content: object) -> int:
+    """Bytes of something as JSON in HTML, where a character that could be markup is an escape of 6."""
+    whole = json.dumps(content, ensure_ascii=False)
+    return len(whole.encode("utf-8", "replace")) + 5 * sum(map(whole.count, "<>&'"))
 
 
 def text(title: str, ids: Sequence[int], texts: Texts, first: int, last: int) -> dict[str, Any]:

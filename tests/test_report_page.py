@@ -30,7 +30,7 @@ PLANTED = (
     "</script><script>window.planted = 1</script><img src=x onerror='window.planted = 1'><!--<script> &lt; \x07\u202e"
 )
 FILE_NAME = "<img src=x onerror='window.planted = 1'>&amp;.jsonl"
-TEACHER = "OUT/train-logits-enc64-dec48-teacher"
+TEACHER = "OUT/train-logits-enc32-dec48-teacher"
 SHARED = page_rows.SHARED_TOKENS
 
 
@@ -52,7 +52,7 @@ def made(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Pa
     run("sample_mds_ab.py", "LONG", 2048, 64, 5000, 0, "--domains", "wiki=1", "--test_fraction", 0.3,
         "--allow_shortage", cwd=folder)  # fmt: skip
     run("calculate_logits.py", "--input_dir", "OUT/train", "--model_dir", "teacher", "--domain", "wiki", "--topk", 200,
-        "--num_encoder_tokens", 64, "--num_decoder_tokens", 48, cwd=folder)  # fmt: skip
+        "--num_encoder_tokens", 32, "--num_decoder_tokens", 48, cwd=folder)  # fmt: skip
     run(
         "retrieval.embed_passages", "--corpus", "OUT/retrieval", "--output", "EMB", "--model_dir", "encoder", cwd=folder
     )
@@ -151,7 +151,7 @@ def test_what_the_page_says_is_what_the_sets_have(made: Path, run: Run) -> None:
     for number, row in rows_of(parsed, f"{TEACHER}/wiki").items():
         ids = mds.Rows(made / "OUT/train/wiki")[number]["token_ids"].tolist()
         stored = mds.Rows(made / TEACHER / "wiki")[number]
-        assert len(row["expected"]) == 48
+        assert len(row["expected"]) == 48 and [one["tokens"] for one in row["texts"]] == [32, 64]
         for position, one in enumerate(row["expected"]):
             index, prob = stored["target_index"][position].tolist(), stored["target_prob"][position]
             assert [p for _, p in one["best"]] == pytest.approx(prob[:5].tolist(), rel=1e-3)

@@ -62,7 +62,7 @@ def draw_all(report: Report, run: Run, seed: int) -> list[Figure]:
     from matplotlib import rcParams
 
     rcParams["svg.fonttype"] = "none"  # text that can be read aloud, searched and coloured
-    figures = [*of_tokens(run.corpus, seed), *of_places(report, run, seed)]
+    figures = [*of_tokens(report, run.corpus, seed), *of_places(report, run, seed)]
     return [*figures, *of_teachers(report, run, seed), *of_scores(report, run, seed), *of_overlap(report, run)]
 
 
@@ -84,11 +84,13 @@ def _page_colour(grey: re.Match[str]) -> str:
 # -- token files -------------------------------------------------------------------------------------------------------
 
 
-def of_tokens(corpus: Corpus, seed: int) -> Iterator[Figure]:
+def of_tokens(report: Report, corpus: Corpus, seed: int) -> Iterator[Figure]:
     """Lengths of documents, and the shares of domains."""
     if not corpus.files:
         return
-    counts = _largest(sample_lengths(corpus, seed), lambda one: one.tokens)
+    counts = _largest(sample_lengths(report, corpus, seed), lambda one: one.tokens)
+    if not counts:
+        return
     page = Page(0.55 + plots.LENGTHS_PITCH * len(counts) + 0.5)
     plots.draw_lengths(page, 0.55, counts, LONG_DOCUMENT_TOKENS, WINDOW_STEP)
     seen, all_of_them = (sum(one.documents for one in of.values()) for of in (counts, corpus.totals))
@@ -103,23 +105,26 @@ def of_tokens(corpus: Corpus, seed: int) -> Iterator[Figure]:
     yield Figure("shares", "Shares of domains", sentence, note, as_svg(page, "shares"))
 
 
-def sample_lengths(corpus: Corpus, seed: int) -> dict[str, DomainCounts]:
-    """The lengths of all documents, or of a range of them in every file where there are too many; by domain."""
+def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, DomainCounts]:
+    """The lengths of all documents, or of a range of them in every file where there are too many; by domain. A file
+    that cannot be read is a finding."""
     counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
     of_file = max(1, MAX_DOCUMENTS // len(corpus.files))
     for file in corpus.files:
-        with TokenFile(corpus.tokenized_dir / file.token_file) as tokens:
-            start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
-            stop = min(tokens.num_documents, start + of_file)
-            lengths = tokens.lengths(start, stop)
-            if not tokens.domain_names:
-                counts[str(file.domain)].add_lengths(lengths)
-                counts[str(file.domain)].files += 1
-                continue
-            numbers = tokens.domain_numbers(start, stop)
-            for number in np.unique(numbers).tolist():
-                counts[tokens.domain_names[number]].add_lengths(lengths[numbers == number])
-                counts[tokens.domain_names[number]].files += 1
+        path = corpus.tokenized_dir / file.token_file
+        try:
+            with TokenFile(path) as tokens:
+                start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
+                stop = min(tokens.num_documents, start + of_file)
+                lengths, names = tokens.lengths(start, stop), tokens.domain_names
+                numbers = tokens.domain_numbers(start, stop) if names else np.zeros(len(lengths), np.uint8)
+        except verify.FAILURES as error:
+            found_once(report, path, error)
+            continue
+        for number in np.unique(numbers).tolist():
+            domain = counts[names[number] if names else str(file.domain)]
+            domain.add_lengths(lengths[numbers == number])
+            domain.files += 1
     return dict(sorted(counts.items()))
 
 

@@ -154,7 +154,7 @@ class Rows:
             return None
         source = show.describe_source(one.tokens_of, number, self.tokenized_dir) if one.tokens_of else []
         if one.kind == ANNOTATED:
-            return {"row": number, "source": source, **annotated(row, window, texts, one.num_samples)}
+            return {"row": number, "source": source, **annotated(one, row, window, texts)}
         if one.kind == RETRIEVED:
             return {"row": number, "source": source, "texts": list(self._retrieved(one, number, row, window, texts))}
         prev, ids = row["prev_token_ids"].tolist(), row["token_ids"].tolist()
@@ -202,9 +202,10 @@ def text(title: str, ids: Sequence[int], texts: Texts, first: int, last: int) ->
     return {"title": title, "tokens": len(ids), "segments": segments}
 
 
-def annotated(row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts, num_samples: int) -> dict[str, Any]:
-    """The end of the context, and every annotated token with what the teacher expects after it: of samples, what share
-    of the draws each word has; one of none is not drawn."""
+def annotated(one: ShownSet, row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """The end of the context, and annotated tokens with what the teacher expects after each: of samples, what share of
+    the draws a word has; a word without one was not drawn. Passages as context are in a set of their own."""
+    num_samples = one.num_samples
     ids, indices, prob = window["token_ids"].tolist(), row["target_index"], row["target_prob"].astype(np.float64)
     num_shown = min(len(indices), EDGE_TOKENS, len(ids))
     pieces = texts.of_documents(ids)
@@ -229,10 +230,14 @@ def annotated(row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts, n
                 ],
             }
         )
-    context = text("context: the end of prev_token_ids", window["prev_token_ids"].tolist(), texts, 0, FAR_TOKENS)
     title = f"decoder: the first {num_shown:,} of {len(indices):,} annotated tokens of token_ids"
-    decoder = {"title": title, "tokens": len(ids), "segments": segments}
-    return {"texts": [context, decoder], "expected": expected, "topk": indices.shape[1], "samples": num_samples}
+    shown: list[dict[str, Any]] = [{"title": title, "tokens": len(ids), "segments": segments}]
+    if num_context := one.made_with.get("num_encoder_tokens"):
+        context = window["prev_token_ids"][-num_context:].tolist()
+        shown.insert(0, text("context: the end of prev_token_ids", context, texts, 0, FAR_TOKENS))
+    else:
+        shown[0]["title"] += f", behind {one.made_with.get('retrieval_k')} retrieved passages as context"
+    return {"texts": shown, "expected": expected, "topk": indices.shape[1], "samples": num_samples}
 
 
 def rounded(probability: float) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.inspect import check_all
-from cepe_data.inspect.check_all import ANNOTATED, EMBEDDED, HITS, OUTPUT, RETRIEVED, WINDOWS
+from cepe_data.inspect.check_all import ANNOTATED, HITS, OUTPUT, RETRIEVED, WINDOWS
 from cepe_data.samples.check import MANIFEST
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report
@@ -23,7 +23,6 @@ from cepe_data.teacher import check as teacher_check
 from cepe_data.tokens.check_file import DomainCounts
 from cepe_data.tokens.token_file import TokenFile
 
-TITLES = {WINDOWS: "windows", ANNOTATED: "teacher", RETRIEVED: "retrieved passages"}
 POSITIONAL = {  # the arguments of a manifest that stand before the flags, behind OUT
     "sample_mds_ab.py": ("total_length", "decoder_length", "eval_samples", "train_samples"),
     "sample_mds_concat.py": ("encoder_length", "decoder_length", "eval_samples", "train_samples", "retrieval_samples"),
@@ -279,9 +278,8 @@ class Run:
                 values["tokenizer"][str(one.meta["tokenizer"])] = None
             if one.kind == ANNOTATED:
                 values["teacher"][f"{model_name(one)} ({one.made_with['model']})"] = None
-        for folder in self.found.folders[EMBEDDED]:
-            for made_with in self.found.folders[EMBEDDED][folder]:
-                values["text encoder"][str(made_with.get("model"))] = None
+        for of_folder in self.found.folders[HITS].values():
+            values["text encoder"] |= {str(made_with["model"]): None for made_with in of_folder}
         return {name: "; ".join(of_name) for name, of_name in values.items()}
 
     def commands(self) -> list[str]:

@@ -5,15 +5,16 @@ VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 NEWEST := $(VENV)/newest
+REAL := $(VENV)/real
 GPU_MACHINE := $(VENV)/gpu_machine
 GPU_TESTS := tests/test_teacher.py tests/test_targets.py tests/test_calculate_logits.py tests/test_retrieval.py \
     tests/test_gpu_benchmark.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test testgpu lint bench clean
+.PHONY: help install demo demo-real test testgpu lint bench clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED) ## make .venv with the tested set of libraries
 
@@ -31,6 +32,10 @@ $(NEWEST): tests/newest.txt $(INSTALLED)
 	@rm -rf $@
 	@$(PYTHON_IN_VENV) -m pip install --quiet --no-deps --target $@ --requirement $<
 
+$(REAL): demo/real.txt $(INSTALLED)
+	@rm -rf $@
+	@$(PYTHON_IN_VENV) -m pip install --quiet --no-deps --target $@ --requirement $<
+
 $(GPU_MACHINE)/.installed: tests/gpu_machine.txt tests/newest.txt $(INSTALLED)
 	@rm -rf $(GPU_MACHINE)
 	@$(PYTHON) -m venv $(GPU_MACHINE)
@@ -39,6 +44,9 @@ $(GPU_MACHINE)/.installed: tests/gpu_machine.txt tests/newest.txt $(INSTALLED)
 
 demo: $(INSTALLED) ## run the whole pipeline on a small corpus made on the spot, in demo_output/
 	@$(PYTHON_IN_VENV) -m demo.run
+
+demo-real: $(INSTALLED) $(REAL) ## the same on the King James Bible, with SmolLM2-135M as teacher and MiniLM as encoder
+	@PYTHONPATH=$(abspath $(REAL)) $(PYTHON_IN_VENV) -m demo.run --real
 
 test: $(INSTALLED) $(NEWEST) ## run all tests
 	@$(PYTHON_IN_VENV) -m pytest -n 2
@@ -55,5 +63,5 @@ bench: $(INSTALLED) ## run all benchmarks; each prints ratios to a reference mea
 	@for script in $$(grep -l "^if __name__" benchmarks/*.py); do echo "== $$script"; $(PYTHON_IN_VENV) $$script || exit 1; done
 
 clean: ## remove .venv, demo_output and caches
-	rm -rf $(VENV) demo_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_output demo_real_output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

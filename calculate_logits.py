@@ -16,8 +16,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
@@ -29,6 +28,9 @@ from cepe_data.teacher.inputs import InputRows
 from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotations
 
 Todo = list[tuple[Annotation, int]]  # parts, by their number in the set of a domain
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

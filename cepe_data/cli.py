@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from cepe_data.errors import PipelineError
+from cepe_data.errors import ArgumentError, PipelineError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 MAX_COUNT = 1 << 53
 GRACE_SECONDS = 8.0
+LIBRARY = Path(__file__).resolve().parent
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
 
 
@@ -115,6 +116,7 @@ def run(main: Callable[[], int]) -> None:
 
 def _exit_status_of(main: Callable[[], int], script: str) -> int:
     try:
+        _require_own_library(Path(getattr(sys.modules["__main__"], "__file__", script)).resolve())
         status = main()
         sys.stdout.flush()
     except PipelineError as error:
@@ -132,6 +134,20 @@ def _exit_status_of(main: Callable[[], int], script: str) -> int:
         )
         status = EXIT_FAILED
     return status
+
+
+def _require_own_library(script: Path) -> None:
+    """A script uses the library beside it: that of another clone, such as an installed one, may write other bytes.
+
+    Raises:
+        ArgumentError: if it is another one.
+    """
+    for folder in script.parents[:2]:  # the second is for retrieval/
+        if (folder / "cepe_data/cli.py").exists() and (folder / "cepe_data").resolve() != LIBRARY:
+            raise ArgumentError(
+                f"{script} is not a script of the library that it found, {LIBRARY}: "
+                f"run it as `python -m {'.'.join(script.relative_to(folder).with_suffix('').parts)}` in {folder}"
+            )
 
 
 class Stopped(KeyboardInterrupt):
@@ -197,6 +213,7 @@ class Stopped(KeyboardInterrupt):
         os._exit(128 + self._number)
 
 
+command_name: str | None = None  # of an installed command, set by console.py
 _bars: list[tqdm] = []  # the last one is that of this process
 
 
@@ -239,8 +256,8 @@ def this_command(*added: object) -> str:
     """The running command as one can paste it, with more arguments at its end."""
     script, *arguments = sys.argv
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    what = ["-m", module.name] if module else [script]
-    return shlex.join(["python", *what, *arguments, *map(str, added)])
+    what = ["python", "-m", module.name] if module else ["python", script]
+    return shlex.join([*([command_name] if command_name else what), *arguments, *map(str, added)])
 
 
 def report_disk(output: Path, num_bytes: int) -> None:

@@ -7,7 +7,6 @@ to it. A pool of one worker runs in this process.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -22,19 +21,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, TypeVar
 
-from cepe_data import cli
+from cepe_data import cli, system
 from cepe_data.errors import PipelineError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_PR_SET_PDEATHSIG = 1
 _OF_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
 def default_num_workers() -> int:
     """The cores that slurm gives this task, else those of the affinity mask."""
     of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, int(of_task)) if of_task.isdecimal() else len(os.sched_getaffinity(0))
+    return max(1, int(of_task)) if of_task.isdecimal() else system.usable_cores()
 
 
 class Workers(Generic[Item, Result]):
@@ -54,8 +52,8 @@ class Workers(Generic[Item, Result]):
 
     def __enter__(self) -> Workers[Item, Result]:
         if self.num_workers > 1:
-            self._packed = _pack(self._task)
-            self._executor = _open_executor(self.num_workers, _read_task, (os.getpid(), self._packed.fileno()))
+            self._packed, path = _pack(self._task)
+            self._executor = _open_executor(self.num_workers, _read_task, (path,))
         return self
 
     def __exit__(
@@ -160,8 +158,8 @@ def run_shares(
 _own: dict[str, Any] = {}
 
 
-def _read_task(parent: int, descriptor: int) -> None:
-    with Path(f"/proc/{parent}/fd/{descriptor}").open("rb") as file:
+def _read_task(path: Path) -> None:
+    with path.open("rb") as file:
         _own["task"] = pickle.load(file)
 
 
@@ -212,13 +210,13 @@ def _naming_shared_memory() -> Iterator[None]:
         ) from error
 
 
-def _pack(task: Callable[..., Any]) -> IO[bytes]:
-    """A nameless file from which processes take their task. The pipe through which multiprocessing
+def _pack(task: Callable[..., Any]) -> tuple[IO[bytes], Path]:
+    """A file from which processes take their task. The pipe through which multiprocessing
     would send it can be too small, and waits forever for a process that is killed before it has read all of it."""
-    file = os.fdopen(os.memfd_create("task"), "wb")
+    file, path = system.open_shared_file()
     pickle.dump(task, file)
     file.flush()
-    return file
+    return file, path
 
 
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -254,9 +252,7 @@ def _kill(executor: ProcessPoolExecutor) -> None:
 
 
 def _start_worker(parent: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
+    system.die_with_parent(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ctrl-C is for the parent alone
     if prepare is not None:
         prepare(*arguments)

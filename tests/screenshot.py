@@ -1,6 +1,6 @@
-"""A page in a real browser: what the tests of the page use, and what makes the README's picture of it.
+"""A page in a real browser: what the tests of the page use, and what makes the README's figure of it.
 
-python -m tests.screenshot demo_output/report.html docs/report.png
+python -m tests.screenshot demo_output/report.html docs/figures/report.png
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cepe_data.inspect import plots
 from cepe_data.storage import mds, outputs, provenance
+from cepe_data.tokens.check_file import DomainCounts
 from tests import reference
 from tests.conftest import Run
 
@@ -55,7 +57,7 @@ def test_lengths_and_windows_are_those_of_the_token_files(run: Run, tmp_path: Pa
     lay_out_tokens(tmp_path, LENGTHS)
     flags = ("--json", "--documents", 2, "--plot")
     content = json.loads(run("sanity_check.py", *flags, "out.png", cwd=tmp_path).stdout)
-    assert content["ok"] and content["plot"] == "out.png"
+    assert content["ok"] and content["plot"] == "out.png" and content["plot_of_shares"] == "out.shares.png"
     edges = [2 ** (half_octave / 2) for half_octave in range(60)]
     for domain, folder in (("arxiv", "arxiv"), ("c4-rp", "c4"), ("wiki", "wikipedia"), ("$own_1$", "$own_1$")):
         paths = sorted((tmp_path / "tokenized" / folder).glob("*.npy"))
@@ -69,7 +71,27 @@ def test_lengths_and_windows_are_those_of_the_token_files(run: Run, tmp_path: Pa
             windows = sum(len(range(0, length - total + 1, 4096)) for length in flat)
             assert found[f"windows of {total}"] == windows
     assert content["domains"]["arxiv"]["windows of 131072"] > 10
-    check_figure(tmp_path / "out.png")
+    for name in ("out.png", "out.shares.png"):
+        check_figure(tmp_path / name)
+
+
+def test_headlines_are_true() -> None:
+    def counts(**numbers: int) -> dict[str, DomainCounts]:
+        return {
+            domain: DomainCounts(1, 1, number, windows=np.array([number, 0, 0])) for domain, number in numbers.items()
+        }
+
+    assert plots.windows_title(counts(arxiv=1000, law=1), LONG) == "arxiv holds the most windows of 8k (> 99 %)"
+    assert plots.windows_title(counts(arxiv=5, law=5, cc=2), LONG) == (
+        "arxiv and law hold the most windows of 8k (42 % each)"
+    )
+    assert plots.windows_title(counts(arxiv=0), LONG) == "No document is long enough for a window of 8k tokens"
+    own = plots.shares_of_tokens(counts(law=3, med=1))
+    assert own == {"law": (0.75, 0), "med": (0.25, 0)}
+    assert plots.proportions_title(own) == "law holds 75 % of the tokens"
+    mixed = plots.shares_of_tokens(counts(law=50, arxiv=50))
+    assert mixed["law"] == (0.5, 0) and mixed["arxiv"] == (0.5, 28 / 1210) and mixed["cc"] == (0, 878 / 1210)
+    assert plots.proportions_title(mixed) == "Against RedPajama, the share of arxiv is 22 times as large"
 
 
 def test_the_same_numbers_give_the_same_picture(run: Run, tmp_path: Path) -> None:

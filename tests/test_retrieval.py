@@ -528,13 +528,13 @@ def test_shared_spans_are_those_of_brute_force(row: list[int], span: int, seed: 
 
 
 def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not(tmp_path: Path) -> None:
-    """Halves of help pages of the standard library, 40 words each, among the other halves of 150."""
+    """Halves of articles of the language reference, 40 words each, among the other halves of all of them."""
     from transformers import AutoConfig, AutoModel
 
-    from demo.corpus import read_help_pages
+    from demo.corpus import read_topics
 
-    pages = [text.split() for _, text in read_help_pages()]
-    halves = [(" ".join(page[30:70]), " ".join(page[70:110])) for page in pages if len(page) > 150][:150]
+    articles = [text.split() for _, text in read_topics()]
+    halves = [(" ".join(words[30:70]), " ".join(words[70:110])) for words in articles if len(words) > 110]
     random = tmp_path / "random"
     shutil.copytree(find_encoder(), random)
     torch.manual_seed(0)
@@ -545,7 +545,7 @@ def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not
         word_pieces = WordPieces(workers.run_in_child(word_piece_json, model))
         encoder = Encoder(model, "float32", "cpu", True)
         queries, passages = (encoder.embed(*word_pieces.encode(texts)) for texts in zip(*halves, strict=True))
-        best = TopK(queries, 10, "cpu")
+        best = TopK(queries, 3, "cpu")
         best.add(passages.astype(np.float16), 0)
         keys, _ = best.best()
         best.close()

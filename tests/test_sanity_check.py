@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -175,3 +176,39 @@ def test_show_refuses_a_tokenizer_that_did_not_make_the_tokens(run: Run, world: 
     assert "(tokenized/book/book.npy is of another tokenizer)" in done.stdout
     done = run(*show, "--tokenized_dir", world.tokenized, cwd=tmp_path)
     assert "source: book/book.jsonl, document" in done.stdout
+
+
+def test_show_takes_ranges_random_rows_all_domains_documents_and_passages(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    lay_out(tmp_path, world)
+    concat = ("sample_mds_concat.py", "OUT", 32, 32, 100, 0, 100, "--retrieval_shards", 1, "--retrieval_chunk_size", 16)
+    run(*concat, "--test_fraction", 0.2, "--allow_shortage", cwd=tmp_path)
+
+    def show(*arguments: object, status: int = 0) -> str:
+        done = run("sanity_check.py", "show", *arguments, cwd=tmp_path, status=status)
+        return done.stdout if status == 0 else done.stderr
+
+    domains = sorted(path.parent.name for path in (tmp_path / "OUT/test").glob("*/index.json"))
+    assert len(domains) == 7
+    first_lines = re.findall(r"^OUT/test/(\S+) row (\d+) of", show("OUT/test", "0:2", "--domain", "all"), re.MULTILINE)
+    assert first_lines == [(domain, str(row)) for domain in domains for row in (0, 1)]
+    assert len({show("OUT/test/cc", "random") for _ in range(3)}) > 1
+    assert show("OUT/test", 1, "--domain", "cc") == show("OUT/test/cc", 1) == show("OUT/test/cc", "1:2")
+    assert "--domain no: in OUT/test there is arxiv, book" in show("OUT/test", 0, "--domain", "no", status=2)
+    for rows in ("5:5", "x", "-1"):
+        assert "argument ROWS" in show("OUT/test/cc", rows, status=2)
+
+    documents = show(f"tokenized/{BOOK}", "3:5", "--max_characters", 10**6).split("--- ")[1:]
+    texts = reference.texts_of(world.data / "book/book.jsonl")
+    for number, document in enumerate(documents, 3):
+        assert document.startswith(f"tokenized/{BOOK} document {number} of 40 of book/book.jsonl, ")
+        assert texts[number] in document
+    assert len(documents) == 2
+    assert "there is no row 40" in show(f"tokenized/{BOOK}", 40, status=2)
+
+    passages = [json.loads(line) for line in (tmp_path / "OUT/retrieval/0/wiki.jsonl").read_text().splitlines()]
+    shown = show("OUT/retrieval/0/wiki.jsonl", 1)
+    assert "--- passage {id}\n{contents}\n--- neighbor\n{neighbor}\n".format(**passages[1]) in shown
+    assert show("OUT/retrieval/0", 1, "--domain", "wiki") == shown
+    assert "is not there" in show("OUT/retrieval/9/wiki.jsonl", 1, status=2)

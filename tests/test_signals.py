@@ -106,3 +106,12 @@ def test_a_signal_ends_a_step_in_seconds_and_a_rerun_goes_on(
     run(*whole, cwd=tmp_path / "stopped")
     assert reference.tree_bytes(tmp_path / "stopped" / out) == reference.tree_bytes(tmp_path / "whole" / out)
     shutil.rmtree(tmp_path / "stopped" / out)
+
+
+@pytest.mark.parametrize("script", ["tokenize_jsonl.py", "calculate_logits.py", "retrieval.search"])
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path: Path, script: str) -> None:
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    what = ["-m", script] if script.startswith("retrieval.") else [str(PROJECT / script)]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
+    done = subprocess.run([sys.executable, *what], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -19,12 +19,12 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.storage import outputs
 from cepe_data.storage.report import Report
+from cepe_data.tokens.check_file import DomainCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from cepe_data.teacher.check import Positions
-    from cepe_data.tokens.check_file import DomainCounts
 
 # The formats, and what leaves the date out of each.
 DATELESS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
@@ -34,7 +34,7 @@ DPI = 150
 PAGE_WIDTH, MARGIN, NAME_WIDTH = 9.0, 0.2, 1.5  # inches, as everywhere below
 TITLE_CHARACTERS, NAME_CHARACTERS = 92, 15
 LINE_HEIGHT = 0.21
-LENGTHS_PITCH, SHARES_PITCH, POSITIONS_PITCH = 0.62, 0.5, 1.3  # a domain's height in each figure
+LENGTHS_PITCH, SHARES_PITCH, POSITIONS_PITCH = 0.82, 0.5, 1.3  # a domain's height in each figure
 FILLED: dict[str, Any] = {"facecolor": "0.25", "edgecolor": "0.25", "linewidth": 0.6}
 HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.25", "linewidth": 0.6, "hatch": "/////"}
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -67,72 +67,90 @@ def draw_tokens(
     thresholds: Sequence[int],
     step: int,
 ) -> None:
-    """Draw lengths, windows and tokens by domain, of which `num_listed` files should be there."""
+    """Draw the lengths of documents and the windows in them into `path`, and the domains' shares of the tokens into
+    `X.shares.png` beside it. `num_listed` files should be there."""
     counts = {domain: one for domain, one in sorted(counts.items()) if one.files}
     if not counts:
         cli.warn(f"no token file could be read: {path} is not written")
         return
-    num_files, num_documents, num_tokens = (
-        sum(getattr(one, name) for one in counts.values()) for name in ("files", "documents", "tokens")
-    )
-    titles = [windows_title(counts, thresholds), proportions_title(counts)]
-    heights = [LINE_HEIGHT * (title.count("\n") + 1) for title in titles]
-    top_lengths = MARGIN + heights[0] + 0.85
-    top_shares = top_lengths + LENGTHS_PITCH * len(counts) + 1.15 + heights[1]
-    page = Page(top_shares + SHARES_PITCH * len(counts) + 0.65)
-    page.title(MARGIN, titles[0])
+    total = DomainCounts()
+    for one in counts.values():
+        total.add(one)
     files = (
-        f"{num_files:,} of {num_listed:,} token files" if num_files < num_listed else _count(num_files, "token file")
+        f"{total.files:,} of {num_listed:,} token files"
+        if total.files < num_listed
+        else _count(total.files, "token file")
     )
-    what = f"{_count(num_documents, 'document')} of {files}, all splits together"
-    page.text(MARGIN, MARGIN + heights[0] + 0.04, what, color="0.3")
-    draw_lengths(page, top_lengths, counts, thresholds, step)
-    page.title(top_shares - 0.52 - heights[1], titles[1])
-    what = f"{_count(num_tokens, 'token')} of {files}"
-    page.text(MARGIN, top_shares - 0.48, what, color="0.3")
-    draw_shares(page, top_shares, counts)
-    page.publish(report, path)
+    title = windows_title(counts, thresholds)
+    rows = {**counts, "total": total} if len(counts) > 1 else counts
+    page, top = _titled_page(
+        title,
+        f"{_count(total.documents, 'document')} of {files}, all splits together",
+        LENGTHS_PITCH * len(rows) + 0.85,
+    )
+    draw_lengths(page, top + 0.3, rows, thresholds, step)
+    page.publish(report, path, "plot")
+    shares = shares_of_tokens(counts)
+    title = proportions_title(shares)
+    page, top = _titled_page(title, f"{_count(total.tokens, 'token')} of {files}", SHARES_PITCH * len(shares) + 0.6)
+    draw_shares(page, top, counts, shares)
+    page.publish(report, path.with_suffix(f".shares{path.suffix}"), "plot_of_shares")
+
+
+def _titled_page(title: str, subtitle: str, height: float) -> tuple[Page, float]:
+    """A page with its message and what that is about; and where the `height` begins that is left below them."""
+    title_height = LINE_HEIGHT * (title.count("\n") + 1)
+    top = MARGIN + title_height + 0.55
+    page = Page(top + height)
+    page.title(MARGIN, title)
+    page.text(MARGIN, MARGIN + title_height + 0.04, subtitle, color="0.3")
+    return page, top
 
 
 def windows_title(counts: Mapping[str, DomainCounts], thresholds: Sequence[int]) -> str:
-    """Which domain has the most windows of each length."""
+    """Which domains have the most windows of each length."""
     leaders: dict[str, list[str]] = {}
     for index, threshold in enumerate(thresholds):
-        total = sum(one.windows[index] for one in counts.values())
-        if total:
-            leader = max(counts, key=lambda domain: counts[domain].windows[index])
-            share = counts[leader].windows[index] / total
-            leaders.setdefault(leader, []).append(f"{_short(threshold)} ({percent_text(share)})")
+        windows = {domain: one.windows[index] for domain, one in counts.items()}
+        if most := max(windows.values()):
+            first = [short_name(domain) for domain, number in windows.items() if number == most]
+            each = " each" if len(first) > 1 else ""
+            share = f"{_short(threshold)} ({percent_text(most / sum(windows.values()))}{each})"
+            leaders.setdefault(f"{enumerate_words(first)} {'hold' if each else 'holds'}", []).append(share)
     if not leaders:
         return f"No document is long enough for a window of {_short(thresholds[0])} tokens"
-    first, *others = [f"of {enumerate_words(what)}" for what in leaders.values()]
-    names = [short_name(leader) for leader in leaders]
-    parts = [f"{name} {what}" for name, what in zip(names[1:], others, strict=True)]
-    return _wrap(", ".join([f"{names[0]} holds the most windows {first}", *parts]))
+    parts = [f"{leader} the most windows of {enumerate_words(what)}" for leader, what in leaders.items()]
+    return _wrap(", ".join(parts))
 
 
-def proportions_title(counts: Mapping[str, DomainCounts]) -> str:
-    """Which domains have another share of the tokens than in RedPajama."""
-    shares = shares_of_tokens(counts)
-    if len(shares) < 2:
-        return "There are no two domains of RedPajama whose proportions could be compared"
-    ratios = {domain: ours / theirs for domain, (ours, theirs) in shares.items()}
+def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[float, float]]:
+    """Each domain's share of all tokens here, and of all tokens of RedPajama: 0 where it is not one of these. Domains
+    of RedPajama that are not here are in it, unless none of RedPajama's is."""
+    here, there = max(1, sum(one.tokens for one in counts.values())), sum(REDPAJAMA_TOKENS.values())
+    domains = {*counts, *REDPAJAMA_TOKENS} if REDPAJAMA_TOKENS.keys() & counts.keys() else {*counts}
+    return {
+        domain: (
+            counts[domain].tokens / here if domain in counts else 0.0,
+            REDPAJAMA_TOKENS.get(domain, 0) / there,
+        )
+        for domain in sorted(domains)
+    }
+
+
+def proportions_title(shares: Mapping[str, tuple[float, float]]) -> str:
+    """Which domains have another share of the tokens than in RedPajama; without its domains, which has the largest."""
+    ratios = {domain: ours / theirs for domain, (ours, theirs) in shares.items() if ours and theirs}
+    if not ratios:
+        largest = max(shares, key=lambda domain: shares[domain][0])
+        return f"{short_name(largest)} holds {percent_text(shares[largest][0])} of the tokens"
     extremes = (max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__))
-    other = [domain for domain in extremes if not 1 / 1.1 < ratios[domain] < 1.1]
+    other = [domain for domain in dict.fromkeys(extremes) if not 1 / 1.1 < ratios[domain] < 1.1]
     if not other:
-        return "Tokens by domain are as in RedPajama, each share within a tenth of it"
+        return _wrap("The share of each domain is within a tenth of that in RedPajama, as far as it is in both")
     first, *others = [f"{_factor(ratios[domain])} times" for domain in other]
     parts = [f"that of {short_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
     whole = ", ".join([f"the share of {short_name(other[0])} is {first} as large", *parts])
     return _wrap(f"Against RedPajama, {whole}")
-
-
-def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[float, float]]:
-    """Shares of the tokens, here and in RedPajama, of the domains that are in both; both add up to 1."""
-    known = [domain for domain in counts if domain in REDPAJAMA_TOKENS]
-    ours = max(1, sum(counts[domain].tokens for domain in known))
-    theirs = sum(REDPAJAMA_TOKENS[domain] for domain in known)
-    return {domain: (counts[domain].tokens / ours, REDPAJAMA_TOKENS[domain] / theirs) for domain in known}
 
 
 def draw_lengths(
@@ -141,7 +159,7 @@ def draw_lengths(
     """A histogram per domain over one axis of lengths, and beside it how many windows the domain holds."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    column_width, pitch, height = 0.9, LENGTHS_PITCH, 0.5
+    column_width, pitch, height = 0.9, LENGTHS_PITCH, LENGTHS_PITCH - 0.18
     left, width = NAME_WIDTH, PAGE_WIDTH - NAME_WIDTH - 0.15 - column_width * len(thresholds) - MARGIN
     columns = [left + width + 0.1 + column_width * (index + 1) for index in range(len(thresholds))]
     histograms = np.array([one.lengths for one in counts.values()])
@@ -160,11 +178,14 @@ def draw_lengths(
         for threshold in thresholds:
             axes.axvline(threshold, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
         axes.set(xscale="log", yscale="log", xlim=(lowest, highest), ylim=(0.5, 10.0**highest_power))
-        axes.yaxis.set(major_locator=FixedLocator([1, 10.0**highest_power]), minor_locator=NullLocator())
+        powers = range(0, highest_power + 1, max(1, round(highest_power / 3)))
+        axes.yaxis.set(major_locator=FixedLocator([10.0**power for power in powers]), minor_locator=NullLocator())
+        axes.grid(axis="y", color="0.88", linewidth=0.6)
+        axes.set_axisbelow(True)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _axis_amount(value)))
         axes.xaxis.set(major_locator=LogLocator(numticks=20), minor_formatter=NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.tick_params(axis="y", labelsize=7, length=2)
+        axes.tick_params(axis="y", labelsize=8, length=2)
         axes.tick_params(axis="x", which="both", labelbottom=row == len(counts) - 1)
         middle = top + row * pitch + height / 2
         page.text(MARGIN, middle, short_name(domain), va="center")
@@ -188,32 +209,29 @@ def draw_lengths(
     )
 
 
-def draw_shares(page: Page, top: float, counts: Mapping[str, DomainCounts]) -> None:
+def draw_shares(
+    page: Page, top: float, counts: Mapping[str, DomainCounts], shares: Mapping[str, tuple[float, float]]
+) -> None:
     """Two bars per domain: its share of the tokens here, and in RedPajama."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    shares = shares_of_tokens(counts)
-    height = SHARES_PITCH * len(counts)
+    height = SHARES_PITCH * len(shares)
     axes = page.axes(NAME_WIDTH, top, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
-    for row, (domain, one) in enumerate(counts.items()):
-        page.text(MARGIN, top + height * (row + 0.5) / len(counts), short_name(domain), va="center")
-        if domain not in shares:
-            what = f" not one of RedPajama's: {_count(one.tokens, 'token')}"
-            axes.text(0, row, what, va="center", fontsize=8)
-            continue
-        ours, theirs = shares[domain]
+    for row, (domain, (ours, theirs)) in enumerate(shares.items()):
+        page.text(MARGIN, top + height * (row + 0.5) / len(shares), short_name(domain), va="center")
         axes.barh(row - 0.19, ours, 0.36, **FILLED)
         axes.barh(row + 0.19, theirs, 0.36, **HATCHED)
-        what = f" {percent_text(ours)}, {_count(one.tokens, 'token')}"
-        axes.text(ours, row - 0.19, what, va="center", fontsize=8)
-        axes.text(theirs, row + 0.19, f" {percent_text(theirs)}", va="center", fontsize=8)
-    largest = max((max(pair) for pair in shares.values()), default=0) or 1.0
-    axes.set(xlim=(0, largest * 1.32), ylim=(len(counts) - 0.5, -0.5), yticks=[], xlabel="share of the tokens")
+        what = f"{percent_text(ours)}, {_count(counts[domain].tokens, 'token')}" if domain in counts else "not here"
+        axes.text(ours, row - 0.19, f" {what}", va="center", fontsize=8)
+        axes.text(
+            theirs, row + 0.19, f" {percent_text(theirs)}" if theirs else " not in RedPajama", va="center", fontsize=8
+        )
+    largest = max(max(pair) for pair in shares.values()) or 1.0
+    axes.set(xlim=(0, largest * 1.32), ylim=(len(shares) - 0.5, -0.5), yticks=[], xlabel="share of the tokens")
     axes.set_xticks([tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, largest) if tick <= 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    theirs_label = "RedPajama" + ", as far as its domains are here" * (len(shares) < len(REDPAJAMA_TOKENS))
-    patches = [Patch(**FILLED, label="here"), Patch(**HATCHED, label=theirs_label)]
+    patches = [Patch(**FILLED, label="here"), Patch(**HATCHED, label="RedPajama")]
     axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
 
 
@@ -223,14 +241,10 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
     if not positions:
         cli.warn(f"no row could be read: {path} is not written")
         return
-    title = teacher_title(positions)
-    title_height = LINE_HEIGHT * (title.count("\n") + 1)
-    top = MARGIN + title_height + 0.85
-    page = Page(top + POSITIONS_PITCH * len(positions) + 0.4)
-    page.title(MARGIN, title)
-    page.text(MARGIN, MARGIN + title_height + 0.04, positions_note(positions), color="0.3")
-    draw_positions(page, top, positions)
-    page.publish(report, path)
+    height = 0.3 + POSITIONS_PITCH * len(positions) + 0.4
+    page, top = _titled_page(teacher_title(positions), positions_note(positions), height)
+    draw_positions(page, top + 0.3, positions)
+    page.publish(report, path, "plot")
 
 
 def positions_note(positions: Mapping[str, Positions]) -> str:
@@ -328,11 +342,11 @@ class Page:
         self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending], **options)
         return image.getvalue()
 
-    def publish(self, report: Report, path: Path) -> None:
-        """Write or replace the file."""
+    def publish(self, report: Report, path: Path, fact: str) -> None:
+        """Write or replace the file, and say so in the report under that name."""
         outputs.remove_stale_temporaries(path.parent)
         outputs.write_bytes(path, self.render(path.suffix.lower()))
-        report.facts["plot"] = str(path)
+        report.facts[fact] = str(path)
         report.say(f"figure → {path}")
 
 
@@ -371,6 +385,8 @@ def percent_text(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 0.01:
         return "< 0.01 %"
+    if 99.5 <= percent < 100:
+        return "> 99 %"
     return f"{percent:.{0 if percent >= 10 or not percent else 1 if percent >= 1 else 2}f} %"
 
 

@@ -1,13 +1,17 @@
-"""Show one row of any MDS set as text: of windows, of a teacher, or of retrieved passages."""
+"""Show as text rows of any MDS set (windows, a teacher's, retrieved passages), documents of a token file, or passages
+of the retrieval corpus."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Mapping
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,12 +27,21 @@ from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.token_file import TokenFile, read_tokenizer
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
-HELP = "show one row as text"
+HELP = "show rows, documents or passages as text"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="the folder of an MDS set, such as 8k_ab/test/arxiv")
-    parser.add_argument("row", type=cli.count, metavar="ROW", help="the number of the row, from 0")
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="an MDS set such as 8k_ab/test/arxiv, a token file (.npy), or a file of the retrieval corpus (.jsonl); "
+        "with --domain, the folder that these are in",
+    )
+    parser.add_argument(
+        "rows", type=row_range, metavar="ROWS", help="a number, from 0; a range such as 0:5; or random, for any one"
+    )
+    parser.add_argument("--domain", default=None, help="of those in the folder PATH, or all")
     parser.add_argument(
         "--tokenized_dir",
         type=Path,
@@ -55,11 +68,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
+class RowRange:
+    """Rows [start, stop), or a random one."""
+
+    start: int
+    stop: int
+    is_random: bool = False
+
+    def numbers_of(self, path: Path, num_rows: int) -> range:
+        """The numbers of these rows, of which there are `num_rows` in `path`. A range may end beyond the last one.
+
+        Raises:
+            ArgumentError: if its first row is not there.
+        """
+        start = random.randrange(max(num_rows, 1)) if self.is_random else self.start
+        if start >= num_rows:
+            raise ArgumentError(f"{path} has {num_rows} rows, numbered from 0: there is no row {start}")
+        return range(start, start + 1 if self.is_random else min(self.stop, num_rows))
+
+
+def row_range(text: str) -> RowRange:
+    """The rows that ROWS says: `7`, `0:5` or `random`.
+
+    Raises:
+        argparse.ArgumentTypeError: if it says none.
+    """
+    if text == "random":
+        return RowRange(0, 0, is_random=True)
+    if bounds := re.fullmatch(r"(\d+):(\d+)", text):
+        start, stop = map(int, bounds.groups())
+        if start >= stop:
+            raise argparse.ArgumentTypeError(f"{text} holds no row: the second number is the row after the last")
+        return RowRange(start, stop)
+    try:
+        start = cli.count(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, a range such as 0:5, or random") from None
+    return RowRange(start, start + 1)
+
+
+@dataclass(frozen=True)
 class ShowOptions:
     """The arguments of this command."""
 
     path: Path
-    row: int
+    rows: RowRange
+    domain: str | None
     tokenized_dir: Path
     tokenizer: str | None
     input_dir: Path | None
@@ -68,64 +122,182 @@ class ShowOptions:
     passages: int
 
 
+class Rows(Protocol):
+    """What is shown of one path."""
+
+    num_rows: int
+
+    def show(self, row: int) -> None:
+        """Print a row."""
+        ...
+
+
 def run(namespace: argparse.Namespace) -> int:
-    """Print one row of an MDS set: where it comes from, and its tokens as text."""
+    """Print rows: where they come from, and what they hold as text."""
     args = cli.typed(ShowOptions, namespace)
-    args = replace(args, path=verify.with_parents(args.path, 1))
-    columns = mds.read_columns(args.path)
-    rows = mds.Rows(args.path)
-    if args.row >= len(rows):
-        raise ArgumentError(f"{args.path} has {len(rows)} rows, numbered from 0: there is no row {args.row}")
-    set_of_tokens = input_folder(args) if "target_index" in columns else args.path
-    fingerprint = (provenance.read_meta(set_of_tokens) or {}).get("tokenizer")
-    tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
-    decode = backends.make_decoder(tokenizer, keep_special_tokens=True)
-    row = rows[args.row]
-    cli.say(
-        f"{args.path} row {args.row} of {len(rows)}: " + ", ".join(f"{name} {kind}" for name, kind in columns.items())
-    )
-
-    def print_text(title: str, ids: np.ndarray) -> None:
-        [text] = decode(ids.astype(np.int32), np.array([len(ids)]))
-        cli.say(f"--- {title}, {len(ids)} tokens\n{cut_middle(text, args.max_characters)}")
-
-    if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(columns):
-        raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
-    if "retrieved_token_ids" in columns:
-        if args.input_dir:
-            num_tokens = (provenance.read_meta(args.path) or {}).get("query_tokens")
-            found_for = provenance.made_with(args.path).get("input")
-            if found_for is not None and found_for != mds.fingerprint(input_folder(args)):
-                raise ArgumentError(
-                    f"the passages in {args.path} were found for other rows than {input_folder(args)}'s"
-                )
-            print_text("query, the beginning of token_ids", input_row(args)["token_ids"][:num_tokens])
-        else:
-            cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
-        for title, ids in retrieved_passages(args.path, args.row, row, args.passages):
-            print_text(title, ids)
-    elif "target_index" in columns:
-        window, num_samples = input_row(args), teacher_check.num_samples_of(args.path)
-        print_teacher_row(row, window["token_ids"], tokenizer, args.positions, num_samples)
-    else:
-        for line in describe_source(args.path, args.row, args.tokenized_dir):
-            cli.say(line)
-        print_text("prev_token_ids", row["prev_token_ids"])
-        print_text("token_ids", row["token_ids"])
+    for path in find_paths(args):
+        rows = open_rows(replace(args, path=path))
+        for row in args.rows.numbers_of(path, rows.num_rows):
+            rows.show(row)
     return cli.EXIT_OK
 
 
+def find_paths(args: ShowOptions) -> list[Path]:
+    """What is shown: PATH, or the sets or files of its domains.
+
+    Raises:
+        ArgumentError: if there are none.
+    """
+    if args.domain is None:
+        return [args.path]
+    domain = args.domain.strip("/")
+    sets, passages = args.path.glob(f"*/{mds.INDEX_NAME}"), args.path.glob("*.jsonl")
+    domains = {path.parent.name: path.parent for path in sorted(sets)} | {path.stem: path for path in sorted(passages)}
+    if not domains or domain not in {"all", *domains}:
+        there = ", ".join(domains) or "nothing"
+        raise ArgumentError(f"--domain {args.domain}: in {args.path} there is {there}")
+    return [*domains.values()] if domain == "all" else [domains[domain]]
+
+
+def open_rows(args: ShowOptions) -> Rows:
+    """The rows of a path, by what it is. Raises as `mds.read_index`, `TokenFile`."""
+    if args.path.suffix == ".npy":
+        return Documents(args)
+    if args.path.suffix == ".jsonl":
+        return Passages(args)
+    return SetRows(replace(args, path=verify.with_parents(args.path, 1)))
+
+
+def make_ids_printer(args: ShowOptions, tokenizer: TokenizerFiles) -> Callable[[str, np.ndarray], None]:
+    """What prints a title and token ids as text."""
+    decode = backends.make_decoder(tokenizer, keep_special_tokens=True)
+
+    def print_ids(title: str, ids: np.ndarray) -> None:
+        [text] = decode(ids.astype(np.int32), np.array([len(ids)]))
+        print_text(args, f"{title}, {len(ids)} tokens", text)
+
+    return print_ids
+
+
+def print_text(args: ShowOptions, title: str, text: str) -> None:
+    cli.say(f"--- {title}\n{cut_middle(text, args.max_characters)}")
+
+
+class Documents:
+    """The documents of a token file."""
+
+    def __init__(self, args: ShowOptions) -> None:
+        if not args.path.exists():
+            raise ArgumentError(f"{args.path} is not there")
+        with TokenFile(args.path) as tokens:
+            self.num_rows = tokens.num_documents
+            self._lengths = tokens.lengths(0, tokens.num_documents)
+            self._first_position = tokens.tokens_start
+            meta = tokens.meta
+        fingerprint = read_tokenizer(args.path, meta).fingerprint if meta else None
+        self._print_ids = make_ids_printer(args, tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint))
+        self._path, self._source = args.path, f" of {meta['made_with']['source']}" if meta else ""
+
+    def show(self, row: int) -> None:
+        """Print a document."""
+        start = self._first_position + int(self._lengths[:row].sum())
+        with TokenFile(self._path) as tokens:
+            ids = tokens.tokens(start, start + int(self._lengths[row]))
+        self._print_ids(f"{self._path} document {row} of {self.num_rows}{self._source}", ids)
+
+
+class Passages:
+    """The lines of a file of the retrieval corpus."""
+
+    def __init__(self, args: ShowOptions) -> None:
+        try:
+            with args.path.open("rb") as file:
+                self.num_rows = sum(1 for _ in file)
+        except FileNotFoundError:
+            raise ArgumentError(f"{args.path} is not there") from None
+        self._args = args
+
+    def show(self, row: int) -> None:
+        """Print a passage, and what follows it in its document.
+
+        Raises:
+            DamagedFileError: if the line is not a passage.
+        """
+        with self._args.path.open("rb") as file:
+            line = next(itertools.islice(file, row, None))
+        try:
+            passage = json.loads(line)
+            texts = {f"passage {passage['id']}": passage["contents"], "neighbor": passage["neighbor"]}
+        except (ValueError, KeyError, TypeError):
+            raise DamagedFileError(f"{self._args.path}: line {row + 1} is not a passage: make the file again") from None
+        cli.say(f"{self._args.path} line {row} of {self.num_rows}")
+        for title, text in texts.items():
+            print_text(self._args, title, text)
+
+
+class SetRows:
+    """The rows of an MDS set."""
+
+    def __init__(self, args: ShowOptions) -> None:
+        self._args = args
+        self._columns = mds.read_columns(args.path)
+        self._rows = mds.Rows(args.path)
+        self.num_rows = len(self._rows)
+        if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(self._columns):
+            raise ArgumentError(
+                f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline"
+            )
+
+    def show(self, row: int) -> None:
+        """Print a row: its source and its tokens as text, or what the teacher expects."""
+        args, columns = self._args, self._columns
+        set_of_tokens = input_folder(args) if "target_index" in columns else args.path
+        fingerprint = (provenance.read_meta(set_of_tokens) or {}).get("tokenizer")
+        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
+        print_ids = make_ids_printer(args, tokenizer)
+        types = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+        cli.say(f"{args.path} row {row} of {self.num_rows}: {types}")
+        content = self._rows[row]
+        if "retrieved_token_ids" in columns:
+            if args.input_dir:
+                print_ids("query, the beginning of token_ids", self._query(row))
+            else:
+                cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
+            for title, ids in retrieved_passages(args.path, row, content, args.passages):
+                print_ids(title, ids)
+        elif "target_index" in columns:
+            window, num_samples = input_row(args, row), teacher_check.num_samples_of(args.path)
+            print_teacher_row(content, window["token_ids"], tokenizer, args.positions, num_samples)
+        else:
+            for line in describe_source(args.path, row, args.tokenized_dir):
+                cli.say(line)
+            print_ids("prev_token_ids", content["prev_token_ids"])
+            print_ids("token_ids", content["token_ids"])
+
+    def _query(self, row: int) -> np.ndarray:
+        """The tokens for which the passages of a row were found.
+
+        Raises:
+            ArgumentError: if they were found for another set.
+        """
+        meta = provenance.read_meta(self._args.path) or {"made_with": {}}
+        found_for, folder = meta["made_with"].get("input"), input_folder(self._args)
+        if found_for is not None and found_for != mds.fingerprint(folder):
+            raise ArgumentError(f"the passages in {self._args.path} were found for other rows than {folder}'s")
+        return input_row(self._args, row)["token_ids"][: meta.get("query_tokens")]
+
+
 def retrieved_passages(
-    folder: Path, number: int, row: Mapping[str, Any], num_passages: int
+    folder: Path, row: int, content: Mapping[str, Any], num_passages: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A title with score and id, and the token ids, of the best passages of a row of a set."""
     keys_path, meta = folder.with_name(f"{folder.name}.keys.npy"), provenance.read_meta(folder)
-    names = [""] * len(row["retrieval_scores"])
+    names = [""] * len(content["retrieval_scores"])
     if meta and keys_path.exists():
-        names = passage_ids(meta["corpus_files"], read_row(keys_path, number, len(names)))
-    best = zip(names, row["retrieval_scores"].tolist(), row["retrieved_token_ids"], strict=True)
-    for place, (name, score, ids) in enumerate(itertools.islice(best, num_passages)):
-        yield f"passage {place} {name}, score {score:.4f}", ids
+        names = passage_ids(meta["corpus_files"], read_row(keys_path, row, len(names)))
+    best = zip(names, content["retrieval_scores"].tolist(), content["retrieved_token_ids"], strict=True)
+    for number, (name, score, ids) in enumerate(itertools.islice(best, num_passages)):
+        yield f"passage {number} {name}, score {score:.4f}", ids
 
 
 def read_row(path: Path, row: int, num_columns: int) -> np.ndarray:
@@ -185,12 +357,12 @@ def input_folder(args: ShowOptions) -> Path:
     return folder
 
 
-def input_row(args: ShowOptions) -> dict:
-    """The row that a teacher's row belongs to."""
+def input_row(args: ShowOptions, row: int) -> dict:
+    """The row that a teacher's row, or a row of passages, belongs to."""
     folder = input_folder(args)
-    for line in describe_source(folder, args.row, args.tokenized_dir):
+    for line in describe_source(folder, row, args.tokenized_dir):
         cli.say(line)
-    return mds.Rows(folder)[args.row]
+    return mds.Rows(folder)[row]
 
 
 def print_teacher_row(

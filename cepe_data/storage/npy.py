@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 import xxhash
 
+from cepe_data import system
 from cepe_data.errors import DamagedFileError
 
 _ROWS_AT_ONCE = 1 << 18
@@ -66,9 +67,9 @@ class NpyRows:
         os.close(self._descriptor)
 
     def will_need(self, start: int, stop: int) -> None:
-        """Ask the system to fetch rows [start, stop), without waiting: a disk serves many wishes at once."""
+        """Ask the system to fetch rows [start, stop), without waiting."""
         size = self._row_bytes
-        os.posix_fadvise(self._descriptor, self._offset + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED)
+        system.will_need(self._descriptor, self._offset + start * size, (stop - start) * size)
 
     def digest_to(self, row: int) -> xxhash.xxh3_64:
         """The hash of the file's bytes up to a row, to be continued with the rows from there on."""

@@ -9,7 +9,6 @@ see storage/provenance.py.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
@@ -22,19 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from cepe_data import system
 from cepe_data.errors import PipelineError
 from cepe_data.storage import provenance
 
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 7 * 24 * 3600
-_INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
 
 
 def _host_name() -> str:
     """The name of this host, without `-` (else node1 would take gpu-node1's temporaries for its own); in a container,
     where process numbers begin anew, also that of its process namespace."""
-    name, processes = socket.gethostname().replace("-", "_"), Path("/proc/self/ns/pid").stat().st_ino
-    return name if processes == _INITIAL_PROCESSES else f"{name}_{processes}"
+    name, namespace = socket.gethostname().replace("-", "_"), system.process_namespace()
+    return name if namespace is None else f"{name}_{namespace}"
 
 
 _HOST = _host_name()
@@ -61,19 +60,10 @@ def remove_stale_temporaries(folder: Path) -> None:
 def _is_stale(temporary: Path) -> bool:
     rest, _, process = temporary.name.rpartition("-")
     if rest.endswith(f"-{_HOST}") and process.isdigit():
-        return int(process) == os.getpid() or not _is_running(process)
+        return int(process) == os.getpid() or not system.is_running(int(process))
     try:
         return time.time() - temporary.lstat().st_mtime > STALE_SECONDS
     except FileNotFoundError:
-        return False
-
-
-def _is_running(process: str) -> bool:
-    """Whether there is such a process that is not a dead one which its parent has not noticed: in a container whose
-    first process is not an init, workers of a killed run stay like that."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
         return False
 
 
@@ -292,7 +282,7 @@ def publish_together(drafts: Sequence[Draft]) -> list[bool]:
     Returns what that does, of each. What it raises for one, comes when all others that can be published are.
     """
     if len(drafts) > 1:
-        _start_flushing(drafts[0].final.parent)
+        system.start_flushing(drafts[0].final.parent)
     published: dict[Draft, bool] = {}
     errors: list[Exception] = []
     flushed = _each(drafts, Draft._flush, errors)
@@ -316,16 +306,6 @@ def _each(drafts: Sequence[Draft], function: Callable[[Draft], None], errors: li
         except (OSError, PipelineError) as error:
             errors.append(error)
     return done
-
-
-def _start_flushing(folder: Path) -> None:
-    """Write what waits to be written on the file system of a folder, all at once: to flush a file after that is quick.
-    Whether it went well is left to that, since Linux before 5.8 does not say it here."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        ctypes.CDLL(None).syncfs(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

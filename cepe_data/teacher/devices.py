@@ -7,11 +7,11 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cepe_data import system
 from cepe_data.errors import ArgumentError, PipelineError
 
 Arrays = tuple[np.ndarray, ...]
@@ -79,10 +79,7 @@ def free_bytes(device: str) -> int:
 
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + held) * 9 // 10
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
+    return system.free_memory_bytes()
 
 
 @contextlib.contextmanager

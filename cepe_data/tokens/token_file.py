@@ -15,9 +15,6 @@ document is then xxh3_64 of its tokens as little-endian int32.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from typing import IO
 import numpy as np
 import xxhash
 
+from cepe_data import system
 from cepe_data.corpus.domains import count_by_domain
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import outputs, provenance
@@ -38,9 +36,6 @@ TOKEN_DTYPE = np.dtype("<i4")
 DOMAIN_DTYPE = np.dtype("u1")
 HASH_DTYPE = np.dtype("<u8")
 _BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
-_COPY_BYTES = 1 << 30
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
-_READ_BYTES = 8 << 20
 _SPOOL_MEMORY_BYTES = 1 << 20
 
 
@@ -175,21 +170,7 @@ class _Spool:
         if self._file is None:
             target.write(self._buffer or b"")
             return
-        position, size = 0, os.fstat(self._file.fileno()).st_size
-        try:
-            while position < size:
-                num_copied = os.copy_file_range(
-                    self._file.fileno(), target.fileno(), min(_COPY_BYTES, size - position), position
-                )
-                if not num_copied:
-                    break
-                position += num_copied
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
-        if position < size:
-            self._file.seek(position)
-            shutil.copyfileobj(self._file, target, _READ_BYTES)
+        system.copy_file(self._file, target)
 
     def close(self) -> None:
         self._buffer = None

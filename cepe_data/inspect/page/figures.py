@@ -91,17 +91,22 @@ def of_tokens(report: Report, corpus: Corpus, seed: int) -> Iterator[Figure]:
     counts = _largest(sample_lengths(report, corpus, seed), lambda one: one.tokens)
     if not counts:
         return
-    page = Page(0.55 + plots.LENGTHS_PITCH * len(counts) + 0.5)
-    plots.draw_lengths(page, 0.55, counts, LONG_DOCUMENT_TOKENS, WINDOW_STEP)
+    total = DomainCounts()
+    for one in counts.values():
+        total.add(one)
+    lines = {**counts, "total": total} if len(counts) > 1 else counts
+    page = Page(0.55 + plots.LENGTHS_PITCH * len(lines) + 0.5)
+    plots.draw_lengths(page, 0.55, lines, LONG_DOCUMENT_TOKENS, WINDOW_STEP)
     seen, all_of_them = (sum(one.documents for one in of.values()) for of in (counts, corpus.totals))
     note = f"{seen:,} of {all_of_them:,} documents, all splits together; dashed: thresholds"
     sentence = _unwrapped(plots.windows_title(counts, LONG_DOCUMENT_TOKENS))
     yield Figure("lengths", "Lengths of documents", sentence, note, as_svg(page, "lengths"))
     totals = _largest(corpus.totals, lambda one: one.tokens)
-    page = Page(0.35 + plots.SHARES_PITCH * len(totals) + 0.55)
-    plots.draw_shares(page, 0.35, totals)
+    shares = plots.shares_of_tokens(totals)
+    page = Page(0.35 + plots.SHARES_PITCH * len(shares) + 0.55)
+    plots.draw_shares(page, 0.35, totals, shares)
     note = f"{sum(one.tokens for one in totals.values()):,} tokens of {len(corpus.files):,} token files"
-    sentence = _unwrapped(plots.proportions_title(totals))
+    sentence = _unwrapped(plots.proportions_title(shares))
     yield Figure("shares", "Shares of domains", sentence, note, as_svg(page, "shares"))
 
 

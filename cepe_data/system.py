@@ -1,0 +1,131 @@
+"""What is done otherwise on Linux than elsewhere, each with a fallback that any Unix has.
+
+Linux has more: memory files, copies inside the kernel, the affinity mask, `/proc`. All of these are optimisations. The
+outputs have the same bytes without them: tests/test_portability.py runs the pipeline in a Python that lacks them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+_INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
+_COPY_BYTES = 1 << 30
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
+_READ_BYTES = 8 << 20
+
+
+def usable_cores() -> int:
+    """The cores of the affinity mask, else of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory_bytes() -> int:
+    """The memory that is free for a process, else half of the machine's."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def process_namespace() -> int | None:
+    """A number of the process namespace in a container, where process numbers begin anew; None outside of one."""
+    try:
+        inode = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return None
+    return None if inode == _INITIAL_PROCESSES else inode
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and not a dead one which its parent has not noticed: workers of a killed run
+    stay like that in a container whose first process is not an init. Without `/proc`, these count as running."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is another user's
+        pass
+    except (ProcessLookupError, OverflowError):
+        return False
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return True
+
+
+def die_with_parent(parent: int) -> None:
+    """From now on this process is killed when its parent ends, at once or within a second."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except AttributeError:
+        threading.Thread(target=_await_end_of, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it died before the lines above
+        os._exit(1)
+
+
+def _await_end_of(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def open_shared_file() -> tuple[IO[bytes], Path]:
+    """A file that is gone when it is closed, and the path under which other processes can open it until then."""
+    if hasattr(os, "memfd_create"):
+        file = os.fdopen(os.memfd_create("shared"), "wb")
+        path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        if path.exists():
+            return file, path
+        file.close()
+    named = tempfile.NamedTemporaryFile(prefix="cepe_data-")  # noqa: SIM115
+    return named, Path(named.name)
+
+
+def copy_file(source: IO[bytes], target: IO[bytes]) -> None:
+    """Append everything of a file to another one, inside the kernel where it can do that. Both must be flushed.
+
+    Raises:
+        OSError: if reading or writing fails.
+    """
+    position, size = 0, os.fstat(source.fileno()).st_size
+    try:
+        while position < size and hasattr(os, "copy_file_range"):
+            num_copied = os.copy_file_range(
+                source.fileno(), target.fileno(), min(_COPY_BYTES, size - position), position
+            )
+            if not num_copied:
+                break
+            position += num_copied
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+    if position < size:
+        source.seek(position)
+        shutil.copyfileobj(source, target, _READ_BYTES)
+
+
+def start_flushing(folder: Path) -> None:
+    """Write what waits to be written on the file system of a folder, all at once: to flush a file after that is quick.
+    Whether it went well is left to that, since Linux before 5.8 does not say it here."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        ctypes.CDLL(None).syncfs(descriptor)
+    except AttributeError:  # then each file is waited for
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def will_need(descriptor: int, start: int, num_bytes: int) -> None:
+    """Ask the system to fetch a range of a file, without waiting: a disk serves many requests at once."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)

@@ -20,11 +20,12 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from cepe_data import cli
-from cepe_data.corpus import domains, listing
-from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.corpus import domains, listing, readers
+from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import outputs, provenance
 
 MAX_NAME_BYTES = 160  # of the 255 of a file system: the token file has longer names while it is written
+NUM_SAMPLED_FILES = 3
 PARTIAL_SUFFIXES = {".aria2", ".crdownload", ".download", ".incomplete", ".part", ".partial", ".tmp"}
 
 
@@ -84,6 +85,8 @@ def main() -> int:
     write_list(args.output, root, files, record_domains)
     report_files(files, args.domain_key)
     report_empty(files)
+    if record_domains:
+        warn_of_unknown_domains(root, files, record_domains)
     if before is not None:
         after = {file.path for file in files}
         cli.say(f"against the list that was there: {len(after - before)} added, {len(before - after)} removed")
@@ -173,8 +176,11 @@ def report_left_out(without_domain: Collection[str], ignored: dict[str, list[str
     if counts:
         what = ", ".join(f"{folder}/ with {num_files} files" for folder, num_files in sorted(counts.items()))
         mapped = ",".join(f"{folder}={folder}" for folder in sorted(counts))
-        cli.warn(f"left out, because no folder on their path has a known domain: {what}. To add them as domains of "
-                 f"their own:\n  --domain_map {mapped}")  # fmt: skip
+        cli.warn(
+            f"left out, because no folder on their path has a known domain: {what}. To add them as domains of their "
+            f"own:\n  --domain_map {mapped}\nWhere records say their domain, as SlimPajama's do:\n"
+            f"  --domain_key meta.redpajama_set_name"
+        )
     if ignored:
         examples = [f"{len(names):,} {reason} ({names[0]})" for reason, names in ignored.items()]
         cli.warn(
@@ -187,6 +193,27 @@ def report_empty(files: list[listing.ListedFile]) -> None:
     """Warn of files of 0 bytes."""
     if empty := [file.path for file in files if not file.num_bytes]:
         cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
+
+
+def warn_of_unknown_domains(root: Path, files: list[listing.ListedFile], record_domains: domains.RecordDomains) -> None:
+    """Warn if no record at the beginning of the first files says a known domain: the key may be a wrong one."""
+    keys = domains.RecordKeys("text", record_domains)
+    reasons: set[str] = set()
+    for file in [file for file in files if file.domain is None][:NUM_SAMPLED_FILES]:
+        try:
+            first, block = next(iter(readers.open_blocks(root / file.path, keys, 1)), (1, b""))
+            parsed = readers.parse_block(first, block, keys)
+        except (DamagedFileError, OSError) as error:
+            reasons.add(str(error))  # a file without the column, say
+            continue
+        if parsed.domains:
+            return
+        reasons |= parsed.skipped.counts.keys()
+    if reasons:
+        cli.warn(
+            f"no record at the beginning of the files says a known domain: {'; '.join(sorted(reasons)[:3])}. Is "
+            f"--domain_key right, or does --domain_map lack values?"
+        )
 
 
 def write_list(

@@ -98,6 +98,25 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def run_command() -> None:
+    """Run the script that this command on the PATH is called after: `tokenize_jsonl.py …` is
+    `python tokenize_jsonl.py …`, and `retrieval.search …` is `python -m retrieval.search …`.
+
+    The scripts are not modules of an installation, because names such as `retrieval` belong to everybody. They are in
+    the folder `scripts` of this package, or, in an editable installation, where the checkout has them.
+    """
+    import runpy
+
+    import cepe_data
+
+    global command_name  # noqa: PLW0603
+    cepe_data.end_silently_on_ctrl_c()
+    command_name = Path(sys.argv[0]).name
+    scripts = LIBRARY / "scripts"
+    sys.path.insert(0, str(scripts if scripts.is_dir() else LIBRARY.parent))
+    runpy.run_module(command_name.removesuffix(".py"), run_name="__main__", alter_sys=True)
+
+
 def run(main: Callable[[], int]) -> None:
     """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message, and
     so is where a signal stopped it."""
@@ -213,7 +232,7 @@ class Stopped(KeyboardInterrupt):
         os._exit(128 + self._number)
 
 
-command_name: str | None = None  # of an installed command, set by console.py
+command_name: str | None = None  # of an installed command
 _bars: list[tqdm] = []  # the last one is that of this process
 
 

@@ -77,7 +77,7 @@ def test_the_wheel_has_every_module_and_one_name_of_its_own(clone: Path, wheel: 
 
 def test_every_command_answers(installed: Path, tmp_path: Path) -> None:
     project = (PROJECT / "pyproject.toml").read_text()
-    commands = [line.split('"')[1] for line in project.splitlines() if line.endswith('"cepe_data.console:main"')]
+    commands = [line.split('"')[1] for line in project.splitlines() if line.endswith('"cepe_data.cli:run_command"')]
     modules = [f"retrieval.{path.stem}" for path in PROJECT.glob("retrieval/[a-z]*.py")]
     assert sorted(commands) == sorted([*(path.name for path in PROJECT.glob("*.py")), *modules])
     for command in commands:

@@ -231,7 +231,8 @@ class PassageShard:
             if line.available < requested:
                 cli.warn(
                     f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
-                    f"{available:,} that there are; the shards share these, this one has {line.written:,}"
+                    f"{available:,} that there are; the shards share these, this one has {line.written:,} (of a small "
+                    f"corpus, make fewer --retrieval_shards)"
                 )
             sets[domain] = {"requested": requested, "written": line.written, **self.facts(domain)}
         for path in sorted(self.path("").parent.glob("*.jsonl")):

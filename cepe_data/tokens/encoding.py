@@ -368,7 +368,11 @@ class _Publisher:
         if keys.domains and any(reason.startswith("unknown domain") for reason in self._skipped.counts):
             return f"{what}: get_all_jsonl.py --domain_map VALUE=DOMAIN,… adds domains, --max_bad_lines allows more"
         if keys.domains and any(reason.startswith("no domain") for reason in self._skipped.counts):
-            return f"{what}: get_all_jsonl.py --domain_key names the key of the domain, --max_bad_lines allows more"
+            names = ", ".join(readers.first_record_keys(source))
+            return (
+                f"{what}: its first record has {names}. get_all_jsonl.py --domain_key names the key of the domain, "
+                f"--max_bad_lines allows more"
+            )
         return f"{what}: is it the right file? --max_bad_lines allows more"
 
     def _finish(self, file: listing.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:

@@ -127,16 +127,16 @@ def main() -> int:
     if args.dry_run and args.merge:
         raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
     todo: Todo = []
-    annotations = plan_annotations(args)
-    for annotation in annotations:
+    annotations = []  # that are not joined
+    for annotation in plan_annotations(args):
         of_set = annotation.of_set
         if args.merge or of_set.joined.is_done():
             of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
         else:
+            annotations.append(annotation)
             if not args.dry_run:
                 of_set.restore_parts(shard_id, num_shards)
             todo += [(annotation, part) for part in of_set.todo(shard_id, num_shards)]
-    annotations = [] if args.merge else [one for one in annotations if not one.of_set.joined.is_done()]
     if not annotations:
         return cli.EXIT_OK
     num_rows = count_rows(todo)

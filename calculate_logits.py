@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds
+from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.checkpoint import transformers_version
 from cepe_data.teacher.inputs import InputRows
-from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotations
+from cepe_data.teacher.plan import SHARD_BYTES, Annotation, AnnotationOptions, plan_annotations
 
 Todo = list[tuple[Annotation, int]]  # parts, by their number in the set of a domain
 
@@ -76,20 +77,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="holds domain folders of retrieved passages, to be the context instead of prev_token_ids",
     )
     parser.add_argument("--retrieval_k", type=cli.positive_count, default=8, help="how many passages are the context")
-    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
-    cli.add_overwrite_argument(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="time a batch, say what the run would take, and write nothing"
     )
-    shards.add_shard_arguments(parser)
-    parser.add_argument(
-        "--rows_per_part",
-        type=cli.positive_count,
-        default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 128 MiB; with "
-        "--merge, those of the parts that are there)",
-    )
+    add_parted_set_arguments(parser, SHARD_BYTES)
     model = parser.add_argument_group("teacher")
     model.add_argument(
         "--dtype",

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from cepe_data import cli, shards, workers
-from cepe_data.retrieval.context_scores import COLUMN, ScoredSet, ScoreOptions, plan_scores, scores_of
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
-from cepe_data.retrieval.row_texts import RowTexts
+from cepe_data.retrieval.context_scores import COLUMN, SHARD_BYTES, ScoredSet, ScoreOptions, plan_scores, scores_of
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, add_encoder_arguments, word_piece_json
+from cepe_data.retrieval.row_texts import RowTexts, add_query_arguments
 from cepe_data.storage import mds
+from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices
 from cepe_data.tokens import tokenizers
-from retrieval.embed_passages import add_encoder_arguments
 
 TEXTS_AT_ONCE = 4096
 
@@ -38,27 +38,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--chunk_tokens", type=cli.positive_count, default=256, help="tokens of a chunk; CEPE's --context_size"
     )
-    parser.add_argument(
-        "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
-    )
-    parser.add_argument("--query_prefix", default="", help="put before every query for the encoder, as in search")
     parser.add_argument("--passage_prefix", default="", help="put before every chunk, as in embed_passages")
-    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
-    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    add_query_arguments(parser)
     add_encoder_arguments(parser)
-    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
-    parser.add_argument(
-        "--rows_per_part",
-        type=cli.positive_count,
-        default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB)",
-    )
-    parser.add_argument(
-        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
-    )
-    cli.add_overwrite_argument(parser)
-    shards.add_shard_arguments(parser)
+    add_parted_set_arguments(parser, SHARD_BYTES)
     return parser.parse_args(arguments)
 
 

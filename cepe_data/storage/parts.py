@@ -7,6 +7,7 @@ Shard i of N makes a contiguous range of the parts, whatever N is: a run that wa
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,21 @@ class Parts:
     def _is_done(self, number: int) -> bool:
         # What is not there need not be described, for which its inputs would be read.
         return self.paths[number].exists() and self.outputs[number].is_done()
+
+
+def add_parted_set_arguments(parser: argparse.ArgumentParser, shard_bytes: int) -> None:
+    """The arguments of PartedSetOptions, for a step whose parts by default fill MDS shards of `shard_bytes`."""
+    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
+    parser.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help=f"rows of a part; a killed run repeats at most one (default: what fills an MDS shard of "
+        f"{shard_bytes >> 20} MiB; with --merge, those of the parts that are there)",
+    )
+    cli.add_overwrite_argument(parser)
+    shards.add_shard_arguments(parser)
 
 
 @dataclass(frozen=True, kw_only=True)

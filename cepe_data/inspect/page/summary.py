@@ -318,9 +318,7 @@ class Run:
         for folder in self.found.folders[RETRIEVED]:
             embedded, corpus = check_all.embeddings_of(folder, self.found)
             queries = check_all.input_of(RETRIEVED, folder, self.found) or "QUERIES"
-            links = ("input", "embeddings")
-            of_folder = self.found.links(RETRIEVED, folder, *links)
-            hits = [path for path in self.found.folders[HITS] if of_folder & self.found.links(HITS, path, *links)]
+            hits = check_all.hits_of(folder, self.found)
             if embedded and hits:
                 made_with = self.found.folders[HITS][hits[0]][0]
                 flags = {name: made_with[name] for name in ("dtype", "normalize")}

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds
+from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.checkpoint import transformers_version
 from cepe_data.teacher.inputs import InputRows
-from cepe_data.teacher.plan import Annotation, AnnotationOptions, plan_annotations
+from cepe_data.teacher.plan import SHARD_BYTES, Annotation, AnnotationOptions, plan_annotations
 
 Todo = list[tuple[Annotation, int]]  # parts, by their number in the set of a domain
 
@@ -76,21 +77,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="holds domain folders of retrieved passages, to be the context instead of prev_token_ids",
     )
     parser.add_argument("--retrieval_k", type=cli.positive_count, default=8, help="how many passages are the context")
-    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
-    cli.add_overwrite_argument(parser)
-    cli.add_disk_argument(parser)
-    parser.add_argument(
-        "--dry_run", action="store_true", help="time a batch, say what the run would take, and write nothing"
-    )
-    shards.add_shard_arguments(parser)
-    parser.add_argument(
-        "--rows_per_part",
-        type=cli.positive_count,
-        default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 128 MiB; with "
-        "--merge, those of the parts that are there)",
-    )
+    add_parted_set_arguments(parser, SHARD_BYTES)
     model = parser.add_argument_group("teacher")
     model.add_argument(
         "--dtype",
@@ -126,16 +113,16 @@ def main() -> int:
     if args.delete_parts and not args.merge and num_shards > 1:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
     todo: Todo = []
-    annotations = plan_annotations(args)
-    for annotation in annotations:
+    annotations = []  # that are not joined
+    for annotation in plan_annotations(args):
         of_set = annotation.of_set
         if args.merge or of_set.joined.is_done():
             of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
         else:
+            annotations.append(annotation)
             if not args.dry_run:
                 of_set.restore_parts(shard_id, num_shards)
             todo += [(annotation, part) for part in of_set.todo(shard_id, num_shards)]
-    annotations = [] if args.merge else [one for one in annotations if not one.of_set.joined.is_done()]
     if not annotations:
         return cli.EXIT_OK
     num_rows = count_rows(todo)
@@ -168,7 +155,7 @@ def count_rows(todo: Todo) -> int:
 
 def count_bytes(todo: Todo) -> int:
     """The bytes of parts."""
-    return sum(one.of_set.count_rows([part]) * mds.row_bytes(one.of_set.columns) for one, part in todo)
+    return sum(annotation.of_set.count_bytes([part]) for annotation, part in todo)
 
 
 def part_ranges(annotation: Annotation, todo: Todo) -> list[tuple[int, int]]:

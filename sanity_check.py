@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from cepe_data import cli
-from cepe_data.inspect import check_all, overlap, show
+from cepe_data.inspect import check_all, overlap, report_page, show
 from cepe_data.inspect import duplicates as inspect_duplicates
 
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "duplicates": inspect_duplicates,
     "overlap": overlap,
     "show": show,
+    "report": report_page,
 }
 
 

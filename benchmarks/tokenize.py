@@ -72,7 +72,7 @@ def main() -> int:
         for name, lines, bar in (("short documents", short, 8), ("books", books, 30)):
             compare_rates(bars, folder / name, tokenizer_folder, name, lines, bar)
         compare_scaling(bars, folder, tokenizer_folder, [*books, *short], megabytes)
-        compare_formats(bars, folder / "formats", tokenizer_folder, [*books, *short])
+        compare_formats(bars, folder / "formats", tokenizer_folder, [*books, *short], megabytes)
         compare_memory(bars, folder, tokenizer_folder, [*books, *short], megabytes)
     print(f"{bars.num_missed} bars missed")
     return int(bars.num_missed > 0)
@@ -270,7 +270,7 @@ def compare_scaling(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Tex
         )
 
 
-def compare_formats(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text) -> None:
+def compare_formats(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text, megabytes: int) -> None:
     """The same documents as parquet and as JSON lines; and in one file of seven domains and in seven files of one."""
     [plain] = write_files(folder, lines)
     table = pa.table({"text": texts_of(lines)})
@@ -292,8 +292,10 @@ def compare_formats(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Tex
 
     jsonl, parquet = seconds(1, "any", plain.path), seconds(1, "any", "all.parquet")
     bars.report("parquet (zstd) against plain jsonl, one worker", jsonl / parquet, 0.9, f"{parquet:.1f}, {jsonl:.1f} s")
-    two = seconds(2, "any", "all.parquet")
-    bars.report("two workers against one on one parquet file", parquet / two, 1.6, f"{parquet:.1f} s and {two:.1f} s")
+    large = pa.table({"text": texts_of(repeated(lines, megabytes))})
+    pq.write_table(large, folder / "data/large.parquet", compression="zstd", row_group_size=1000)
+    one, two = (seconds(num_workers, "any", "large.parquet") for num_workers in (1, 2))
+    bars.report("two workers against one on one parquet file", one / two, 1.6, f"{one:.1f} s and {two:.1f} s")
     of_seven, seven = seconds(1, None, "mixed.jsonl.zst"), seconds(1, "any", *(f"pure{n}.jsonl.zst" for n in range(7)))
     details = f"{of_seven:.1f} s and {seven:.1f} s"
     bars.report("a file of seven domains (.jsonl.zst) against seven files of one", seven / of_seven, 0.85, details)

@@ -235,15 +235,17 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arg
 
 
 def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | None) -> None:
-    """Wait for the workers to end. After Ctrl-C or SIGTERM (`cli.Stopped` is a KeyboardInterrupt) they are killed, and
-    a second signal must not stop this halfway; so are those of a pool that broke, which does not know of one that it
-    was just starting."""
-    if kind is not None and issubclass(kind, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Wait for the workers to end. They are killed after Ctrl-C or SIGTERM (`cli.Stopped` is a KeyboardInterrupt), also
+    when the signal comes during the wait: a worker that is still starting would not find its task any more. So are
+    those of a pool that broke, which does not know of one that it was just starting."""
+    if executor._broken or (kind is not None and issubclass(kind, KeyboardInterrupt)):
         _kill(executor)
-    elif executor._broken:
+    try:
+        executor.shutdown(wait=True, cancel_futures=True)
+    except KeyboardInterrupt:
         _kill(executor)
-    executor.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=True, cancel_futures=True)
+        raise
 
 
 def _kill(executor: ProcessPoolExecutor) -> None:

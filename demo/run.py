@@ -34,6 +34,7 @@ MADE = {
     "embedded": "a vector for every passage",
     "hits": "the best passages for every test row",
     "retrieved": "their tokens, row by row",
+    "report.html": "all of this on one page, for a browser",
     "*.png": "figures: documents' lengths, domains' shares, how sure the teacher is",
 }
 

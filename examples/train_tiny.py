@@ -16,6 +16,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -66,23 +67,11 @@ def main() -> None:
 def open_rows(args: argparse.Namespace) -> PairedRows:
     """The rows that the arguments ask for. Raises PipelineError if sets do not belong together."""
     domains = args.domains.split(",") if args.domains else None
+    context: dict[str, Any] = {"num_contexts": args.num_contexts, "context_size": args.context_size}
     if args.passages:
-        return PairedRows(
-            args.rows,
-            domains,
-            teacher_dir=args.teacher,
-            passages_dir=args.passages,
-            num_passages=args.num_contexts,
-            num_contexts=0,
-            num_decoder_tokens=args.num_decoder_tokens,
-        )
+        context = {"num_contexts": 0, "passages_dir": args.passages, "num_passages": args.num_contexts}
     return PairedRows(
-        args.rows,
-        domains,
-        teacher_dir=args.teacher,
-        num_contexts=args.num_contexts,
-        context_size=args.context_size,
-        num_decoder_tokens=args.num_decoder_tokens,
+        args.rows, domains, teacher_dir=args.teacher, num_decoder_tokens=args.num_decoder_tokens, **context
     )
 
 

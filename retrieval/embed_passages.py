@@ -22,7 +22,14 @@ import numpy as np
 from cepe_data import cli, shards, workers
 from cepe_data.errors import DamagedFileError
 from cepe_data.retrieval import embeddings
-from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, WordPieces, word_piece_json
+from cepe_data.retrieval.encoder import (
+    GPU_DTYPE,
+    Encoder,
+    EncoderModel,
+    WordPieces,
+    add_encoder_arguments,
+    word_piece_json,
+)
 from cepe_data.retrieval.plan_embedding import CHUNK_BYTES, Chunk, EmbeddingOptions, PlannedPart, list_corpus
 from cepe_data.samples.passage_lines import lines_of
 from cepe_data.storage import outputs
@@ -61,22 +68,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
     shards.add_shard_arguments(parser)
     return parser.parse_args(arguments)
-
-
-def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which encoder runs where."""
-    group = parser.add_argument_group("encoder")
-    group.add_argument("--model_dir", default="facebook/contriever", help="the text encoder: a folder or a hub name")
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        default="auto",
-        help="of weights and activations; auto is float16 on a GPU and float32 on a CPU",
-    )
-    group.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
-    group.add_argument(
-        "--batch_size", type=cli.positive_count, default=None, help="texts at once (default: what suits the device)"
-    )
 
 
 def main() -> int:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from cepe_data import cli, shards, workers
-from cepe_data.retrieval.context_scores import COLUMN, ScoredSet, ScoreOptions, plan_scores, scores_of
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
-from cepe_data.retrieval.row_texts import RowTexts
+from cepe_data.retrieval.context_scores import COLUMN, SHARD_BYTES, ScoredSet, ScoreOptions, plan_scores, scores_of
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, add_encoder_arguments, word_piece_json
+from cepe_data.retrieval.row_texts import RowTexts, add_query_arguments
 from cepe_data.storage import mds
+from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices
 from cepe_data.tokens import tokenizers
-from retrieval.embed_passages import add_encoder_arguments
 
 TEXTS_AT_ONCE = 4096
 
@@ -38,42 +38,29 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--chunk_tokens", type=cli.positive_count, default=256, help="tokens of a chunk; CEPE's --context_size"
     )
-    parser.add_argument(
-        "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
-    )
-    parser.add_argument("--query_prefix", default="", help="put before every query for the encoder, as in search")
     parser.add_argument("--passage_prefix", default="", help="put before every chunk, as in embed_passages")
-    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
-    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    add_query_arguments(parser)
     add_encoder_arguments(parser)
-    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
-    parser.add_argument(
-        "--rows_per_part",
-        type=cli.positive_count,
-        default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB)",
-    )
-    parser.add_argument(
-        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
-    )
-    cli.add_overwrite_argument(parser)
-    shards.add_shard_arguments(parser)
+    add_parted_set_arguments(parser, SHARD_BYTES)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     args = cli.typed(ScoreOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards)
+    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
     domains = mds.find_domains(args.input_dir, args.domain)
     model = EncoderModel.find(args.model_dir)
     sets = [plan_scores(args, domain, model) for domain in domains]
     if not args.merge:
         missing = [one for one in sets if not one.of_set.joined.is_done()]
         for one in missing:
-            one.of_set.restore_parts(shard_id, num_shards)
+            if not args.dry_run:
+                one.of_set.restore_parts(shard_id, num_shards)
         todo = [(one, parts) for one in missing if (parts := one.of_set.todo(shard_id, num_shards))]
+        if args.dry_run:
+            return report_dry_run(args, model, todo)
+        args.require_disk(args.output, count_bytes(todo))
         if todo:
             write(args, model, todo)
         if num_shards > 1:
@@ -84,17 +71,38 @@ def main() -> int:
     return cli.EXIT_OK
 
 
+def report_dry_run(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSet, list[int]]]) -> int:
+    """Print what is left of all shards, and what it takes, from a timed block of rows."""
+    if not todo:
+        cli.say("nothing is left to do")
+        return cli.EXIT_OK
+    num_texts = sum(one.of_set.count_rows(parts) * (1 + one.num_chunks) for one, parts in todo)
+    one, (part, *_) = todo[0]
+    [(encoder, reader)] = open_encoders(args, model, [one])
+    ids, lengths = reader(blocks_of(one, part)[0])
+    encoder.embed(ids, lengths)  # the first call chooses kernels
+    start = time.perf_counter()
+    encoder.embed(ids, lengths)
+    seconds = (time.perf_counter() - start) / len(lengths)
+    num_rows = sum(one.of_set.count_rows(parts) for one, parts in todo)
+    cli.say(
+        f"of all shards, {num_rows:,} rows of {len(todo)} sets are left, {num_texts:,} texts to embed; {len(lengths)} "
+        f"took {seconds * len(lengths):.2f} s\n"
+        f"about {num_texts * seconds / 3600:,.2f} hours on one such device, if reading keeps up"
+    )
+    cli.report_disk(args.output, count_bytes(todo))
+    return cli.EXIT_OK
+
+
+def count_bytes(todo: Sequence[tuple[ScoredSet, list[int]]]) -> int:
+    """The bytes of parts."""
+    return sum(one.of_set.count_bytes(parts) for one, parts in todo)
+
+
 def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSet, list[int]]]) -> None:
     """Write these parts; while one is embedded, the workers read and tokenize the next."""
-    [device] = devices.choose_devices(args.device, 1)
-    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
-    model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
-    word_pieces = workers.run_in_child(word_piece_json, model)
-    for one, parts in todo:
-        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.facts["tokenizer"])
-        encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
-        sizes = (args.query_tokens, args.query_prefix, args.chunk_tokens, args.passage_prefix)
-        reader = RowTexts(one.source, tokenizer, word_pieces, *sizes)
+    opened = open_encoders(args, model, [one for one, _ in todo])
+    for (one, parts), (encoder, reader) in zip(todo, opened, strict=True):
         one.of_set.remove_stale_temporaries()
         # Blocks begin anew with every part: so its bytes do not depend on which parts are made by the same run.
         blocks = [block for part in parts for block in blocks_of(one, part)]
@@ -107,6 +115,21 @@ def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSe
             for part in parts:
                 one.of_set.write_part(part, scored_rows(one, part, scores))
                 bar.update(one.of_set.count_rows([part]))
+
+
+def open_encoders(
+    args: ScoreOptions, model: EncoderModel, sets: Sequence[ScoredSet]
+) -> Iterator[tuple[Encoder, RowTexts]]:
+    """The encoder for each set, and the task that reads its texts."""
+    [device] = devices.choose_devices(args.device, 1)
+    model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
+    model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
+    word_pieces = workers.run_in_child(word_piece_json, model)
+    for one in sets:
+        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.facts["tokenizer"])
+        encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
+        sizes = (args.query_tokens, args.query_prefix, args.chunk_tokens, args.passage_prefix)
+        yield encoder, RowTexts(one.source, tokenizer, word_pieces, *sizes)
 
 
 def blocks_of(one: ScoredSet, part: int) -> list[tuple[int, int]]:

@@ -22,16 +22,15 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, add_encoder_arguments, word_piece_json
 from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_dtype
-from cepe_data.retrieval.row_texts import RowTexts
+from cepe_data.retrieval.row_texts import RowTexts, add_query_arguments
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header, write_npy
 from cepe_data.teacher import devices
 from cepe_data.tokens import tokenizers
-from retrieval.embed_passages import add_encoder_arguments
 
 QUERIES_AT_ONCE = 1024
 MEASURED_QUERIES = 8192
@@ -48,9 +47,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--topk", type=cli.positive_count, default=100, help="passages for every row")
     parser.add_argument(
-        "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
-    )
-    parser.add_argument(
         "--exclude_overlap",
         type=cli.positive_count,
         default=None,
@@ -60,21 +56,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--overfetch", type=float, default=2.0, help="with --exclude_overlap, find so many times --topk first"
     )
-    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
-    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    add_query_arguments(parser)
     add_encoder_arguments(parser)
-    parser.add_argument(
-        "--query_prefix", default="", help="put before every query for the encoder, such as 'query: ' for E5"
-    )
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
     parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
     cli.add_overwrite_argument(parser)
     cli.add_disk_argument(parser)
     parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
-    parser.add_argument(
-        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
-    )
     shards.add_shard_arguments(parser)
     return parser.parse_args(arguments)
 

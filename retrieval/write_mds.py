@@ -23,7 +23,7 @@ from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
 from cepe_data.retrieval.plan_search import RetrievedSetOptions, find_inputs, written_topk
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
-from cepe_data.storage.parts import PartedSet
+from cepe_data.storage.parts import PartedSet, add_parted_set_arguments
 
 SHARD_BYTES = 64 << 20
 MEASURED_ROWS = 16
@@ -39,19 +39,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--domain", default="all", help="all that the queries have, or domains with commas between them"
     )
     parser.add_argument("--topk", type=cli.positive_count, default=None, help="passages of a row (default: all found)")
-    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and write nothing else")
-    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
-    parser.add_argument(
-        "--rows_per_part",
-        type=cli.positive_count,
-        default=None,
-        help="rows of a part; a killed run repeats at most one (default: what fills an MDS shard of 64 MiB; with "
-        "--merge, those of the parts that are there)",
-    )
-    cli.add_overwrite_argument(parser)
-    cli.add_disk_argument(parser)
-    parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
-    shards.add_shard_arguments(parser)
+    add_parted_set_arguments(parser, SHARD_BYTES)
     return parser.parse_args(arguments)
 
 

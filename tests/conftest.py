@@ -89,6 +89,7 @@ def run_script(
         [done] = run_preloaded([command], cwd, inherited)
     else:
         module = ["-m"] if str(script).startswith(MODULES) else []
+        inherited |= {"PYTHONPATH": str(PROJECT)} if module else {}  # in any folder
         done = subprocess.run(
             [shell, *module, *command], cwd=cwd, env=inherited, capture_output=True, text=True, check=False, timeout=300
         )

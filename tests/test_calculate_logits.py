@@ -220,7 +220,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     if "small" in change:
         models.make_teacher(tmp_path / "small", 700)
     if "narrow" in change:
-        GPT2LMHeadModel(GPT2Config(VOCAB_SIZE, 63, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "narrow")
+        GPT2LMHeadModel(
+            GPT2Config(vocab_size=VOCAB_SIZE, n_positions=63, n_embd=32, n_layer=1, n_head=2)
+        ).save_pretrained(tmp_path / "narrow")
     if "short" in change:
         retrieved = read(tmp_path / "RET/train/book")[:3]
         mds.write_shard(

@@ -141,7 +141,7 @@ def test_every_command_that_is_shown_is_accepted(run: Run, tmp_path: Path) -> No
     by_file = Counter(one.shown_in for one in commands)
     assert by_file["README.md"] > 10 and by_file["steps.md"] > 20 and len(by_file) > 20, by_file
     assert sum(one.sbatch_flags is not None for one in commands) > 7
-    assert len(demo.tour_commands(demo.TOUR.read_text())) == 16
+    assert len(demo.tour_commands(demo.TOUR.read_text())) == 18
     for one in commands:
         if one.arguments or not one.script.startswith("retrieval."):  # else it is a name in a sentence
             check(run, one, tmp_path)

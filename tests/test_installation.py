@@ -68,7 +68,8 @@ def run_installed(installed: Path, command: str, *arguments: object, cwd: Path) 
 
 def test_the_wheel_has_every_module_and_one_name_of_its_own(clone: Path, wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    library = {path.relative_to(clone).as_posix() for path in (clone / "cepe_data").rglob("*.py")}
+    files = [path for suffix in ("py", "html", "css", "js") for path in (clone / "cepe_data").rglob(f"*.{suffix}")]
+    library = {path.relative_to(clone).as_posix() for path in files}
     scripts = [*clone.glob("*.py"), *clone.glob("retrieval/*.py"), *clone.glob("slurm/*.sh")]
     scripts += [clone / "run_tokenize.sh", clone / "settings.example.toml"]
     beside = {f"cepe_data/scripts/{path.relative_to(clone).as_posix()}" for path in scripts}

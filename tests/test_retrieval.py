@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +103,21 @@ def corpus_records(folder: Path) -> dict[str, dict[str, Any]]:
     return {record["id"]: record for record in map(json.loads, lines)}
 
 
-def mean_of_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
-    """float64 [texts, dimension]: one text at a time through transformers' own classes."""
+def hidden_states(folder: Path, texts: list[str]) -> Iterator[np.ndarray]:
+    """float64 [word pieces, dimension]: one text at a time through transformers' own classes."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModel.from_pretrained(folder).double()
-    vectors = []
-    with torch.no_grad():
-        for text in texts:
-            ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
-            vectors.append(model(ids["input_ids"]).last_hidden_state[0].mean(0).numpy())
-    return np.stack(vectors)
+    for text in texts:
+        ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
+        with torch.no_grad():
+            yield model(ids["input_ids"]).last_hidden_state[0].numpy()
+
+
+def mean_of_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
+    """float64 [texts, dimension]."""
+    return np.stack([states.mean(0) for states in hidden_states(folder, texts)])
 
 
 def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus(whole: Path) -> None:
@@ -184,18 +188,8 @@ def test_vectors_are_pooled_and_scaled_as_the_encoder_says_after_the_prefixes(
 
 
 def first_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
-    """float64 [texts, dimension]: the first state of one text at a time, scaled to length 1."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModel.from_pretrained(folder).double()
-    vectors = []
-    with torch.no_grad():
-        for text in texts:
-            ids = tokenizer(text, truncation=True, max_length=128, return_tensors="pt")
-            state = model(ids["input_ids"]).last_hidden_state[0, 0].numpy()
-            vectors.append(state / np.sqrt((state**2).sum()))
-    return np.stack(vectors)
+    """float64 [texts, dimension]: the first state of each text, scaled to length 1."""
+    return np.stack([states[0] / np.sqrt((states[0] ** 2).sum()) for states in hidden_states(folder, texts)])
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_signal_ends_a_step_in_seconds_and_a_rerun_goes_on(
     whole = STEPS[step.removesuffix(" on two")]  # any number of workers makes the same bytes
     run(*whole, cwd=tmp_path / "whole")
     out = MADE.get(step, "MADE")
-    environment = {**os.environ, "SLURM_CPUS_PER_TASK": "2"}
+    environment = {**os.environ, "SLURM_CPUS_PER_TASK": "2", "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(
         arguments_of(step), cwd=tmp_path / "stopped", env=environment, start_new_session=True, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -113,5 +113,12 @@ def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path: Path, scri
     (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     what = ["-m", script] if script.startswith("retrieval.") else [str(PROJECT / script)]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
-    done = subprocess.run([sys.executable, *what], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *what],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -23,6 +23,7 @@ from sentencepiece import SentencePieceProcessor
 
 from cepe_data.errors import ArgumentError
 from cepe_data.tokens import backends, tokenizers
+from cepe_data.tokens.piece_texts import make_piece_texts
 from cepe_data.tokens.tokenizers import TokenizerFiles
 from tests import tokenizer_kinds as kinds
 from tests.conftest import HARD_TEXTS, PROJECT, Run, World, write_jsonl
@@ -402,6 +403,9 @@ def test_decoding_is_that_of_the_library_at_every_split_of_every_character(tmp_p
         expected = [reader.decode(part, **flags) for part in slices]
         assert any("\ufffd" in one for one in expected)
     assert decode(np.concatenate(slices), np.array([len(part) for part in slices])) == expected
+    pieces = make_piece_texts(loaded)(ids.tolist())
+    together = "".join(pieces).removeprefix(" ").replace("<unk>", " ⁇ ")
+    assert len(pieces) == len(ids) and together == decode(ids, np.array([len(ids)]))[0]
 
 
 def test_a_saved_tokenizer_is_the_same_one(world: World) -> None:

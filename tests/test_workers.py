@@ -59,6 +59,20 @@ def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> 
         workers.run_in_child(refuse, "luck")
 
 
+def _run(script: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in its folder."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(
+        [sys.executable, script],
+        cwd=script.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
 def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error_too(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
@@ -78,10 +92,7 @@ def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error
         "    util.spawnv_passfds = kill_at_once\n"
         "    cli.run(main)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = _run(script)
     assert done.returncode == 1 and "a worker process died" in done.stderr, done.stderr
 
 
@@ -114,3 +125,30 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_signal_after_the_last_result_ends_workers_that_are_still_starting(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, threading, time\n"
+        "from pathlib import Path\n"
+        "from cepe_data import cli, workers\n"
+        "def work(number):\n"
+        "    return number\n"
+        "def main():\n"
+        "    with workers.Workers(4, work) as pool:\n"
+        "        list(pool.map_in_order(range(40), lambda item: 1, 4))\n"
+        "        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "if __name__ == '__mp_main__':\n"
+        "    try:\n"
+        "        Path('first').mkdir()\n"
+        "    except FileExistsError:\n"
+        "        time.sleep(1.5)  # the other workers take long to start\n"
+        "if __name__ == '__main__':\n"
+        "    end = os._exit\n"
+        "    os._exit = lambda status: (os.closerange(3, 99), time.sleep(3), end(status))  # a slow kernel\n"
+        "    cli.run(main)\n"
+    )
+    done = _run(script)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "stopped by SIGTERM" in done.stderr and "Traceback" not in done.stderr

@@ -74,15 +74,22 @@ class RecordDomains:
             raise DomainError(f"unknown domain {shown[:MAX_SHOWN_CHARACTERS]} in {self.key!r}")
         return number
 
-    def number_of_record(self, record: Mapping[str, Any]) -> int:
-        """The number of the domain of a record. Raises DomainError if it names none."""
+    def number_of_record(self, record: Mapping[str, Any] | str, rest: str | None = None) -> int:
+        """The number of the domain of a record, or of an object in it, in which `rest` of the key is looked up. Raises
+        DomainError if it names none."""
         try:
-            value = find_value(record, self.key)
+            value = find_value(record, self.key if rest is None else rest)
         except KeyError:
             raise DomainError(f"no domain in {self.key!r}") from None
         except ValueError:
             raise DomainError(f"a string on the way to {self.key!r} is not JSON") from None
         return self.number_of(value)
+
+    @classmethod
+    def recorded(cls, made_with: Mapping[str, Any]) -> RecordDomains | None:
+        """What `made_with` was of; None where it says no key."""
+        key = made_with.get("domain_key")
+        return cls(key, made_with.get("domain_map", {})) if key else None
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -107,9 +114,9 @@ class RecordKeys:
         return f"no key {self.text!r}"
 
 
-def find_value(record: Mapping[str, Any], key: str) -> Any:
-    """The value of `key` in a record: of that very name, or else of `a.b`, which is b in the object a. An object may be
-    a string of JSON.
+def find_value(record: Mapping[str, Any] | str, key: str) -> Any:
+    """The value of `key` in a record: of that very name, or else of `a.b`, which is b in the object a. The record and
+    any object in it may be a string of JSON.
 
     Raises:
         KeyError: if it is not there.
@@ -118,17 +125,18 @@ def find_value(record: Mapping[str, Any], key: str) -> Any:
     >>> find_value({"meta": '{"set": "RedPajamaBook"}'}, "meta.set")
     'RedPajamaBook'
     """
+    if isinstance(record, str):
+        import orjson
+
+        record = orjson.loads(record)
+    if not isinstance(record, dict):
+        raise KeyError(key)
     if key in record:
         return record[key]
     first, _, rest = key.partition(".")
-    value = record[first] if rest else None
-    if isinstance(value, str):
-        import orjson
-
-        value = orjson.loads(value)
-    if not isinstance(value, dict):
+    if not rest:
         raise KeyError(key)
-    return find_value(value, rest)
+    return find_value(record[first], rest)
 
 
 def count_by_domain(numbers: np.ndarray, lengths: np.ndarray, num_domains: int) -> tuple[np.ndarray, np.ndarray]:

@@ -123,9 +123,7 @@ def read_file_list(file_list: Path, root: Path | None = None) -> FileList:
     if not files:
         raise ArgumentError(f"{file_list} names no file: run `python get_all_jsonl.py DATA_DIR` again")
     check_targets_differ([file.path for file in files])
-    key = content.get("domain_key")
-    record_domains = RecordDomains(key, content.get("domain_map", {})) if key else None
-    return FileList(sorted(files, key=lambda file: file.path), listed_root, record_domains)
+    return FileList(sorted(files, key=lambda file: file.path), listed_root, RecordDomains.recorded(content))
 
 
 def _listed_file(path: str, known: Mapping[str, object] | None, root: Path | None, where: str) -> ListedFile:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -86,16 +86,7 @@ class TextRows:
         value = self.domains[row] if self.domains else None
         if value is None:
             raise DomainError(f"no domain in {domains.key!r}")
-        if not self.domain_key:
-            return domains.number_of(value)
-        # The string stands for the object above the key: "meta" for meta.redpajama_set_name.
-        parent = domains.key.removesuffix(f".{self.domain_key}")
-        return domains.number_of_record(_nested(parent, value))
-
-
-def _nested(key: str, value: str) -> dict[str, Any]:
-    first, _, rest = key.partition(".")
-    return {first: _nested(rest, value) if rest else value}
+        return domains.number_of_record(value, self.domain_key) if self.domain_key else domains.number_of(value)
 
 
 class ParquetBlocks:

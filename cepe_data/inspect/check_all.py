@@ -217,9 +217,7 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
         yield "scores", ScoreCheck(**effort, folder=folder, input_dir=input_of(SCORED, folder, found))
     for folder in found.folders[RETRIEVED]:
         embedded, corpus = embeddings_of(folder, found)
-        links = ("input", "embeddings")
-        made_from = found.links(RETRIEVED, folder, *links)
-        hits = next((path for path in found.folders[HITS] if made_from & found.links(HITS, path, *links)), None)
+        hits = next(iter(hits_of(folder, found)), None)
         queries = input_of(RETRIEVED, folder, found)
         yield (
             "retrieval",
@@ -230,6 +228,13 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
 def input_of(kind: str, folder: Path, found: Found) -> Path | None:
     """The folder of the windows that the sets in a folder belong to, if it is there."""
     return next((found.windows[one] for (one,) in found.links(kind, folder, "input") if one in found.windows), None)
+
+
+def hits_of(folder: Path, found: Found) -> list[Path]:
+    """The hits that the passages in a folder were written from, as far as they are there."""
+    links = ("input", "embeddings")
+    made_from = found.links(RETRIEVED, folder, *links)
+    return [path for path in found.folders[HITS] if made_from & found.links(HITS, path, *links)]
 
 
 def embeddings_of(folder: Path, found: Found) -> tuple[Path | None, Path | None]:

@@ -34,7 +34,7 @@ DPI = 150
 PAGE_WIDTH, MARGIN, NAME_WIDTH = 9.0, 0.2, 1.5  # inches, as everywhere below
 TITLE_CHARACTERS, NAME_CHARACTERS = 92, 15
 LINE_HEIGHT = 0.21
-LENGTHS_PITCH = 0.82  # of the rows of lengths
+LENGTHS_PITCH, SHARES_PITCH, POSITIONS_PITCH = 0.82, 0.5, 1.3  # a domain's height in each figure
 FILLED: dict[str, Any] = {"facecolor": "0.25", "edgecolor": "0.25", "linewidth": 0.6}
 HATCHED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.25", "linewidth": 0.6, "hatch": "/////"}
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -50,14 +50,15 @@ STYLE: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
+    """matplotlib's own style, with what all figures here share."""
     from matplotlib import style
 
     with style.context(["default", STYLE]):
         yield
 
 
-@_style()
+@figure_style()
 def draw_tokens(
     report: Report,
     path: Path,
@@ -91,16 +92,16 @@ def draw_tokens(
     page.publish(report, path, "plot")
     shares = shares_of_tokens(counts)
     title = proportions_title(shares)
-    page, top = _titled_page(title, f"{_count(total.tokens, 'token')} of {files}", 0.5 * len(shares) + 0.6)
+    page, top = _titled_page(title, f"{_count(total.tokens, 'token')} of {files}", SHARES_PITCH * len(shares) + 0.6)
     draw_shares(page, top, counts, shares)
     page.publish(report, path.with_suffix(f".shares{path.suffix}"), "plot_of_shares")
 
 
-def _titled_page(title: str, subtitle: str, height: float) -> tuple[_Page, float]:
+def _titled_page(title: str, subtitle: str, height: float) -> tuple[Page, float]:
     """A page with its message and what that is about; and where the `height` begins that is left below them."""
     title_height = LINE_HEIGHT * (title.count("\n") + 1)
     top = MARGIN + title_height + 0.55
-    page = _Page(top + height)
+    page = Page(top + height)
     page.title(MARGIN, title)
     page.text(MARGIN, MARGIN + title_height + 0.04, subtitle, color="0.3")
     return page, top
@@ -112,13 +113,13 @@ def windows_title(counts: Mapping[str, DomainCounts], thresholds: Sequence[int])
     for index, threshold in enumerate(thresholds):
         windows = {domain: one.windows[index] for domain, one in counts.items()}
         if most := max(windows.values()):
-            first = [_name(domain) for domain, number in windows.items() if number == most]
+            first = [short_name(domain) for domain, number in windows.items() if number == most]
             each = " each" if len(first) > 1 else ""
-            share = f"{_short(threshold)} ({_percent(most / sum(windows.values()))}{each})"
-            leaders.setdefault(f"{_enumerate(first)} {'hold' if each else 'holds'}", []).append(share)
+            share = f"{_short(threshold)} ({percent_text(most / sum(windows.values()))}{each})"
+            leaders.setdefault(f"{enumerate_words(first)} {'hold' if each else 'holds'}", []).append(share)
     if not leaders:
         return f"No document is long enough for a window of {_short(thresholds[0])} tokens"
-    parts = [f"{leader} the most windows of {_enumerate(what)}" for leader, what in leaders.items()]
+    parts = [f"{leader} the most windows of {enumerate_words(what)}" for leader, what in leaders.items()]
     return _wrap(", ".join(parts))
 
 
@@ -141,19 +142,19 @@ def proportions_title(shares: Mapping[str, tuple[float, float]]) -> str:
     ratios = {domain: ours / theirs for domain, (ours, theirs) in shares.items() if ours and theirs}
     if not ratios:
         largest = max(shares, key=lambda domain: shares[domain][0])
-        return f"{_name(largest)} holds {_percent(shares[largest][0])} of the tokens"
+        return f"{short_name(largest)} holds {percent_text(shares[largest][0])} of the tokens"
     extremes = (max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__))
     other = [domain for domain in dict.fromkeys(extremes) if not 1 / 1.1 < ratios[domain] < 1.1]
     if not other:
         return _wrap("The share of each domain is within a tenth of that in RedPajama, as far as it is in both")
     first, *others = [f"{_factor(ratios[domain])} times" for domain in other]
-    parts = [f"that of {_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
-    whole = ", ".join([f"the share of {_name(other[0])} is {first} as large", *parts])
+    parts = [f"that of {short_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
+    whole = ", ".join([f"the share of {short_name(other[0])} is {first} as large", *parts])
     return _wrap(f"Against RedPajama, {whole}")
 
 
 def draw_lengths(
-    page: _Page, top: float, counts: Mapping[str, DomainCounts], thresholds: Sequence[int], step: int
+    page: Page, top: float, counts: Mapping[str, DomainCounts], thresholds: Sequence[int], step: int
 ) -> None:
     """A histogram per domain over one axis of lengths, and beside it how many windows the domain holds."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -187,7 +188,7 @@ def draw_lengths(
         axes.tick_params(axis="y", labelsize=8, length=2)
         axes.tick_params(axis="x", which="both", labelbottom=row == len(counts) - 1)
         middle = top + row * pitch + height / 2
-        page.text(MARGIN, middle, _name(domain), va="center")
+        page.text(MARGIN, middle, short_name(domain), va="center")
         for column, number in zip(columns, one.windows, strict=True):
             page.text(column, middle, f"{number:,}" if number < 1e7 else _amount(number), va="center", ha="right")
         if row == 0:
@@ -209,22 +210,22 @@ def draw_lengths(
 
 
 def draw_shares(
-    page: _Page, top: float, counts: Mapping[str, DomainCounts], shares: Mapping[str, tuple[float, float]]
+    page: Page, top: float, counts: Mapping[str, DomainCounts], shares: Mapping[str, tuple[float, float]]
 ) -> None:
     """Two bars per domain: its share of the tokens here, and in RedPajama."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    height = 0.5 * len(shares)
+    height = SHARES_PITCH * len(shares)
     axes = page.axes(NAME_WIDTH, top, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
     for row, (domain, (ours, theirs)) in enumerate(shares.items()):
-        page.text(MARGIN, top + height * (row + 0.5) / len(shares), _name(domain), va="center")
+        page.text(MARGIN, top + height * (row + 0.5) / len(shares), short_name(domain), va="center")
         axes.barh(row - 0.19, ours, 0.36, **FILLED)
         axes.barh(row + 0.19, theirs, 0.36, **HATCHED)
-        what = f"{_percent(ours)}, {_count(counts[domain].tokens, 'token')}" if domain in counts else "not here"
+        what = f"{percent_text(ours)}, {_count(counts[domain].tokens, 'token')}" if domain in counts else "not here"
         axes.text(ours, row - 0.19, f" {what}", va="center", fontsize=8)
         axes.text(
-            theirs, row + 0.19, f" {_percent(theirs)}" if theirs else " not in RedPajama", va="center", fontsize=8
+            theirs, row + 0.19, f" {percent_text(theirs)}" if theirs else " not in RedPajama", va="center", fontsize=8
         )
     largest = max(max(pair) for pair in shares.values()) or 1.0
     axes.set(xlim=(0, largest * 1.32), ylim=(len(shares) - 0.5, -0.5), yticks=[], xlabel="share of the tokens")
@@ -234,22 +235,31 @@ def draw_shares(
     axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
 
 
-@_style()
+@figure_style()
 def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions]) -> None:
     """Draw top-k mass and entropy over the positions of every set."""
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
-
     if not positions:
         cli.warn(f"no row could be read: {path} is not written")
         return
-    title = teacher_title(positions)
-    pitch, height, gap = 1.3, 1.05, 0.75
-    widths = _enumerate(sorted({f"{one.width:,}" for one in positions.values()}))
-    what = (
+    height = 0.3 + POSITIONS_PITCH * len(positions) + 0.4
+    page, top = _titled_page(teacher_title(positions), positions_note(positions), height)
+    draw_positions(page, top + 0.3, positions)
+    page.publish(report, path, "plot")
+
+
+def positions_note(positions: Mapping[str, Positions]) -> str:
+    """What the lines of `draw_positions` are."""
+    widths = enumerate_words(sorted({f"{one.width:,}" for one in positions.values()}))
+    return (
         f"lines: means, grey: from the 10 % to the 90 % quantile, of {widths} neighbouring positions in the rows seen"
     )
-    page, top = _titled_page(title, what, 0.3 + pitch * len(positions) + 0.4)
-    top += 0.3
+
+
+def draw_positions(page: Page, top: float, positions: Mapping[str, Positions]) -> None:
+    """Top-k mass on the left, entropy on the right, a line of axes for every set."""
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    pitch, height, gap = POSITIONS_PITCH, 1.05, 0.75
     width = (PAGE_WIDTH - NAME_WIDTH - MARGIN - 0.4 - gap) / 2
     lefts = (NAME_WIDTH + 0.4, NAME_WIDTH + 0.4 + width + gap)
     highest = max(
@@ -257,7 +267,7 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
     )
     limits = ((0.0, 1.04), (0.0, highest * 1.06 or 1.0))
     for row, (domain, one) in enumerate(positions.items()):
-        page.text(MARGIN, top + row * pitch + height / 2, f"{_name(domain)}\n{one.num_rows:,} rows", va="center")
+        page.text(MARGIN, top + row * pitch + height / 2, f"{short_name(domain)}\n{one.num_rows:,} rows", va="center")
         spreads = ((one.topk_mass,), (one.entropy_lower, one.entropy_upper))
         for left, bounds, limit in zip(lefts, spreads, limits, strict=True):
             axes = page.axes(left, top + row * pitch, width, height)
@@ -272,7 +282,6 @@ def draw_teacher(report: Report, path: Path, positions: Mapping[str, Positions])
     page.text(lefts[0], top - 0.1, f"probability of the top {_topks(positions)}", va="bottom")
     what = "entropy in nats, its lower and its upper bound:\nof words beyond the top, only the mass is known"
     page.text(lefts[1], top - 0.1, what, va="bottom")
-    page.publish(report, path, "plot")
 
 
 def _draw_spread(axes: Axes, positions: Positions, bounds: Sequence[Any]) -> None:
@@ -300,10 +309,10 @@ def teacher_title(positions: Mapping[str, Positions]) -> str:
 
 
 def _topks(positions: Mapping[str, Positions]) -> str:
-    return _enumerate(sorted({str(one.topk) for one in positions.values()}, key=int))
+    return enumerate_words(sorted({str(one.topk) for one in positions.values()}, key=int))
 
 
-class _Page:
+class Page:
     """A figure of PAGE_WIDTH × `height` inches; places are inches from its upper left corner."""
 
     def __init__(self, height: float) -> None:
@@ -327,12 +336,16 @@ class _Page:
         """The message of what is below."""
         self.text(MARGIN, top, text, fontsize=11, fontweight="bold", linespacing=1.15)
 
+    def render(self, ending: str, **options: Any) -> bytes:
+        """The figure in the format of a name that ends in `ending`, one of DATELESS."""
+        image = io.BytesIO()
+        self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending], **options)
+        return image.getvalue()
+
     def publish(self, report: Report, path: Path, fact: str) -> None:
         """Write or replace the file, and say so in the report under that name."""
-        image, ending = io.BytesIO(), path.suffix.lower()
-        self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending])
         outputs.remove_stale_temporaries(path.parent)
-        outputs.write_bytes(path, image.getvalue())
+        outputs.write_bytes(path, self.render(path.suffix.lower()))
         report.facts[fact] = str(path)
         report.say(f"figure → {path}")
 
@@ -341,11 +354,11 @@ def _wrap(title: str) -> str:
     return textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
 
 
-def _name(domain: str) -> str:
+def short_name(domain: str) -> str:
     return domain if len(domain) <= NAME_CHARACTERS else f"{domain[: NAME_CHARACTERS - 1]}…"
 
 
-def _enumerate(words: Sequence[str]) -> str:
+def enumerate_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -368,7 +381,7 @@ def _axis_amount(value: float) -> str:
     return f"{value:,.0f}" if value < 1e4 else "10" + f"{np.log10(value):.0f}".translate(SUPERSCRIPTS)
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 0.01:
         return "< 0.01 %"

@@ -8,10 +8,10 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -263,7 +263,7 @@ class SetRows:
                 print_ids("query, the beginning of token_ids", self._query(row))
             else:
                 cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
-            for title, ids in retrieved_passages(args, row, content):
+            for title, ids in retrieved_passages(args.path, row, content, args.passages):
                 print_ids(title, ids)
         elif "target_index" in columns:
             window, num_samples = input_row(args, row), teacher_check.num_samples_of(args.path)
@@ -287,14 +287,16 @@ class SetRows:
         return input_row(self._args, row)["token_ids"][: meta.get("query_tokens")]
 
 
-def retrieved_passages(args: ShowOptions, row: int, content: dict) -> Iterator[tuple[str, np.ndarray]]:
-    """A title with score and id, and the token ids, of the best passages of a row."""
-    keys_path, meta = args.path.with_name(f"{args.path.name}.keys.npy"), provenance.read_meta(args.path)
+def retrieved_passages(
+    folder: Path, row: int, content: Mapping[str, Any], num_passages: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """A title with score and id, and the token ids, of the best passages of a row of a set."""
+    keys_path, meta = folder.with_name(f"{folder.name}.keys.npy"), provenance.read_meta(folder)
     names = [""] * len(content["retrieval_scores"])
     if meta and keys_path.exists():
         names = passage_ids(meta["corpus_files"], read_row(keys_path, row, len(names)))
     best = zip(names, content["retrieval_scores"].tolist(), content["retrieved_token_ids"], strict=True)
-    for number, (name, score, ids) in enumerate(itertools.islice(best, args.passages)):
+    for number, (name, score, ids) in enumerate(itertools.islice(best, num_passages)):
         yield f"passage {number} {name}, score {score:.4f}", ids
 
 

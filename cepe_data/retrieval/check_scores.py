@@ -82,7 +82,7 @@ class ScoreCheck(verify.SetCheck):
         if not verify.has_set(source):
             raise ArgumentError(f"the rows that {folder} has scores of are not in {source}: pass --input_dir")
         verify.compare_with_source(report, folder, source, "made from")
-        made_with = (provenance.read_meta(folder) or {"made_with": {}})["made_with"]
+        made_with = provenance.made_with(folder)
         expected = mds.read_columns(source)
         _, (num_tokens,) = mds.column_array(expected["prev_token_ids"])
         num_chunks = num_tokens // made_with.get("chunk_tokens", 256)

@@ -18,11 +18,10 @@ import numpy as np
 
 from cepe_data.errors import ArgumentError
 from cepe_data.retrieval.encoder import GPU_DTYPE, EncoderModel
-from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage import mds, provenance
 from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
-from cepe_data.teacher import devices
-from cepe_data.teacher.plan import named, require_column
+from cepe_data.teacher.plan import choose_dtype, name_beside, require_column
 
 SHARD_BYTES = 64 << 20
 COLUMN = "context_scores"
@@ -76,8 +75,7 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     if rest:
         raise ArgumentError(f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are no multiple of it")
     columns[COLUMN] = mds.array_column(np.dtype(np.float32), num_chunks)
-    made = parts.recorded(folder, "dtype", args.overwrite) if args.dtype == "auto" else None
-    dtype = made or devices.resolve_dtype(args.dtype, args.device, GPU_DTYPE)
+    dtype = choose_dtype(args.dtype, args.device, folder, args.overwrite, GPU_DTYPE)
     prefixes = {name: getattr(args, name) for name in ("query_prefix", "passage_prefix") if getattr(args, name)}
     made_with = {
         "domain": domain,
@@ -94,9 +92,8 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     inputs = {"input": SetInput(source)}
     of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args, inputs)
     of_input = provenance.read_meta(source) or {}
-    is_beside = named(args.output).parent.resolve() == named(args.input_dir).parent.resolve()
     facts = {
-        "input_name": named(args.input_dir).name if is_beside else None,
+        "input_name": name_beside(args.input_dir, args.output),
         "tokenizer": of_input.get("tokenizer"),
         "vocab_size": of_input.get("vocab_size"),
     }

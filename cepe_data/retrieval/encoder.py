@@ -8,6 +8,7 @@ when they are needed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,22 @@ _POOLING_FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CL
 GPU_DTYPE = "float16"  # bfloat16 would cost vectors three bits
 CPU_BATCH = 16
 CUDA_BATCH_TOKENS = 1 << 16
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which encoder runs where."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--model_dir", default="facebook/contriever", help="the text encoder: a folder or a hub name")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="of weights and activations; auto is float16 on a GPU and float32 on a CPU",
+    )
+    group.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    group.add_argument(
+        "--batch_size", type=cli.positive_count, default=None, help="texts at once (default: what suits the device)"
+    )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,6 @@ class RetrievedSetOptions(PartedSetOptions):
     domain: str
     output: Path
     topk: int | None
-    dry_run: bool
 
 
 @dataclass(frozen=True)

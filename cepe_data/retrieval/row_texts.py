@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from cepe_data import cli, workers
 from cepe_data.retrieval.encoder import WordPieces
 from cepe_data.storage import mds
 from cepe_data.tokens import backends
 from cepe_data.tokens.tokenizers import TokenizerFiles
+
+
+def add_query_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say what the texts of queries are, and how many processes tokenize them."""
+    parser.add_argument(
+        "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
+    )
+    parser.add_argument(
+        "--query_prefix", default="", help="put before every query for the encoder, such as 'query: ' for E5"
+    )
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
+    parser.add_argument("--tokenizer", default=None, help="for the texts (default: TOKENIZED_DIR/tokenizer)")
+    parser.add_argument(
+        "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
+    )
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ class Tokens:
 
     def marked_with(self, domain: str) -> Sequence[listing.ListedFile]:
         """The files among which the copies of a domain are marked."""
-        mixed, files = self.mixed, self.files[domain]
-        return mixed if any(file in mixed for file in files[:1]) else files
+        files = self.files[domain]
+        return self.mixed if files and files[0] in self.mixed else files
 
     def open(self, file: listing.ListedFile, domain: str | None = None) -> SampledFile:
         """Open a token file, as `domain` sees it.
@@ -180,10 +180,13 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
         cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
     if not tokens.mark_command:
         return inventories
+    bits = {domain: duplicates.made_with(one.fingerprint, one.document_hash) for domain, one in inventories.items()}
+    if mixed := [domain for domain, files in tokens.files.items() if tokens.marked_with(domain) is not files]:
+        bits |= dict.fromkeys(mixed, bits_made_with(tokens, mixed[0]))
     with_bits = {}
     for domain, one in inventories.items():
         paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
-        fingerprint = duplicates.fingerprint(paths, bits_made_with(tokens, domain), tokens.mark_command)
+        fingerprint = duplicates.fingerprint(paths, bits[domain], tokens.mark_command)
         with_bits[domain] = replace(one, duplicates=fingerprint)
     return with_bits
 

@@ -290,7 +290,8 @@ def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
 class Rows:
     """The rows of an MDS set by number, as LocalDataset gives them, without the seconds that importing streaming takes;
     and many rows at once. Nothing is unpickled. Any number of processes may read. Memory does not grow with the set but
-    for its index; `max_open_shards` file descriptors are kept open.
+    for its index; `max_open_shards` file descriptors are kept open. Where many sets are read, use it as a context
+    manager, which closes them.
 
     Args:
         columns: the columns to decode; all by default.
@@ -313,6 +314,13 @@ class Rows:
         self._columns, self._max_open_shards, self._decoders = columns, max_open_shards, decoders
         self._ends = list(accumulate(shard["samples"] for shard in self.shards))
         self._open: dict[int, _ShardRows] = {}
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
         """A file descriptor means nothing in the process that a DataLoader spawns."""

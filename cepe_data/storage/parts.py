@@ -7,6 +7,7 @@ Shard i of N makes a contiguous range of the parts, whatever N is: a run that wa
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,23 @@ class Parts:
         return self.paths[number].exists() and self.outputs[number].is_done()
 
 
+def add_parted_set_arguments(parser: argparse.ArgumentParser, shard_bytes: int) -> None:
+    """The arguments of PartedSetOptions, for a step whose parts by default fill MDS shards of `shard_bytes`."""
+    parser.add_argument("--merge", action="store_true", help="join the parts of all shards, and compute nothing")
+    parser.add_argument("--delete_parts", action="store_true", help="remove the parts once they are joined")
+    parser.add_argument(
+        "--rows_per_part",
+        type=cli.positive_count,
+        default=None,
+        help=f"rows of a part; a killed run repeats at most one (default: what fills an MDS shard of "
+        f"{shard_bytes >> 20} MiB; with --merge, those of the parts that are there)",
+    )
+    cli.add_overwrite_argument(parser)
+    cli.add_disk_argument(parser)
+    parser.add_argument("--dry_run", action="store_true", help="say what all shards would take, and write nothing")
+    shards.add_shard_arguments(parser)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartedSetOptions(outputs.WriteOptions):
     """The options of a step that writes parted sets as an array of shards, and then joins them."""
@@ -104,6 +122,7 @@ class PartedSetOptions(outputs.WriteOptions):
     merge: bool
     delete_parts: bool
     rows_per_part: int | None
+    dry_run: bool
     shard_id: int | None
     num_shards: int | None
 
@@ -210,6 +229,10 @@ class PartedSet:
     def count_rows(self, numbers: Iterable[int]) -> int:
         """Rows of these parts."""
         return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
+
+    def count_bytes(self, numbers: Iterable[int]) -> int:
+        """Bytes of these parts, but for those of columns whose values have no fixed size."""
+        return self.count_rows(numbers) * mds.row_bytes(self.columns)
 
     def write_part(self, part: int, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""

@@ -269,7 +269,7 @@ class TeacherCheck(verify.SetCheck):
 
 def num_samples_of(folder: Path) -> int:
     """How many draws a position of a set has; 0 where its targets are not samples."""
-    return int((provenance.read_meta(folder) or {"made_with": {}})["made_with"].get("num_samples", 0))
+    return int(provenance.made_with(folder).get("num_samples", 0))
 
 
 def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:

@@ -40,7 +40,6 @@ class AnnotationOptions(PartedSetOptions):
     output_dir: Path | None
     retrieval_input_dir: Path | None
     retrieval_k: int
-    dry_run: bool
     dtype: str
     device: str | None
     num_gpus: int
@@ -74,14 +73,12 @@ class Annotation:
     @property
     def facts(self) -> provenance.Meta:
         """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
-        around, input_dir = self.of_set.folder.parent.parent, named(self.input_folder.parent)
-        is_beside = not self.retrieval_folder and around.resolve() == input_dir.parent.resolve()
-        input_name = input_dir.name if is_beside else None
+        input_name = None if self.retrieval_folder else name_beside(self.input_folder.parent, self.of_set.folder.parent)
         num_words = self.running["num_words"] or self.model.vocab_size
         versions = set()
-        for part in self.of_set.parts.outputs:
+        for path in self.of_set.parts.paths:
             with contextlib.suppress(DamagedFileError):
-                versions.add((provenance.read_meta(part.path) or {}).get("transformers"))
+                versions.add((provenance.read_meta(path) or {}).get("transformers"))
         ran = sorted(filter(None, versions))
         return {"input_name": input_name, "vocab_size": num_words, "transformers": ran}
 
@@ -128,7 +125,7 @@ def plan_annotation(
     num_tokens = num_context_tokens + args.num_decoder_tokens
     check_positions(args, model, num_tokens)
     folder = output_folder(args, domain)
-    dtype = choose_dtype(args, folder)
+    dtype = choose_dtype(args.dtype, args.device, folder, args.overwrite, "bfloat16")
     columns = {
         "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, targets.width + 1),
         "target_index": mds.array_column(mds.token_dtype(num_words), args.num_decoder_tokens, targets.width),
@@ -179,12 +176,12 @@ def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tok
     cli.warn(f"{what}: what it expects beyond them may be poor")
 
 
-def choose_dtype(args: AnnotationOptions, folder: Path) -> str:
+def choose_dtype(dtype: str, device: str | None, folder: Path, overwrite: bool, half: str) -> str:
     """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
-    the GPU that made them), else what the device is best at."""
-    if args.dtype == "auto" and (dtype := parts.recorded(folder, "dtype", args.overwrite)):
-        return str(dtype)
-    return devices.resolve_dtype(args.dtype, args.device, "bfloat16")
+    the GPU that made them), else what the device is best at: `half` on a GPU."""
+    if dtype == "auto" and (made := parts.recorded(folder, "dtype", overwrite)):
+        return str(made)
+    return devices.resolve_dtype(dtype, device, half)
 
 
 def choose_attention(
@@ -247,7 +244,7 @@ def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder:
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
-    found_for = (provenance.read_meta(retrieval_folder) or {"made_with": {}})["made_with"].get("input")
+    found_for = provenance.made_with(retrieval_folder).get("input")
     if found_for is not None and found_for != mds.fingerprint(input_folder):
         raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])
@@ -281,3 +278,9 @@ def output_folder(args: AnnotationOptions, domain: str) -> Path:
 def named(folder: Path) -> Path:
     """The same folder, under a path that ends in its name: not in `.` or `..`."""
     return folder if folder.name not in {"", ".."} else folder.resolve()
+
+
+def name_beside(input_dir: Path, output_dir: Path) -> str | None:
+    """The name of `input_dir` where it stands beside `output_dir`; None where it stands elsewhere."""
+    input_dir = named(input_dir)
+    return input_dir.name if input_dir.parent.resolve() == named(output_dir).parent.resolve() else None

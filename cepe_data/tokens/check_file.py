@@ -194,7 +194,8 @@ class FileChecker:
             result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
             return
         draw = np.random.default_rng([self.options.seed, int(hashing.key(file.path))])
-        keys = keys_of(tokens.meta["made_with"])
+        made_with = tokens.meta["made_with"]
+        keys = RecordKeys(made_with["text_key"], RecordDomains.recorded(made_with))
         texts: dict[tuple[int, int], tuple[str, str]] = {}
         for where, block in sample_blocks(source, self.options.texts, draw, keys):
             parsed = readers.parse_block(1, block, keys)
@@ -211,12 +212,6 @@ class FileChecker:
         of_domain = " in its domain" if keys.domains else ""
         for where, _ in texts.values():
             result.findings.append((tokens.path, f"the text at {where} of {source} is not in it{of_domain}"))
-
-
-def keys_of(made_with: provenance.Meta) -> RecordKeys:
-    """The keys with which a token file was made."""
-    key = made_with.get("domain_key")
-    return RecordKeys(made_with["text_key"], RecordDomains(key, made_with.get("domain_map", {})) if key else None)
 
 
 def lengths_by_domain(

@@ -211,11 +211,12 @@ class Job:
 
     def made_with(self, file: listing.ListedFile) -> provenance.Meta:
         """What determines the bytes of a token file."""
+        domains = self.keys.of(file.domain).domains
         return {
             "source": file.path,
             "source_bytes": file.num_bytes,
             "text_key": self.keys.text,
-            **(self.keys.domains.made_with if self.keys.domains and file.domain is None else {}),
+            **(domains.made_with if domains else {}),
             "tokenizer": self.identity.as_json(),
         }
 
@@ -319,8 +320,8 @@ class _Publisher:
     def take(self, segment: Segment, encoded: EncodedSegment) -> None:
         """Append a segment to its token file; the last one sends the file off."""
         if self._writer is None:
-            names = self._job.keys.domains.names if self._job.keys.domains and segment.file.domain is None else ()
-            self._writer = token_file.TokenFileWriter(self._job.output(segment.file), names)
+            domains = self._job.keys.of(segment.file.domain).domains
+            self._writer = token_file.TokenFileWriter(self._job.output(segment.file), domains.names if domains else ())
             self._skipped, self._repaired = readers.LineReport(), readers.LineReport()
             self._num_lines, self._failure = 0, ""
         self._writer.append(encoded.ids, encoded.lengths, encoded.hashes, encoded.domains)

@@ -1,0 +1,345 @@
+"""The figures of the page, as SVG that takes its colours from the page: black is the page's colour of text, white its
+paper, and a grey is between them, so that it can be read in print and in dark mode.
+
+Each has one sentence, which is made from the numbers that it shows.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cepe_data.corpus import listing
+from cepe_data.inspect import overlap, plots
+from cepe_data.inspect.check_all import ANNOTATED, RETRIEVED, WINDOWS
+from cepe_data.inspect.page.summary import Corpus, Run, ShownSet, found_once
+from cepe_data.inspect.plots import MARGIN, NAME_WIDTH, PAGE_WIDTH, Page
+from cepe_data.samples.writer import rows_path
+from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage.npy import NpyRows
+from cepe_data.storage.report import Report
+from cepe_data.teacher.check import Positions
+from cepe_data.tokens.check_file import LONG_DOCUMENT_TOKENS, WINDOW_STEP, DomainCounts
+from cepe_data.tokens.token_file import TokenFile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_DOCUMENTS = 20_000_000  # whose lengths are read
+MAX_DOMAINS = 24  # of a figure
+MAX_FOLDERS = 6  # that have a figure of a kind
+ROWS_OF_SET = 32  # of a teacher, or of retrieved passages, that are drawn
+MAX_POSITIONS = 4096  # of rows that are looked for in token files
+MAX_TOKEN_FILES = 128  # in which they are looked for
+NUM_BINS = 20
+PITCH, HEIGHT = 0.62, 0.48  # inches of a domain in the figures of this module
+_GREY = re.compile(r"#([0-9a-f]{2})\1\1\b")
+_NAME = re.compile(r'(\bid="|href="#|url\(#)')
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: what it is of, the sentence it proves, what its lines are, and the SVG."""
+
+    name: str
+    title: str
+    sentence: str
+    note: str
+    svg: str
+
+
+@plots.figure_style()
+def draw_all(report: Report, run: Run, seed: int) -> list[Figure]:
+    """All figures that there is something for."""
+    from matplotlib import rcParams
+
+    rcParams["svg.fonttype"] = "none"  # text that can be read aloud, searched and coloured
+    figures = [*of_tokens(report, run.corpus, seed), *of_places(report, run, seed)]
+    return [*figures, *of_teachers(report, run, seed), *of_scores(report, run, seed), *of_overlap(report, run)]
+
+
+def as_svg(page: Page, name: str) -> str:
+    """A page as an SVG element, whose ids begin with `name`."""
+    whole = page.render(".svg", transparent=True).decode()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", whole, flags=re.DOTALL)
+    svg = _NAME.sub(rf"\1{name}-", svg[svg.index("<svg") :])
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    return _GREY.sub(_page_colour, svg)
+
+
+def _page_colour(grey: re.Match[str]) -> str:
+    ink = round(100 * (1 - int(grey[1], 16) / 255))
+    return {100: "currentColor", 0: "var(--paper)"}.get(ink, f"color-mix(in srgb, currentColor {ink}%, var(--paper))")
+
+
+# -- token files -------------------------------------------------------------------------------------------------------
+
+
+def of_tokens(report: Report, corpus: Corpus, seed: int) -> Iterator[Figure]:
+    """Lengths of documents, and the shares of domains."""
+    if not corpus.files:
+        return
+    counts = _largest(sample_lengths(report, corpus, seed), lambda one: one.tokens)
+    if not counts:
+        return
+    total = DomainCounts()
+    for one in counts.values():
+        total.add(one)
+    lines = {**counts, "total": total} if len(counts) > 1 else counts
+    page = Page(0.55 + plots.LENGTHS_PITCH * len(lines) + 0.5)
+    plots.draw_lengths(page, 0.55, lines, LONG_DOCUMENT_TOKENS, WINDOW_STEP)
+    seen, all_of_them = (sum(one.documents for one in of.values()) for of in (counts, corpus.totals))
+    note = f"{seen:,} of {all_of_them:,} documents, all splits together; dashed: thresholds"
+    sentence = _unwrapped(plots.windows_title(counts, LONG_DOCUMENT_TOKENS))
+    yield Figure("lengths", "Lengths of documents", sentence, note, as_svg(page, "lengths"))
+    totals = _largest(corpus.totals, lambda one: one.tokens)
+    shares = plots.shares_of_tokens(totals)
+    page = Page(0.35 + plots.SHARES_PITCH * len(shares) + 0.55)
+    plots.draw_shares(page, 0.35, totals, shares)
+    note = f"{sum(one.tokens for one in totals.values()):,} tokens of {len(corpus.files):,} token files"
+    sentence = _unwrapped(plots.proportions_title(shares))
+    yield Figure("shares", "Shares of domains", sentence, note, as_svg(page, "shares"))
+
+
+def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, DomainCounts]:
+    """The lengths of all documents, or of a range of them in every file where there are too many; by domain. A file
+    that cannot be read is a finding."""
+    counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
+    of_file = max(1, MAX_DOCUMENTS // len(corpus.files))
+    for file in corpus.files:
+        path = corpus.tokenized_dir / file.token_file
+        try:
+            with TokenFile(path) as tokens:
+                start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
+                stop = min(tokens.num_documents, start + of_file)
+                lengths, names = tokens.lengths(start, stop), tokens.domain_names
+                numbers = tokens.domain_numbers(start, stop) if names else np.zeros(len(lengths), np.uint8)
+        except verify.FAILURES as error:
+            found_once(report, path, error)
+            continue
+        for number in np.unique(numbers).tolist():
+            domain = counts[names[number] if names else str(file.domain)]
+            domain.add_lengths(lengths[numbers == number])
+            domain.files += 1
+    return dict(sorted(counts.items()))
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
+    """Where in their documents sampled rows begin, of every output."""
+    from matplotlib.ticker import PercentFormatter
+
+    windows = run.of_kind(WINDOWS)
+    outs = sorted({one.folder.parent.parent for one in windows})[:MAX_FOLDERS]
+    windows = [one for one in windows if one.folder.parent.parent in outs]
+    places = find_places(report, run.corpus.tokenized_dir, windows, seed)
+    for number, out in enumerate(outs):
+        shares: dict[str, list[float]] = defaultdict(list)
+        for one in windows:
+            if one.folder.parent.parent == out and one.folder in places:
+                shares[one.domain] += places[one.folder]
+        if not shares:
+            continue
+        rows = _largest(dict(sorted(shares.items())), len)
+        everything = np.concatenate(list(rows.values()))
+        page = Page(0.25 + PITCH * len(rows) + 0.45)
+        lines = _lines(page, 0.25, {domain: len(of_domain) for domain, of_domain in rows.items()})
+        for axes, of_domain in zip(lines, rows.values(), strict=True):
+            counts, edges = np.histogram(of_domain, NUM_BINS, (0, 1))
+            axes.stairs(counts / max(1, counts.sum()), edges, fill=True, color="0.4")
+            axes.axhline(1 / NUM_BINS, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
+            axes.set(xlim=(0, 1), ylim=(0, None))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        _finish_lines(page, 0.25, len(rows), "where in its document a row begins: from the first token to the last")
+        first = float((everything < 0.5).mean())
+        sentence = f"{100 * first:.0f} % of the sampled rows begin in the first half of their document"
+        note = f"share of {len(everything):,} sampled rows by twentieths of the document; dashed: the same everywhere"
+        name = f"places{number}"
+        yield Figure(name, f"Positions of rows inside documents: {out}", sentence, note, as_svg(page, name))
+
+
+def find_places(report: Report, tokenized_dir: Path, windows: Sequence[ShownSet], seed: int) -> dict[Path, list[float]]:
+    """By set: where in their documents, from 0 to 1, some of its rows begin. Token files that are not there, or that
+    are too many, are left out."""
+    of_set = max(4, MAX_POSITIONS // max(1, len(windows)))
+    positions: dict[str, list[tuple[int, Path]]] = defaultdict(list)
+    for one in windows:
+        try:
+            with NpyRows(rows_path(one.folder), num_axes=2) as rows:
+                for number in verify.sample(min(rows.size, one.num_rows), of_set, seed, str(one.folder)).tolist():
+                    file, position = rows.read(number, number + 1)[0].tolist()
+                    positions[one.meta["source_files"][file]].append((position, one.folder))
+        except verify.FAILURES as error:
+            found_once(report, rows_path(one.folder), error)
+    sources = sorted(positions)
+    sources = random.Random(f"{seed} places").sample(sources, min(len(sources), MAX_TOKEN_FILES))
+    places: dict[Path, list[float]] = defaultdict(list)
+    for source in sources:
+        path = tokenized_dir / listing.token_path(source)
+        if not path.exists():
+            continue
+        ascending = sorted(positions[source])
+        try:
+            with TokenFile(path) as tokens:
+                found = tokens.find(np.array([position for position, _ in ascending]))
+        except verify.FAILURES as error:
+            found_once(report, path, error)
+            continue
+        for place, (position, folder) in zip(found, ascending, strict=True):
+            if place.document is not None:
+                places[folder].append((position - place.start) / (place.stop - place.start))
+    return places
+
+
+def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
+    """Top-k mass and entropy by position, of every folder of a teacher's sets. Those of samples are not the teacher's:
+    they are left out."""
+    of_topk = [one for one in run.of_kind(ANNOTATED) if not one.num_samples]
+    for number, (folder, sets) in enumerate(_by_folder(of_topk)):
+        positions: dict[str, Positions] = {}
+        for one in sets:
+            if rows := _sampled(report, one, seed, "target_prob"):
+                num_positions, width = rows[0].shape
+                dtype, _ = mds.column_array(one.columns["target_index"])
+                vocab_size = one.meta.get("vocab_size") or int(np.iinfo(dtype).max) + 1
+                positions[one.domain] = Positions(num_positions, width - 1, vocab_size)
+                for row in rows:
+                    positions[one.domain].add_row(row)
+        if positions:
+            page = Page(0.65 + plots.POSITIONS_PITCH * len(positions) + 0.4)
+            plots.draw_positions(page, 0.65, positions)
+            name, sentence = f"teacher{number}", _unwrapped(plots.teacher_title(positions))
+            note = plots.positions_note(positions)
+            yield Figure(name, f"What the teacher expects: {folder}", sentence, note, as_svg(page, name))
+
+
+def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
+    """Scores of passages by rank, of every folder of retrieved passages."""
+    from matplotlib.ticker import MaxNLocator
+
+    for number, (folder, sets) in enumerate(_by_folder(run.of_kind(RETRIEVED))):
+        sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets}
+        scores = {domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows}
+        scores = {domain: of_domain for domain, of_domain in scores.items() if of_domain.shape[1]}
+        if not scores:
+            continue
+        page = Page(0.25 + PITCH * len(scores) + 0.45)
+        lowest, highest = (limit([limit(one) for one in scores.values()]) for limit in (np.min, np.max))
+        margin = 0.06 * (highest - lowest) or 1.0
+        lines = _lines(page, 0.25, {domain: len(one) for domain, one in scores.items()})
+        for axes, of_domain in zip(lines, scores.values(), strict=True):
+            edges = np.arange(of_domain.shape[1] + 1) + 0.5
+            low, high = np.quantile(of_domain, (0.1, 0.9), axis=0)
+            axes.stairs(high, edges, baseline=low, fill=True, color="0.8")
+            axes.stairs(of_domain.mean(axis=0), edges, baseline=None, color="black", linewidth=1.2)
+            axes.set(xlim=(0.5, max(one.shape[1] for one in scores.values()) + 0.5))
+            axes.set(ylim=(lowest - margin, highest + margin))
+            axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        _finish_lines(page, 0.25, len(scores), "rank of the passage")
+        of_all = [np.concatenate([one[:, rank] for one in scores.values()]).mean() for rank in (0, -1)]
+        sentence = f"The mean score falls from {of_all[0]:.3g} for the best passage to {of_all[1]:.3g} for the last"
+        if of_all[0] - of_all[1] < 5e-4 * abs(of_all[0]):
+            sentence = f"The mean score stays near {of_all[0]:.3g} from the best passage to the last"
+        num_rows = sum(map(len, scores.values()))
+        note = f"line: mean, grey: from the 10 % to the 90 % quantile, of {num_rows:,} sampled rows"
+        name = f"scores{number}"
+        yield Figure(name, f"Scores by rank: {folder}", sentence, note, as_svg(page, name))
+
+
+def of_overlap(report: Report, run: Run) -> Iterator[Figure]:
+    """The test windows that share something, of every output that `sanity_check.py overlap` looked at."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    known = [out for out in run.outputs if overlap.report_path(out).exists()][:MAX_FOLDERS]
+    for number, out in enumerate(known):
+        try:
+            found = provenance.read_signed(overlap.report_path(out), overlap.WRITE_AGAIN)
+            domains = _largest(found["domains"], lambda one: one["windows"])
+            sides = list(found["compared_with"])
+            shares = {side: [one[side]["rows"] / max(1, one["windows"]) for one in domains.values()] for side in sides}
+        except verify.FAILURES as error:
+            found_once(report, overlap.report_path(out), error)
+            continue
+        page = Page(0.35 + plots.SHARES_PITCH * len(domains) + 0.55)
+        height = plots.SHARES_PITCH * len(domains)
+        axes = page.axes(NAME_WIDTH, 0.35, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
+        bar = 0.72 / len(sides)
+        for place, (side, style) in enumerate(zip(sides, (plots.FILLED, plots.HATCHED), strict=False)):
+            middles = np.arange(len(domains)) + (place - (len(sides) - 1) / 2) * bar
+            axes.barh(middles, shares[side], bar, label=f"share with {side}", **style)
+            for middle, share, one in zip(middles, shares[side], domains.values(), strict=True):
+                what = f" {one[side]['rows']:,} of {one['windows']:,}"
+                axes.text(share, middle, what, va="center", fontsize=8)
+        for row, domain in enumerate(domains):
+            middle = 0.35 + height * (row + 0.5) / len(domains)
+            page.text(MARGIN, middle, plots.short_name(domain), va="center")
+        largest = max((max(of_side) for of_side in shares.values()), default=0.0) or 0.01
+        axes.set(xlim=(0, largest * 1.25), ylim=(len(domains) - 0.5, -0.5), yticks=[], xlabel="share of test windows")
+        axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, largest) if tick <= 1])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
+        num_windows = sum(one["windows"] for one in domains.values())
+        counts = [f"{sum(one[side]['rows'] for one in domains.values()):,} with {side}" for side in sides]
+        span = found["span_tokens"]
+        what = plots.enumerate_words(counts)
+        sentence = f"Of {num_windows:,} test windows, these share a span of {span} tokens: {what}"
+        note = f"one of {found['sampling']} spans compared"
+        name = f"overlap{number}"
+        yield Figure(name, f"Overlap with other splits: {out}", sentence, note, as_svg(page, name))
+
+
+def _by_folder(sets: Sequence[ShownSet]) -> list[tuple[Path, list[ShownSet]]]:
+    """The sets of each folder of domain folders, as many of both as can be drawn."""
+    groups = [(folder, list(of_folder)) for folder, of_folder in groupby(sets, lambda one: one.folder.parent)]
+    return [(folder, of_folder[:MAX_DOMAINS]) for folder, of_folder in groups[:MAX_FOLDERS]]
+
+
+def _sampled(report: Report, one: ShownSet, seed: int, column: str) -> list[np.ndarray]:
+    """A column of some rows of a set."""
+    try:
+        with mds.Rows(one.folder, columns=[column]) as rows:
+            return [rows[number][column] for number in verify.sample(len(rows), ROWS_OF_SET, seed, "figure").tolist()]
+    except verify.FAILURES as error:
+        found_once(report, one.folder, error)
+        return []
+
+
+def _largest(by_domain: Mapping[str, Any], size: Any) -> dict[str, Any]:
+    """The largest domains, as many as a figure has room for, in the order that they had."""
+    kept = sorted(by_domain, key=lambda domain: -size(by_domain[domain]))[:MAX_DOMAINS]
+    return {domain: one for domain, one in by_domain.items() if domain in kept}
+
+
+def _lines(page: Page, top: float, num_rows: Mapping[str, int]) -> Iterator[Axes]:
+    """Axes one below the other, a line for every domain, with its name and number of rows."""
+    from matplotlib.ticker import MaxNLocator
+
+    for line, (domain, number) in enumerate(num_rows.items()):
+        middle = top + line * PITCH + HEIGHT / 2
+        page.text(MARGIN, middle, f"{plots.short_name(domain)}\n{number:,} rows", va="center")
+        axes = page.axes(NAME_WIDTH + 0.4, top + line * PITCH, PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN, HEIGHT)
+        axes.tick_params(axis="x", labelbottom=line == len(num_rows) - 1)
+        axes.tick_params(axis="y", labelsize=7, length=2)
+        axes.yaxis.set_major_locator(MaxNLocator(2))
+        yield axes
+
+
+def _finish_lines(page: Page, top: float, num_lines: int, label: str) -> None:
+    middle = NAME_WIDTH + 0.4 + (PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN) / 2
+    page.text(middle, top + num_lines * PITCH + 0.12, label, ha="center")
+
+
+def _unwrapped(title: str) -> str:
+    return " ".join(title.split())

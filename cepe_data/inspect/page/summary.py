@@ -1,0 +1,447 @@
+"""What there is of a run, and what made it: from manifests, meta files and indexes, and from nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cepe_data.corpus import listing
+from cepe_data.errors import ArgumentError, PipelineError
+from cepe_data.inspect import check_all
+from cepe_data.inspect.check_all import ANNOTATED, HITS, OUTPUT, RETRIEVED, WINDOWS
+from cepe_data.samples.check import MANIFEST
+from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage.report import Report
+from cepe_data.teacher import check as teacher_check
+from cepe_data.tokens.check_file import DomainCounts
+from cepe_data.tokens.token_file import TokenFile
+
+POSITIONAL = {  # the arguments of a manifest that stand before the flags, behind OUT
+    "sample_mds_ab.py": ("total_length", "decoder_length", "eval_samples", "train_samples"),
+    "sample_mds_concat.py": ("encoder_length", "decoder_length", "eval_samples", "train_samples", "retrieval_samples"),
+}
+MAX_FINDINGS = 200  # that are shown, of the page and of the checks each
+
+
+@dataclass(frozen=True)
+class ShownSet:
+    """A set, and the folder of the windows that its rows belong to, where that is another one that is there."""
+
+    folder: Path
+    kind: str
+    meta: provenance.Meta
+    columns: Mapping[str, str]
+    num_rows: int
+    source: Path | None
+
+    @property
+    def made_with(self) -> provenance.Meta:
+        return self.meta["made_with"]
+
+    @property
+    def domain(self) -> str:
+        return str(self.made_with.get("domain", self.folder.name))
+
+    @property
+    def group(self) -> str:
+        """What the page filters by: `test`, `train`, `teacher` or `retrieved`."""
+        return str(self.made_with["split"]) if self.kind == WINDOWS else self.kind
+
+    @property
+    def num_samples(self) -> int:
+        """How many draws a position of a teacher's set has; 0 where its targets are not samples."""
+        return int(self.made_with.get("num_samples", 0))
+
+    @property
+    def tokens_of(self) -> Path | None:
+        """The set whose tokens are those of the rows."""
+        return self.folder if self.kind == WINDOWS else self.source
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a window; 0 of other kinds."""
+        names = ("prev_token_ids", "token_ids") if self.kind == WINDOWS else ()
+        return sum(mds.column_array(self.columns[name])[1][0] for name in names)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page. Numbers stand to the right; a row whose first cell is `total` is the sum of the others."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+
+
+@dataclass
+class Corpus:
+    """The token files of the list that are there and can be opened, and what their headers and meta files say."""
+
+    tokenized_dir: Path
+    files: list[listing.ListedFile] = field(default_factory=list)
+    num_listed: int = 0
+    root: Path | None = None
+    file_list: Path | None = None
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    text_key: str = "text"
+    totals: dict[str, DomainCounts] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, report: Report, file_list: Path, tokenized_dir: Path) -> Corpus:
+        """Look at the header and the meta file of every token file; those that are missing or damaged are findings."""
+        corpus = cls(tokenized_dir)
+        if not file_list.exists() or not tokenized_dir.is_dir():
+            return corpus
+        try:
+            listed = listing.read_file_list(file_list)
+        except PipelineError as error:
+            found_once(report, file_list, error)
+            return corpus
+        corpus.num_listed, corpus.root, corpus.file_list = len(listed.files), listed.root, file_list
+        for file in listed.files:
+            path = tokenized_dir / file.token_file
+            if not path.exists():
+                report.found(path, "is missing")
+                continue
+            if findings := verify.unit_findings(path) if provenance.meta_path(path).exists() else []:
+                report.found_all(findings)
+                continue
+            try:
+                with TokenFile(path) as tokens:
+                    corpus._add(file, tokens)
+            except verify.FAILURES as error:
+                found_once(report, path, error)
+        corpus.totals = dict(sorted(corpus.totals.items()))
+        return corpus
+
+    def _add(self, file: listing.ListedFile, tokens: TokenFile) -> None:
+        meta = tokens.meta or {"made_with": {}}
+        numbers = {str(file.domain): (tokens.num_documents, tokens.num_tokens)}
+        if "domains" in meta:
+            of_domains = zip(*(meta["domains"][name] for name in ("names", "documents", "tokens")), strict=True)
+            numbers = {domain: (documents, num_tokens) for domain, documents, num_tokens in of_domains if documents}
+        for domain, (documents, num_tokens) in numbers.items():
+            self.totals.setdefault(domain, DomainCounts()).add(DomainCounts(1, documents, num_tokens))
+        self.files.append(file)
+        self.tokenizer = self.tokenizer or meta["made_with"].get("tokenizer", {})
+        self.text_key = meta["made_with"].get("text_key", self.text_key)
+
+
+@dataclass
+class Run:
+    """What there is below some folders, and the token files."""
+
+    found: check_all.Found
+    corpus: Corpus
+    sets: list[ShownSet]
+    manifests: dict[Path, Mapping[str, Any]]
+    passages: dict[Path, Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, report: Report, folders: Sequence[Path], file_list: Path, tokenized_dir: Path) -> Run:
+        """Find everything; what is damaged is a finding, and left out.
+
+        Raises:
+            ArgumentError: if nothing of this pipeline is there.
+        """
+        found = check_all.find(folders)
+        sets = list(_sets(report, found))
+        for unit in found.unknown:
+            report.found_all(verify.unit_findings(unit))
+        manifests = {out: content for out in found.folders[OUTPUT] for content in _manifest(report, out / MANIFEST)}
+        passages = {
+            path.parent: content
+            for out in found.folders[OUTPUT]
+            for path in sorted(out.glob(f"retrieval/*/{MANIFEST}"))
+            for content in _manifest(report, path)
+        }
+        if not (sets or manifests or passages or report.findings):
+            raise ArgumentError(f"no set of this pipeline is in {', '.join(map(str, folders))}: pass OUT of a sampler")
+        return cls(found, Corpus.read(report, file_list, tokenized_dir), sets, manifests, passages)
+
+    def of_kind(self, kind: str) -> list[ShownSet]:
+        """The sets of a kind."""
+        return [one for one in self.sets if one.kind == kind]
+
+    @cached_property
+    def outputs(self) -> list[Path]:
+        """The outputs of samplers."""
+        return sorted({*self.manifests, *(path.parent.parent for path in self.passages)})
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def tables(self) -> Iterator[Table]:
+        """All tables that there is something for."""
+        yield from filter(None, (self.token_table(), self.window_table(), self.passage_table()))
+        yield from filter(None, (self.teacher_table(), self.retrieved_table()))
+
+    def token_table(self) -> Table | None:
+        """Files, documents and tokens by domain."""
+        whole = max(1, sum(one.tokens for one in self.corpus.totals.values()))
+        rows = [
+            [domain, one.files, one.documents, one.tokens, f"{100 * one.tokens / whole:.1f} %"]
+            for domain, one in self.corpus.totals.items()
+        ]
+        note = ""
+        if (present := len(self.corpus.files)) < self.corpus.num_listed:
+            note = f"{present:,} of the {self.corpus.num_listed:,} listed files could be opened."
+        header = ("domain", "files", "documents", "tokens", "share")
+        return _table("Token files", header, rows, (1, 2, 3), note)
+
+    def window_table(self) -> Table | None:
+        """What was requested, available and taken of every set of windows."""
+        rows, lengths = [], {one.folder: one.row_tokens for one in self.of_kind(WINDOWS)}
+        for out, manifest in self.manifests.items():
+            for split, of_split in sorted(manifest["sets"].items()):
+                for domain, one in sorted(of_split.items()):
+                    length = lengths.get(out / split / domain)  # of a set that can be read
+                    num_tokens = one["written"] * length if length else None
+                    numbers = [one.get(name) for name in ("documents", "windows_available", "requested", "written")]
+                    rows.append([f"{out / split / domain}", *numbers, num_tokens])
+        header = ("set", "documents", "windows available", "requested", "taken", "tokens")
+        return _table("Windows", header, rows, (3, 4, 5))
+
+    def passage_table(self) -> Table | None:
+        """The same of the retrieval corpus, all shards together."""
+        sums: dict[tuple[Path, str], list[int]] = {}
+        shards: dict[tuple[Path, str], int] = defaultdict(int)
+        for folder, manifest in self.passages.items():
+            for domain, one in sorted(manifest["sets"].items()):
+                key = (folder.parent, domain)
+                known = sums.setdefault(key, [one["documents"] or 0, one["passages_available"] or 0, 0, 0])
+                known[2] += one["requested"]
+                known[3] += one["written"]
+                shards[key] += 1
+        rows = [[f"{parent}/*/{domain}", shards[parent, domain], *sums[parent, domain]] for parent, domain in sums]
+        header = ("passages", "shards", "documents", "passages available", "requested", "taken")
+        return _table("Retrieval corpus", header, rows, (4, 5))
+
+    def teacher_table(self) -> Table | None:
+        """What was annotated, by which teacher."""
+        rows = []
+        for one in self.of_kind(ANNOTATED):
+            made_with = one.made_with
+            context = made_with.get("num_encoder_tokens", f"{made_with.get('retrieval_k')} passages")
+            positions, topk = mds.column_array(one.columns["target_index"])[1]
+            targets = f"{one.num_samples} samples" if one.num_samples else f"top {topk}"
+            rows.append(
+                [str(one.folder), one.num_rows, context, positions, targets, model_name(one), made_with["dtype"]]
+            )
+        header = ("set", "rows", "context tokens", "positions", "targets", "teacher", "dtype")
+        return _table("Teacher", header, rows, (1,))
+
+    def retrieved_table(self) -> Table | None:
+        """Retrieved passages."""
+        rows = [
+            [str(one.folder), one.num_rows, one.made_with["topk"], f"{one.source or 'not here'}"]
+            for one in self.of_kind(RETRIEVED)
+        ]
+        return _table("Retrieved passages", ("set", "rows", "passages a row", "queries"), rows, (1,))
+
+    def shortages(self) -> list[tuple[str, int, int]]:
+        """(set, requested, taken) where fewer were taken than requested."""
+        short = []
+        for table in filter(None, (self.window_table(), self.passage_table())):
+            requested, taken = table.header.index("requested"), table.header.index("taken")
+            for row in table.rows:
+                numbers = int(str(row[requested])), int(str(row[taken]))
+                if row[0] != "total" and numbers[1] < numbers[0]:
+                    short.append((str(row[0]), *numbers))
+        return short
+
+    # -- how it was made -----------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, str]:
+        """Seed, splits, tokenizer, teachers and versions: each name with all values that there are."""
+        values: dict[str, dict[str, None]] = defaultdict(dict)
+        for manifest in [*self.manifests.values(), *self.passages.values()]:
+            arguments = manifest["arguments"]
+            values["seed"][str(arguments["seed"])] = None
+            test, train = arguments["test_fraction"], arguments["train_fraction"]
+            splits = f"test {100 * test:.4g} %, train {100 * train:.4g} %, retrieval {100 * (1 - test - train):.4g} %"
+            values["splits of the documents"][splits] = None
+            for library, version in manifest["versions"].items():
+                values["versions"][f"{library} {version}"] = None
+        if tokenizer := self.corpus.tokenizer:
+            of = f"{tokenizer['vocab_size']:,} ids, BOS {tokenizer['bos_id']}, EOS {tokenizer['eos_id']}"
+            values["tokenizer"][f"{tokenizer['fingerprint']} ({of})"] = None
+        for one in self.sets:
+            if one.kind == WINDOWS and one.meta.get("tokenizer") and not self.corpus.tokenizer:
+                values["tokenizer"][str(one.meta["tokenizer"])] = None
+            if one.kind == ANNOTATED:
+                values["teacher"][f"{model_name(one)} ({one.made_with['model']})"] = None
+        for of_folder in self.found.folders[HITS].values():
+            values["text encoder"] |= {str(made_with["model"]): None for made_with in of_folder}
+        return {name: "; ".join(of_name) for name, of_name in values.items()}
+
+    def commands(self) -> list[str]:
+        """The commands that give these outputs, as far as their meta files say; flags that change no byte are left
+        out, and so are other names of the same model."""
+        lines = []
+        corpus = self.corpus
+        if corpus.num_listed:
+            lines.append(_command("get_all_jsonl.py", corpus.root or "DATA_DIR", output=corpus.file_list))
+        if corpus.files:
+            lines.append(
+                _command(
+                    "tokenize_jsonl.py",
+                    file_list=corpus.file_list,
+                    output_dir=corpus.tokenized_dir,
+                    tokenizer=corpus.tokenized_dir / "tokenizer",
+                    text_key=None if corpus.text_key == "text" else corpus.text_key,
+                )
+            )
+        for out, manifest in self.manifests.items():
+            lines.append(_sampler_command(out, manifest))
+        for out in self.outputs:
+            shards = {
+                content["shard_id"]: content for path, content in self.passages.items() if path.parent.parent == out
+            }
+            lines += [
+                _sampler_command(out, content, shard)
+                for shard, content in shards.items()
+                if shard or out not in self.manifests
+            ]
+        lines += [_teacher_command(one) for one in self.of_kind(ANNOTATED)]
+        return [*lines, *self._retrieval_commands()]
+
+    def _retrieval_commands(self) -> Iterator[str]:
+        corpus: Path | str | None
+        for folder in self.found.folders[RETRIEVED]:
+            embedded, corpus = check_all.embeddings_of(folder, self.found)
+            queries = check_all.input_of(RETRIEVED, folder, self.found) or "QUERIES"
+            hits = check_all.hits_of(folder, self.found)
+            if embedded and hits:
+                made_with = self.found.folders[HITS][hits[0]][0]
+                flags = {name: made_with[name] for name in ("dtype", "normalize")}
+                corpus = corpus or "CORPUS"
+                yield _command(
+                    "-m retrieval.embed_passages", corpus=corpus, output=embedded, model_dir="ENCODER", **flags
+                )
+            for path in hits:
+                made_with = self.found.folders[HITS][path][0]
+                names = ("topk", "query_tokens", "exclude_overlap", "overfetch", "dtype")
+                flags = {name: made_with.get(name) for name in names}
+                places = {"queries": queries, "embeddings": embedded or "EMB", "output": path}
+                yield _command("-m retrieval.search", **places, model_dir="ENCODER", **flags)
+            yield _command(
+                "-m retrieval.write_mds",
+                hits=hits[0] if hits else "HITS",
+                embeddings=embedded or "EMB",
+                queries=queries,
+                output=folder,
+                topk=self.found.folders[RETRIEVED][folder][0].get("topk"),
+            )
+
+
+def found_once(report: Report, path: Path, error: Exception) -> None:
+    """What cannot be read is a finding, unless there is one of the same path."""
+    if str(path) not in {finding["path"] for finding in report.findings}:
+        report.found(path, verify.describe(error).removeprefix(f"{path} "))
+
+
+def model_name(one: ShownSet) -> str:
+    """The teacher's name, which ends the name of the folder of a teacher's sets."""
+    _, separator, name = one.folder.parent.name.partition(f"-dec{one.made_with['num_decoder_tokens']}-")
+    return name if separator else one.folder.parent.name
+
+
+def read_checks(path: Path) -> dict[str, Any]:
+    """What a check printed with `--json`: `all`, or one of the others.
+
+    Raises:
+        ArgumentError: if it is not that.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["check"], str) or not isinstance(content["ok"], bool):
+            raise TypeError("check is not a name, or ok neither true nor false")
+        checks = content.get("checks", [content])
+        findings = [{"check": one["check"], **finding} for one in checks for finding in one.get("findings", [])]
+        errors = [{"check": one["check"], "path": "", "what": one["error"]} for one in checks if "error" in one]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"--checks {path} is not what `sanity_check.py all --json` prints: {error}") from None
+    checked = list(dict.fromkeys(str(one["check"]) for one in checks))
+    return {"path": str(path), "ok": content["ok"], "checked": checked, "findings": [*findings, *errors]}
+
+
+def _sets(report: Report, found: check_all.Found) -> Iterator[ShownSet]:
+    for kind in (WINDOWS, ANNOTATED, RETRIEVED):
+        for parent in sorted(found.folders[kind]):
+            source = check_all.input_of(kind, parent, found) if kind != WINDOWS else None
+            for folder in verify.find_sets(parent):
+                if findings := verify.unit_findings(folder):
+                    report.found_all(findings)
+                    continue
+                try:
+                    yield _read_set(folder, kind, source)
+                except verify.FAILURES as error:
+                    found_once(report, folder, error)
+
+
+def _read_set(folder: Path, kind: str, source: Path | None) -> ShownSet:
+    meta = provenance.read_meta(folder)
+    assert meta is not None  # `unit_findings` says so
+    own = teacher_check.input_folder(folder, source) if kind == ANNOTATED else (source or Path()) / folder.name
+    is_there = False
+    if kind != WINDOWS:
+        with contextlib.suppress(*verify.FAILURES):  # it is a finding of its own
+            is_there = verify.has_set(own) and mds.fingerprint(own) == meta["made_with"]["input"]
+    return ShownSet(folder, kind, meta, mds.read_columns(folder), mds.num_rows(folder), own if is_there else None)
+
+
+def _manifest(report: Report, path: Path) -> Iterator[Mapping[str, Any]]:
+    """The manifest, if it is there and whole."""
+    if path.exists():
+        try:
+            content = provenance.read_signed(path, "run the sampler again")
+            if isinstance(content["sets"], dict) and isinstance(content["arguments"], dict):
+                yield content
+        except (PipelineError, KeyError) as error:
+            report.found(path, str(error))
+
+
+def _table(
+    title: str, header: Sequence[str], rows: list[list[Any]], summed: Sequence[int], note: str = ""
+) -> Table | None:
+    """A table with a last line of sums, if there is more than one row."""
+    if not rows:
+        return None
+    if len(rows) > 1:
+        sums = [sum(row[column] or 0 for row in rows) if column in summed else "" for column in range(len(header))]
+        rows = [*rows, ["total", *sums[1:]]]
+    return Table(title, header, rows, note)
+
+
+def _command(script: str, *positional: object, **flags: object) -> str:
+    words = [str(one) for one in positional]
+    for name, value in flags.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    return f"python {script} {shlex.join(words)}"
+
+
+def _sampler_command(out: Path, manifest: Mapping[str, Any], *shard: object) -> str:
+    script, arguments = str(manifest["script"]), dict(manifest["arguments"])
+    positional = [arguments.pop(name) for name in POSITIONAL.get(script, ()) if name in arguments]
+    return _command(script, out, *positional, *shard, **arguments)
+
+
+def _teacher_command(one: ShownSet) -> str:
+    made_with = one.made_with
+    not_flags = ("domain", "input", "retrieval_input", "model", "num_words", "rows")
+    flags = {name: value for name, value in made_with.items() if name not in not_flags}
+    if "retrieval_k" in made_with:
+        flags["retrieval_input_dir"] = one.folder.parent.with_name(one.folder.parent.name.partition("-ret_k")[0])
+    source = one.source.parent if one.source else Path("INPUT_DIR")
+    return _command("calculate_logits.py", input_dir=source, model_dir=model_name(one), domain=one.domain, **flags)

@@ -1,0 +1,124 @@
+"""One HTML page that shows a run: numbers and provenance, figures, and some rows of every set as text.
+
+The page is one file without links to others, to be mailed and opened anywhere. What there is below OUT … is found by
+provenance, as `all` finds it. Samples and metadata are read, so that this is quick, and no proof; the checks are, and
+`--checks` shows what they found. What is damaged is named on the page, and the exit status is 1 then.
+
+    python sanity_check.py all --json 8k_ab > checks.json
+    python sanity_check.py report 8k_ab --checks checks.json --output report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cepe_data import cli
+from cepe_data.errors import ArgumentError
+from cepe_data.inspect.page import figures, summary
+from cepe_data.inspect.page.rows import Rows
+from cepe_data.storage import outputs
+from cepe_data.storage.report import Report, add_source_arguments
+
+HELP = "write one HTML page that shows a run: numbers, figures, and rows as text"
+FILES = Path(__file__).parent / "page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="OUT", help="where sets are, in these folders or below them"
+    )
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the file to write or replace")
+    parser.add_argument(
+        "--checks", type=Path, default=None, metavar="FILE", help="what a check, such as `all`, printed with --json"
+    )
+    parser.add_argument("--rows", type=cli.count, default=8, help="shown of every set, fewer if there are many sets")
+    parser.add_argument("--passages", type=cli.positive_count, default=3, help="shown of a row of retrieved passages")
+    parser.add_argument("--seed", type=cli.count, default=0, help="another seed shows other rows")
+    parser.add_argument("--tokenizer", default=None, help="hub name, folder or .model file (default: the saved one)")
+    add_source_arguments(parser)
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """The arguments of this command."""
+
+    folders: Sequence[Path]
+    output: Path
+    checks: Path | None
+    rows: int
+    passages: int
+    seed: int
+    tokenizer: str | None
+    file_list: Path
+    tokenized_dir: Path
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page."""
+    options = cli.typed(PageOptions, args)
+    if not options.output.parent.is_dir() or options.output.is_dir():
+        raise ArgumentError(f"--output {options.output}: no file can be written there")
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise ArgumentError(f"{folder} is not there, or no folder")
+    checks = summary.read_checks(options.checks) if options.checks else None
+    report = Report("report", False)
+    of_run = summary.Run.read(report, options.folders, options.file_list, options.tokenized_dir)
+    drawn = figures.draw_all(report, of_run, options.seed)
+    rows = Rows(options.tokenized_dir, options.tokenizer, options.rows, options.passages, options.seed)
+    rows.read(report, of_run.sets)
+    page = render(of_run, drawn, rows, report.findings, checks)
+    outputs.remove_stale_temporaries(options.output.parent)
+    # What has no UTF-8, such as half of a name of a file, is shown as an escape.
+    outputs.write_bytes(options.output, page.encode("utf-8", "backslashreplace"))
+    what = f"{len(of_run.sets)} sets, {len(drawn)} figures, {len(rows.shown)} rows, {len(report.findings)} findings"
+    return report.finish(what, options.output)
+
+
+def render(
+    of_run: summary.Run,
+    drawn: Sequence[figures.Figure],
+    rows: Rows,
+    findings: Sequence[Mapping[str, Any]],
+    checks: Mapping[str, Any] | None,
+) -> str:
+    """The page. Everything but our own files and figures is escaped; and a policy lets no other script run, and nothing
+    be loaded."""
+    import jinja2
+
+    script, style = ((FILES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FILES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.filters["cell"] = lambda value: f"{value:,}" if isinstance(value, int) else value
+    sets = [{"name": str(one.folder), "group": one.group, "domain": one.domain} for one in of_run.sets]
+    return environment.get_template("template.html").render(
+        title=", ".join(map(str, of_run.outputs)) or "a run",
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=style,
+        facts=of_run.facts(),
+        tables=[asdict(table) for table in of_run.tables()],
+        commands=of_run.commands(),
+        shortages=of_run.shortages(),
+        findings=findings[: summary.MAX_FINDINGS],
+        num_findings=len(findings),
+        checks=checks,
+        max_findings=summary.MAX_FINDINGS,
+        notes=rows.notes,
+        figures=drawn,
+        num_rows=len(rows.shown),
+        num_left_out=rows.num_left_out,
+        content={"sets": sets, "rows": rows.shown},
+    )

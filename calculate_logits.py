@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
-from cepe_data.storage import mds
 from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-import sanity_check
+import pipeline
 from cepe_data.inspect.page import rows as page_rows
 from cepe_data.storage import mds
 from demo import models
@@ -192,7 +192,7 @@ def test_commands_on_the_page_are_accepted_and_give_the_same_bytes(made: Path, r
     commands = [shlex.split(line) for line in Parsed(made / "report.html").elements["pre"][0].strip().splitlines()]
     [command] = [words for words in commands if words[1] == "sample_mds_ab.py"]
     assert [words[1] for words in commands].count("sample_mds_concat.py") == 1
-    parsers = {parse.__module__: parse for parse in sanity_check.parsers_of_steps().values()}
+    parsers = {parse.__module__: parse for parse in pipeline.parsers_of_scripts().values()}
     steps = [words[1:] if words[1] == "-m" else words for words in commands[1:]]
     assert len(steps) == len(parsers)
     for _, script, *arguments in steps:

@@ -116,7 +116,7 @@ def main() -> int:
     for annotation in plan_annotations(args):
         of_set = annotation.of_set
         if args.merge or of_set.joined.is_done():
-            of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.facts, start)
+            of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.metadata, start)
         else:
             annotations.append(annotation)
             if not args.dry_run:
@@ -143,7 +143,7 @@ def main() -> int:
     cli.say(f"shard {shard_id} of {num_shards}: {made}, {cli.seconds_since(start)} → {where}")
     if num_shards == 1:
         for annotation in annotations:
-            annotation.of_set.join(num_shards, args.delete_parts, annotation.facts, start)
+            annotation.of_set.join(num_shards, args.delete_parts, annotation.metadata, start)
     return cli.EXIT_OK
 
 

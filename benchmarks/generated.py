@@ -130,8 +130,8 @@ def write_headers(folder: Path, name: str, num_documents: int) -> None:
             file.truncate(file.tell() + 4 * int(lengths.sum()))
         hashes = token_file.hash_path(target)
         np.save(hashes, draw.integers(0, 1 << 64, len(lengths), np.uint64))
-        facts = {one.name: {"bytes": one.stat().st_size, "xxh3_64": ""} for one in (target, hashes)}
-        meta = {"made_with": made_with(folder, listing.ListedFile(path, name, 1)), "files": facts}
+        metadata = {one.name: {"bytes": one.stat().st_size, "xxh3_64": ""} for one in (target, hashes)}
+        meta = {"made_with": made_with(folder, listing.ListedFile(path, name, 1)), "files": metadata}
         provenance.meta_path(target).write_text(json.dumps(provenance.signed(meta)))
     (folder / f"{name}.txt").write_text("".join(f"{path}\n" for path in paths))
     files = [{"bytes": 1, "domain": name, "path": path} for path in paths]

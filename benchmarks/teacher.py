@@ -220,7 +220,7 @@ def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
     for part, (start, stop) in enumerate(annotation.of_set.part_ranges):
         annotation.of_set.write_part(part, (row for _ in range(start, stop)))
     before, start_time = written_bytes(), time.perf_counter()
-    annotation.of_set.join(100, False, annotation.facts, time.monotonic())
+    annotation.of_set.join(100, False, annotation.metadata, time.monotonic())
     seconds, written = time.perf_counter() - start_time, (written_bytes() - before) / 1e6
     size = sum(path.stat().st_size for path in annotation.of_set.folder.glob("*.mds")) / 1e9
     bars.report("joining 100 shards, MB written", written, 5, f"{size:.1f} GB joined", at_most=True)

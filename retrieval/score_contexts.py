@@ -67,7 +67,7 @@ def main() -> int:
             cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")
             return cli.EXIT_OK
     for one in sets:
-        one.of_set.join(num_shards, args.delete_parts, one.facts, start)
+        one.of_set.join(num_shards, args.delete_parts, one.metadata, start)
     return cli.EXIT_OK
 
 
@@ -126,7 +126,7 @@ def open_encoders(
     model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
     word_pieces = workers.run_in_child(word_piece_json, model)
     for one in sets:
-        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.facts["tokenizer"])
+        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.metadata["tokenizer"])
         encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
         sizes = (args.query_tokens, args.query_prefix, args.chunk_tokens, args.passage_prefix)
         yield encoder, RowTexts(one.source, tokenizer, word_pieces, *sizes)

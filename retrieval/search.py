@@ -245,8 +245,8 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
         keys_file.flush()
         scores_file.flush()
         names = [file.name for file in corpus.files]
-        facts = {"rows": one.num_rows, "dropped": num_dropped, "short_rows": num_short, "corpus_files": names}
-        draft.publish(facts)
+        metadata = {"rows": one.num_rows, "dropped": num_dropped, "short_rows": num_short, "corpus_files": names}
+        draft.publish(metadata)
     dropped_text = f", {num_dropped:,} passages dropped that overlap their row" if args.exclude_overlap else ""
     cli.say(f"{one.num_rows:,} rows{dropped_text}, {cli.seconds_since(start_time)} → {one.hits.path}")
 

@@ -58,7 +58,7 @@ def main() -> int:
         cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")
         return cli.EXIT_OK
     for one in sets:
-        one.of_set.join(num_shards, args.delete_parts, one.facts, start, one.write_keys)
+        one.of_set.join(num_shards, args.delete_parts, one.metadata, start, one.write_keys)
     return cli.EXIT_OK
 
 
@@ -118,7 +118,7 @@ class RetrievedSet:
         folder, inputs = args.output / domain, find_inputs(args, domain)
         part_rows = args.part_rows(folder, max(1, SHARD_BYTES // row_bytes))
         self.of_set = PartedSet(folder, columns, num_rows, part_rows, made_with, args, inputs)
-        self.facts = {
+        self.metadata = {
             "corpus_files": [file.name for file in corpus.files],
             "query_tokens": meta["made_with"]["query_tokens"],
             "tokenizer": corpus.kind["tokenizer"],

@@ -143,13 +143,13 @@ def replace(name: str, other: str) -> Damage:
     return damage
 
 
-def sign(unit: Path, **facts: object) -> None:
+def sign(output: Path, **metadata: object) -> None:
     """A meta file that says what is there, as a faulty writer would have written it."""
-    path = provenance.meta_path(unit, unit.is_dir())
+    path = provenance.meta_path(output, output.is_dir())
     meta = json.loads(path.read_text())
-    base = unit if unit.is_dir() else unit.parent
-    meta["files"] = {name: provenance.file_facts(base / name) for name in meta["files"]}
-    path.write_text(json.dumps(provenance.signed({**meta, **facts})))
+    base = output if output.is_dir() else output.parent
+    meta["files"] = {name: provenance.file_metadata(base / name) for name in meta["files"]}
+    path.write_text(json.dumps(provenance.signed({**meta, **metadata})))
 
 
 def edit_json(name: str, change: Callable[[Any], None]) -> Damage:
@@ -161,14 +161,14 @@ def edit_json(name: str, change: Callable[[Any], None]) -> Damage:
     return damage
 
 
-def edit_array(name: str, unit: str, change: Callable[[np.ndarray], object]) -> Damage:
-    """Change an array, and sign the unit that it belongs to."""
+def edit_array(name: str, output: str, change: Callable[[np.ndarray], object]) -> Damage:
+    """Change an array, and sign the output that it belongs to."""
 
     def damage(folder: Path) -> None:
         array = np.load(folder / name)
         change(array)
         np.save(folder / name, array)
-        sign(folder / unit)
+        sign(folder / output)
 
     return damage
 
@@ -177,21 +177,21 @@ def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], object]) -> Da
     """Change the rows of a set, and sign it."""
 
     def damage(folder: Path) -> None:
-        unit = folder / name
-        rows, columns, start = list(mds.Rows(unit)), mds.read_columns(unit), 0
+        output = folder / name
+        rows, columns, start = list(mds.Rows(output)), mds.read_columns(output), 0
         change(rows)
-        index = json.loads((unit / "index.json").read_text())
+        index = json.loads((output / "index.json").read_text())
         for shard in index["shards"]:
             stop = start + shard["samples"]
             mds.write_shard(outputs.Output(folder / "rewritten", {}), columns, stop - start, rows[start:stop])
-            target = unit / shard["raw_data"]["basename"]
+            target = output / shard["raw_data"]["basename"]
             target.unlink()
             shutil.move(folder / "rewritten/shard.00000.mds", target)
             shard["raw_data"]["bytes"] = target.stat().st_size
             shutil.rmtree(folder / "rewritten")
             start = stop
-        (unit / "index.json").write_text(json.dumps(index))
-        sign(unit)
+        (output / "index.json").write_text(json.dumps(index))
+        sign(output)
 
     return damage
 

@@ -289,7 +289,7 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     shutil.rmtree(pipeline / "ab")
     shutil.copytree(part, parts.part_path(parts.parts_dir(folder), 0))
     [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
-    assert (task["state"], task["units_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
+    assert (task["state"], task["outputs_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
 
 
 Harm = Callable[[Path], object]

@@ -125,11 +125,13 @@ def test_rows_are_drawn_by_the_documented_permutation_and_say_where_they_are_fro
     sources = np.load(out / f"train/{domain}.rows.npy")
     assert sources.dtype == np.int64 and sources.shape == (len(drawn), 2)
     manifest = json.loads((out / "manifest.json").read_text())
-    facts = manifest["sets"]["train"][domain]
-    assert facts["written"] == facts["windows_available"] == len(drawn)
-    assert facts["documents"] == sum(len(documents_by_split(world, path)["train"]) for path in paths_of(world, domain))
+    metadata = manifest["sets"]["train"][domain]
+    assert metadata["written"] == metadata["windows_available"] == len(drawn)
+    assert metadata["documents"] == sum(
+        len(documents_by_split(world, path)["train"]) for path in paths_of(world, domain)
+    )
     for window, (file, position) in zip(drawn, sources, strict=True):
-        path = facts["source_files"][file]
+        path = metadata["source_files"][file]
         array = np.load(world.tokenized / path.replace(".jsonl", ".npy"))
         num_checked = 128 if kind == "ab" else 1
         assert list(window[:num_checked]) == array[position : position + num_checked].tolist()

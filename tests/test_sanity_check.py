@@ -39,7 +39,7 @@ def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = T
     if fix_meta:
         meta_path = provenance.meta_path(path)
         meta = json.loads(meta_path.read_text())
-        meta["files"][path.name] = provenance.file_facts(path)
+        meta["files"][path.name] = provenance.file_metadata(path)
         write_meta(meta_path, meta)
 
 

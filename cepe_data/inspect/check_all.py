@@ -42,10 +42,10 @@ ADDED = {"tokens": plots.draw_tokens, "samples": overlap.check_clean_lists, "tea
 OUTPUT, WINDOWS, ANNOTATED, RETRIEVED, HITS, EMBEDDED = "output", "windows", "teacher", "retrieved", "hits", "embedded"
 SCORED = "scored"
 CONVERTED = "converted"  # from a set made elsewhere: there is nothing to compare rows with
-# What a unit is, by an argument that made it and nothing else.
+# What an output is, by an argument that made it and nothing else.
 KINDS = {"split": WINDOWS, "num_decoder_tokens": ANNOTATED, "hits": RETRIEVED, "chunk_tokens": SCORED,
          "query_tokens": HITS, "part_bytes": EMBEDDED, "converted_from": CONVERTED}  # fmt: skip
-MAX_DEPTH = 4  # of units, below a folder that was named
+MAX_DEPTH = 4  # of outputs, below a folder that was named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,8 +115,8 @@ def check_others(report: Report, options: AllChecks, found: Found, checked: set[
     for path in found_hits:
         check_hits.check_hits(report, options, path)
     verify.check_files(report, options, found.converted)
-    for unit in verify.check_files(report, options, found.unknown):
-        report.found(unit, "has rows or hits, and its meta file does not say what they are")
+    for output in verify.check_files(report, options, found.unknown):
+        report.found(output, "has rows or hits, and its meta file does not say what they are")
     if found.folders[RETRIEVED] and not report.findings:
         for path in [*embedded, *found_hits]:
             cli.warn(
@@ -134,7 +134,7 @@ def describe(options: verify.Effort) -> str:
 
 @dataclass
 class Found:
-    """What is there. `folders`: by kind, what its check is given, with what made the units in it. `windows`: the folder
+    """What is there. `folders`: by kind, what its check is given, with what made the outputs in it. `windows`: the folder
     of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what has no
     meta file that can be read."""
 
@@ -148,7 +148,7 @@ class Found:
         self.folders[kind].setdefault(folder, []).extend(made_with)
 
     def links(self, kind: str, folder: Path, *names: str) -> set[tuple[Any, ...]]:
-        """These fingerprints of what the units in a folder were made from."""
+        """These fingerprints of what the outputs in a folder were made from."""
         return {tuple(made_with.get(name) for name in names) for made_with in self.folders[kind][folder]}
 
 
@@ -158,19 +158,19 @@ def find(bases: Sequence[Path]) -> Found:
     for base in bases:
         for name, folders, files in os.walk(base, followlinks=True):
             folder = Path(name)
-            unit = verify.with_parents(folder, 2)
+            output = verify.with_parents(folder, 2)
             content = [one for one in files if one.endswith(".mds") or one in check_hits.HIT_FILES]
-            is_unit = bool(content) or "meta.json" in files
-            if is_unit and folder != base:
-                add_unit(found, unit, bool(content))
+            is_output = bool(content) or "meta.json" in files
+            if is_output and folder != base:
+                add_output(found, output, bool(content))
             if samples_check.MANIFEST in files:
-                found.add(OUTPUT, unit.parent.parent if unit.parent.name == "retrieval" else folder)
+                found.add(OUTPUT, output.parent.parent if output.parent.name == "retrieval" else folder)
             if is_embedded := embeddings.MANIFEST in files:
                 found.add(EMBEDDED, folder)
-            is_last = is_unit or is_embedded or len(folder.relative_to(base).parts) == MAX_DEPTH
+            is_last = is_output or is_embedded or len(folder.relative_to(base).parts) == MAX_DEPTH
             folders[:] = sorted(one for one in folders if not is_last and verify.is_domain_folder(folder / one))
     known = {folder for folders in found.folders.values() for folder in folders}
-    found.unknown = [unit for unit in found.unknown if unit.parent not in known or not verify.has_set(unit)]
+    found.unknown = [output for output in found.unknown if output.parent not in known or not verify.has_set(output)]
     for output in [one for one in found.folders[OUTPUT] if not any(is_near(one, base) for base in bases)]:
         del found.folders[OUTPUT][output]
     return found
@@ -181,25 +181,25 @@ def is_near(output: Path, base: Path) -> bool:
     return output.is_relative_to(base) and len(output.relative_to(base).parts) <= MAX_DEPTH - 2
 
 
-def add_unit(found: Found, unit: Path, has_content: bool) -> None:
-    """Put a unit where its check finds it. `has_content`: there are files of a set or of hits, so it must be a unit."""
-    meta = verify.readable_metas([unit]).get(unit, {"made_with": {}})
+def add_output(found: Found, output: Path, has_content: bool) -> None:
+    """Put an output where its check finds it. `has_content`: there are files of a set or of hits, so it must be one."""
+    meta = verify.readable_metas([output]).get(output, {"made_with": {}})
     made_with = meta["made_with"]
     kind = next((kind for name, kind in KINDS.items() if name in made_with), None)
     if kind == EMBEDDED:  # without its manifest
-        found.add(kind, unit.parents[2])
+        found.add(kind, output.parents[2])
     elif kind == CONVERTED:
-        found.converted.append(unit)
+        found.converted.append(output)
     elif kind:
         is_beside_input = meta.get("input_name")  # where its check finds it
-        found.add(kind, unit.parent, {} if is_beside_input else made_with)
+        found.add(kind, output.parent, {} if is_beside_input else made_with)
     elif has_content:
-        found.unknown.append(unit)
+        found.unknown.append(output)
     if kind == WINDOWS:
         with contextlib.suppress(*verify.FAILURES):  # the check of samples says so
-            found.windows[mds.fingerprint(unit)] = unit.parent
-        if unit.parent.name == made_with["split"]:
-            found.add(OUTPUT, unit.parent.parent)
+            found.windows[mds.fingerprint(output)] = output.parent
+        if output.parent.name == made_with["split"]:
+            found.add(OUTPUT, output.parent.parent)
 
 
 def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, verify.Effort]]:

@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         workers.run_shares(write_all, shares, bar.update)
     print_table(report, domains)
     num_files, num_all, num_copies = (sum(column) for column in zip(*(one.count() for one in domains), strict=True))
-    report.facts |= {"files": num_files, "documents": num_all, "copies": num_copies}
+    report.results |= {"files": num_files, "documents": num_all, "copies": num_copies}
     what = f"{num_files} token files: {num_all:,} documents, {num_copies:,} copies"
     return report.finish(what, args.tokenized_dir)
 
@@ -194,6 +194,6 @@ def print_table(report: Report, domains: Sequence[BitsOfDomains]) -> None:
     for one in domains:
         num_files, num_documents, num_copies = one.count()
         counts = {"files": num_files, "documents": num_documents, "copies": num_copies}
-        report.facts.setdefault("domains", {})[one.name] = counts
+        report.results.setdefault("domains", {})[one.name] = counts
         rows.append((one.name, *counts.values(), f"{num_copies / max(1, num_documents):.3%}"))
     report.say(cli.table(header, rows))

@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         warn_of_other_lists(test)
     path = report_path(args.output)
-    outputs.write_json(path, provenance.signed(report.facts))
+    outputs.write_json(path, provenance.signed(report.results))
     num_tokens = sum(side.num_tokens for side in sides)
     rate = num_tokens / max(1e-9, time.monotonic() - start_time) / 1e6
     return report.finish(f"{num_tokens:,} tokens compared, {rate:.2g} million a second", path)
@@ -312,7 +312,7 @@ def print_report(
         + ", ".join(f"n = {length}: {probability:.2g}" for length, probability in missed.items())
         + f"\nmatches of different spans by the same hash: {chance:.1g} are expected in all"
     )
-    report.facts |= {
+    report.results |= {
         "span_tokens": span_tokens,
         "sampling": sampling,
         "test_hashes": len(index),

@@ -342,11 +342,11 @@ class Page:
         self._figure.savefig(image, format=ending[1:], metadata=DATELESS[ending], **options)
         return image.getvalue()
 
-    def publish(self, report: Report, path: Path, fact: str) -> None:
+    def publish(self, report: Report, path: Path, name: str) -> None:
         """Write or replace the file, and say so in the report under that name."""
         outputs.remove_stale_temporaries(path.parent)
         outputs.write_bytes(path, self.render(path.suffix.lower()))
-        report.facts[fact] = str(path)
+        report.results[name] = str(path)
         report.say(f"figure → {path}")
 
 

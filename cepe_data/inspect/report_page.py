@@ -108,7 +108,7 @@ def render(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=style,
-        facts=of_run.facts(),
+        metadata=of_run.metadata(),
         tables=[asdict(table) for table in of_run.tables()],
         commands=of_run.commands(),
         shortages=of_run.shortages(),

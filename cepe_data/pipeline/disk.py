@@ -23,16 +23,16 @@ NO_FIT = "does not fit on"
 def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
     """Print what each step reads, writes and takes, the disk at the peak and at the end, and whether it fits."""
     steps = list(pipeline.steps)
-    units = [pipeline.corpus, *(unit for job, _ in steps for unit in job.units)]
+    outputs = [pipeline.corpus, *(output for job, _ in steps for output in job.outputs)]
     last_readers = {id(job): job.readers[-1] for job, _ in steps if job.readers}
     total, peak, least, least_peak = 0.0, 0.0, 0.0, 0.0  # the last two: of what is deleted as soon as it may be
     rows, notes = [], []
     for job, step in steps:
-        written = sum(unit.num_bytes for unit in job.units)
+        written = sum(output.num_bytes for output in job.outputs)
         total, least = total + written, least + written
         peak = max(peak, total + step.takes.scratch_bytes)
         least_peak = max(least_peak, least + step.takes.scratch_bytes)
-        read = sum(unit.num_bytes for path in step.reads for unit in below(units, path))
+        read = sum(output.num_bytes for path in step.reads for output in below(outputs, path))
         gpu_seconds = step.takes.flops / pipeline.gpu_tflops / 1e12
         seconds = max(step.takes.core_seconds / job.cores, step.takes.serial_seconds) + gpu_seconds
         rows.append((pipeline.label(job), len(job.tasks), size(read), size(written), size(total),
@@ -40,7 +40,7 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
         if step.takes.serial_seconds and job.cores > (most := step.takes.core_seconds / step.takes.serial_seconds):
             notes.append(f"{job.name}: more than {math.ceil(most)} cores a task do not help, more shards do")
         for other, of_other in steps:
-            passing = sum(unit.num_bytes for unit in other.units if not unit.is_result)
+            passing = sum(output.num_bytes for output in other.outputs if not output.is_result)
             if passing and last_readers.get(id(other)) is job:
                 least -= passing
                 first, *more = (str(pipeline.shown(path)) for path in of_other.intermediates)
@@ -48,7 +48,7 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
                 notes.append(f"after {pipeline.label(job)}: {paths} may go, {size(passing)} (`clean` does it)")
     header = ("step", "tasks", "reads", "writes", "disk then", "core hours", "GPU hours", "hours a task")
     cli.say("\n".join([cli.table(header, rows), *notes]))
-    there = sum(unit.num_bytes for job, _ in steps for unit in job.units if unit.state == DONE)
+    there = sum(output.num_bytes for job, _ in steps for output in job.outputs if output.state == DONE)
     place = next(folder for folder in (pipeline.folder, *pipeline.folder.parents) if folder.exists())
     room = shutil.disk_usage(place).free + there
     verdict = "fits on" if peak <= room else "fits, with `clean` in between, on" if least_peak <= room else NO_FIT

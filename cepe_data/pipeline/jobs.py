@@ -20,7 +20,7 @@ from cepe_data.pipeline import settings
 from cepe_data.pipeline.settings import Table
 from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
 from cepe_data.samples.plan import CONCAT, INSIDE
-from cepe_data.storage.steps import DAMAGED, DONE, MISSING, PART_DONE, Script, Step, Unit
+from cepe_data.storage.steps import DAMAGED, DONE, MISSING, PART_DONE, OutputStatus, Script, Step
 from cepe_data.teacher.step import ANNOTATE
 from cepe_data.tokens.plan import TOKENIZE
 
@@ -61,10 +61,10 @@ class Job:
         return range(self.num_tasks) if self.num_tasks else [None]
 
     @property
-    def units(self) -> list[Unit]:
+    def outputs(self) -> list[OutputStatus]:
         """What is there, and is to come: nothing of what no later step needs any more."""
-        units = self.step.units if self.step else []
-        return units if self.is_needed else [unit for unit in units if unit.state == DONE]
+        outputs = self.step.outputs if self.step else []
+        return outputs if self.is_needed else [output for output in outputs if output.state == DONE]
 
     @property
     def is_done(self) -> bool:
@@ -76,7 +76,7 @@ class Job:
         it is deleted."""
         if self.step is None or self.is_done:
             return False
-        lacks_results = any(unit.is_result and unit.state != DONE for unit in self.step.units)
+        lacks_results = any(output.is_result and output.state != DONE for output in self.step.outputs)
         is_there = any(path.exists() for path in self.step.intermediates)
         return lacks_results or is_there or not self.readers or any(job.is_needed for job in self.readers)
 
@@ -90,8 +90,8 @@ class Job:
         return list(found.values())
 
     def left(self) -> list[tuple[list[int], bool]]:
-        """The tasks that are to be run; and the damaged ones, which need --overwrite. Tasks that have units which other
-        arguments made are in neither: what is to become of those is for a person to say."""
+        """The tasks that are to be run; and the damaged ones, which need --overwrite. Tasks that have outputs which
+        other arguments made are in neither: what is to become of those is for a person to say."""
         if self.step is None or not self.is_needed:
             return []
         states = [task.state for task in self.step.tasks]
@@ -109,7 +109,7 @@ class Pipeline:
     python: str
     gpu_tflops: float
     list_words: Sequence[str]
-    corpus: Unit
+    corpus: OutputStatus
     jobs: Sequence[Job]
 
     @property
@@ -123,7 +123,7 @@ class Pipeline:
 
     def label(self, job: Job) -> str:
         """The name of a job, and where its output is."""
-        return f"{job.name} {self.shown(job.step.output)}" if job.step else job.name
+        return f"{job.name} {self.shown(job.step.folder)}" if job.step else job.name
 
     def command(self, words: Sequence[str]) -> list[str]:
         """What runs a script, or a module, in any folder."""
@@ -154,7 +154,7 @@ class Builder:
                 raise ArgumentError(f"{file} has no {name}: copy settings.example.toml, and change it")
         self._folder = (file.parent / whole.values["work_dir"]).resolve()
         self._jobs: list[Job] = []
-        self._units: list[Unit] = []
+        self._outputs: list[OutputStatus] = []
 
     def pipeline(self) -> Pipeline:
         """All of it."""
@@ -166,7 +166,7 @@ class Builder:
         file_list, num_bytes = self._folder / "all_jsonl.txt", float(corpus.values.get("num_bytes", 0))
         if file_list.exists():
             num_bytes = sum(file.num_bytes or 0 for file in listing.read_file_list(file_list).files)
-        self._units.append(Unit(data_dir, num_bytes=num_bytes))
+        self._outputs.append(OutputStatus(data_dir, num_bytes=num_bytes))
         listed = [settings.as_flag(name, corpus.values[name]) for name in ("domain_map", "domain_key")
                   if name in corpus.values]  # fmt: skip
         self._add_samplers(self._add_tokens(data_dir))
@@ -189,7 +189,7 @@ class Builder:
             self._values.get("python", "python3"),
             float(self._values.get("gpu_tflops", GPU_TFLOPS)),
             ["get_all_jsonl.py", str(data_dir), *(word for flags in listed for word in flags)],
-            self._units[0],
+            self._outputs[0],
             self._jobs,
         )
 
@@ -243,7 +243,7 @@ class Builder:
     def _makes(self, table: Table, key: str, folder: str) -> Job:
         """The job that makes the sets in a folder."""
         for job in reversed(self._jobs):
-            if job.step and (self._folder / folder).is_relative_to(job.step.output):
+            if job.step and (self._folder / folder).is_relative_to(job.step.folder):
                 return job
         raise table.error(key, f"nothing in these settings makes {folder}")
 
@@ -284,13 +284,13 @@ class Builder:
         given |= {"model_dir": model} if model.is_dir() and model != self._folder else {}
         positionals, flags = table.arguments(script, given)
         options = self._parse(script, table, [*positionals, *flags])
-        step = script.look(options, self._units)
+        step = script.look(options, self._outputs)
         is_alone = bool(given.get("merge"))
         num_tasks = 0 if is_alone or not {"num_shards", "retrieval_shards"} & {*given} else len(step.tasks)
         id_flag = () if "shard_id" in script.positionals else ("--shard_id",)
         cores, slurm = table.values.get("cores", 1), self._flags(table, num_tasks, is_alone)
         job = Job(name, script.name, positionals, flags, after, num_tasks, cores, slurm, id_flag, step)
-        self._units += step.units
+        self._outputs += step.outputs
         self._jobs.append(job)
         return job
 

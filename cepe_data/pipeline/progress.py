@@ -14,7 +14,7 @@ from typing import Any
 from cepe_data import cli, shards
 from cepe_data.pipeline.jobs import Job, Pipeline
 from cepe_data.storage.report import Report, add_report_arguments
-from cepe_data.storage.steps import DAMAGED, DONE, OTHER, PART_DONE, Counts, Step, Unit
+from cepe_data.storage.steps import DAMAGED, DONE, OTHER, PART_DONE, Counts, OutputStatus, Step
 
 HELP = "what is done, task by task, and the lines for the rest"
 MAX_DIFFERENCES = 3  # said of a step; --json has all of them
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace, pipeline: Pipeline) -> int:
             for text in lines[id(job)]:
                 report.say(text)
         report.say("")
-    report.facts["first"] = first
-    report.facts["steps"] = [as_json(pipeline, job, step, lines[id(job)]) for job, step in pipeline.steps]
+    report.results["first"] = first
+    report.results["steps"] = [as_json(pipeline, job, step, lines[id(job)]) for job, step in pipeline.steps]
     num_done = sum(not job.is_needed for job, _ in pipeline.steps)
     what = "run" if args.plain else "submit"
-    text = f"{num_done} of {len(report.facts['steps'])} steps done, {num_lines} lines to {what}"
+    text = f"{num_done} of {len(report.results['steps'])} steps done, {num_lines} lines to {what}"
     return report.finish(text, pipeline.folder)
 
 
@@ -107,43 +107,47 @@ def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> Non
             report.say(f"  {PART_DONE} {number}: {', '.join(counts_texts(step, step.tasks[number].counts))}")
         for state, numbers in by_state.items():
             report.say(f"  {state} {shards.array_ids(numbers)}")
-    wrong = wrong_units(step)
-    for unit in wrong[:MAX_DIFFERENCES]:
-        if unit.state == OTHER:
-            report.say(f"  {pipeline.shown(unit.path)} {unit.what}")
-    if OTHER in {unit.state for unit in wrong}:
+    wrong = wrong_outputs(step)
+    for output in wrong[:MAX_DIFFERENCES]:
+        if output.state == OTHER:
+            report.say(f"  {pipeline.shown(output.path)} {output.what}")
+    if OTHER in {output.state for output in wrong}:
         report.say("  (use the same settings, or another output; or remove it, or run it with --overwrite)")
     said = {(finding["path"], finding["what"]) for finding in report.findings}
-    for unit in wrong:
-        if unit.state == DAMAGED and (str(unit.path), unit.what) not in said:
-            report.found(unit.path, unit.what)
+    for output in wrong:
+        if output.state == DAMAGED and (str(output.path), output.what) not in said:
+            report.found(output.path, output.what)
 
 
 def counts_texts(step: Step, counts: Counts) -> list[str]:
     """`3 of 4 parts` and `30 of 40 rows`, as far as they are known."""
-    units = [f"{counts.units_done:,} of {counts.units:,} {step.unit}"] if counts.units else []
-    return units + ([f"{counts.done:,} of {counts.total:,} {step.measure}"] if counts.total else [])
+    outputs = [f"{counts.outputs_done:,} of {counts.outputs:,} {step.counted}"] if counts.outputs else []
+    return outputs + ([f"{counts.done:,} of {counts.total:,} {step.measure}"] if counts.total else [])
 
 
-def wrong_units(step: Step) -> Sequence[Unit]:
-    """The units that other arguments made, or that are damaged, each once."""
-    return list({(unit.path, unit.what): unit for unit in step.units if unit.state in {OTHER, DAMAGED}}.values())
+def wrong_outputs(step: Step) -> Sequence[OutputStatus]:
+    """The outputs that other arguments made, or that are damaged, each once."""
+    return list(
+        {(output.path, output.what): output for output in step.outputs if output.state in {OTHER, DAMAGED}}.values()
+    )
 
 
 def as_json(pipeline: Pipeline, job: Job, step: Step, lines: Sequence[str]) -> dict[str, Any]:
     """A step for --json."""
     return {
         "job": job.name,
-        "output": str(pipeline.shown(step.output)),
+        "output": str(pipeline.shown(step.folder)),
         "done": step.is_done,
         "needed": job.is_needed,
         "waits_for": [pipeline.label(other) for other in job.waits_for] if job.is_needed else [],
-        "unit": step.unit,
+        "counted": step.counted,
         "measure": step.measure,
         "tasks": [
             {"task": number if job.num_tasks else None, "state": task.state, **task.counts._asdict()}
             for number, task in enumerate(step.tasks)
         ],
-        "wrong": [{"path": str(unit.path), "state": unit.state, "what": unit.what} for unit in wrong_units(step)],
+        "wrong": [
+            {"path": str(output.path), "state": output.state, "what": output.what} for output in wrong_outputs(step)
+        ],
         "lines": lines,
     }

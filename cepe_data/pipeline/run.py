@@ -51,9 +51,9 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
     other arguments than before, or damage end it here. Windows can only be counted once there are token files; before
     that, a job between tokenizing and sampling does it."""
     for job, step in pipeline.steps:
-        for unit in progress.wrong_units(step) if job.is_needed else []:
-            error = DamagedFileError if unit.state == DAMAGED else ArgumentError
-            raise error(f"{pipeline.label(job)}: {unit.path} {unit.what}. `progress` has the lines that replace it")
+        for output in progress.wrong_outputs(step) if job.is_needed else []:
+            error = DamagedFileError if output.state == DAMAGED else ArgumentError
+            raise error(f"{pipeline.label(job)}: {output.path} {output.what}. `progress` has the lines that replace it")
     jobs = jobs_to_submit(pipeline)
     if not jobs:
         cli.say(f"all is there → {pipeline.folder}")

@@ -61,7 +61,7 @@ def check(report: Report, options: RetrievalCheck, checked: set[Path] | None = N
     warn_of_what_is_not_checked(options)
     num_compared = verify.check_sets(report, usable_inputs(report, options, checked), folders)
     num_rows = verify.count_rows(folders)
-    report.facts |= {"sets": len(folders), "rows": num_rows, "passages_compared": num_compared}
+    report.results |= {"sets": len(folders), "rows": num_rows, "passages_compared": num_compared}
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} passages compared: {len(report.findings)} findings",
         options.folder,
@@ -176,7 +176,7 @@ class RetrievalCheck(verify.SetCheck):
     def hits_of(self, folder: Path) -> Path | None:
         """The hits of a set, where its rows can be compared with them."""
         hits = self.hits / folder.name if self.hits else None
-        return hits if hits and not verify.unit_findings(hits) else None
+        return hits if hits and not verify.output_findings(hits) else None
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Scores that descend, passages that differ and are what their keys say."""
@@ -185,7 +185,7 @@ class RetrievalCheck(verify.SetCheck):
         vocab_size = meta.get("vocab_size") or 1 << 31
         found = self.hits_of(folder)
         vectors = check_hits.query_vectors_path(found) if found else None
-        vectors = vectors if vectors and not verify.unit_findings(vectors.parent) else None
+        vectors = vectors if vectors and not verify.output_findings(vectors.parent) else None
         with NpyRows(keys_path(folder), num_axes=2) as all_keys:
             for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
                 keys = all_keys.read(number, number + 1)[0]

@@ -1,4 +1,4 @@
-"""Is what embed_passages and search wrote whole: every unit with its meta file, and its files with their sizes, with
+"""Is what embed_passages and search wrote whole: every output with its meta file, and its files with their sizes, with
 `--deep` their hashes, too. What is in hits is compared with the passages written from them, in check.py.
 """
 
@@ -57,11 +57,11 @@ def check_hits(report: Report, effort: verify.Effort, folder: Path) -> None:
     if not any((one / name).exists() for one in hit_folders(folder) for name in HIT_FILES):
         what = f"no domain folder with {' and '.join(HIT_FILES)} is in it"
         raise ArgumentError(f"{folder} holds no hits: {what}. Pass what search wrote")
-    units: list[Path] = []
+    paths: list[Path] = []
     for hits in hit_folders(folder):
         queries = [path for path in [query_vectors_path(hits).parent] if path.exists()]  # --delete_parts removes them
-        units += [hits, *queries, *parts.paths_there(hits)]
-    verify.check_files(report, effort, units)
+        paths += [hits, *queries, *parts.paths_there(hits)]
+    verify.check_files(report, effort, paths)
 
 
 def query_vectors_path(hits: Path) -> Path:

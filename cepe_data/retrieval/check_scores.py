@@ -54,8 +54,8 @@ def check(report: Report, options: ScoreCheck, added: None = None) -> int:
     if options.model_dir and not report.findings:
         num_recomputed = sum(recompute(report, options, options.model_dir, folder) for folder in folders)
     num_rows = verify.count_rows(folders)
-    report.facts |= {"sets": len(folders), "rows": num_rows, "rows_compared": num_compared}
-    report.facts["rows_recomputed"] = num_recomputed
+    report.results |= {"sets": len(folders), "rows": num_rows, "rows_compared": num_compared}
+    report.results["rows_recomputed"] = num_recomputed
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} compared with the input, {num_recomputed} computed "
         f"once more: {len(report.findings)} findings",

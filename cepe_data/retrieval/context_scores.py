@@ -49,13 +49,13 @@ class ScoreOptions(PartedSetOptions):
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """The rows of one domain with their scores, by an encoder of some dtype. `facts` are for its meta file."""
+    """The rows of one domain with their scores, by an encoder of some dtype. `metadata` are for its meta file."""
 
     of_set: PartedSet
     source: Path
     num_chunks: int
     dtype: str
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredSet:
@@ -92,12 +92,12 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     inputs = {"input": SetInput(source)}
     of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args, inputs)
     of_input = provenance.read_meta(source) or {}
-    facts = {
+    metadata = {
         "input_name": name_beside(args.input_dir, args.output),
         "tokenizer": of_input.get("tokenizer"),
         "vocab_size": of_input.get("vocab_size"),
     }
-    return ScoredSet(of_set, source, num_chunks, dtype, facts)
+    return ScoredSet(of_set, source, num_chunks, dtype, metadata)
 
 
 def scores_of(vectors: np.ndarray, num_chunks: int) -> np.ndarray:

@@ -4,7 +4,7 @@ embeddings.npy        float16 [rows, dimension]
 passages.npy          int16 or int32 [rows, chunk size], the ids of the passages
 neighbors.npy         int16 or int32 [total], the ids of what follows each, one after the other
 neighbor_offsets.npy  int64 [rows + 1], where each begins in it
-meta.json             records.py; facts: rows, first_number (of the first passage in its jsonl file)
+meta.json             records.py; metadata: rows, first_number (of the first passage in its jsonl file)
 
 `EMB/embeddings.json` names all corpus files and the number of their parts. A passage `{domain}_{shard}_{n}` is known by
 its key, file << 40 | n, with file the number of its corpus file in the manifest, sorted by domain and shard: so keys

@@ -94,10 +94,10 @@ def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
 def require_listed_files(manifest: Path) -> None:
     """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
     passages."""
-    for domain, facts in provenance.read_signed(manifest, "make the shard again")["sets"].items():
+    for domain, metadata in provenance.read_signed(manifest, "make the shard again")["sets"].items():
         path = manifest.with_name(f"{domain}.jsonl")
-        if facts["written"] and not path.exists():
-            raise DamagedFileError(f"{path} is gone, which has {facts['written']:,} passages: make it again")
+        if metadata["written"] and not path.exists():
+            raise DamagedFileError(f"{path} is gone, which has {metadata['written']:,} passages: make it again")
 
 
 @dataclass(frozen=True)

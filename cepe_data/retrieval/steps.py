@@ -32,11 +32,11 @@ from cepe_data.storage.inputs import Input, describe_set
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
+    OutputStatus,
     Script,
     Step,
     Takes,
     Task,
-    Unit,
     below,
     look,
     look_at_part,
@@ -61,7 +61,7 @@ def dimension(model_dir: str) -> int:
     return USUAL_DIMENSION
 
 
-def look_at_embeddings(args: EmbeddingOptions, before: Sequence[Unit] = ()) -> Step:
+def look_at_embeddings(args: EmbeddingOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """Parts of the embedded corpus; the first task has their list, too. Of a corpus that is gone, which no later step
     reads, or of files of it, that list says what there is to be, in parts whose bytes are not known."""
     num_shards, output = args.num_shards or 1, args.output
@@ -69,18 +69,18 @@ def look_at_embeddings(args: EmbeddingOptions, before: Sequence[Unit] = ()) -> S
     with contextlib.suppress(PipelineError):
         there = list_corpus(args.corpus, args.part_bytes)
     corpus = below(before, args.corpus)
-    num_passages = sum(unit.total for unit in corpus)
+    num_passages = sum(output.total for output in corpus)
     passage_bytes = 2 * dimension(args.model_dir) + 8 + 2 * USUAL_CHUNK * (1 + NEIGHBOR)
-    ratio = num_passages * passage_bytes / (sum(unit.num_bytes for unit in corpus) or 1)  # for a byte of the corpus
+    ratio = num_passages * passage_bytes / (sum(output.num_bytes for output in corpus) or 1)  # for a byte of the corpus
     flops = 2 * num_passages * USUAL_CHUNK * hub.num_parameters(args.model_dir, USUAL_PARAMETERS)
     listed = listed_corpus(output)
     files = listed if set(there) <= set(listed) else there
     if files:
-        units = [unit for file in files for unit in embedded_units(args, file, file in there, ratio)]
-        ranges = [shards.row_range(shard, num_shards, len(units)) for shard in range(num_shards)]
-        of_tasks = [units[first:stop] for first, stop in ranges]
+        outputs = [output for file in files for output in embedded_outputs(args, file, file in there, ratio)]
+        ranges = [shards.row_range(shard, num_shards, len(outputs)) for shard in range(num_shards)]
+        of_tasks = [outputs[first:stop] for first, stop in ranges]
         state = DONE if listed == files else MISSING
-        of_tasks[0].append(Unit(output / embeddings.MANIFEST, state, is_counted=False))
+        of_tasks[0].append(OutputStatus(output / embeddings.MANIFEST, state, is_counted=False))
         tasks = [Task(of_task) for of_task in of_tasks]
     else:
         tasks = unknown_tasks(output, num_shards, num_passages * passage_bytes)
@@ -95,19 +95,19 @@ def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
     return []
 
 
-def embedded_units(
+def embedded_outputs(
     args: EmbeddingOptions, file: embeddings.CorpusFile, is_there: bool, bytes_per_byte: float
-) -> list[Unit]:
+) -> list[OutputStatus]:
     """The parts of a file of the corpus, which may be gone."""
     source = source_path(args.corpus, file)
     of_source = provenance_of_source(source, provenance.read_meta(source)) if is_there else {}
-    units = []
+    outputs = []
     for part in range(file.num_parts):
         start, stop = part_range(source, part, args.part_bytes) if is_there else (0, 0)
         known = {**of_source, **provenance_of_request(args, part)}
         path = embeddings.part_path(args.output, file, part)
-        units.append(look(path, known, stop - start, (stop - start) * bytes_per_byte))
-    return units
+        outputs.append(look(path, known, stop - start, (stop - start) * bytes_per_byte))
+    return outputs
 
 
 @functools.cache
@@ -118,7 +118,7 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
     return None
 
 
-def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[Unit]) -> dict[str, int]:
+def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[OutputStatus]) -> dict[str, int]:
     """The rows of every domain of the queries; those that are to come where there are no queries."""
     with contextlib.suppress(PipelineError):
         names = mds.find_domains(args.queries, args.domain)
@@ -126,7 +126,7 @@ def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[
     return rows_to_come(before, args.queries, args.domain)
 
 
-def look_at_search(args: SearchOptions, before: Sequence[Unit] = ()) -> Step:
+def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """What is found in shards of the corpus, a part a domain and shard; with --merge, the hits of every domain."""
     num_shards, num_rows = args.num_shards or 1, rows_of_queries(args, before)
     reads = [args.queries, args.embeddings, args.tokenized_dir / "tokenizer"]
@@ -134,34 +134,34 @@ def look_at_search(args: SearchOptions, before: Sequence[Unit] = ()) -> Step:
     joined = {domain: look_at_hits(args, domain, rows) for domain, rows in num_rows.items()}
     pools = [parts.parts_dir(args.output / domain) for domain in num_rows]
     if args.merge:
-        units = [*joined.values()] or [Unit(args.output, is_counted=False)]
-        hits = [unit.path for unit in units]
-        return Step(args.output, "sets", "rows", [Task(units)], True, [*reads, *pools], hits)
-    passages = [unit for unit in before if unit.path.suffix == ".jsonl"]
-    corpus_shards = len({unit.path.parent for unit in passages})
-    flops = 2.0 * dimension(args.model_dir) * sum(unit.total for unit in passages) * sum(num_rows.values())
+        outputs = [*joined.values()] or [OutputStatus(args.output, is_counted=False)]
+        hits = [output.path for output in outputs]
+        return Step(args.output, "sets", "rows", [Task(outputs)], True, [*reads, *pools], hits)
+    passages = [output for output in before if output.path.suffix == ".jsonl"]
+    corpus_shards = len({output.path.parent for output in passages})
+    flops = 2.0 * dimension(args.model_dir) * sum(output.total for output in passages) * sum(num_rows.values())
     queries = [args.output / f"{domain}.queries" for domain in num_rows]
     corpus = open_embeddings(args.embeddings)
     fetch = round(args.topk * (args.overfetch if args.exclude_overlap else 1))
     part_bytes = {domain: rows * fetch * HIT_BYTES for domain, rows in num_rows.items()}
     of_queries = sum(num_rows.values()) * 4 * dimension(args.model_dir)
     if corpus is None or len(searches) < len(num_rows) or not num_rows:
-        is_done = bool(joined) and all(unit.state == DONE for unit in joined.values())
-        found = Unit(args.output, DONE if is_done else MISSING)
+        is_done = bool(joined) and all(output.state == DONE for output in joined.values())
+        found = OutputStatus(args.output, DONE if is_done else MISSING)
         num_bytes = 0 if is_done else of_queries + corpus_shards * sum(part_bytes.values())
         tasks = unknown_tasks(args.output, num_shards, num_bytes, found)
         return Step(args.output, "", "", tasks, True, reads, [*pools, *queries], Takes(flops=flops))
     tasks = []
     for shard in range(num_shards):
         first, stop = shards.row_range(shard, num_shards, len(corpus.shards))
-        units = []
+        outputs = []
         for number in range(first, stop):
             for domain, one in searches.items():
                 part, of_set = one.parts.outputs[number], joined[domain]
                 num_bytes = part_bytes[domain] if of_set.state != DONE or part.path.exists() else 0
                 known = functools.partial(getattr, part, "made_with")
-                units.append(look_at_part(part.path, known, one.num_rows, num_bytes, of_set))
-        tasks.append(Task(units))
+                outputs.append(look_at_part(part.path, known, one.num_rows, num_bytes, of_set))
+        tasks.append(Task(outputs))
     return Step(args.output, "parts", "rows", tasks, True, reads, [*pools, *queries], Takes(flops=flops))
 
 
@@ -173,7 +173,7 @@ def plan_of_search(args: SearchOptions, domain: str) -> Search | None:
     return None
 
 
-def look_at_hits(args: SearchOptions, domain: str, num_rows: int) -> Unit:
+def look_at_hits(args: SearchOptions, domain: str, num_rows: int) -> OutputStatus:
     """The hits of a domain."""
     plan = plan_of_search(args, domain)
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
@@ -181,9 +181,9 @@ def look_at_hits(args: SearchOptions, domain: str, num_rows: int) -> Unit:
     return look(args.output / domain, known, num_rows, num_rows * args.topk * HIT_BYTES)
 
 
-def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[Unit] = ()) -> Step:
+def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """The sets of retrieved passages."""
-    units = []
+    outputs = []
     for domain, num_rows in rows_of_queries(args, before).items():
         known: provenance.Meta = {"domain": domain}
         found_inputs: Mapping[str, Input] = {}
@@ -194,10 +194,10 @@ def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[Unit] = ()) ->
                 describe_set(there)  # raises where one is gone or damaged: then the arguments alone are compared
                 found_inputs = there
         of_hits = below(before, args.hits / domain)
-        topk = args.topk or sum(unit.num_bytes for unit in of_hits) // (HIT_BYTES * max(1, num_rows))
+        topk = args.topk or sum(output.num_bytes for output in of_hits) // (HIT_BYTES * max(1, num_rows))
         row_bytes = topk * (USUAL_CHUNK * (2 + NEIGHBOR * JSON_BYTES) + HIT_BYTES)
-        units.append(look_at_set(args.output / domain, known, num_rows, num_rows * row_bytes, found_inputs))
-    tasks = [Task(units)] if units else unknown_tasks(args.output, 1)
+        outputs.append(look_at_set(args.output / domain, known, num_rows, num_rows * row_bytes, found_inputs))
+    tasks = [Task(outputs)] if outputs else unknown_tasks(args.output, 1)
     return Step(args.output, "sets", "rows", tasks, True, [args.queries, args.embeddings, args.hits])
 
 

@@ -19,8 +19,8 @@ from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.check_passages import check_passages
 from cepe_data.samples.check_sources import SourceDocuments
-from cepe_data.samples.passages import FACTS as PASSAGE_FACTS
-from cepe_data.samples.writer import FACTS, rows_path
+from cepe_data.samples.passages import METADATA as PASSAGE_METADATA
+from cepe_data.samples.writer import METADATA, rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.report import Report
@@ -58,8 +58,8 @@ def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Pa
         check_more(report, output)
     num_compared = verify.check_sets(report, options, folders)
     num_passages = check_passages(report, options, options.tokenized_dir, passages)
-    report.facts |= {"sets": len(folders), "rows_compared": num_compared}
-    report.facts |= {"passage_files": len(passages), "passages_compared": num_passages}
+    report.results |= {"sets": len(folders), "rows_compared": num_compared}
+    report.results |= {"passage_files": len(passages), "passages_compared": num_passages}
     return report.finish(
         f"{len(folders)} sets, {num_compared:,} rows compared with the token files; {len(passages)} files of passages, "
         f"{num_passages:,} compared: {len(report.findings)} findings",
@@ -83,28 +83,28 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
             report.found(path, str(error))
             continue
         if path.parent != output:
-            for domain, facts in listed.items():
-                _compare_with_manifest(report, path, path.with_name(f"{domain}.jsonl"), facts, PASSAGE_FACTS)
+            for domain, metadata in listed.items():
+                _compare_with_manifest(report, path, path.with_name(f"{domain}.jsonl"), metadata, PASSAGE_METADATA)
             continue
         for split, of_split in listed.items():
-            for domain, facts in of_split.items():
-                _compare_with_manifest(report, path, output / split / domain, facts, FACTS)
+            for domain, metadata in of_split.items():
+                _compare_with_manifest(report, path, output / split / domain, metadata, METADATA)
 
 
-def check_agreement(report: Report, units: Sequence[Path]) -> None:
+def check_agreement(report: Report, paths: Sequence[Path]) -> None:
     """That sets and passages of one output were made by one rule: else a text could be in two splits."""
     known: dict[tuple[str, ...], tuple[Path, Any]] = {}
-    for unit, meta in verify.readable_metas(units).items():
+    for output, meta in verify.readable_metas(paths).items():
         made_with = meta["made_with"]
         is_passages = made_with.get("kind") == "passages"
         scopes: dict[str, tuple[str, ...]] = dict.fromkeys(OF_ALL, ())
         scopes |= {"train_fraction": ()} if "train_fraction" in made_with else {}
-        scopes |= dict.fromkeys(OF_ALL_SHARDS, (unit.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
+        scopes |= dict.fromkeys(OF_ALL_SHARDS, (output.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
         for name, scope in scopes.items():
             value = made_with.get(name)
-            first, expected = known.setdefault((name, *scope), (unit, value))
+            first, expected = known.setdefault((name, *scope), (output, value))
             if value != expected:
-                report.found(unit, f"was made with {name} {value}, but {first} with {expected}")
+                report.found(output, f"was made with {name} {value}, but {first} with {expected}")
 
 
 def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None:
@@ -123,18 +123,18 @@ def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None
 
 
 def _compare_with_manifest(
-    report: Report, manifest: Path, unit: Path, facts: Mapping[str, Any], names: Iterable[str]
+    report: Report, manifest: Path, output: Path, metadata: Mapping[str, Any], names: Iterable[str]
 ) -> None:
-    """That a unit is there if it has rows, and that its meta file says the same of it."""
-    if not unit.exists():
-        if facts["written"]:
-            report.found(unit, f"is missing, and {manifest} says that it has {facts['written']:,} rows")
+    """That an output is there if it has rows, and that its meta file says the same of it."""
+    if not output.exists():
+        if metadata["written"]:
+            report.found(output, f"is missing, and {manifest} says that it has {metadata['written']:,} rows")
         return
-    for meta in verify.readable_metas([unit]).values():
+    for meta in verify.readable_metas([output]).values():
         num_rows = meta.get("rows", meta["made_with"].get("rows"))
         expected = {"written": num_rows, **{name: meta.get(name) for name in names}}
-        if differences := verify.compare_records(facts, expected):
-            report.found(manifest, f"says of {unit} otherwise than its meta file: {differences}")
+        if differences := verify.compare_records(metadata, expected):
+            report.found(manifest, f"says of {output} otherwise than its meta file: {differences}")
 
 
 @dataclass(frozen=True)

@@ -300,10 +300,10 @@ def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int
     return counts
 
 
-def check_differences(unit: Path, rule: provenance.Meta, only_warn: bool) -> None:
+def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> None:
     """Raise ArgumentError, or warn, if a neighbouring set that is there was made by another rule."""
     try:
-        meta = provenance.read_meta(unit)
+        meta = provenance.read_meta(output)
     except DamagedFileError as error:
         if not only_warn:
             raise
@@ -312,7 +312,7 @@ def check_differences(unit: Path, rule: provenance.Meta, only_warn: bool) -> Non
     names = {*rule, "drop_duplicates"}  # which only a record has that says so
     old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
     if differences := provenance.describe_differences(old, rule):
-        message = f"{unit} is in the same output, and was made with other arguments or inputs: {differences}"
+        message = f"{output} is in the same output, and was made with other arguments or inputs: {differences}"
         if not only_warn:
             raise ArgumentError(
                 f"{message}. Use the same, or another OUT; --overwrite goes on and replaces sets it makes"

@@ -29,7 +29,7 @@ from cepe_data.tokens.tokenizers import TokenizerFiles
 
 PASSAGES_AT_ONCE = 4096
 PASSAGE_BYTES = 17.2  # of JSON for each token of a passage, those of its neighbor among them
-FACTS = ("documents", "passages_available", "vocab_size", "source_files")
+METADATA = ("documents", "passages_available", "vocab_size", "source_files")
 
 
 @dataclass(frozen=True)
@@ -239,17 +239,17 @@ class PassageShard:
                     f"{available:,} that there are; the shards share these, this one has {line.written:,} (of a small "
                     f"corpus, make fewer --retrieval_shards)"
                 )
-            sets[domain] = {"requested": requested, "written": line.written, **self.facts(domain)}
+            sets[domain] = {"requested": requested, "written": line.written, **self.metadata(domain)}
         for path in sorted(self.path("").parent.glob("*.jsonl")):
             if path.stem not in sets and (meta := provenance.read_meta(path)):  # of an earlier run, for other domains
-                facts = {name: meta.get(name) for name in FACTS}
-                sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **facts}
+                metadata = {name: meta.get(name) for name in METADATA}
+                sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **metadata}
         manifest = self.path("").with_name("manifest.json")
         outputs.remove_stale_temporaries(manifest.parent)
         content = {**run, "shard_id": self.shard_id, "sets": sets}
         outputs.write_json(manifest, provenance.signed(content))
 
-    def facts(self, domain: str) -> dict[str, Any]:
+    def metadata(self, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a file."""
         one = self.inventories[domain]
         return {
@@ -292,5 +292,5 @@ class PassageShard:
                     lines_file.write(lines)
                     bar.update(len(block.plan))
             check()
-            draft.publish({"rows": len(plan), **self.facts(file.domain)})
+            draft.publish({"rows": len(plan), **self.metadata(file.domain)})
         cli.say(f"{file.output.path}: {len(plan):,} passages, {cli.seconds_since(start_time)}")

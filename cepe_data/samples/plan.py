@@ -15,7 +15,18 @@ from cepe_data.samples.passages import PASSAGE_BYTES, PassageShard
 from cepe_data.samples.windows import DocumentWindows, Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.storage import provenance
-from cepe_data.storage.steps import DONE, MISSING, Script, Step, Takes, Task, Unit, look, look_at_manifest, look_at_set
+from cepe_data.storage.steps import (
+    DONE,
+    MISSING,
+    OutputStatus,
+    Script,
+    Step,
+    Takes,
+    Task,
+    look,
+    look_at_manifest,
+    look_at_set,
+)
 from cepe_data.tokens import tokenizers
 
 WINDOW_BYTES_PER_CORE = 340e6  # a second
@@ -23,32 +34,32 @@ PASSAGES_PER_CORE = 25_000
 USUAL_VOCABULARY = 32_000  # of LLaMA-2's tokenizer, before any is saved
 
 
-def look_at_inside(args: options.InsideOptions, _: Sequence[Unit] = ()) -> Step:
+def look_at_inside(args: options.InsideOptions, _: Sequence[OutputStatus] = ()) -> Step:
     """Test and train sets."""
     windows, tokens = options.inside_documents(args.total_length, args.decoder_length), OpenTokens.of(args)
-    units = window_units(options.INSIDE_DOCUMENTS, windows, args, tokens)
-    takes = Takes(sum(unit.num_bytes for unit in units) / WINDOW_BYTES_PER_CORE)
-    return Step(args.output, "sets", "rows", [Task(units)], reads=[args.tokenized_dir], takes=takes)
+    outputs = window_outputs(options.INSIDE_DOCUMENTS, windows, args, tokens)
+    takes = Takes(sum(output.num_bytes for output in outputs) / WINDOW_BYTES_PER_CORE)
+    return Step(args.output, "sets", "rows", [Task(outputs)], reads=[args.tokenized_dir], takes=takes)
 
 
-def look_at_concat(args: options.ConcatOptions, _: Sequence[Unit] = ()) -> Step:
+def look_at_concat(args: options.ConcatOptions, _: Sequence[OutputStatus] = ()) -> Step:
     """Passages of every shard, and in the first the test and train sets."""
     tokens = OpenTokens.of(args)
-    units: list[list[Unit]] = [[] for _ in range(args.retrieval_shards or 1)]
+    outputs: list[list[OutputStatus]] = [[] for _ in range(args.retrieval_shards or 1)]
     windows = options.over_concatenation(args.encoder_length, args.decoder_length)
-    units[0] += window_units(options.OVER_CONCATENATION, windows, args, tokens)
-    core_seconds = sum(unit.num_bytes for unit in units[0]) / WINDOW_BYTES_PER_CORE
+    outputs[0] += window_outputs(options.OVER_CONCATENATION, windows, args, tokens)
+    core_seconds = sum(output.num_bytes for output in outputs[0]) / WINDOW_BYTES_PER_CORE
     if args.retrieval_shards and args.retrieval_samples:
         requests = domains.largest_remainder(options.split_weights(args)["retrieval"], args.retrieval_samples)
         decoding = find_decoding(args, tokens)
         for shard in range(args.retrieval_shards):
-            units[shard] += passage_units(args, tokens, requests, decoding, shard)
+            outputs[shard] += passage_outputs(args, tokens, requests, decoding, shard)
         core_seconds += args.retrieval_shards * args.retrieval_samples / PASSAGES_PER_CORE
     return Step(
         args.output,
         "sets and files",
         "rows",
-        [Task(of_shard) for of_shard in units],
+        [Task(of_shard) for of_shard in outputs],
         reads=[args.tokenized_dir],
         intermediates=[args.output / "retrieval"],
         takes=Takes(core_seconds),
@@ -88,21 +99,21 @@ class OpenTokens:
 _opened: dict[object, OpenTokens] = {}  # several sets are sampled from the same files
 
 
-def window_units(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[Unit]:
+def window_outputs(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[OutputStatus]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
     sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
     row_bytes = sampler.row_bytes
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
-    units, weights = [], options.split_weights(args)
+    outputs, weights = [], options.split_weights(args)
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
         for domain, requested in domains.largest_remainder(weights[split], number).items():
             if requested:
                 listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
                 known = known_of_windows(sampler, split, domain)
-                unit = look_at_set(args.output / split / domain, known, requested, requested * row_bytes)
-                units.append(none_wanted(unit, listed))
-    return [*units, of_manifest]
+                output = look_at_set(args.output / split / domain, known, requested, requested * row_bytes)
+                outputs.append(none_wanted(output, listed))
+    return [*outputs, of_manifest]
 
 
 def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Meta:
@@ -112,10 +123,10 @@ def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provena
     return {"split": split, "domain": domain, **sampler.window_rule(split)}
 
 
-def none_wanted(unit: Unit, listed: dict[str, Any]) -> Unit:
-    """A unit that is missing because nothing is available, as the manifest of the same run says, is done."""
-    is_empty = unit.state == MISSING and listed.get("written") == 0
-    return Unit(unit.path, DONE, is_counted=False) if is_empty else unit
+def none_wanted(output: OutputStatus, listed: dict[str, Any]) -> OutputStatus:
+    """An output that is missing because nothing is available, as the manifest of the same run says, is done."""
+    is_empty = output.state == MISSING and listed.get("written") == 0
+    return OutputStatus(output.path, DONE, is_counted=False) if is_empty else output
 
 
 def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
@@ -126,9 +137,9 @@ def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None
     return None
 
 
-def passage_units(
+def passage_outputs(
     args: options.ConcatOptions, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
-) -> list[Unit]:
+) -> list[OutputStatus]:
     """The files of passages of a shard, and its manifest, which comes last."""
     splits = options.make_splits(args)
     passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
@@ -137,18 +148,18 @@ def passage_units(
     )
     of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
-    units = []
+    outputs = []
     for domain, requested in requests.items():
         if requested:
             known = {**of_shard.own_made_with(domain), **of_shard.request_made_with(requested)}
             if decoding:
                 known |= of_shard.shared_made_with(domain, requested, decoding)
             num_bytes = requested * args.retrieval_chunk_size * PASSAGE_BYTES
-            unit = look(of_shard.path(domain), known, requested, num_bytes)
-            if unit.meta and unit.state == DONE:
-                unit = replace(unit, total=int(unit.meta["rows"]), done=int(unit.meta["rows"]))
-            units.append(none_wanted(unit, manifest["sets"].get(domain, {}) if is_of_these else {}))
-    return [*units, replace(of_manifest, is_result=False)]
+            output = look(of_shard.path(domain), known, requested, num_bytes)
+            if output.meta and output.state == DONE:
+                output = replace(output, total=int(output.meta["rows"]), done=int(output.meta["rows"]))
+            outputs.append(none_wanted(output, manifest["sets"].get(domain, {}) if is_of_these else {}))
+    return [*outputs, replace(of_manifest, is_result=False)]
 
 
 _LENGTHS = ("decoder_length", "eval_samples", "train_samples")

@@ -26,7 +26,7 @@ from cepe_data.storage.parts import PartedSet
 
 SHARD_BYTES = 64 << 20
 MEASURED_BYTES = 16 << 20
-FACTS = ("documents", "windows_available", "vocab_size", "tokenizer", "source_files")
+METADATA = ("documents", "windows_available", "vocab_size", "tokenizer", "source_files")
 PASSAGE_METAS = "retrieval/*/*.meta.json"
 
 Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
@@ -181,13 +181,13 @@ class WindowSampler:
             ArgumentError: naming such a set, unless it is among those `replaced`; a warning where sets may be replaced.
         """
         for path in sorted(self.output.glob("*/[!.]*/meta.json")):
-            split, unit = path.parent.parent.name, path.parent
-            if split in {"test", "train"} and unit not in replaced:
-                options.check_differences(unit, self.window_rule(split), self.options.overwrite)
+            split, output = path.parent.parent.name, path.parent
+            if split in {"test", "train"} and output not in replaced:
+                options.check_differences(output, self.window_rule(split), self.options.overwrite)
         for path in sorted(self.output.glob(PASSAGE_METAS)):
-            unit = path.with_name(path.name.replace(".meta.json", ".jsonl"))
-            if unit.exists() and unit not in replaced:
-                options.check_differences(unit, self.split_rule("retrieval"), self.options.overwrite)
+            output = path.with_name(path.name.replace(".meta.json", ".jsonl"))
+            if output.exists() and output not in replaced:
+                options.check_differences(output, self.split_rule("retrieval"), self.options.overwrite)
 
     def dry_run(self, planned: Sequence[PlannedSet], summary: Summary) -> None:
         """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
@@ -265,7 +265,7 @@ class WindowSampler:
             check()
             outputs.remove(clean_list_path(folder))  # it is of the set that is replaced
 
-        of_set.publish(self.facts(split, domain), prepare)
+        of_set.publish(self.metadata(split, domain), prepare)
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
 
     def _is_part_made(self, part: Part) -> bool:
@@ -290,20 +290,20 @@ class WindowSampler:
         """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
         sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
         for one in planned:
-            facts = self.facts(one.split, one.domain)
-            sets[one.split][one.domain] = {"requested": one.summary.requested, "written": 0, **facts}
+            metadata = self.metadata(one.split, one.domain)
+            sets[one.split][one.domain] = {"requested": one.summary.requested, "written": 0, **metadata}
         for split, of_split in sets.items():
             for folder in sorted(self.output.glob(f"{split}/[!.]*")):
                 meta = provenance.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
                 if meta is not None:
                     of_set = of_split.setdefault(folder.name, {"requested": 0})
-                    of_set.update({name: meta.get(name) for name in FACTS})
+                    of_set.update({name: meta.get(name) for name in METADATA})
                     of_set["written"] = meta["made_with"]["rows"]
                     if not of_set["requested"]:
                         cli.say(f"{folder}: not asked for, and left as it is")
         outputs.write_json(self.output / "manifest.json", provenance.signed({**run, "sets": sets}))
 
-    def facts(self, split: str, domain: str) -> dict[str, Any]:
+    def metadata(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""
         one = self.inventories[domain]
         return {

@@ -53,7 +53,7 @@ class SetInput:
         files = self._meta["files"] if self._meta else {}
         names = [shard["raw_data"]["basename"] for shard in self._rows.shards]
         places = [(files.get(names[number]), *rows) for number, *rows in self._rows.places(start, stop)]
-        return provenance.fingerprint(places) if all(facts for facts, *_ in places) else None
+        return provenance.fingerprint(places) if all(metadata for metadata, *_ in places) else None
 
     @cached_property
     def _rows(self) -> mds.Rows:

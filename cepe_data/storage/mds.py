@@ -133,14 +133,14 @@ def write_shard(
     columns: Columns,
     num_rows: int,
     rows: np.ndarray | Iterable[Mapping[str, Any]],
-    facts: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write and publish a set of one MDS shard. Its bytes are those that MDSWriter writes, which
     copies them three times, holds the shard in memory, and takes seconds to import.
 
     Args:
         rows: what `window_rows` made; or one value for every column each.
-        facts: what the meta file says beside the number of rows.
+        metadata: what the meta file says beside the number of rows.
 
     Raises:
         PipelineError: if there are not `num_rows` rows, or more than a shard can hold.
@@ -169,7 +169,7 @@ def write_shard(
             file.write(np.uint32(num_rows).tobytes() + ends.astype("<u4").tobytes() + text)
         raw_data = {"basename": SHARD_NAME, "bytes": int(ends[-1]), "hashes": {}}
         write_index(draft.path, [{**config, "raw_data": raw_data, "samples": num_rows, "zip_data": None}])
-        draft.publish({**(facts or {}), "rows": num_rows})
+        draft.publish({**(metadata or {}), "rows": num_rows})
 
 
 def _shard_config(columns: Columns) -> dict[str, Any]:
@@ -281,10 +281,10 @@ def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
         if lost := provenance.lost_files(folder, meta):
             raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
         return provenance.fingerprint(
-            {name: facts for name, facts in meta["files"].items() if not name.startswith("../")}
+            {name: metadata for name, metadata in meta["files"].items() if not name.startswith("../")}
         )
     names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder, decoded_types))]
-    return provenance.fingerprint({name: provenance.file_facts(folder / name) for name in names})
+    return provenance.fingerprint({name: provenance.file_metadata(folder / name) for name in names})
 
 
 class Rows:

@@ -1,8 +1,8 @@
 """Complete or absent: how outputs get their final names.
 
-A *unit* of output is one file or one folder, together with the files beside it that belong to it (sidecars). It is
+An output is one file or one folder, together with the files beside it that belong to it (sidecars). It is
 written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
-never replaces; sidecars come first, so that whoever sees the unit sees all of it. Each has a record of what made it:
+never replaces; sidecars come first, so that whoever sees the output sees all of it. Each has a record of what made it:
 see storage/provenance.py.
 """
 
@@ -77,12 +77,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def retract(unit: Path) -> None:
+def retract(output: Path) -> None:
     """Take away a published folder, all at once; being gone already is fine."""
-    aside = temporary_path(unit.with_name(f"{unit.name}.old"))
-    if unit.exists():
+    aside = temporary_path(output.with_name(f"{output.name}.old"))
+    if output.exists():
         remove(aside)
-        unit.rename(aside)
+        output.rename(aside)
         remove(aside)
 
 
@@ -122,7 +122,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Output:
-    """A unit of output: its place, what determines its bytes, and whether it replaces one that something else made."""
+    """An output: its place, what determines its bytes, and whether it replaces one that something else made."""
 
     path: Path
     made_with: provenance.Meta
@@ -153,7 +153,7 @@ class WriteOptions:
     ignore_disk_space: bool = False
 
     def output_at(self, path: Path, made_with: provenance.Meta) -> Output:
-        """A unit of output of the step."""
+        """An output of the step."""
         return Output(path, made_with, self.overwrite)
 
     def require_disk(self, path: Path, num_bytes: float) -> None:
@@ -170,11 +170,11 @@ REPLACE_NOTHING = WriteOptions(overwrite=False)
 
 
 class Draft:
-    """A unit on its way to its final name.
+    """An output on its way to its final name.
 
         with Output(path, made_with).draft() as draft:
             ... write draft.path, and draft.sidecar(other) for files beside it ...
-            draft.publish(facts)
+            draft.publish(metadata)
 
     Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
     """
@@ -190,7 +190,7 @@ class Draft:
         self.path = temporary_path(final)
         self._aside = temporary_path(final.with_name(f"{final.name}.old"))
         self._sidecars: dict[Path, Path] = {}  # final and temporary paths
-        self._known_facts: dict[str, dict[str, object]] = {}
+        self._known_metadata: dict[str, dict[str, object]] = {}
 
     def __enter__(self) -> Draft:
         self.final.parent.mkdir(parents=True, exist_ok=True)
@@ -209,16 +209,17 @@ class Draft:
             _name(error, self.final)
 
     def sidecar(self, final: Path) -> Path:
-        """The temporary path of a file beside the unit that belongs to it."""
+        """The temporary path of a file beside the output that belongs to it."""
         self._sidecars[final] = temporary_path(final)
         return self._sidecars[final]
 
-    def link(self, name: str, source: Path, facts: dict[str, object]) -> bool:
-        """Give the file `source`, whose facts are known, a second name in the folder; copy it where links are refused.
+    def link(self, name: str, source: Path, metadata: dict[str, object]) -> bool:
+        """Give the file `source`, whose metadata are known, a second name in the folder; copy it where links are
+        refused.
 
         Returns whether it was linked.
         """
-        self._known_facts[name] = facts
+        self._known_metadata[name] = metadata
         try:
             os.link(source, self.path / name)
         except OSError as error:
@@ -229,20 +230,20 @@ class Draft:
             return False
         return True
 
-    def publish(self, facts: provenance.Meta | None = None) -> bool:
-        """Write the meta file, flush everything, and give all of it its final name, the unit itself last.
+    def publish(self, metadata: provenance.Meta | None = None) -> bool:
+        """Write the meta file, flush everything, and give all of it its final name, the output itself last.
 
         Returns False if another process, with the same arguments, was faster; then ours is dropped.
 
         Raises:
             ArgumentError: if another process has made it with other arguments meanwhile.
         """
-        self.seal(facts)
+        self.seal(metadata)
         return publish_together([self])[0]
 
-    def seal(self, facts: provenance.Meta | None = None) -> None:
-        """Write the meta file: from now on nothing of the unit changes but its name."""
-        meta = provenance.signed({**(facts or {}), "made_with": self.made_with, "files": self._own_files()})
+    def seal(self, metadata: provenance.Meta | None = None) -> None:
+        """Write the meta file: from now on nothing of the output changes but its name."""
+        meta = provenance.signed({**(metadata or {}), "made_with": self.made_with, "files": self._own_files()})
         meta_file = (
             provenance.meta_path(self.path, True) if self.is_folder else self.sidecar(provenance.meta_path(self.final))
         )
@@ -251,12 +252,12 @@ class Draft:
     def _flush(self) -> None:
         """Flush all of it. A linked file was flushed when it was published."""
         inside = [self.path / name for name in os.listdir(self.path)] if self.is_folder else []
-        new = [path for path in inside if path.name not in self._known_facts]
+        new = [path for path in inside if path.name not in self._known_metadata]
         for path in [*new, self.path, *self._sidecars.values()]:
             flush(path)
 
     def _give_names(self) -> bool:
-        """Rename everything, the unit itself last. False if it is there by now."""
+        """Rename everything, the output itself last. False if it is there by now."""
         with _locked(self.final.parent):
             if self._replaces and self.final.exists():
                 remove(self._aside)
@@ -274,20 +275,22 @@ class Draft:
             provenance.is_made(self.final, self.made_with)
 
     def _own_files(self) -> dict[str, dict[str, object]]:
-        """Facts of every file of the unit, under the names that they will have."""
+        """Metadata of every file of the output, under the names that they will have."""
         if self.is_folder:
             names = sorted(os.listdir(self.path))
-            files = {name: self._known_facts.get(name) or provenance.file_facts(self.path / name) for name in names}
+            files = {
+                name: self._known_metadata.get(name) or provenance.file_metadata(self.path / name) for name in names
+            }
         else:
-            files = {self.final.name: provenance.file_facts(self.path)}
+            files = {self.final.name: provenance.file_metadata(self.path)}
         beside = "../" if self.is_folder else ""
         return files | {
-            f"{beside}{path.name}": provenance.file_facts(temporary) for path, temporary in self._sidecars.items()
+            f"{beside}{path.name}": provenance.file_metadata(temporary) for path, temporary in self._sidecars.items()
         }
 
 
 def publish_together(drafts: Sequence[Draft]) -> list[bool]:
-    """Publish sealed units, as `Draft.publish` does each; the disk is waited for once, not for every file.
+    """Publish sealed outputs, as `Draft.publish` does each; the disk is waited for once, not for every file.
 
     Returns what that does, of each. What it raises for one, comes when all others that can be published are.
     """
@@ -306,7 +309,7 @@ def publish_together(drafts: Sequence[Draft]) -> list[bool]:
 
 
 def _each(drafts: Sequence[Draft], function: Callable[[Draft], None], errors: list[Exception]) -> list[Draft]:
-    """Call a function for each draft. Returns those with which it went well; errors, naming the unit, are added."""
+    """Call a function for each draft. Returns those with which it went well; errors, naming the output, are added."""
     done = []
     for draft in drafts:
         try:

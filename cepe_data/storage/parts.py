@@ -224,7 +224,7 @@ class PartedSet:
                 with self.parts.outputs[number].draft(is_folder=True) as draft:
                     draft.link(mds.SHARD_NAME, self.folder / name, meta["files"][name])
                     mds.write_index(draft.path, [_renamed(index[number], mds.SHARD_NAME)])
-                    draft.publish(self._part_facts(number))
+                    draft.publish(self._part_metadata(number))
 
     def count_rows(self, numbers: Iterable[int]) -> int:
         """Rows of these parts."""
@@ -234,14 +234,20 @@ class PartedSet:
         """Bytes of these parts, but for those of columns whose values have no fixed size."""
         return self.count_rows(numbers) * mds.row_bytes(self.columns)
 
-    def write_part(self, part: int, rows: Iterable[Mapping[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
+    def write_part(
+        self, part: int, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, Any] | None = None
+    ) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""
         start, stop = self.part_ranges[part]
         mds.write_shard(
-            self.parts.outputs[part], self.columns, stop - start, rows, {**self._part_facts(part), **(facts or {})}
+            self.parts.outputs[part],
+            self.columns,
+            stop - start,
+            rows,
+            {**self._part_metadata(part), **(metadata or {})},
         )
 
-    def _part_facts(self, part: int) -> provenance.Meta:
+    def _part_metadata(self, part: int) -> provenance.Meta:
         start, stop = self.part_ranges[part]
         files = describe_files(self.inputs, start, stop)
         return {"rows": stop - start, **({FILES: files} if files else {})}
@@ -255,7 +261,7 @@ class PartedSet:
         self,
         num_shards: int,
         delete_parts: bool,
-        facts: provenance.Meta,
+        metadata: provenance.Meta,
         start_time: float,
         prepare: Callable[[outputs.Draft], object] = lambda draft: None,
     ) -> None:
@@ -269,14 +275,14 @@ class PartedSet:
             cli.say(f"{self.folder}: skipped, made before with the same arguments")
         else:
             self.parts.require_all(num_shards)
-            self.publish(facts, prepare)
+            self.publish(metadata, prepare)
             taken = cli.seconds_since(start_time)
             cli.say(f"{self.num_rows:,} rows of {len(self.part_ranges)} parts joined, {taken} → {self.folder}")
         if delete_parts and self.parts.directory.exists():
             outputs.remove(self.parts.directory)
             cli.say(f"{self.parts.directory}: removed")
 
-    def publish(self, facts: provenance.Meta, prepare: Callable[[outputs.Draft], object]) -> None:
+    def publish(self, metadata: provenance.Meta, prepare: Callable[[outputs.Draft], object]) -> None:
         """Link the shards of all parts into the folder of the set, write its index, and publish it: no row is read.
         `prepare` is called before that, to write sidecars. Says so where shards have to be copied.
 
@@ -297,7 +303,7 @@ class PartedSet:
                 parts_of_set.append({name: meta["made_with"][name] for name in self.inputs})
             mds.write_index(draft.path, entries)
             prepare(draft)
-            draft.publish({**facts, **({PARTS: parts_of_set} if self.inputs else {})})
+            draft.publish({**metadata, **({PARTS: parts_of_set} if self.inputs else {})})
         if num_copied:
             cli.warn(f"{self.folder}: this file system refuses links, so {num_copied} shards were copied")
 

@@ -1,11 +1,11 @@
-"""What made an output: the record that each unit has, and how a later run compares it with its own arguments.
+"""What made an output: the record that each output has, and how a later run compares it with its own arguments.
 
-The meta file of a unit is `X.meta.json` beside a file `X.ext`, and `meta.json` inside a folder:
+The meta file of an output is `X.meta.json` beside a file `X.ext`, and `meta.json` inside a folder:
 
-    {"made_with": {argument or input: value},        what determines the bytes of the unit, and only that
-     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the unit but the meta file itself; sidecars of a
+    {"made_with": {argument or input: value},        what determines the bytes of the output, and only that
+     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the output but the meta file itself; sidecars of a
                                                      folder, which stand beside it, have names that begin with ../
-     ...,                                            facts about the content
+     ...,                                            metadata about the content
      "meta_xxh3_64": hex}                            of all this, as JSON with sorted keys
 
 The same `made_with` means done; a difference is an error that names it.
@@ -29,7 +29,7 @@ _READ_BYTES = 8 << 20
 Meta = dict[str, Any]
 
 
-def file_facts(path: Path) -> dict[str, object]:
+def file_metadata(path: Path) -> dict[str, object]:
     """`{"bytes": size, "xxh3_64": hex digest of the whole file}`."""
     digest, size = xxhash.xxh3_64(), 0
     with path.open("rb", buffering=0) as file:
@@ -76,18 +76,18 @@ def read_signed(path: Path, remedy: str) -> Meta:
         raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
 
 
-def meta_path(unit: Path, is_folder: bool = False) -> Path:
-    """Where the meta file of a unit is: inside a folder, beside a file."""
-    return unit / "meta.json" if is_folder else unit.with_name(f"{unit.name.rpartition('.')[0]}.meta.json")
+def meta_path(output: Path, is_folder: bool = False) -> Path:
+    """Where the meta file of an output is: inside a folder, beside a file."""
+    return output / "meta.json" if is_folder else output.with_name(f"{output.name.rpartition('.')[0]}.meta.json")
 
 
-def read_meta(unit: Path) -> Meta | None:
-    """The meta file of a unit that is there; None where it has none (it was not made by this pipeline).
+def read_meta(output: Path) -> Meta | None:
+    """The meta file of an output that is there; None where it has none (it was not made by this pipeline).
 
     Raises:
         DamagedFileError: if it is not a meta file.
     """
-    path = meta_path(unit, unit.is_dir())
+    path = meta_path(output, output.is_dir())
     try:
         meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
@@ -95,68 +95,77 @@ def read_meta(unit: Path) -> Meta | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): remove {unit} and make it again") from None
+        raise DamagedFileError(f"{path} is damaged ({error}): remove {output} and make it again") from None
     return meta
 
 
-def made_with(unit: Path) -> Meta:
-    """What made a unit, as its meta file says; nothing where it has none. Raises as `read_meta`."""
-    meta = read_meta(unit)
+def made_with(output: Path) -> Meta:
+    """What made an output, as its meta file says; nothing where it has none. Raises as `read_meta`."""
+    meta = read_meta(output)
     return meta["made_with"] if meta else {}
 
 
-def is_intact(unit: Path, meta: Meta) -> bool:
-    """Whether every file of the unit has the size and the hash that its meta file says. Reads all of it."""
-    return not lost_files(unit, meta) and not damaged_files(unit, meta)
+def is_intact(output: Path, meta: Meta) -> bool:
+    """Whether every file of the output has the size and the hash that its meta file says. Reads all of it."""
+    return not lost_files(output, meta) and not damaged_files(output, meta)
 
 
-def damaged_files(unit: Path, meta: Meta) -> list[Path]:
-    """The files of the unit that are not there with the size and the hash that its meta file says. Reads all of it."""
-    return [path for path, facts in _files_of(unit, meta) if not path.is_file() or file_facts(path) != facts]
+def damaged_files(output: Path, meta: Meta) -> list[Path]:
+    """The files of the output that are not there with the size and the hash that its meta file says. Reads all of
+    it."""
+    return [path for path, metadata in _files_of(output, meta) if not path.is_file() or file_metadata(path) != metadata]
 
 
-def lost_files(unit: Path, meta: Meta) -> list[Path]:
-    """The files of the unit that are not there with the size that its meta file says. Reads none."""
+def lost_files(output: Path, meta: Meta) -> list[Path]:
+    """The files of the output that are not there with the size that its meta file says. Reads none."""
     return [
-        path for path, facts in _files_of(unit, meta) if not path.is_file() or path.stat().st_size != facts["bytes"]
+        path
+        for path, metadata in _files_of(output, meta)
+        if not path.is_file() or path.stat().st_size != metadata["bytes"]
     ]
 
 
-def _files_of(unit: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
-    folder = unit if unit.is_dir() else unit.parent
-    beside = [(folder.parent / name[3:], facts) for name, facts in meta["files"].items() if name.startswith("../")]
-    return beside + [(folder / name, facts) for name, facts in meta["files"].items() if not name.startswith("../")]
+def _files_of(output: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
+    folder = output if output.is_dir() else output.parent
+    beside = [
+        (folder.parent / name[3:], metadata) for name, metadata in meta["files"].items() if name.startswith("../")
+    ]
+    return beside + [
+        (folder / name, metadata) for name, metadata in meta["files"].items() if not name.startswith("../")
+    ]
 
 
-def is_made_and_intact(unit: Path, made_with: Meta) -> bool:
-    """Whether `unit` is there, was made with `made_with`, and every file of it has its hash. Reads all of it."""
+def is_made_and_intact(output: Path, made_with: Meta) -> bool:
+    """Whether `output` is there, was made with `made_with`, and every file of it has its hash. Reads all of it."""
     try:
-        meta = read_meta(unit) if unit.exists() else None
+        meta = read_meta(output) if output.exists() else None
     except DamagedFileError:
         return False
-    return meta is not None and meta["made_with"] == made_with and is_intact(unit, meta)
+    return meta is not None and meta["made_with"] == made_with and is_intact(output, meta)
 
 
-def is_made(unit: Path, made_with: Meta) -> bool:
-    """Whether `unit` is there and was made with `made_with`, so that nothing is left to do. Reads its meta file only.
+def is_made(output: Path, made_with: Meta) -> bool:
+    """Whether `output` is there and was made with `made_with`, so that nothing is left to do. Reads its meta file only.
 
     Raises:
         ArgumentError: if it is there, but made with something else.
         DamagedFileError: if one of its files is gone or has another size, or its meta file is damaged.
     """
-    if not unit.exists():
+    if not output.exists():
         return False
-    meta = read_meta(unit)
+    meta = read_meta(output)
     if meta is None:
-        raise ArgumentError(f"{unit} is there, but nothing says what made it: move it away, or pass --overwrite")
+        raise ArgumentError(f"{output} is there, but nothing says what made it: move it away, or pass --overwrite")
     differences = describe_differences(meta["made_with"], made_with)
     if differences:
         raise ArgumentError(
-            f"{unit} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
+            f"{output} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
             f"with --overwrite"
         )
-    if lost := lost_files(unit, meta):
-        raise DamagedFileError(f"{unit} is damaged: {lost[0]} is gone or has another size. --overwrite makes it again")
+    if lost := lost_files(output, meta):
+        raise DamagedFileError(
+            f"{output} is damaged: {lost[0]} is gone or has another size. --overwrite makes it again"
+        )
     return True
 
 

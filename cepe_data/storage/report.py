@@ -49,7 +49,7 @@ def check_plot_path(path: Path | None) -> None:
 
 @dataclass
 class Report:
-    """The report of one check: `facts` are the numbers that `--json` prints beside the findings.
+    """The report of one check: `results` are the numbers that `--json` prints beside the findings.
 
     A finding is a dict with the keys `path`, `row` (int, or None where it is about all of the file) and `what`. Where
     there is a list `collected`, the object of `--json` goes there.
@@ -58,7 +58,7 @@ class Report:
     check: str
     as_json: bool
     findings: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
     collected: list[dict[str, Any]] | None = None
     start: float = field(default_factory=time.monotonic)
 
@@ -80,7 +80,7 @@ class Report:
     def finish(self, what: str, where: Path) -> int:
         """Print the last line, or the JSON object; return the exit status."""
         if self.as_json:
-            whole = {"check": self.check, "ok": not self.findings, "findings": self.findings, **self.facts}
+            whole = {"check": self.check, "ok": not self.findings, "findings": self.findings, **self.results}
             if self.collected is None:
                 cli.say(json.dumps(whole, indent=1, ensure_ascii=False))
             else:

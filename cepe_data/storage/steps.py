@@ -1,9 +1,10 @@
-"""What a step says of itself: its units (files, sets, parts) in the tasks that make them, and what the rest will take.
+"""What a step says of itself: its outputs (files, sets, parts) in the tasks that make them, and what the rest will
+take.
 
-Read are meta files and manifests, and a unit's files are looked up by their size. That is cheap, and does not see a
+Read are meta files and manifests, and an output's files are looked up by their size. That is cheap, and does not see a
 changed byte in a file that kept its size, nor another teacher or encoder of the same name (their weights would have to
-be read). Where an input is gone that a unit was made from (token files after sampling, say), the unit is compared with
-the arguments alone. What a process has in flight has a temporary name, and counts as missing.
+be read). Where an input is gone that an output was made from (token files after sampling, say), the output is compared
+with the arguments alone. What a process has in flight has a temporary name, and counts as missing.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ OTHERWISE = "was made with other arguments or inputs"
 
 
 @dataclass(frozen=True)
-class Unit:
+class OutputStatus:
     """A file, a set or a part of one: `done` of its `total` rows (of some steps: bytes) are there; 0 where that is not
-    known. `num_bytes`: what it takes on the disk, or will take. A unit of the state OTHER or DAMAGED says in `what` why
-    it is not right. A manifest is not counted, nor what stands for units that are not known yet. Whatever is not a
-    result is there for later steps only."""
+    known. `num_bytes`: what it takes on the disk, or will take. An output of the state OTHER or DAMAGED says in `what`
+    why it is not right. A manifest is not counted, nor what stands for outputs that are not known yet. Whatever is not
+    a result is there for later steps only."""
 
     path: Path
     state: str = MISSING
@@ -46,10 +47,10 @@ class Unit:
 
 
 class Counts(NamedTuple):
-    """How many units are done, and how many rows or bytes of all there will be."""
+    """How many outputs are done, and how many rows or bytes of all there will be."""
 
-    units_done: int
-    units: int
+    outputs_done: int
+    outputs: int
     done: int
     total: int
 
@@ -58,25 +59,27 @@ class Counts(NamedTuple):
 class Task:
     """What one task of a job makes; nothing at all is done at once."""
 
-    units: Sequence[Unit]
+    outputs: Sequence[OutputStatus]
 
     @property
     def state(self) -> str:
-        """Of its units the worst: DAMAGED, OTHER, then whether all, some or none of them are DONE."""
-        states = {unit.state for unit in self.units}
+        """Of its outputs the worst: DAMAGED, OTHER, then whether all, some or none of them are DONE."""
+        states = {output.state for output in self.outputs}
         for worst in (DAMAGED, OTHER):
             if worst in states:
                 return worst
         if states <= {DONE}:
             return DONE
-        return PART_DONE if any(unit.done or unit.state == DONE for unit in self.units) else MISSING
+        return PART_DONE if any(output.done or output.state == DONE for output in self.outputs) else MISSING
 
     @property
     def counts(self) -> Counts:
         """How much of it is there."""
-        counted = [unit for unit in self.units if unit.is_counted]
-        units_done = sum(unit.state == DONE for unit in counted)
-        return Counts(units_done, len(counted), sum(unit.done for unit in counted), sum(unit.total for unit in counted))
+        counted = [output for output in self.outputs if output.is_counted]
+        outputs_done = sum(output.state == DONE for output in counted)
+        return Counts(
+            outputs_done, len(counted), sum(output.done for output in counted), sum(output.total for output in counted)
+        )
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,14 @@ class Takes:
 class Step:
     """What a job writes, and what there is of each of its tasks.
 
-    `unit` and `measure` are what is counted: parts and rows, say. Where `ranges_move`, another input that comes gives
-    every task other units, so that nothing can be said of a single task before all inputs are there. `reads` are the
-    files and folders that it needs; `intermediates` those of its own that may go once all who read them are done.
+    `counted` and `measure` are what is counted: parts and rows, say. Where `ranges_move`, another input that comes
+    gives every task other outputs, so that nothing can be said of a single task before all inputs are there. `reads`
+    are the files and folders that it needs; `intermediates` those of its own that may go once all who read them are
+    done.
     """
 
-    output: Path
-    unit: str
+    folder: Path
+    counted: str
     measure: str
     tasks: Sequence[Task]
     ranges_move: bool = False
@@ -109,8 +113,8 @@ class Step:
     takes: Takes = Takes()
 
     @property
-    def units(self) -> list[Unit]:
-        return [unit for task in self.tasks for unit in task.units]
+    def outputs(self) -> list[OutputStatus]:
+        return [output for task in self.tasks for output in task.outputs]
 
     @property
     def is_done(self) -> bool:
@@ -119,17 +123,17 @@ class Step:
     @property
     def counts(self) -> Counts:
         """How much of all tasks is there."""
-        return Task(self.units).counts
+        return Task(self.outputs).counts
 
 
 @dataclass(frozen=True)
 class Script:
-    """A script that is a step: its file, or module; its arguments; what looks at its output, given these and the units
-    of the steps before it. Arguments in `positionals` have no flag."""
+    """A script that is a step: its file, or module; its arguments; what looks at its output, given these and the
+    outputs of the steps before it. Arguments in `positionals` have no flag."""
 
     name: str
     options: type
-    look: Callable[[Any, Sequence[Unit]], Step]
+    look: Callable[[Any, Sequence[OutputStatus]], Step]
     positionals: Sequence[str] = ()
 
     @property
@@ -138,83 +142,89 @@ class Script:
         return [field.name for field in fields(self.options)]
 
 
-def unknown_tasks(output: Path, num_tasks: int, num_bytes: float = 0, found: Unit | None = None) -> list[Task]:
-    """The tasks of a step of whose units nothing is known but how many bytes they will take, because an input is not
+def unknown_tasks(output: Path, num_tasks: int, num_bytes: float = 0, found: OutputStatus | None = None) -> list[Task]:
+    """The tasks of a step of whose outputs nothing is known but how many bytes they will take, because an input is not
     there yet; `found` is what is at the place of all."""
-    share = replace(found or Unit(output), path=output, num_bytes=num_bytes / num_tasks, is_counted=False)
+    share = replace(found or OutputStatus(output), path=output, num_bytes=num_bytes / num_tasks, is_counted=False)
     return [Task([replace(share, total=0, done=0)])] * num_tasks
 
 
-def below(units: Iterable[Unit], folder: Path) -> list[Unit]:
-    """The units in a folder, or the one that it is."""
-    return [unit for unit in units if unit.path.is_relative_to(folder)]
+def below(outputs: Iterable[OutputStatus], folder: Path) -> list[OutputStatus]:
+    """The outputs in a folder, or the one that it is."""
+    return [output for output in outputs if output.path.is_relative_to(folder)]
 
 
-def rows_to_come(units: Iterable[Unit], folder: Path, domains: str) -> dict[str, int]:
+def rows_to_come(outputs: Iterable[OutputStatus], folder: Path, domains: str) -> dict[str, int]:
     """The rows of the sets in a folder that `--domain` names, as the step says that makes them."""
     names = None if domains == "all" else domains.split(",")
-    sets = [unit for unit in units if unit.path.parent == folder and (names is None or unit.path.name in names)]
-    return {unit.path.name: unit.total for unit in sets if unit.total}
+    sets = [
+        output for output in outputs if output.path.parent == folder and (names is None or output.path.name in names)
+    ]
+    return {output.path.name: output.total for output in sets if output.total}
 
 
-def look(path: Path, known: provenance.Meta, total: int = 0, num_bytes: float = 0, is_result: bool = False) -> Unit:
-    """Look at a unit of `total` rows; `known` is as much of its provenance as is known without it, `num_bytes` what it
-    will take."""
-    unit = Unit(path, total=total, num_bytes=num_bytes, is_result=is_result)
+def look(
+    path: Path, known: provenance.Meta, total: int = 0, num_bytes: float = 0, is_result: bool = False
+) -> OutputStatus:
+    """Look at an output of `total` rows; `known` is as much of its provenance as is known without it, `num_bytes` what
+    it will take."""
+    output = OutputStatus(path, total=total, num_bytes=num_bytes, is_result=is_result)
     if not path.exists():
-        return unit
+        return output
     try:
         meta = provenance.read_meta(path)
     except DamagedFileError as error:
-        return replace(unit, state=DAMAGED, what=str(error))
+        return replace(output, state=DAMAGED, what=str(error))
     if meta is None:
-        return replace(unit, state=OTHER, what="nothing says what made it")
-    unit = replace(unit, meta=meta)
+        return replace(output, state=OTHER, what="nothing says what made it")
+    output = replace(output, meta=meta)
     if differences := compare_records(meta["made_with"], known):
-        return replace(unit, state=OTHER, what=f"{OTHERWISE}: {differences}")
+        return replace(output, state=OTHER, what=f"{OTHERWISE}: {differences}")
     if lost := provenance.lost_files(path, meta):
-        return replace(unit, state=DAMAGED, what=f"its {lost[0].name} is gone or has another size")
-    return replace(unit, state=DONE, done=total, num_bytes=sum(facts["bytes"] for facts in meta["files"].values()))
+        return replace(output, state=DAMAGED, what=f"its {lost[0].name} is gone or has another size")
+    return replace(
+        output, state=DONE, done=total, num_bytes=sum(metadata["bytes"] for metadata in meta["files"].values())
+    )
 
 
-def look_at_manifest(path: Path) -> tuple[Unit, dict[str, Any]]:
-    """The manifest of a run as a unit without rows, and its content."""
-    unit = Unit(path, is_counted=False, is_result=True)
+def look_at_manifest(path: Path) -> tuple[OutputStatus, dict[str, Any]]:
+    """The manifest of a run as an output without rows, and its content."""
+    output = OutputStatus(path, is_counted=False, is_result=True)
     empty: dict[str, Any] = {"arguments": {}, "sets": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["arguments"], dict) or not isinstance(content["sets"], dict):
             raise TypeError("arguments and sets are not objects")
     except FileNotFoundError:
-        return unit, empty
+        return output, empty
     except (ValueError, KeyError, TypeError) as error:
-        return replace(unit, state=DAMAGED, what=f"is damaged ({error})"), empty
-    return replace(unit, state=DONE), content
+        return replace(output, state=DAMAGED, what=f"is damaged ({error})"), empty
+    return replace(output, state=DONE), content
 
 
 def look_at_set(
     folder: Path, known: provenance.Meta, requested: int, num_bytes: float, inputs: Mapping[str, Input] | None = None
-) -> Unit:
+) -> OutputStatus:
     """A set that one task makes: the set, or before it is joined, its parts that are there.
 
     `requested` rows are expected; fewer are right where the meta file says that no more windows were available.
     """
-    unit = look(folder, {**known, **describe_set(inputs or {})}, requested, num_bytes, is_result=True)
-    if unit.state == DONE and unit.meta:
-        rows, expected = unit.made_with("rows"), min(requested, unit.meta.get("windows_available", requested))
+    output = look(folder, {**known, **describe_set(inputs or {})}, requested, num_bytes, is_result=True)
+    if output.state == DONE and output.meta:
+        rows, expected = output.made_with("rows"), min(requested, output.meta.get("windows_available", requested))
         if rows != expected:
-            return replace(unit, state=OTHER, done=0, what=f"{OTHERWISE}: rows: was {rows}, now {expected}")
-        return replace(unit, total=rows, done=rows)
-    if unit.state == MISSING:
+            return replace(output, state=OTHER, done=0, what=f"{OTHERWISE}: rows: was {rows}, now {expected}")
+        return replace(output, total=rows, done=rows)
+    if output.state == MISSING:
         for path in parts.paths_there(folder):
             part = look(path, known)
             if part.state == DONE and inputs:
                 rows = part.made_with("first_row"), part.made_with("stop_row")
                 part = look(path, known_of_part(path, known, inputs, *rows))
             if part.state != DONE:
-                return replace(unit, path=path, state=part.state, done=0, what=part.what)
-            unit = replace(unit, done=unit.done + part.made_with("stop_row") - part.made_with("first_row"))
-    return unit
+                return replace(output, path=path, state=part.state, done=0, what=part.what)
+            output = replace(output, done=output.done + part.made_with("stop_row") - part.made_with("first_row"))
+    return output
 
 
 def known_of_part(
@@ -227,8 +237,8 @@ def known_of_part(
 
 
 def look_at_part(
-    path: Path, known: Callable[[], provenance.Meta], num_rows: int, num_bytes: float, joined: Unit
-) -> Unit:
+    path: Path, known: Callable[[], provenance.Meta], num_rows: int, num_bytes: float, joined: OutputStatus
+) -> OutputStatus:
     """A part of the set `joined`: once that is there all of them are done, and none is looked at. What a damaged set
     has no part of any more can only be made with --overwrite, and so it is damaged, too."""
     if joined.state in {DONE, OTHER}:

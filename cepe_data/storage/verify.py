@@ -24,7 +24,7 @@ from cepe_data.storage.report import Report, add_report_arguments
 FAILURES = (PipelineError, OSError, ValueError, KeyError, IndexError, TypeError)
 MAX_FINDINGS = 20  # of a set; the others are counted
 NUM_SAMPLED = 64
-UNITS_OF_WORKER = 1000  # fewer are looked at before another process has started
+OUTPUTS_OF_WORKER = 1000  # fewer are looked at before another process has started
 OTHER_HASH = "is not what was written: its hash differs from the meta file"
 
 Finding = tuple[Path, str]
@@ -208,54 +208,56 @@ def on_all_cores(
             bar.update(size)
 
 
-def check_files(report: Report, effort: Effort, units: Sequence[Path], remedy: str = "") -> list[Path]:
-    """Look at the files of units: at their sizes, and with `deep` at their hashes, on all cores. Returns the units that
-    have all of their files."""
+def check_files(report: Report, effort: Effort, paths: Sequence[Path], remedy: str = "") -> list[Path]:
+    """Look at the files of outputs: at their sizes, and with `deep` at their hashes, on all cores. Returns the outputs
+    that have all of their files."""
     whole: list[Path] = []
-    num_workers = min(effort.num_workers, 1 + len(units) // UNITS_OF_WORKER)
-    for unit, findings in on_all_cores(unit_findings, units, num_workers, [1] * len(units), "unit", "looking at sizes"):
+    num_workers = min(effort.num_workers, 1 + len(paths) // OUTPUTS_OF_WORKER)
+    for output, findings in on_all_cores(
+        output_findings, paths, num_workers, [1] * len(paths), "output", "looking at sizes"
+    ):
         report.found_all(findings, remedy)
-        whole += [] if findings else [unit]
-    listed = {unit: (provenance.read_meta(unit) or {"files": {}})["files"] for unit in whole if effort.deep}
-    files = [(unit, {name: facts}) for unit, of_unit in listed.items() for name, facts in of_unit.items()]
-    sizes = [facts["bytes"] for of_unit in listed.values() for facts in of_unit.values()]
+        whole += [] if findings else [output]
+    listed = {output: (provenance.read_meta(output) or {"files": {}})["files"] for output in whole if effort.deep}
+    files = [(output, {name: metadata}) for output, of_output in listed.items() for name, metadata in of_output.items()]
+    sizes = [metadata["bytes"] for of_output in listed.values() for metadata in of_output.values()]
     for _, findings in on_all_cores(hash_findings, files, effort.num_workers, sizes, "B", "comparing hashes"):
         report.found_all(findings, remedy)
     return whole
 
 
-def unit_findings(unit: Path) -> list[Finding]:
-    """The files of a unit that have not the size that its meta file says, and what is wrong with each."""
-    if not unit.exists():
-        return [(unit, "is missing")]
+def output_findings(output: Path) -> list[Finding]:
+    """The files of an output that have not the size that its meta file says, and what is wrong with each."""
+    if not output.exists():
+        return [(output, "is missing")]
     try:
-        meta = provenance.read_meta(unit)
+        meta = provenance.read_meta(output)
         if meta is None:
-            return [(unit, f"has no {provenance.meta_path(unit, unit.is_dir()).name}: nothing says what made it")]
+            return [(output, f"has no {provenance.meta_path(output, output.is_dir()).name}: nothing says what made it")]
         return [
             (path, "is gone, or has not the size that it was written with")
-            for path in provenance.lost_files(unit, meta)
+            for path in provenance.lost_files(output, meta)
         ]
     except FAILURES as error:
-        return [(unit, describe(error))]
+        return [(output, describe(error))]
 
 
 def hash_findings(files: tuple[Path, provenance.Meta]) -> list[Finding]:
-    """Which files of a unit, with their facts by their names, have another hash."""
-    unit, listed = files
+    """Which files of an output, with their metadata by their names, have another hash."""
+    output, listed = files
     try:
-        return [(path, OTHER_HASH) for path in provenance.damaged_files(unit, {"files": listed})]
+        return [(path, OTHER_HASH) for path in provenance.damaged_files(output, {"files": listed})]
     except FAILURES as error:
-        return [(unit, describe(error))]
+        return [(output, describe(error))]
 
 
-def readable_metas(units: Iterable[Path]) -> dict[Path, provenance.Meta]:
-    """The meta files of those units that have one that can be read; the others are findings of `check_files`."""
+def readable_metas(outputs: Iterable[Path]) -> dict[Path, provenance.Meta]:
+    """The meta files of those outputs that have one that can be read; the others are findings of `check_files`."""
     metas = {}
-    for unit in units:
+    for output in outputs:
         with contextlib.suppress(DamagedFileError, OSError):
-            if meta := provenance.read_meta(unit):
-                metas[unit] = meta
+            if meta := provenance.read_meta(output):
+                metas[output] = meta
     return metas
 
 

@@ -60,9 +60,9 @@ def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | Non
     num_rows = verify.count_rows(folders)
     num_recomputed = recompute_all(report, options, options.model_dir, folders) if options.model_dir else 0
     if options.plot and draw:
-        report.facts["positions"] = {name: one.facts() for name, one in positions.items()}
+        report.results["positions"] = {name: one.as_json() for name, one in positions.items()}
         draw(report, options.plot, positions)
-    report.facts |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
+    report.results |= {"sets": len(folders), "rows": num_rows, "rows_recomputed": num_recomputed}
     return report.finish(
         f"{len(folders)} sets, {num_rows:,} rows, {num_recomputed} computed once more: {len(report.findings)} findings",
         options.folder,
@@ -127,9 +127,9 @@ class Positions:
         self.entropy_upper.add(other.entropy_upper)
         self.num_rows += other.num_rows
 
-    def facts(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """Lists over the groups, as `--json` prints them."""
-        facts: dict[str, object] = {"rows": self.num_rows, "first_positions": self.first_positions.tolist()}
+        content: dict[str, object] = {"rows": self.num_rows, "first_positions": self.first_positions.tolist()}
         spreads = {
             "topk_mass": self.topk_mass,
             "entropy_lower_nats": self.entropy_lower,
@@ -137,8 +137,8 @@ class Positions:
         }
         for name, spread in spreads.items():
             lines = {"mean": spread.mean(), "quantile_10": spread.quantile(0.1), "quantile_90": spread.quantile(0.9)}
-            facts[name] = {line: values.round(6).tolist() for line, values in lines.items()}
-        return facts
+            content[name] = {line: values.round(6).tolist() for line, values in lines.items()}
+        return content
 
 
 def entropy_bounds(prob: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ class Checkpoint:
         others = [self.folder / name for name in (*versioned, *names) if (self.folder / name).exists()]
         files = [self.folder / "config.json", *self.weights, *others]
         return provenance.fingerprint({
-            path.relative_to(self.folder).as_posix(): provenance.file_facts(path) for path in files
+            path.relative_to(self.folder).as_posix(): provenance.file_metadata(path) for path in files
         })  # fmt: skip
 
     def load(self, auto_class: str, what: str, unused: str = "\0", **options: Any) -> Any:

@@ -71,7 +71,7 @@ class Annotation:
         return f"{self.of_set.folder.name}/{row}"
 
     @property
-    def facts(self) -> provenance.Meta:
+    def metadata(self) -> provenance.Meta:
         """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
         input_name = None if self.retrieval_folder else name_beside(self.input_folder.parent, self.of_set.folder.parent)
         num_words = self.running["num_words"] or self.model.vocab_size

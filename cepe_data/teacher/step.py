@@ -14,11 +14,11 @@ from cepe_data.storage import mds, parts, provenance
 from cepe_data.storage.inputs import Input, describe_set
 from cepe_data.storage.steps import (
     DONE,
+    OutputStatus,
     Script,
     Step,
     Takes,
     Task,
-    Unit,
     known_of_part,
     look,
     look_at_part,
@@ -33,15 +33,17 @@ USUAL_VOCABULARY = 32_000
 USUAL_CHUNK = 256  # tokens of a retrieved passage
 
 
-def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[Unit] = ()) -> Step:
+def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """Parts of annotated sets; with --merge, the sets."""
     to_come = rows_to_come(before, args.input_dir, args.domain)
     sets = [AnnotatedSet.of(args, domain, to_come.get(domain, 0)) for domain in domains_of(args, to_come)]
     output = sets[0].joined.path if len(sets) == 1 else plan.output_folder(args, "all").parent
     num_shards, directories = args.num_shards or 1, [parts.parts_dir(one.joined.path) for one in sets]
     if args.merge:  # which links the parts
-        units = [replace(one.joined, num_bytes=0) for one in sets] or [Unit(output, is_counted=False, is_result=True)]
-        return Step(output, "sets", "rows", [Task(units)], reads=directories)
+        outputs = [replace(one.joined, num_bytes=0) for one in sets] or [
+            OutputStatus(output, is_counted=False, is_result=True)
+        ]
+        return Step(output, "sets", "rows", [Task(outputs)], reads=directories)
     context = args.retrieval_k * USUAL_CHUNK if args.retrieval_input_dir else args.num_encoder_tokens
     num_tokens = sum(one.joined.total for one in sets) * (context + args.num_decoder_tokens)
     takes = Takes(flops=2 * num_tokens * hub.num_parameters(args.model_dir, USUAL_PARAMETERS))
@@ -50,14 +52,14 @@ def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[Unit] = ()
     if not rows_per_part or not all(one.is_known for one in sets):
         # No part is there, and how large they will be is for the model to say.
         wrong = [one.joined for one in sets if one.joined.state not in {DONE, "missing"}]
-        found = next(iter(wrong), sets[0].joined if sets else Unit(output, is_result=True))
+        found = next(iter(wrong), sets[0].joined if sets else OutputStatus(output, is_result=True))
         tasks = unknown_tasks(output, num_shards, sum(one.joined.num_bytes for one in sets), found)
         return Step(output, "", "", tasks, True, reads, directories, takes)
-    units_of = [one.parts_of(rows_per_part) for one in sets]
+    outputs_of = [one.parts_of(rows_per_part) for one in sets]
     tasks = []
     for shard in range(num_shards):
-        ranges = [(units, shards.row_range(shard, num_shards, len(units))) for units in units_of]
-        tasks.append(Task([unit for units, (start, stop) in ranges for unit in units[start:stop]]))
+        ranges = [(outputs, shards.row_range(shard, num_shards, len(outputs))) for outputs in outputs_of]
+        tasks.append(Task([output for outputs, (start, stop) in ranges for output in outputs[start:stop]]))
     return Step(output, "parts", "rows", tasks, False, reads, directories, takes)
 
 
@@ -75,7 +77,7 @@ class AnnotatedSet:
     domain: str
     known: provenance.Meta
     inputs: Mapping[str, Input]
-    joined: Unit
+    joined: OutputStatus
     rows_per_part: int | None
     is_known: bool  # how many rows it has
 
@@ -100,15 +102,15 @@ class AnnotatedSet:
             domain, known, inputs, joined, args.rows_per_part or first.made_with("rows_per_part"), bool(num_rows)
         )
 
-    def parts_of(self, rows_per_part: int) -> list[Unit]:
+    def parts_of(self, rows_per_part: int) -> list[OutputStatus]:
         """Its parts."""
-        units, known = [], {**self.known, "rows_per_part": rows_per_part}
+        outputs, known = [], {**self.known, "rows_per_part": rows_per_part}
         for part, (start, stop) in enumerate(parts.part_ranges(self.joined.total, rows_per_part)):
             path = parts.part_path(parts.parts_dir(self.joined.path), part)
             known_of_it = functools.partial(known_of_part, path, known, self.inputs, start, stop)
             num_bytes = self.joined.num_bytes * (stop - start) / self.joined.total
-            units.append(look_at_part(path, known_of_it, stop - start, num_bytes, self.joined))
-        return units
+            outputs.append(look_at_part(path, known_of_it, stop - start, num_bytes, self.joined))
+        return outputs
 
 
 def row_bytes(args: plan.AnnotationOptions) -> int:
@@ -121,10 +123,10 @@ def row_bytes(args: plan.AnnotationOptions) -> int:
     return args.num_decoder_tokens * (2 * (width + 1) + mds.token_dtype(vocab_size).itemsize * width)
 
 
-def first_part(folder: Path) -> Unit:
+def first_part(folder: Path) -> OutputStatus:
     """The first part of a set that can be read, whatever made it."""
     found = (look(path, {}) for path in parts.paths_there(folder))
-    return next((part for part in found if part.meta), Unit(folder))
+    return next((part for part in found if part.meta), OutputStatus(folder))
 
 
 ANNOTATE = Script("calculate_logits.py", plan.AnnotationOptions, look_at_annotation)

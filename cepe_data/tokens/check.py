@@ -121,7 +121,7 @@ def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None 
         print_remedy(report, options, listed, {*missing, *damaged}, bool(damaged))
     if options.plot and draw:
         draw(report, options.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
-    report.facts |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
+    report.results |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
     return report.finish(
         f"{len(files)} token files: {len(missing)} missing, {len(damaged)} damaged, {num_texts} texts tokenized again",
         folder,
@@ -136,13 +136,13 @@ def print_domain_table(report: Report, counts: dict[str, DomainCounts]) -> None:
         [domain, one.files, one.documents, one.tokens, one.chunks, *one.long_documents.tolist()]
         for domain, one in sorted(counts.items())
     ]
-    report.facts["domains"] = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+    report.results["domains"] = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
     for domain, one in counts.items():
         windows = {
             f"windows of {total}": num for total, num in zip(LONG_DOCUMENT_TOKENS, one.windows.tolist(), strict=True)
         }
         by_length = {lowest_length(place): int(one.lengths[place]) for place in np.flatnonzero(one.lengths).tolist()}
-        report.facts["domains"][domain] |= {**windows, "documents by length": by_length}
+        report.results["domains"][domain] |= {**windows, "documents by length": by_length}
     if not rows:
         return
     rows.append(["total", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))])
@@ -168,7 +168,7 @@ def print_remedy(
     where = "" if home == Path() else f"CEPE_DATA_HOME={home.absolute()} "  # slurm runs a copy of the batch file
     script = home / "run_tokenize.sh"
     line = f"{where}sbatch --array={ids} {script} {data_dir} --num_shards {options.num_shards}{flags}"
-    report.facts["run"] = line
+    report.results["run"] = line
     report.say(f"make them: {line}")
 
 

@@ -112,7 +112,7 @@ class FileChecker:
     def __call__(self, file: listing.ListedFile) -> FileResult:
         path, result = self.options.tokenized_dir / file.token_file, FileResult()
         if provenance.meta_path(path).exists() or hash_path(path).exists():
-            result.findings += verify.unit_findings(path)
+            result.findings += verify.output_findings(path)
         else:
             result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
         try:

@@ -117,7 +117,7 @@ def fingerprint(paths: Sequence[Path], record: provenance.Meta, remedy: str) -> 
         ArgumentError: if some were made from other token files; it ends with `remedy`, the command that makes them.
         DamagedFileError: if a file is not what was written.
     """
-    facts = []
+    metadata = []
     for path in paths:
         bits = bits_path(path)
         meta = provenance.read_meta(bits)
@@ -127,8 +127,8 @@ def fingerprint(paths: Sequence[Path], record: provenance.Meta, remedy: str) -> 
             raise _outdated(bits, differences, remedy)
         if damaged := provenance.damaged_files(bits, meta):  # a bit a document: reading them takes no time
             raise DamagedFileError(f"{damaged[0]} is not what was written. Make it again with\n  {remedy}")
-        facts.append(meta["files"])
-    return provenance.fingerprint(facts)
+        metadata.append(meta["files"])
+    return provenance.fingerprint(metadata)
 
 
 @cache

@@ -392,16 +392,16 @@ class _Publisher:
         self._totals.tokens += writer.num_tokens
         self._totals.skipped += self._skipped.total
         self._totals.repaired += self._repaired.total
-        facts = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._repaired.as_json()}
+        metadata = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._repaired.as_json()}
         if writer.num_tokens < _SMALL_TOKENS:
-            writer.seal(facts)
+            writer.seal(metadata)
             self._sealed.append(writer)
             if len(self._sealed) >= _SMALL_FILES_TOGETHER:
                 self._publish_sealed()
         else:
             while len(self._publishing) >= _MAX_UNPUBLISHED_FILES:
                 self._publishing.popleft().result()
-            self._publishing.append(self._threads.submit(_publish, writer, facts))
+            self._publishing.append(self._threads.submit(_publish, writer, metadata))
 
     def _publish_sealed(self) -> None:
         outputs.publish_together([writer.draft for writer in self._sealed])
@@ -410,9 +410,9 @@ class _Publisher:
         self._sealed = []
 
 
-def _publish(writer: token_file.TokenFileWriter, facts: provenance.Meta) -> None:
+def _publish(writer: token_file.TokenFileWriter, metadata: provenance.Meta) -> None:
     """Publish a token file, in a thread."""
     try:
-        writer.publish(facts)
+        writer.publish(metadata)
     finally:
         writer.close()

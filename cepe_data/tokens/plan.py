@@ -11,7 +11,7 @@ from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.corpus.domains import RecordKeys
 from cepe_data.errors import DamagedFileError
-from cepe_data.storage.steps import DAMAGED, DONE, Script, Step, Takes, Task, Unit, look, unknown_tasks
+from cepe_data.storage.steps import DAMAGED, DONE, OutputStatus, Script, Step, Takes, Task, look, unknown_tasks
 from cepe_data.tokens import tokenizers
 from cepe_data.tokens.encoding import Job, TokenizeOptions
 
@@ -21,16 +21,16 @@ BYTES_PER_CORE = 37e6  # of JSON lines a second
 BYTES_PER_PROCESS = 300e6  # which one process reads, and writes as tokens, whatever its workers (measured: 250 to 390)
 
 
-def look_at_tokens(args: TokenizeOptions, before: Sequence[Unit] = ()) -> Step:
+def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """Token files; the first task has the saved tokenizer, too. What is there tells how large the others will be.
-    Without a list, the corpus is as large as the unit of it `before` is.
+    Without a list, the corpus is as large as the output of it `before` is.
 
     Raises:
         PipelineError: for a list that is not right.
     """
     num_shards, folder, data_dir = args.num_shards or 1, args.output_dir, Path(args.data_dir or ".")
     if not args.file_list.exists():
-        text_bytes = sum(unit.num_bytes for unit in before)
+        text_bytes = sum(output.num_bytes for output in before)
         return Step(
             folder,
             "",
@@ -50,16 +50,16 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[Unit] = ()) -> Step:
     except DamagedFileError as error:
         saved = replace(saved, state=DAMAGED, what=str(error))
     sizes = {file.path: file.num_bytes or 0 for file in listed.files}
-    units = {
+    outputs = {
         file.path: look(folder / file.token_file, job.made_with(file) if job else {}, sizes[file.path])
         for file in listed.files
     }
-    units = with_expected_bytes(listed.files, units)
+    outputs = with_expected_bytes(listed.files, outputs)
     assigned = shards.assign_files(list(sizes.items()), num_shards)
-    tasks = [[units[path] for path in paths] for paths in assigned]
+    tasks = [[outputs[path] for path in paths] for paths in assigned]
     tasks[0].append(replace(saved, is_counted=False))
     text_bytes = sum(size * unpacked(path) for path, size in sizes.items())
-    in_flight = min(num_shards, len(sizes)) * max((unit.num_bytes for unit in units.values()), default=0)
+    in_flight = min(num_shards, len(sizes)) * max((output.num_bytes for output in outputs.values()), default=0)
     return Step(
         folder,
         "files",
@@ -71,23 +71,25 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[Unit] = ()) -> Step:
     )
 
 
-def with_expected_bytes(files: Sequence[listing.ListedFile], units: dict[str, Unit]) -> dict[str, Unit]:
-    """These units, with the bytes that the token file of each will take: as many for a byte as in its domain, or as in
-    all of those that are there."""
+def with_expected_bytes(
+    files: Sequence[listing.ListedFile], outputs: dict[str, OutputStatus]
+) -> dict[str, OutputStatus]:
+    """These outputs, with the bytes that the token file of each will take: as many for a byte as in its domain, or as
+    in all of those that are there."""
     there: dict[str | None, float] = defaultdict(float)
     made: dict[str | None, float] = defaultdict(float)
     for file in files:
-        if units[file.path].state == DONE:
+        if outputs[file.path].state == DONE:
             for domain in {file.domain, "all of them"}:
                 there[domain] += (file.num_bytes or 0) * unpacked(file.path)
-                made[domain] += units[file.path].num_bytes
+                made[domain] += outputs[file.path].num_bytes
     expected = {}
     for file in files:
         domain = file.domain if there[file.domain] else "all of them"
         ratio = made[domain] / there[domain] if there[domain] else TOKEN_BYTES
         num_bytes = (file.num_bytes or 0) * unpacked(file.path) * ratio
-        unit = units[file.path]
-        expected[file.path] = unit if unit.state == DONE else replace(unit, num_bytes=num_bytes)
+        output = outputs[file.path]
+        expected[file.path] = output if output.state == DONE else replace(output, num_bytes=num_bytes)
     return expected
 
 

@@ -107,17 +107,17 @@ class TokenFileWriter:
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
-    def publish(self, facts: provenance.Meta) -> bool:
+    def publish(self, metadata: provenance.Meta) -> bool:
         """Assemble the files and give them their names; see `outputs.Draft.publish`."""
-        self.seal(facts)
+        self.seal(metadata)
         return outputs.publish_together([self.draft])[0]
 
-    def seal(self, facts: provenance.Meta) -> None:
+    def seal(self, metadata: provenance.Meta) -> None:
         """Assemble the files; see `outputs.Draft.seal`."""
         with outputs.naming(self.path):
-            self._assemble(facts)
+            self._assemble(metadata)
 
-    def _assemble(self, facts: provenance.Meta) -> None:
+    def _assemble(self, metadata: provenance.Meta) -> None:
         with self.draft.path.open("wb") as file:
             write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
             file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
@@ -132,9 +132,12 @@ class TokenFileWriter:
                 write_header(file, DOMAIN_DTYPE, self.num_documents)
                 self._domains.copy_to(file)
             documents, tokens = self._by_domain.tolist()
-            facts = {**facts, "domains": {"names": list(self._domain_names), "documents": documents, "tokens": tokens}}
+            metadata = {
+                **metadata,
+                "domains": {"names": list(self._domain_names), "documents": documents, "tokens": tokens},
+            }
         self._close_spools()
-        self.draft.seal({**counts, **facts})
+        self.draft.seal({**counts, **metadata})
 
     def close(self) -> None:
         """Remove everything that was not published."""

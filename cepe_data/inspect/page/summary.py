@@ -111,7 +111,7 @@ class Corpus:
             if not path.exists():
                 report.found(path, "is missing")
                 continue
-            if findings := verify.unit_findings(path) if provenance.meta_path(path).exists() else []:
+            if findings := verify.output_findings(path) if provenance.meta_path(path).exists() else []:
                 report.found_all(findings)
                 continue
             try:
@@ -154,8 +154,8 @@ class Run:
         """
         found = check_all.find(folders)
         sets = list(_sets(report, found))
-        for unit in found.unknown:
-            report.found_all(verify.unit_findings(unit))
+        for output in found.unknown:
+            report.found_all(verify.output_findings(output))
         manifests = {out: content for out in found.folders[OUTPUT] for content in _manifest(report, out / MANIFEST)}
         passages = {
             path.parent: content
@@ -259,7 +259,7 @@ class Run:
 
     # -- how it was made -----------------------------------------------------------------------------------------------
 
-    def facts(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """Seed, splits, tokenizer, teachers and versions: each name with all values that there are."""
         values: dict[str, dict[str, None]] = defaultdict(dict)
         for manifest in [*self.manifests.values(), *self.passages.values()]:
@@ -378,7 +378,7 @@ def _sets(report: Report, found: check_all.Found) -> Iterator[ShownSet]:
         for parent in sorted(found.folders[kind]):
             source = check_all.input_of(kind, parent, found) if kind != WINDOWS else None
             for folder in verify.find_sets(parent):
-                if findings := verify.unit_findings(folder):
+                if findings := verify.output_findings(folder):
                     report.found_all(findings)
                     continue
                 try:
@@ -389,7 +389,7 @@ def _sets(report: Report, found: check_all.Found) -> Iterator[ShownSet]:
 
 def _read_set(folder: Path, kind: str, source: Path | None) -> ShownSet:
     meta = provenance.read_meta(folder)
-    assert meta is not None  # `unit_findings` says so
+    assert meta is not None  # `output_findings` says so
     own = teacher_check.input_folder(folder, source) if kind == ANNOTATED else (source or Path()) / folder.name
     is_there = False
     if kind != WINDOWS:

@@ -13,10 +13,13 @@ writes  nothing itself, but for the list of the corpus when it submits; `clean -
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cepe_data import cli
 from cepe_data.pipeline import disk, jobs, progress, run
+from cepe_data.storage.steps import Script
 
 
 def main() -> int:
@@ -35,26 +38,12 @@ def main() -> int:
         if add_arguments:
             add_arguments(command)
     args = parser.parse_args()
-    return commands[args.command][0](args, jobs.Builder(args.settings, parsers_of_scripts()).pipeline())
+    return commands[args.command][0](args, jobs.Pipeline(args.settings, parse))
 
 
-def parsers_of_scripts() -> jobs.Parsers:
-    """What parses the arguments of each script that is a step."""
-    import calculate_logits
-    import sample_mds_ab
-    import sample_mds_concat
-    import tokenize_jsonl
-    from retrieval import embed_passages, search, write_mds
-
-    return {
-        "tokenize_jsonl.py": tokenize_jsonl.parse_args,
-        "sample_mds_ab.py": sample_mds_ab.parse_args,
-        "sample_mds_concat.py": sample_mds_concat.parse_args,
-        "calculate_logits.py": calculate_logits.parse_args,
-        "retrieval.embed_passages": embed_passages.parse_args,
-        "retrieval.search": search.parse_args,
-        "retrieval.write_mds": write_mds.parse_args,
-    }
+def parse(script: Script, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of a step as its script does."""
+    return importlib.import_module(script.name.removesuffix(".py")).parse_args(words)
 
 
 if __name__ == "__main__":

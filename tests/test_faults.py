@@ -67,6 +67,13 @@ def free_bytes(place: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def fill(place: Path, num_free: int) -> None:
+    """Leave so many bytes free."""
+    (place / "filler").unlink(missing_ok=True)
+    with (place / "filler").open("wb") as filler:
+        filler.write(bytes(free_bytes(place) - num_free))
+
+
 def check_message(error: str, what: str) -> None:
     """A message says which output it was that could not be written."""
     named = re.findall(rf"(\S+): {what}", error)
@@ -92,14 +99,18 @@ def test_a_full_disk_is_a_message_and_a_rerun_goes_on(
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.copytree(before, small_disk, dirs_exist_ok=True)
     num_bytes += free_bytes(small_disk)  # what the step takes
+    flags = []
+    if step != "duplicates":
+        fill(small_disk, 0)
+        assert "are to be written, and 0 are free" in run(*STEPS[step], cwd=small_disk, status=1).stderr
+        flags = ["--ignore_disk_space"]
     for share in (0.6, 0.0):
-        with (small_disk / "filler").open("wb") as filler:
-            filler.write(bytes(free_bytes(small_disk) - round(share * num_bytes)))
-        done = run(*STEPS[step], cwd=small_disk, status=1)
+        fill(small_disk, round(share * num_bytes))
+        done = run(*STEPS[step], *flags, cwd=small_disk, status=1)
         check_message(done.stderr, "No space left on device")
         check_whole(small_disk, whole)
         assert not list(small_disk.rglob(".tmp-*"))
-        (small_disk / "filler").unlink()
+    (small_disk / "filler").unlink()
     run(*STEPS[step], cwd=small_disk)
     assert reference.tree_bytes(small_disk) == whole
 
@@ -119,8 +130,7 @@ def test_a_full_disk_names_a_small_output_too(
     shutil.copytree(stages["duplicates"][0], small_disk, dirs_exist_ok=True)
     if command[0] == "get_all_jsonl.py":  # which leaves a list alone that is what it would write
         (small_disk / "all_jsonl.json").unlink()
-    with (small_disk / "filler").open("wb") as filler:
-        filler.write(bytes(free_bytes(small_disk)))
+    fill(small_disk, 0)
     error = run(*command, cwd=small_disk, status=1).stderr
     assert re.search(rf"error: \S*{output}: No space left on device", error) and "Traceback" not in error, error
 

@@ -8,54 +8,56 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cepe_data import cli
 from cepe_data.pipeline.jobs import Job, Pipeline
 from cepe_data.storage import outputs
-from cepe_data.storage.steps import DONE, below
+from cepe_data.storage.steps import DONE, OutputStatus, below
 
 NO_FIT = "does not fit on"
 
 
 def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
     """Print what each step reads, writes and takes, the disk at the peak and at the end, and whether it fits."""
-    steps = list(pipeline.steps)
-    outputs = [pipeline.corpus, *(output for job, _ in steps for output in job.outputs)]
-    last_readers = {id(job): job.readers[-1] for job, _ in steps if job.readers}
-    total, peak, least, least_peak = 0.0, 0.0, 0.0, 0.0  # the last two: of what is deleted as soon as it may be
+    steps = pipeline.steps
+    outputs = [pipeline.corpus, *(output for job in steps for output in job.outputs)]
+    total, peak, least, least_peak = 0.0, 0.0, 0.0, 0.0  # the last two: if what may be deleted is deleted at once
     rows, notes = [], []
-    for job, step in steps:
-        written = sum(output.num_bytes for output in job.outputs)
+    for job in steps:
+        takes, written = job.step.takes, num_bytes(job.outputs)
         total, least = total + written, least + written
-        peak = max(peak, total + step.takes.scratch_bytes)
-        least_peak = max(least_peak, least + step.takes.scratch_bytes)
-        read = sum(output.num_bytes for path in step.reads for output in below(outputs, path))
-        gpu_seconds = step.takes.flops / pipeline.gpu_tflops / 1e12
-        seconds = max(step.takes.core_seconds / job.cores, step.takes.serial_seconds) + gpu_seconds
+        peak, least_peak = max(peak, total + takes.scratch_bytes), max(least_peak, least + takes.scratch_bytes)
+        read = sum(num_bytes(below(outputs, path)) for path in job.step.reads)
+        gpu_seconds = takes.flops / pipeline.gpu_tflops / 1e12
+        seconds = max(takes.core_seconds / job.cores, takes.serial_seconds) + gpu_seconds
         rows.append((pipeline.label(job), len(job.tasks), size(read), size(written), size(total),
-                     *map(hours, (step.takes.core_seconds, gpu_seconds, seconds / len(job.tasks)))))  # fmt: skip
-        if step.takes.serial_seconds and job.cores > (most := step.takes.core_seconds / step.takes.serial_seconds):
+                     *map(hours, (takes.core_seconds, gpu_seconds, seconds / len(job.tasks)))))  # fmt: skip
+        if takes.serial_seconds and job.cores > (most := takes.core_seconds / takes.serial_seconds):
             notes.append(f"{job.name}: more than {math.ceil(most)} cores a task do not help, more shards do")
-        for other, of_other in steps:
-            passing = sum(output.num_bytes for output in other.outputs if not output.is_result)
-            if passing and last_readers.get(id(other)) is job:
+        for other in steps:
+            passing = num_bytes(output for output in other.outputs if not output.is_result)
+            if passing and other.readers and other.readers[-1] is job:
                 least -= passing
-                first, *more = (str(pipeline.shown(path)) for path in of_other.intermediates)
+                first, *more = (str(pipeline.shown(path)) for path in other.step.intermediates)
                 paths = f"{first} and {len(more)} like it" if more else first
                 notes.append(f"after {pipeline.label(job)}: {paths} may go, {size(passing)} (`clean` does it)")
     header = ("step", "tasks", "reads", "writes", "disk then", "core hours", "GPU hours", "hours a task")
     cli.say("\n".join([cli.table(header, rows), *notes]))
-    there = sum(output.num_bytes for job, _ in steps for output in job.outputs if output.state == DONE)
-    place = next(folder for folder in (pipeline.folder, *pipeline.folder.parents) if folder.exists())
-    room = shutil.disk_usage(place).free + there
+    there = num_bytes(output for job in steps for output in job.outputs if output.state == DONE)
+    place, free_bytes = cli.free_space(pipeline.folder)
+    room = free_bytes + there
     verdict = "fits on" if peak <= room else "fits, with `clean` in between, on" if least_peak <= room else NO_FIT
     cli.say(f"at the peak {size(peak)}, at the end {size(total)}; with `clean`: at the peak {size(least_peak)}, at the "
             f"end {size(least)}; there now: {size(there)}")  # fmt: skip
     cli.say(f"that {verdict} the disk of {place}, which has {size(room)} for it → {pipeline.folder}")
     return cli.EXIT_FAILED if verdict == NO_FIT else cli.EXIT_OK
+
+
+def num_bytes(outputs: Iterable[OutputStatus]) -> float:
+    """What outputs take on the disk, or will take."""
+    return sum(output.num_bytes for output in outputs)
 
 
 def size(num_bytes: float) -> str:
@@ -77,31 +79,31 @@ def add_clean_arguments(parser: argparse.ArgumentParser) -> None:
 
 def clean(args: argparse.Namespace, pipeline: Pipeline) -> int:
     """List what no later step needs, with its bytes and what making it again takes; or delete it."""
-    found = [(job, path, freed_bytes(path)) for job, path in not_needed(pipeline)]
-    found = [one for one in found if one[2]]
-    rows = []
-    for job, path, num_bytes in found:
-        takes = job.step.takes if job.step else None
-        again = [f"{hours(takes.core_seconds)} core hours"] if takes and takes.core_seconds else []
-        again += [f"{hours(takes.flops / pipeline.gpu_tflops / 1e12)} GPU hours"] if takes and takes.flops else []
-        rows.append((str(pipeline.shown(path)), size(num_bytes), job.name, " and ".join(again) or "little"))
+    rows, total = [], 0
+    for job, path in not_needed(pipeline):
+        if not (freed := freed_bytes(path)):
+            continue
+        takes, total = job.step.takes, total + freed
+        again = [f"{hours(takes.core_seconds)} core hours"] if takes.core_seconds else []
+        again += [f"{hours(takes.flops / pipeline.gpu_tflops / 1e12)} GPU hours"] if takes.flops else []
+        rows.append((str(pipeline.shown(path)), size(freed), job.name, " and ".join(again) or "little"))
         if args.delete:
             outputs.retract(path) if path.is_dir() else outputs.remove(path)
     if rows:
         cli.say(cli.table(("path", "bytes", "made by", "to make all of that step again"), rows))
     what = "deleted" if args.delete else "may be deleted with --delete"
-    cli.say(f"{len(rows)} paths, {size(sum(one[2] for one in found))} {what} → {pipeline.folder}")
+    cli.say(f"{len(rows)} paths, {size(total)} {what} → {pipeline.folder}")
     return cli.EXIT_OK
 
 
 def not_needed(pipeline: Pipeline) -> Iterator[tuple[Job, Path]]:
     """What is there of intermediates that all who read them are done with."""
-    for job, step in pipeline.steps:
+    for job in pipeline.steps:
         if job.readers and not any(reader.is_needed for reader in job.readers):
-            yield from ((job, path) for path in step.intermediates if path.exists())
+            yield from ((job, path) for path in job.step.intermediates if path.exists())
 
 
 def freed_bytes(path: Path) -> int:
     """What deleting a file or folder frees: files that have another name elsewhere keep their bytes."""
-    files: Sequence[Path] = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(status.st_size for status in map(Path.stat, files) if status.st_nlink == 1)

@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,8 @@ from typing import Any
 
 from cepe_data import cli
 from cepe_data.corpus import listing
-from cepe_data.errors import ArgumentError
 from cepe_data.pipeline import settings
-from cepe_data.pipeline.settings import Table
+from cepe_data.pipeline.settings import Table, as_flags, as_word
 from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
 from cepe_data.samples.plan import CONCAT, INSIDE
 from cepe_data.storage.steps import DAMAGED, DONE, MISSING, PART_DONE, OutputStatus, Script, Step
@@ -25,17 +24,28 @@ from cepe_data.teacher.step import ANNOTATE
 from cepe_data.tokens.plan import TOKENIZE
 
 VALUES: Mapping[str, type] = {"work_dir": str, "python": str, "gpu_tflops": object, "slurm": list}
-TABLES: Mapping[str, type] = dict.fromkeys(("corpus", "tokenize", "samplers", "concat", "embed"), dict)
-TABLES = {**TABLES, **dict.fromkeys(("ab", "teacher", "search"), list)}
+TABLES: Mapping[str, type] = {
+    **dict.fromkeys(("corpus", "tokenize", "samplers", "concat", "embed"), dict),
+    **dict.fromkeys(("ab", "teacher", "search"), list),
+}
 CORPUS = {"data_dir": str, "num_bytes": object, "domain_map": str, "domain_key": str}
+OWN: Mapping[str, type] = {"shards": int, "cores": int, "gpus": int, "slurm": list}
+# Arguments that join the steps, or that another key says; `output` joins only some.
+JOINED = {"file_list", "tokenized_dir", "output_dir", "shard_id", "num_shards", "retrieval_shards", "merge"}
+JOINED |= {"delete_parts", "dry_run", "overwrite", "ignore_disk_space", "num_workers", "num_gpus"}
+JOINED_OF = {TOKENIZE: {"data_dir"}, EMBED: {"corpus", "output"},
+             SEARCH: {"queries", "embeddings", "model_dir", "output"}}  # fmt: skip
 GPU_TFLOPS = 395  # half of what an H200 was measured to reach in bfloat16
-Parsers = Mapping[str, Callable[[Sequence[str]], argparse.Namespace]]  # by script: what parses its arguments
+Parse = Callable[[Script, Sequence[str]], argparse.Namespace]  # a script's own parser of its arguments
 
 
-@dataclass
+NOTHING = Step(Path(), "", "", [])
+
+
+@dataclass(eq=False)
 class Job:
     """A command, or an array of `num_tasks` of them (0: a single one), and the jobs that it waits for. `positionals`
-    come before the id of a task. `step` is what there is of its output, where it has one; `readers` are the jobs that
+    come before the id of a task. `step` is what there is of its output, NOTHING of a check; `readers` are the jobs that
     read what of it is there for later steps only."""
 
     name: str
@@ -43,15 +53,15 @@ class Job:
     positionals: Sequence[str]
     flags: Sequence[str]
     after: Sequence[Job]
+    slurm: Sequence[str]
     num_tasks: int = 0
     cores: int = 1
-    slurm: Sequence[str] = ()
     id_flag: Sequence[str] = ("--shard_id",)
-    step: Step | None = None
+    step: Step = NOTHING
     readers: list[Job] = field(default_factory=list, repr=False)
 
     def words(self, task: int | None = None) -> list[str]:
-        """Script and arguments; with the id of a task, as nothing but them says it."""
+        """Script and arguments, with the id of a task if it is not for slurm to say."""
         own = [] if task is None else [*self.id_flag, str(task)]
         return [self.script, *self.positionals, *own, *self.flags]
 
@@ -63,18 +73,13 @@ class Job:
     @property
     def outputs(self) -> list[OutputStatus]:
         """What is there, and is to come: nothing of what no later step needs any more."""
-        outputs = self.step.outputs if self.step else []
-        return outputs if self.is_needed else [output for output in outputs if output.state == DONE]
-
-    @property
-    def is_done(self) -> bool:
-        return self.step is not None and self.step.is_done
+        return [output for output in self.step.outputs if self.is_needed or output.state == DONE]
 
     @cached_property
     def is_needed(self) -> bool:
         """Whether anything of it is to be made: not what was there for later steps only, when these are done and all of
         it is deleted."""
-        if self.step is None or self.is_done:
+        if self.step.is_done:
             return False
         lacks_results = any(output.is_result and output.state != DONE for output in self.step.outputs)
         is_there = any(path.exists() for path in self.step.intermediates)
@@ -83,39 +88,69 @@ class Job:
     @property
     def waits_for(self) -> list[Job]:
         """The jobs that must have succeeded before this one can: those that are not done, and needed, nearest first."""
-        found: dict[int, Job] = {}
-        for before in self.after:
-            for job in [before] if before.is_needed else before.waits_for:
-                found[id(job)] = job
-        return list(found.values())
+        found = [job for before in self.after for job in ([before] if before.is_needed else before.waits_for)]
+        return list(dict.fromkeys(found))
 
-    def left(self) -> list[tuple[list[int], bool]]:
-        """The tasks that are to be run; and the damaged ones, which need --overwrite. Tasks that have outputs which
-        other arguments made are in neither: what is to become of those is for a person to say."""
-        if self.step is None or not self.is_needed:
-            return []
-        states = [task.state for task in self.step.tasks]
-        expected = {PART_DONE, MISSING, *([DONE] if self.waits_for and self.step.ranges_move else [])}
-        tasks = [[number for number, state in enumerate(states) if state in of] for of in (expected, {DAMAGED})]
-        return [(numbers, overwrite) for numbers, overwrite in zip(tasks, (False, True), strict=True) if numbers]
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """The jobs of a settings file, in an order in which they may run."""
-
-    file: Path
-    folder: Path
-    python: str
-    gpu_tflops: float
-    list_words: Sequence[str]
-    corpus: OutputStatus
-    jobs: Sequence[Job]
+    def reads(self, other: Job) -> bool:
+        """Whether it reads what of the other is there for later steps only."""
+        pairs = ((a, b) for a in other.step.intermediates for b in self.step.reads)
+        return any(a.is_relative_to(b) or b.is_relative_to(a) for a, b in pairs)
 
     @property
-    def steps(self) -> Iterator[tuple[Job, Step]]:
-        """The jobs that have an output, and what there is of it."""
-        return ((job, job.step) for job in self.jobs if job.step)
+    def left(self) -> list[int]:
+        """The tasks that are to be run. Those with outputs that are damaged need --overwrite and are not among them;
+        nor are those with outputs that other arguments made: what is to become of them is for a person to say."""
+        # Where ranges move, a task that is done may have other outputs once all inputs are there.
+        states = {PART_DONE, MISSING, *([DONE] if self.waits_for and self.step.ranges_move else [])}
+        return [number for number, task in enumerate(self.step.tasks) if self.is_needed and task.state in states]
+
+    @property
+    def damaged(self) -> list[int]:
+        """The tasks that are to be run with --overwrite."""
+        return [number for number, task in enumerate(self.step.tasks) if self.is_needed and task.state == DAMAGED]
+
+
+class Pipeline:
+    """The jobs of a settings file, in an order in which they may run, and what there is of the output of each.
+
+    Args:
+        file: the settings.
+        parse: parses the arguments of a script as the script does.
+
+    Raises:
+        ArgumentError: if the file is not settings, or a script does not take its arguments.
+        PipelineError: if the list of files is not right.
+    """
+
+    def __init__(self, file: Path, parse: Parse) -> None:
+        self._parse = parse
+        self._whole, self._tables = settings.read(file, VALUES, TABLES)
+        self._whole.require("work_dir", "corpus", "tokenize")
+        values, [corpus] = self._whole.values, self._tables["corpus"]
+        corpus.check(CORPUS)
+        corpus.require("data_dir")
+        self.folder = (file.parent / values["work_dir"]).resolve()
+        self.python, self.gpu_tflops = values.get("python", "python3"), float(values.get("gpu_tflops", GPU_TFLOPS))
+        data_dir = (file.parent / corpus.values["data_dir"]).resolve()
+        self.list_words = ["get_all_jsonl.py", str(data_dir), *as_flags(corpus.values, ("domain_map", "domain_key"))]
+        file_list, num_bytes = self.folder / "all_jsonl.txt", float(corpus.values.get("num_bytes", 0))
+        if file_list.exists():
+            num_bytes = sum(file.num_bytes or 0 for file in listing.read_file_list(file_list).files)
+        self.corpus = OutputStatus(data_dir, num_bytes=num_bytes)
+        self.jobs: list[Job] = []
+        self._outputs = [self.corpus]
+        self._add_samplers(self._add_tokens(data_dir))
+        if self._tables["embed"] or self._tables["search"]:
+            self._add_retrieval()
+        for table in self._tables["teacher"]:
+            self._add_teacher(table)
+        for job in self.jobs:
+            job.readers += [other for other in self.jobs if other is not job and other.reads(job)]
+
+    @property
+    def steps(self) -> list[Job]:
+        """The jobs that have an output."""
+        return [job for job in self.jobs if job.step.tasks]
 
     def shown(self, path: Path) -> Path:
         """A path as it is in the folder that the jobs run in."""
@@ -123,187 +158,147 @@ class Pipeline:
 
     def label(self, job: Job) -> str:
         """The name of a job, and where its output is."""
-        return f"{job.name} {self.shown(job.step.folder)}" if job.step else job.name
+        return f"{job.name} {self.shown(job.step.folder)}"
 
-    def command(self, words: Sequence[str]) -> list[str]:
-        """What runs a script, or a module, in any folder."""
-        script, *arguments = words
-        if script.endswith(".py"):
-            return [self.python, str(cli.SCRIPTS / script), *arguments]
-        return ["env", f"PYTHONPATH={cli.SCRIPTS}", self.python, "-m", script, *arguments]
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the batch file takes from the environment."""
+        return {"CEPE_DATA_HOME": str(cli.SCRIPTS), "PYTHON": self.python}
 
     def plain(self, words: Sequence[str]) -> str:
-        """A line of bash that runs a script where the jobs run."""
-        return f"cd {shlex.quote(str(self.folder))} && {shlex.join(self.command(words))}"
+        """A line of bash that runs a script, or a module, where the jobs run."""
+        script, *arguments = words
+        command = [self.python, str(cli.SCRIPTS / script)]
+        if not script.endswith(".py"):
+            command = ["env", f"PYTHONPATH={cli.SCRIPTS}", self.python, "-m", script]
+        return f"cd {shlex.quote(str(self.folder))} && {shlex.join([*command, *arguments])}"
 
-
-class Builder:
-    """Makes the jobs of a settings file, in order, and looks at the output of each.
-
-    Raises:
-        ArgumentError: if the file is not settings, or a script does not take its arguments.
-        PipelineError: if the list of files is not right.
-    """
-
-    def __init__(self, file: Path, parsers: Parsers) -> None:
-        self._file, self._parsers = file, parsers
-        whole, self._tables = settings.read(file, VALUES, TABLES)
-        self._values = whole.values
-        for name in ("work_dir", "corpus", "tokenize"):
-            if name not in whole.values:
-                raise ArgumentError(f"{file} has no {name}: copy settings.example.toml, and change it")
-        self._folder = (file.parent / whole.values["work_dir"]).resolve()
-        self._jobs: list[Job] = []
-        self._outputs: list[OutputStatus] = []
-
-    def pipeline(self) -> Pipeline:
-        """All of it."""
-        [corpus], whole = self._tables["corpus"], Table(self._file, "", 0, self._values)
-        corpus.check(CORPUS)
-        if "data_dir" not in corpus.values:
-            raise corpus.error("data_dir", "[corpus] has no data_dir")
-        data_dir = (self._file.parent / corpus.values["data_dir"]).resolve()
-        file_list, num_bytes = self._folder / "all_jsonl.txt", float(corpus.values.get("num_bytes", 0))
-        if file_list.exists():
-            num_bytes = sum(file.num_bytes or 0 for file in listing.read_file_list(file_list).files)
-        self._outputs.append(OutputStatus(data_dir, num_bytes=num_bytes))
-        listed = [settings.as_flag(name, corpus.values[name]) for name in ("domain_map", "domain_key")
-                  if name in corpus.values]  # fmt: skip
-        self._add_samplers(self._add_tokens(data_dir))
-        if self._tables["embed"] or self._tables["search"]:
-            self._add_retrieval(whole)
-        for table in self._tables["teacher"]:
-            self._add_teacher(table)
-        for job in self._jobs:
-            paths = job.step.intermediates if job.step else []
-            job.readers += [
-                other
-                for other in self._jobs
-                if other.step
-                and other is not job
-                and any(a.is_relative_to(b) or b.is_relative_to(a) for a in paths for b in other.step.reads)
-            ]
-        return Pipeline(
-            self._file,
-            self._folder,
-            self._values.get("python", "python3"),
-            float(self._values.get("gpu_tflops", GPU_TFLOPS)),
-            ["get_all_jsonl.py", str(data_dir), *(word for flags in listed for word in flags)],
-            self._outputs[0],
-            self._jobs,
-        )
+    def list_lines(self) -> list[str]:
+        """What lists the corpus, where it is not listed."""
+        return [] if (self.folder / "all_jsonl.txt").exists() else [self.plain(self.list_words)]
 
     def _add_tokens(self, data_dir: Path) -> list[Job]:
-        """Tokenizing, the check behind it, and what counts windows behind that; returns what samplers wait for."""
+        """Tokenizing, the check behind it, and what marks copies behind that; returns what samplers wait for."""
         [table] = self._tables["tokenize"]
-        num_shards = {"num_shards": table.values.get("shards", 1)}
-        table.check(table.keys(TOKENIZE, ["data_dir"], ["shards", "cores", "slurm"]))
-        tokens = self._add("tokenize", TOKENIZE, table, {"data_dir": data_dir, **num_shards}, [])
-        check = Job("check", "sanity_check.py", [], ["--deep", *settings.as_flag(*num_shards.popitem())], [tokens])
-        self._jobs.append(replace(check, slurm=self._flags(table)))
+        table.check(keys(TOKENIZE, "shards", "cores", "slurm"))
+        tokens = self._add("tokenize", TOKENIZE, table, {"data_dir": data_dir}, [], "num_shards")
+        flags = ["--deep", "--num_shards", str(tokens.num_tasks)]
+        self.jobs.append(Job("check", "sanity_check.py", [], flags, [tokens], self._flags(table)))
         if any(shared.values.get("drop_duplicates") for shared in self._tables["samplers"]):
-            mark = Job("mark_duplicates", "sanity_check.py", ["duplicates"], [], self._jobs[-1:])
-            self._jobs.append(replace(mark, slurm=self._flags(table)))
-        return self._jobs[-1:]
+            check = self.jobs[-1]
+            self.jobs.append(Job("mark_duplicates", "sanity_check.py", ["duplicates"], [], [check], self._flags(table)))
+        return self.jobs[-1:]
 
     def _add_samplers(self, checked: Sequence[Job]) -> None:
-        sets: list[tuple[str, Script, Table, dict[str, object]]] = []
-        for script, name in ((INSIDE, "sample_ab"), (CONCAT, "sample_concat")):
-            for table in self._tables[name.removeprefix("sample_")]:
-                own = ["shards", "cores", "slurm"] if script is CONCAT else ["cores", "slurm"]
-                keys = {**table.keys(script, [], own), "output": str}
-                table.check(keys)
-                for shared in self._tables["samplers"]:
-                    shared.check(
-                        {name: object for name in keys if name not in {"output", "slurm", *script.positionals}}
-                    )
-                given = {**self._tables["samplers"][0].values} if self._tables["samplers"] else {}
-                given = {name: value for name, value in given.items() if name not in table.values}
-                if script is CONCAT:
-                    given |= {"retrieval_shards": table.values.get("shards", 100)}
-                sets.append((name, script, table, given))
+        """The samplers, and before them, for each, what counts its windows."""
+        own = {INSIDE: keys(INSIDE, "cores", "slurm"), CONCAT: keys(CONCAT, "shards", "cores", "slurm")}
+        sets = [(name, script, table) for name, script, of_script in
+                (("sample_ab", INSIDE, "ab"), ("sample_concat", CONCAT, "concat"))
+                for table in self._tables[of_script]]  # fmt: skip
+        for _, script, table in sets:
+            table.check(own[script])
+        for shared in self._tables["samplers"]:
+            shared.check({name: object for name in {*own[INSIDE]} - {"output", "slurm", *INSIDE.positionals}})
+            sets = [(name, script, replace(table, values={**shared.values, **table.values}))
+                    for name, script, table in sets]  # fmt: skip
         counts = []
-        for _, script, table, given in sets:
-            positionals, flags = table.arguments(script, {**given, "dry_run": True})
-            ids = ["0"] if script is CONCAT else []
-            counts.append(Job("count", script.name, [*positionals, *ids], flags, checked, slurm=self._flags(table)))
-        self._jobs += counts
-        for name, script, table, given in sets:
-            self._add(name, script, table, given, [*checked, *counts])
+        for _, script, table in sets:
+            of_concat = {"shard_id": 0, "retrieval_shards": table.values.get("shards", 100)} if script is CONCAT else {}
+            positionals, flags = arguments(script, {**table.values, **of_concat, "dry_run": True})
+            counts.append(Job("count", script.name, positionals, flags, checked, self._flags(table)))
+        self.jobs += counts
+        for name, script, table in sets:
+            self._add(name, script, table, {}, [*checked, *counts], "retrieval_shards" if script is CONCAT else "")
 
     def _add_teacher(self, table: Table) -> None:
-        table.check(table.keys(ANNOTATE, [], [*settings.OWN]))
-        given = {"num_shards": table.values.get("shards", 1), "domain": table.values.get("domain", "all")}
+        table.check(keys(ANNOTATE, *OWN))
+        given = {"domain": table.values.get("domain", "all")}
         given |= {"num_gpus": table.values["gpus"]} if "gpus" in table.values else {}
-        keys = [name for name in ("input_dir", "retrieval_input_dir") if name in table.values]
-        before = [self._makes(table, name, str(table.values[name])) for name in keys]
-        of_parts = self._add("annotate", ANNOTATE, table, given, before)
-        self._add("annotate_merge", ANNOTATE, table, {**given, "merge": True}, [of_parts])
+        before = [self._maker(table, key) for key in ("input_dir", "retrieval_input_dir") if key in table.values]
+        of_parts = self._add("annotate", ANNOTATE, table, given, before, "num_shards")
+        self._add("annotate_merge", ANNOTATE, table, {**given, "merge": True}, [of_parts], "num_shards")
 
-    def _makes(self, table: Table, key: str, folder: str) -> Job:
-        """The job that makes the sets in a folder."""
-        for job in reversed(self._jobs):
-            if job.step and (self._folder / folder).is_relative_to(job.step.folder):
+    def _maker(self, table: Table, key: str) -> Job:
+        """The job that makes the sets in the folder that a key names."""
+        for job in reversed(self.jobs):
+            if job in self.steps and (self.folder / table.values[key]).is_relative_to(job.step.folder):
                 return job
-        raise table.error(key, f"nothing in these settings makes {folder}")
+        raise table.error(key, f"nothing in these settings makes {table.values[key]}")
 
-    def _add_retrieval(self, whole: Table) -> None:
-        if not (self._tables["concat"] and self._tables["embed"]):
-            raise whole.error("search", "passages are retrieved from what [concat] and [embed] make: one is missing")
+    def _add_retrieval(self) -> None:
+        self._whole.require("concat", "embed")
         [concat], [embed] = self._tables["concat"], self._tables["embed"]
-        output = str(concat.values["output"])
-        embed.check(embed.keys(EMBED, ["corpus"], [*settings.OWN]))
-        given = {"corpus": f"{output}/retrieval", "output": "embeddings", "num_shards": embed.values.get("shards", 1)}
-        embedded = self._add("embed", EMBED, embed, given, [self._makes(concat, "output", output)])
+        embed.check(keys(EMBED, *OWN))
+        given = {"corpus": f"{concat.values['output']}/retrieval", "output": "embeddings"}
+        embedded = self._add("embed", EMBED, embed, given, [self._maker(concat, "output")], "num_shards")
         encoder = {"model_dir": embed.values["model_dir"]} if "model_dir" in embed.values else {}
         for table in self._tables["search"]:
-            joined = ["queries", "embeddings", "model_dir"]
-            table.check({**table.keys(SEARCH, joined, [*settings.OWN]), "split": str})
+            table.check({**keys(SEARCH, *OWN), "split": str})
             split = table.values.get("split", "test")
-            queries = {"queries": f"{output}/{split}", "embeddings": "embeddings"}
-            given = {**queries, **encoder, "output": f"hits/{split}", "num_shards": table.values.get("shards", 1)}
-            searched = self._add("search", SEARCH, table, given, [embedded])
-            merged = self._add("search_merge", SEARCH, table, {**given, "merge": True}, [searched])
-            only = {name: value for name, value in table.values.items() if name in {"domain", "slurm"}}
+            queries = {"queries": f"{concat.values['output']}/{split}", "embeddings": "embeddings"}
+            given = {**queries, **encoder, "output": f"hits/{split}"}
+            searched = self._add("search", SEARCH, table, given, [embedded], "num_shards")
+            merged = self._add("search_merge", SEARCH, table, {**given, "merge": True}, [searched], "num_shards")
+            shared = {name: value for name, value in table.values.items() if name in {"domain", "slurm"}}
             given = {**queries, "hits": f"hits/{split}", "output": f"retrieved/{split}"}
-            self._add("write_mds", WRITE, replace(table, values=only), given, [merged])
+            self._add("write_mds", WRITE, replace(table, values=shared), given, [merged])
 
-    def _flags(self, table: Table, num_tasks: int = 0, is_alone: bool = True) -> list[str]:
-        """What sbatch is told of a job: cores and GPUs are for tasks that compute."""
-        values = {} if is_alone else table.values
-        flags = [f"--{flag}={values[key]}" for key, flag in (("gpus", "gpus"), ("cores", "cpus-per-task"))
-                 if key in values]  # fmt: skip
-        array = [f"--array=0-{num_tasks - 1}"] if num_tasks else []
-        return [*self._values.get("slurm", []), *table.values.get("slurm", []), *flags, *array]
+    def _flags(self, table: Table) -> list[str]:
+        """The flags of sbatch that the settings have, of a job that computes little."""
+        return [*self._whole.values.get("slurm", []), *table.values.get("slurm", [])]
 
-    def _add(self, name: str, script: Script, table: Table, given: dict[str, Any], after: Sequence[Job]) -> Job:
-        """Add a job, and look at its output, for which its arguments are parsed by its own script."""
-        own_workers = "num_workers" in script.arguments and "cores" in table.values
-        given |= {"num_workers": table.values["cores"]} if own_workers else {}
-        model = self._folder / str(given.get("model_dir", table.values.get("model_dir", "")))
-        given |= {"model_dir": model} if model.is_dir() and model != self._folder else {}
-        positionals, flags = table.arguments(script, given)
-        options = self._parse(script, table, [*positionals, *flags])
-        step = script.look(options, self._outputs)
-        is_alone = bool(given.get("merge"))
-        num_tasks = 0 if is_alone or not {"num_shards", "retrieval_shards"} & {*given} else len(step.tasks)
+    def _add(
+        self, name: str, script: Script, table: Table, given: dict[str, Any], after: Sequence[Job], shards: str = ""
+    ) -> Job:
+        """Add a job, and look at its output, for which its arguments are parsed by its own script.
+
+        Args:
+            given: the arguments that join the steps; those of the table come beside them.
+            shards: the argument that says the number of shards, if there is one.
+        """
+        own, is_merge = table.values, "merge" in given
+        values = {**own, **given}
+        if shards:
+            values[shards] = own.get("shards", 100 if script is CONCAT else 1)
+        if "num_workers" in script.arguments and "cores" in own:
+            values["num_workers"] = own["cores"]
+        if (model := self.folder / str(values.get("model_dir", ""))).is_dir() and model != self.folder:
+            values["model_dir"] = model
+        positionals, flags = arguments(script, values)
+        step = script.look(self._options(script, table, [*positionals, *flags]), self._outputs)
+        slurm = self._flags(table)
+        if not is_merge:
+            slurm += [f"--{flag}={own[key]}" for key, flag in (("gpus", "gpus"), ("cores", "cpus-per-task"))
+                      if key in own]  # fmt: skip
+        num_tasks = values[shards] if shards and not is_merge else 0
         id_flag = () if "shard_id" in script.positionals else ("--shard_id",)
-        cores, slurm = table.values.get("cores", 1), self._flags(table, num_tasks, is_alone)
-        job = Job(name, script.name, positionals, flags, after, num_tasks, cores, slurm, id_flag, step)
+        job = Job(name, script.name, positionals, flags, after, slurm, num_tasks, own.get("cores", 1), id_flag, step)
         self._outputs += step.outputs
-        self._jobs.append(job)
+        self.jobs.append(job)
         return job
 
-    def _parse(self, script: Script, table: Table, words: Sequence[str]) -> Any:
+    def _options(self, script: Script, table: Table, words: Sequence[str]) -> Any:
+        """The options of a script for these words, its paths below the folder of the run."""
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                args = self._parsers[script.name](words)
+                taken: Any = cli.typed(script.options, self._parse(script, words))
         except SystemExit:
             what = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
             key = re.match(r"argument (?:--)?(\w+)", what)
-            message = f"{script.name} does not take this: {what}"
-            raise table.error(key[1].lower() if key else "", message) from None
-        taken: Any = cli.typed(script.options, args)
-        paths = {name: self._folder / value for name, value in vars(taken).items() if isinstance(value, Path)}
+            raise table.error(key[1].lower() if key else "", f"{script.name} does not take this: {what}") from None
+        paths = {name: self.folder / value for name, value in vars(taken).items() if isinstance(value, Path)}
         return replace(taken, **paths)
+
+
+def keys(script: Script, *own: str) -> dict[str, type]:
+    """The keys that the table of a script may have, with their types: its arguments, but for those that join it to
+    others, and some of OWN."""
+    names = {*script.arguments} - JOINED - JOINED_OF.get(script, set())
+    return {**dict.fromkeys(names, object), **{name: OWN[name] for name in own}}
+
+
+def arguments(script: Script, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The positional arguments of a script, and the others, from values of which it takes some."""
+    flags = as_flags(values, [name for name in script.arguments if name not in script.positionals])
+    return [as_word(values[name]) for name in script.positionals if name in values], flags

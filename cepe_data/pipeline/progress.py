@@ -28,74 +28,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, pipeline: Pipeline) -> int:
     """Print what is there, and the lines for what is not."""
     report = Report("progress", args.json)
-    for job, step in pipeline.steps:
-        report_step(report, pipeline, job, step)
-    lines = {id(job): list(lines_of(pipeline, job, args.plain)) for job, _ in pipeline.steps}
+    steps, what = pipeline.steps, "run" if args.plain else "submit"
+    lines = [list(lines_of(pipeline, job, args.plain)) for job in steps]
+    for job in steps:
+        report_step(report, pipeline, job)
     first = first_lines(pipeline)
-    if num_lines := sum(map(len, lines.values())):
-        report.say("\nto run:" if args.plain else "\nto submit:")
-        for text in first:
-            report.say(text)
-        for job, _ in pipeline.steps:
-            if job.waits_for and lines[id(job)]:
+    if any(lines):
+        report.say("\n".join([f"\nto {what}:", *first]))
+        for job, of_job in zip(steps, lines, strict=True):
+            if job.waits_for and of_job:
                 labels = [pipeline.label(other) for other in job.waits_for]
                 report.say(f"# once {' and '.join(labels)} {'is' if len(labels) == 1 else 'are'} done:")
-            for text in lines[id(job)]:
-                report.say(text)
+            for line in of_job:
+                report.say(line)
         report.say("")
     report.results["first"] = first
-    report.results["steps"] = [as_json(pipeline, job, step, lines[id(job)]) for job, step in pipeline.steps]
-    num_done = sum(not job.is_needed for job, _ in pipeline.steps)
-    what = "run" if args.plain else "submit"
-    text = f"{num_done} of {len(report.results['steps'])} steps done, {num_lines} lines to {what}"
+    report.results["steps"] = [as_json(pipeline, job, of_job) for job, of_job in zip(steps, lines, strict=True)]
+    num_done = sum(not job.is_needed for job in steps)
+    text = f"{num_done} of {len(steps)} steps done, {sum(map(len, lines))} lines to {what}"
     return report.finish(text, pipeline.folder)
 
 
 def first_lines(pipeline: Pipeline) -> list[str]:
     """What the other lines need, as bash."""
-    folder = shlex.quote(str(pipeline.folder))
-    lines = [
-        f"mkdir -p {folder}/logs && cd {folder}",
-        "export " + shlex.join(map("=".join, environment(pipeline).items())),
-    ]
-    return lines + list_lines(pipeline)
-
-
-def list_lines(pipeline: Pipeline) -> list[str]:
-    """What lists the corpus, where it is not listed."""
-    is_there = (pipeline.folder / "all_jsonl.txt").exists()
-    return [] if is_there else [pipeline.plain(pipeline.list_words)]
-
-
-def environment(pipeline: Pipeline) -> dict[str, str]:
-    """What the batch file takes from the environment."""
-    return {"CEPE_DATA_HOME": str(cli.SCRIPTS), "PYTHON": pipeline.python}
+    folder, environment = shlex.quote(str(pipeline.folder)), shlex.join(map("=".join, pipeline.environment.items()))
+    return [f"mkdir -p {folder}/logs && cd {folder}", f"export {environment}", *pipeline.list_lines()]
 
 
 def lines_of(pipeline: Pipeline, job: Job, plain: bool) -> Iterator[str]:
     """The lines for what is left of a job; damage has one of its own, with --overwrite."""
-    for tasks, overwrite in job.left():
-        added = ["--overwrite"] * overwrite
+    for tasks, added in ((job.left, []), (job.damaged, ["--overwrite"])):
         if plain:
-            ids = tasks if job.num_tasks else [None]
-            yield from (pipeline.plain([*job.words(task), *added]) for task in ids)
-        else:
-            yield shlex.join([*sbatch_words(job, shards.array_ids(tasks)), *job.words(), *added])
+            of_job = job.tasks if tasks and not job.num_tasks else tasks
+            yield from (pipeline.plain([*job.words(task), *added]) for task in of_job)
+        elif tasks:
+            yield shlex.join([*sbatch_words(job, tasks), *added])
 
 
-def sbatch_words(job: Job, ids: str, first_task: int = 0, dependency: str = "") -> list[str]:
-    """The beginning of a line that submits tasks of a job, up to its script. An array of slurm begins with task
-    `first_task`."""
-    words = ["sbatch", "--parsable", "--job-name", job.name, "--output", "logs/%x-%A_%a.log"]
-    words += [f"--array={ids}" if word.startswith("--array=") else word for word in job.slurm]
+def sbatch_words(job: Job, tasks: Sequence[int], first_task: int = 0, dependency: str = "") -> list[str]:
+    """The line that submits tasks of a job, of an array whose task 0 is task `first_task` of the job."""
+    words = ["sbatch", "--parsable", "--job-name", job.name, "--output", "logs/%x-%A_%a.log", *job.slurm]
+    if job.num_tasks:
+        words.append(f"--array={shards.array_ids(task - first_task for task in tasks)}")
     if dependency:
         words += ["--dependency", f"afterok:{dependency}", "--kill-on-invalid-dep", "yes"]
-    return [*words, str(cli.SCRIPTS / "slurm/step.sh"), *([f"+{first_task}"] if first_task else [])]
+    return [*words, str(cli.SCRIPTS / "slurm/step.sh"), *([f"+{first_task}"] if first_task else []), *job.words()]
 
 
-def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> None:
+def report_step(report: Report, pipeline: Pipeline, job: Job) -> None:
     """Say what there is of a step, and what is not right."""
-    by_state: dict[str, list[int]] = {}
+    step, by_state = job.step, dict[str, list[int]]()
     for number, task in enumerate(step.tasks):
         by_state.setdefault(task.state, []).append(number)
     [state, *others] = by_state
@@ -107,47 +89,45 @@ def report_step(report: Report, pipeline: Pipeline, job: Job, step: Step) -> Non
             report.say(f"  {PART_DONE} {number}: {', '.join(counts_texts(step, step.tasks[number].counts))}")
         for state, numbers in by_state.items():
             report.say(f"  {state} {shards.array_ids(numbers)}")
-    wrong = wrong_outputs(step)
-    for output in wrong[:MAX_DIFFERENCES]:
-        if output.state == OTHER:
-            report.say(f"  {pipeline.shown(output.path)} {output.what}")
-    if OTHER in {output.state for output in wrong}:
+    others_made = [output for output in wrong_outputs(step) if output.state == OTHER]
+    for output in others_made[:MAX_DIFFERENCES]:
+        report.say(f"  {pipeline.shown(output.path)} {output.what}")
+    if others_made:
         report.say("  (use the same settings, or another output; or remove it, or run it with --overwrite)")
     said = {(finding["path"], finding["what"]) for finding in report.findings}
-    for output in wrong:
+    for output in wrong_outputs(step):
         if output.state == DAMAGED and (str(output.path), output.what) not in said:
             report.found(output.path, output.what)
 
 
 def counts_texts(step: Step, counts: Counts) -> list[str]:
     """`3 of 4 parts` and `30 of 40 rows`, as far as they are known."""
-    outputs = [f"{counts.outputs_done:,} of {counts.outputs:,} {step.counted}"] if counts.outputs else []
-    return outputs + ([f"{counts.done:,} of {counts.total:,} {step.measure}"] if counts.total else [])
+    known = [(counts.outputs_done, counts.outputs, step.counted), (counts.done, counts.total, step.measure)]
+    return [f"{done:,} of {total:,} {name}" for done, total, name in known if total]
 
 
 def wrong_outputs(step: Step) -> Sequence[OutputStatus]:
     """The outputs that other arguments made, or that are damaged, each once."""
-    return list(
-        {(output.path, output.what): output for output in step.outputs if output.state in {OTHER, DAMAGED}}.values()
-    )
+    wrong = [output for output in step.outputs if output.state in {OTHER, DAMAGED}]
+    return list({(output.path, output.what): output for output in wrong}.values())
 
 
-def as_json(pipeline: Pipeline, job: Job, step: Step, lines: Sequence[str]) -> dict[str, Any]:
+def as_json(pipeline: Pipeline, job: Job, lines: Sequence[str]) -> dict[str, Any]:
     """A step for --json."""
     return {
         "job": job.name,
-        "output": str(pipeline.shown(step.folder)),
-        "done": step.is_done,
+        "output": str(pipeline.shown(job.step.folder)),
+        "done": job.step.is_done,
         "needed": job.is_needed,
         "waits_for": [pipeline.label(other) for other in job.waits_for] if job.is_needed else [],
-        "counted": step.counted,
-        "measure": step.measure,
+        "counted": job.step.counted,
+        "measure": job.step.measure,
         "tasks": [
             {"task": number if job.num_tasks else None, "state": task.state, **task.counts._asdict()}
-            for number, task in enumerate(step.tasks)
+            for number, task in enumerate(job.step.tasks)
         ],
         "wrong": [
-            {"path": str(output.path), "state": output.state, "what": output.what} for output in wrong_outputs(step)
+            {"path": str(output.path), "state": output.state, "what": output.what} for output in wrong_outputs(job.step)
         ],
         "lines": lines,
     }

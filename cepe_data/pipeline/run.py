@@ -12,8 +12,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from cepe_data import cli, shards
+from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.pipeline import progress
 from cepe_data.pipeline.jobs import Job, Pipeline
@@ -28,12 +29,11 @@ def add_print_arguments(parser: argparse.ArgumentParser) -> None:
 
 def print_lines(args: argparse.Namespace, pipeline: Pipeline) -> int:
     """Print a line of bash for every task of every job, whatever is there; in groups that run one after the other."""
-    names = list(dict.fromkeys(job.name for job in pipeline.jobs))
-    if args.step not in {None, "list", *names}:
-        raise ArgumentError(f"there is no step {args.step}, only list, {', '.join(names)}")
     groups = {"list": [f"mkdir -p {shlex.quote(str(pipeline.folder))} && {pipeline.plain(pipeline.list_words)}"]}
     for job in pipeline.jobs:
         groups.setdefault(job.name, []).extend(pipeline.plain(job.words(task)) for task in job.tasks)
+    if args.step not in {None, *groups}:
+        raise ArgumentError(f"there is no step {args.step}, only {', '.join(groups)}")
     for name, lines in groups.items():
         if args.step is None:
             cli.say(f"# {name}: {len(lines)} lines")
@@ -50,8 +50,8 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
     """Submit what is left. Before that, the steps whose inputs are there are asked what they would do: a shortage,
     other arguments than before, or damage end it here. Windows can only be counted once there are token files; before
     that, a job between tokenizing and sampling does it."""
-    for job, step in pipeline.steps:
-        for output in progress.wrong_outputs(step) if job.is_needed else []:
+    for job in pipeline.steps:
+        for output in progress.wrong_outputs(job.step) if job.is_needed else []:
             error = DamagedFileError if output.state == DAMAGED else ArgumentError
             raise error(f"{pipeline.label(job)}: {output.path} {output.what}. `progress` has the lines that replace it")
     jobs = jobs_to_submit(pipeline)
@@ -59,26 +59,27 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
         cli.say(f"all is there → {pipeline.folder}")
         return cli.EXIT_OK
     max_array_size = find_max_array_size()
-    groups = {id(job): array_groups(job, max_array_size) for job in jobs}
     (pipeline.folder / "logs").mkdir(parents=True, exist_ok=True)
-    os.environ.update(progress.environment(pipeline))
-    if status := next(filter(None, map(run_line, [*progress.list_lines(pipeline), *dry_runs(pipeline, jobs)])), 0):
-        cli.warn("nothing is submitted")
-        return status
-    ids: dict[int, list[str]] = {}
-    queued: list[str] = []
+    os.environ.update(pipeline.environment)
+    for line in [*pipeline.list_lines(), *dry_runs(pipeline, jobs)]:
+        cli.say(line)
+        if status := subprocess.run(["bash", "-c", line], check=False).returncode:
+            cli.warn("nothing is submitted")
+            return status
+    ids: dict[Job, list[str]] = {}  # of what is queued
 
     def ids_before(job: Job) -> list[str]:
-        return [one for before in job.after for one in ids.get(id(before)) or ids_before(before)]
+        return [one for before in job.after for one in ids.get(before) or ids_before(before)]
 
+    queued: list[str] = []
     try:
         for job in jobs:
             after = ":".join(one.partition(";")[0] for one in dict.fromkeys(ids_before(job)))
-            for first_task, numbers in groups[id(job)]:
-                words = [*progress.sbatch_words(job, shards.array_ids(numbers), first_task, after), *job.words()]
+            for first_task, tasks in array_groups(job, max_array_size).items():
+                words = progress.sbatch_words(job, tasks, first_task, after)
                 print(shlex.join(words), file=sys.stderr, flush=True)
-                answer = f"ID_OF_{job.name}_{len(queued) + 1}" if args.dry_run else sbatch(words, pipeline)
-                ids.setdefault(id(job), []).append(answer)
+                answer = f"ID_OF_{job.name}_{len(queued) + 1}" if args.dry_run else sbatch(words, pipeline.folder)
+                ids.setdefault(job, []).append(answer)
                 queued.append(answer)
     finally:
         if queued and not args.dry_run:
@@ -90,34 +91,25 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
 def jobs_to_submit(pipeline: Pipeline) -> list[Job]:
     """The jobs of which something is left, and the checks that these wait for; a job counts windows only if that cannot
     be done now."""
-    wanted: dict[int, Job] = {}
+    wanted: list[Job] = []
     for job in reversed(pipeline.jobs):
-        is_counting = "--dry_run" in job.flags
-        if job.step is None:
-            is_wanted = any(job in other.after for other in wanted.values()) and (job.waits_for or not is_counting)
-        else:
-            is_wanted = bool(job.left())
-        if is_wanted:
-            wanted[id(job)] = job
-    return [job for job in pipeline.jobs if id(job) in wanted]
+        is_check = not job.step.tasks and any(job in other.after for other in wanted)
+        if job.left or (is_check and (job.waits_for or "--dry_run" not in job.flags)):
+            wanted.append(job)
+    return wanted[::-1]
 
 
-def array_groups(job: Job, max_array_size: int) -> list[tuple[int, list[int]]]:
-    """The arrays that the tasks left of a job are submitted as: the task that slurm's task 0 is, and slurm's ids, all
-    below `max_array_size`."""
-    tasks = [number for numbers, overwrite in job.left() for number in numbers if not overwrite] or [0]
+def array_groups(job: Job, max_array_size: int) -> dict[int, list[int]]:
+    """The arrays that the tasks left of a job are submitted as, each by the task that its first id stands for: the ids
+    of an array of slurm are below `max_array_size`."""
     groups: dict[int, list[int]] = {}
-    for task in tasks:
-        groups.setdefault(task - task % max_array_size, []).append(task % max_array_size)
-    return list(groups.items())
+    for task in job.left or [0]:
+        groups.setdefault(task - task % max_array_size, []).append(task)
+    return groups
 
 
 def find_max_array_size() -> int:
-    """How many tasks an array of this slurm may have.
-
-    Raises:
-        ArgumentError: if there is no slurm.
-    """
+    """How many tasks an array of this slurm may have. Raises ArgumentError if there is no slurm."""
     try:
         said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
@@ -134,19 +126,13 @@ def dry_runs(pipeline: Pipeline, jobs: Sequence[Job]) -> Iterator[str]:
             yield pipeline.plain([*job.words(task), "--dry_run"])
 
 
-def run_line(line: str) -> int:
-    """Run a line of bash, and return its exit status."""
-    cli.say(line)
-    return subprocess.run(["bash", "-c", line], check=False).returncode
-
-
-def sbatch(words: Sequence[str], pipeline: Pipeline) -> str:
+def sbatch(words: Sequence[str], folder: Path) -> str:
     """Submit; returns what sbatch answers: an id, on some sites with the name of a cluster behind it, `101;cluster`.
 
     Raises:
         PipelineError: if it fails.
     """
-    done = subprocess.run(words, cwd=pipeline.folder, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     answer = done.stdout.strip()
     if done.returncode or not answer[:1].isdigit():
         raise PipelineError(f"sbatch failed with exit status {done.returncode} {answer}: {shlex.join(words)}")

@@ -5,6 +5,7 @@ pytest tests/test_report_page.py
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -17,7 +18,6 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-import pipeline
 from cepe_data.inspect.page import rows as page_rows
 from cepe_data.storage import mds
 from demo import models
@@ -192,11 +192,11 @@ def test_commands_on_the_page_are_accepted_and_give_the_same_bytes(made: Path, r
     commands = [shlex.split(line) for line in Parsed(made / "report.html").elements["pre"][0].strip().splitlines()]
     [command] = [words for words in commands if words[1] == "sample_mds_ab.py"]
     assert [words[1] for words in commands].count("sample_mds_concat.py") == 1
-    parsers = {parse.__module__: parse for parse in pipeline.parsers_of_scripts().values()}
     steps = [words[1:] if words[1] == "-m" else words for words in commands[1:]]
-    assert len(steps) == len(parsers)
-    for _, script, *arguments in steps:
-        parsers.pop(script.removesuffix(".py"))(arguments)  # ends the test if they are refused
+    scripts = {script.removesuffix(".py"): arguments for _, script, *arguments in steps}
+    assert len(scripts) == len(steps) == 7
+    for script, arguments in scripts.items():
+        importlib.import_module(script).parse_args(arguments)  # ends the test if they are refused
     where = ["--tokenized_dir", made / "tokenized", "--file_list", made / "all_jsonl.txt", "--allow_shortage"]
     run(*command[1:], *where, cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "LONG") == reference.tree_bytes(made / "LONG")

@@ -134,9 +134,9 @@ def describe(options: verify.Effort) -> str:
 
 @dataclass
 class Found:
-    """What is there. `folders`: by kind, what its check is given, with what made the outputs in it. `windows`: the folder
-    of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what has no
-    meta file that can be read."""
+    """What is there. `folders`: by kind, what its check is given, with what made the outputs there. `windows`: the
+    folder of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what
+    has no meta file that can be read."""
 
     folders: dict[str, dict[Path, list[provenance.Meta]]] = field(default_factory=lambda: defaultdict(dict))
     windows: dict[str, Path] = field(default_factory=dict)

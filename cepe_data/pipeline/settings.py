@@ -62,7 +62,7 @@ class Table:
                 hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(sorted(types))}"
                 where = f"[{self.name}]" if self.name else "the file"
                 raise self.error(key, f"{where} has no key {key}: {hint}")
-            if not isinstance(value, types[key]) or (types[key] is int and value < 1):
+            if not isinstance(value, types[key]) or (isinstance(value, int) and types[key] is int and value < 1):
                 raise self.error(key, f"{key} = {value!r}: {EXPECTED[types[key]]} is expected")
 
     def require(self, *keys: str) -> None:

@@ -65,6 +65,11 @@ class Job:
         own = [] if task is None else [*self.id_flag, str(task)]
         return [self.script, *self.positionals, *own, *self.flags]
 
+    def dry_run(self) -> Job:
+        """The job that says what all of its tasks would do."""
+        task = [] if self.id_flag or not self.num_tasks else ["0"]
+        return Job("count", self.script, [*self.positionals, *task], [*self.flags, "--dry_run"], self.after, self.slurm)
+
     @property
     def tasks(self) -> Sequence[int | None]:
         """The ids of its tasks; None of a single command."""
@@ -190,25 +195,21 @@ class Pipeline:
         return self.jobs[-1:]
 
     def _add_samplers(self, checked: Sequence[Job]) -> None:
-        """The samplers, and before them, for each, what counts its windows."""
+        """The samplers, and for each a job before them that counts its windows."""
         own = {INSIDE: keys(INSIDE, "cores", "slurm"), CONCAT: keys(CONCAT, "shards", "cores", "slurm")}
-        sets = [(name, script, table) for name, script, of_script in
-                (("sample_ab", INSIDE, "ab"), ("sample_concat", CONCAT, "concat"))
-                for table in self._tables[of_script]]  # fmt: skip
-        for _, script, table in sets:
-            table.check(own[script])
-        for shared in self._tables["samplers"]:
-            shared.check({name: object for name in {*own[INSIDE]} - {"output", "slurm", *INSIDE.positionals}})
-            sets = [(name, script, replace(table, values={**shared.values, **table.values}))
-                    for name, script, table in sets]  # fmt: skip
-        counts = []
-        for _, script, table in sets:
-            of_concat = {"shard_id": 0, "retrieval_shards": table.values.get("shards", 100)} if script is CONCAT else {}
-            positionals, flags = arguments(script, {**table.values, **of_concat, "dry_run": True})
-            counts.append(Job("count", script.name, positionals, flags, checked, self._flags(table)))
-        self.jobs += counts
-        for name, script, table in sets:
-            self._add(name, script, table, {}, [*checked, *counts], "retrieval_shards" if script is CONCAT else "")
+        [shared] = self._tables["samplers"] or [Table(self._whole.file, "samplers", 0, {})]
+        shared.check({name: object for name in {*own[INSIDE]} - {"output", "slurm", *INSIDE.positionals}})
+        first, samplers = len(self.jobs), []
+        for name, script in (("ab", INSIDE), ("concat", CONCAT)):
+            for table in self._tables[name]:
+                table.check(own[script])
+                merged = replace(table, values={**shared.values, **table.values})
+                shards = "retrieval_shards" if script is CONCAT else ""
+                samplers.append(self._add(f"sample_{name}", script, merged, {}, checked, shards))
+        counts = [job.dry_run() for job in samplers]
+        for job in samplers:
+            job.after = [*checked, *counts]
+        self.jobs[first:first] = counts
 
     def _add_teacher(self, table: Table) -> None:
         table.check(keys(ANNOTATE, *OWN))

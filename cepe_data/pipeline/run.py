@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cepe_data import cli
@@ -61,7 +61,8 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
     max_array_size = find_max_array_size()
     (pipeline.folder / "logs").mkdir(parents=True, exist_ok=True)
     os.environ.update(pipeline.environment)
-    for line in [*pipeline.list_lines(), *dry_runs(pipeline, jobs)]:
+    ready = [job.dry_run() for job in jobs if job.name in DRY_RUN_STEPS and not job.waits_for]
+    for line in [*pipeline.list_lines(), *(pipeline.plain(job.words()) for job in ready)]:
         cli.say(line)
         if status := subprocess.run(["bash", "-c", line], check=False).returncode:
             cli.warn("nothing is submitted")
@@ -116,14 +117,6 @@ def find_max_array_size() -> int:
         raise ArgumentError("no slurm is installed here: `print` has lines that run without it") from None
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
     return max(1, int(found[1])) if found else 1001  # slurm's default
-
-
-def dry_runs(pipeline: Pipeline, jobs: Sequence[Job]) -> Iterator[str]:
-    """The lines that ask the steps whose inputs are there what they would do."""
-    for job in jobs:
-        if job.name in DRY_RUN_STEPS and not job.waits_for:
-            task = 0 if job.num_tasks and not job.id_flag else None
-            yield pipeline.plain([*job.words(task), "--dry_run"])
 
 
 def sbatch(words: Sequence[str], folder: Path) -> str:

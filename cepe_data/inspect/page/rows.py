@@ -152,7 +152,7 @@ class Rows:
         """A row; `window` is the one that it belongs to, where that is there. None without what a teacher read."""
         if one.kind == ANNOTATED and not window:
             return None
-        source = show.describe_source(one.tokens_of, number, self.tokenized_dir) if one.tokens_of else []
+        source = [show.describe_source(one.tokens_of, number, self.tokenized_dir)] if one.tokens_of else []
         if one.kind == ANNOTATED:
             return {"row": number, "source": source, **annotated(one, row, window, texts)}
         if one.kind == RETRIEVED:

@@ -1,7 +1,7 @@
-"""The figures of the page, as SVG that takes its colours from the page: black is the page's colour of text, white its
-paper, and a grey is between them, so that it can be read in print and in dark mode.
+"""The figures of the page, as SVG in the colours of the page: black becomes its text colour, white its background, and
+a grey a mix of both, so that figures can be read in print and in dark mode.
 
-Each has one sentence, which is made from the numbers that it shows.
+The sentence above a figure is made from the numbers that it shows.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 from cepe_data.corpus import listing
 from cepe_data.inspect import overlap, plots
 from cepe_data.inspect.check_all import ANNOTATED, RETRIEVED, WINDOWS
-from cepe_data.inspect.page.summary import Corpus, Run, ShownSet, found_once
+from cepe_data.inspect.page.summary import Corpus, Run, ShownSet, failure_found
 from cepe_data.inspect.plots import MARGIN, NAME_WIDTH, PAGE_WIDTH, Page
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.report import Report
 from cepe_data.teacher.check import Positions
-from cepe_data.tokens.check_file import LONG_DOCUMENT_TOKENS, WINDOW_STEP, DomainCounts
+from cepe_data.tokens.check_file import DomainCounts, lengths_by_domain
 from cepe_data.tokens.token_file import TokenFile
 
 if TYPE_CHECKING:
@@ -91,15 +91,12 @@ def of_tokens(report: Report, corpus: Corpus, seed: int) -> Iterator[Figure]:
     counts = _largest(sample_lengths(report, corpus, seed), lambda one: one.tokens)
     if not counts:
         return
-    total = DomainCounts()
-    for one in counts.values():
-        total.add(one)
-    lines = {**counts, "total": total} if len(counts) > 1 else counts
+    lines = plots.with_total(counts)
     page = Page(0.55 + plots.LENGTHS_PITCH * len(lines) + 0.5)
-    plots.draw_lengths(page, 0.55, lines, LONG_DOCUMENT_TOKENS, WINDOW_STEP)
+    plots.draw_lengths(page, 0.55, lines)
     seen, all_of_them = (sum(one.documents for one in of.values()) for of in (counts, corpus.totals))
     note = f"{seen:,} of {all_of_them:,} documents, all splits together; dashed: thresholds"
-    sentence = _unwrapped(plots.windows_title(counts, LONG_DOCUMENT_TOKENS))
+    sentence = _unwrapped(plots.windows_title(counts))
     yield Figure("lengths", "Lengths of documents", sentence, note, as_svg(page, "lengths"))
     totals = _largest(corpus.totals, lambda one: one.tokens)
     shares = plots.shares_of_tokens(totals)
@@ -117,19 +114,13 @@ def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, Domai
     of_file = max(1, MAX_DOCUMENTS // len(corpus.files))
     for file in corpus.files:
         path = corpus.tokenized_dir / file.token_file
-        try:
-            with TokenFile(path) as tokens:
-                start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
-                stop = min(tokens.num_documents, start + of_file)
-                lengths, names = tokens.lengths(start, stop), tokens.domain_names
-                numbers = tokens.domain_numbers(start, stop) if names else np.zeros(len(lengths), np.uint8)
-        except verify.FAILURES as error:
-            found_once(report, path, error)
-            continue
-        for number in np.unique(numbers).tolist():
-            domain = counts[names[number] if names else str(file.domain)]
-            domain.add_lengths(lengths[numbers == number])
-            domain.files += 1
+        with failure_found(report, path), TokenFile(path) as tokens:
+            start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
+            lengths = tokens.lengths(start, min(tokens.num_documents, start + of_file))
+            for domain, of_domain in lengths_by_domain(tokens, file.domain, start, lengths):
+                if len(of_domain):
+                    counts[domain].add_lengths(of_domain)
+                    counts[domain].files += 1
     return dict(sorted(counts.items()))
 
 
@@ -140,14 +131,16 @@ def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     """Where in their documents sampled rows begin, of every output."""
     from matplotlib.ticker import PercentFormatter
 
-    windows = run.of_kind(WINDOWS)
-    outs = sorted({one.folder.parent.parent for one in windows})[:MAX_FOLDERS]
-    windows = [one for one in windows if one.folder.parent.parent in outs]
+    of_outputs: dict[Path, list[ShownSet]] = defaultdict(list)
+    for one in run.of_kind(WINDOWS):
+        of_outputs[one.folder.parent.parent].append(one)
+    outs = sorted(of_outputs)[:MAX_FOLDERS]
+    windows = [one for one in run.of_kind(WINDOWS) if one.folder.parent.parent in outs]
     places = find_places(report, run.corpus.tokenized_dir, windows, seed)
     for number, out in enumerate(outs):
         shares: dict[str, list[float]] = defaultdict(list)
-        for one in windows:
-            if one.folder.parent.parent == out and one.folder in places:
+        for one in of_outputs[out]:
+            if one.folder in places:
                 shares[one.domain] += places[one.folder]
         if not shares:
             continue
@@ -176,36 +169,28 @@ def find_places(report: Report, tokenized_dir: Path, windows: Sequence[ShownSet]
     of_set = max(4, MAX_POSITIONS // max(1, len(windows)))
     positions: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     for one in windows:
-        try:
-            with NpyRows(rows_path(one.folder), num_axes=2) as rows:
-                for number in verify.sample(min(rows.size, one.num_rows), of_set, seed, str(one.folder)).tolist():
-                    file, position = rows.read(number, number + 1)[0].tolist()
-                    positions[one.meta["source_files"][file]].append((position, one.folder))
-        except verify.FAILURES as error:
-            found_once(report, rows_path(one.folder), error)
+        with failure_found(report, rows_path(one.folder)), NpyRows(rows_path(one.folder), num_axes=2) as rows:
+            for number in verify.sample(min(rows.size, one.num_rows), of_set, seed, str(one.folder)).tolist():
+                file, position = rows.read(number, number + 1)[0].tolist()
+                positions[one.meta["source_files"][file]].append((position, one.folder))
     sources = sorted(positions)
     sources = random.Random(f"{seed} places").sample(sources, min(len(sources), MAX_TOKEN_FILES))
     places: dict[Path, list[float]] = defaultdict(list)
     for source in sources:
-        path = tokenized_dir / listing.token_path(source)
+        path, ascending = tokenized_dir / listing.token_path(source), sorted(positions[source])
         if not path.exists():
             continue
-        ascending = sorted(positions[source])
-        try:
-            with TokenFile(path) as tokens:
-                found = tokens.find(np.array([position for position, _ in ascending]))
-        except verify.FAILURES as error:
-            found_once(report, path, error)
-            continue
-        for place, (position, folder) in zip(found, ascending, strict=True):
-            if place.document is not None:
-                places[folder].append((position - place.start) / (place.stop - place.start))
+        with failure_found(report, path), TokenFile(path) as tokens:
+            found = tokens.find(np.array([position for position, _ in ascending]))
+            for place, (position, folder) in zip(found, ascending, strict=True):
+                if place.document is not None:
+                    places[folder].append((position - place.start) / (place.stop - place.start))
     return places
 
 
 def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
-    """Top-k mass and entropy by position, of every folder of a teacher's sets. Those of samples are not the teacher's:
-    they are left out."""
+    """Top-k mass and entropy by position, of every folder of a teacher's sets. Sets of samples are left out: their mass
+    and entropy are not the teacher's."""
     of_topk = [one for one in run.of_kind(ANNOTATED) if not one.num_samples]
     for number, (folder, sets) in enumerate(_by_folder(of_topk)):
         positions: dict[str, Positions] = {}
@@ -231,8 +216,9 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
 
     for number, (folder, sets) in enumerate(_by_folder(run.of_kind(RETRIEVED))):
         sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets}
-        scores = {domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows}
-        scores = {domain: of_domain for domain, of_domain in scores.items() if of_domain.shape[1]}
+        scores = {
+            domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows and len(rows[0])
+        }
         if not scores:
             continue
         page = Page(0.25 + PITCH * len(scores) + 0.45)
@@ -260,44 +246,43 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
 
 def of_overlap(report: Report, run: Run) -> Iterator[Figure]:
     """The test windows that share something, of every output that `sanity_check.py overlap` looked at."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     known = [out for out in run.outputs if overlap.report_path(out).exists()][:MAX_FOLDERS]
     for number, out in enumerate(known):
-        try:
+        with failure_found(report, overlap.report_path(out)):
             found = provenance.read_signed(overlap.report_path(out), overlap.WRITE_AGAIN)
             domains = _largest(found["domains"], lambda one: one["windows"])
-            sides = list(found["compared_with"])
-            shares = {side: [one[side]["rows"] / max(1, one["windows"]) for one in domains.values()] for side in sides}
-        except verify.FAILURES as error:
-            found_once(report, overlap.report_path(out), error)
-            continue
-        page = Page(0.35 + plots.SHARES_PITCH * len(domains) + 0.55)
-        height = plots.SHARES_PITCH * len(domains)
-        axes = page.axes(NAME_WIDTH, 0.35, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
-        bar = 0.72 / len(sides)
-        for place, (side, style) in enumerate(zip(sides, (plots.FILLED, plots.HATCHED), strict=False)):
-            middles = np.arange(len(domains)) + (place - (len(sides) - 1) / 2) * bar
-            axes.barh(middles, shares[side], bar, label=f"share with {side}", **style)
-            for middle, share, one in zip(middles, shares[side], domains.values(), strict=True):
-                what = f" {one[side]['rows']:,} of {one['windows']:,}"
-                axes.text(share, middle, what, va="center", fontsize=8)
-        for row, domain in enumerate(domains):
-            middle = 0.35 + height * (row + 0.5) / len(domains)
-            page.text(MARGIN, middle, plots.short_name(domain), va="center")
-        largest = max((max(of_side) for of_side in shares.values()), default=0.0) or 0.01
-        axes.set(xlim=(0, largest * 1.25), ylim=(len(domains) - 0.5, -0.5), yticks=[], xlabel="share of test windows")
-        axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, largest) if tick <= 1])
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
-        num_windows = sum(one["windows"] for one in domains.values())
-        counts = [f"{sum(one[side]['rows'] for one in domains.values()):,} with {side}" for side in sides]
-        span = found["span_tokens"]
-        what = plots.enumerate_words(counts)
-        sentence = f"Of {num_windows:,} test windows, these share a span of {span} tokens: {what}"
-        note = f"one of {found['sampling']} spans compared"
-        name = f"overlap{number}"
-        yield Figure(name, f"Overlap with other splits: {out}", sentence, note, as_svg(page, name))
+            yield _overlap_figure(f"overlap{number}", out, found, domains)
+
+
+def _overlap_figure(name: str, out: Path, found: Mapping[str, Any], domains: Mapping[str, Any]) -> Figure:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    sides = list(found["compared_with"])
+    height = plots.SHARES_PITCH * len(domains)
+    page = Page(0.35 + height + 0.55)
+    axes = page.axes(NAME_WIDTH, 0.35, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
+    bar, largest = 0.72 / len(sides), 0.0
+    for place, (side, style) in enumerate(zip(sides, (plots.FILLED, plots.HATCHED), strict=False)):
+        shares = [one[side]["rows"] / max(1, one["windows"]) for one in domains.values()]
+        middles = np.arange(len(domains)) + (place - (len(sides) - 1) / 2) * bar
+        axes.barh(middles, shares, bar, label=f"share with {side}", **style)
+        for middle, share, one in zip(middles, shares, domains.values(), strict=True):
+            axes.text(share, middle, f" {one[side]['rows']:,} of {one['windows']:,}", va="center", fontsize=8)
+        largest = max([largest, *shares])
+    plots.name_bars(page, 0.35, height, domains)
+    largest = largest or 0.01
+    axes.set(xlim=(0, largest * 1.25), ylim=(len(domains) - 0.5, -0.5), yticks=[], xlabel="share of test windows")
+    axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, largest) if tick <= 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
+    num_windows = sum(one["windows"] for one in domains.values())
+    counts = [f"{sum(one[side]['rows'] for one in domains.values()):,} with {side}" for side in sides]
+    sentence = (
+        f"Of {num_windows:,} test windows, these share a span of {found['span_tokens']} tokens: "
+        f"{plots.enumerate_words(counts)}"
+    )
+    note = f"one of {found['sampling']} spans compared"
+    return Figure(name, f"Overlap with other splits: {out}", sentence, note, as_svg(page, name))
 
 
 def _by_folder(sets: Sequence[ShownSet]) -> list[tuple[Path, list[ShownSet]]]:
@@ -308,12 +293,9 @@ def _by_folder(sets: Sequence[ShownSet]) -> list[tuple[Path, list[ShownSet]]]:
 
 def _sampled(report: Report, one: ShownSet, seed: int, column: str) -> list[np.ndarray]:
     """A column of some rows of a set."""
-    try:
-        with mds.Rows(one.folder, columns=[column]) as rows:
-            return [rows[number][column] for number in verify.sample(len(rows), ROWS_OF_SET, seed, "figure").tolist()]
-    except verify.FAILURES as error:
-        found_once(report, one.folder, error)
-        return []
+    with failure_found(report, one.folder), mds.Rows(one.folder, columns=[column]) as rows:
+        return [rows[number][column] for number in verify.sample(len(rows), ROWS_OF_SET, seed, "figure").tolist()]
+    return []
 
 
 def _largest(by_domain: Mapping[str, Any], size: Any) -> dict[str, Any]:

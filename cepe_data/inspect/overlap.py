@@ -167,9 +167,9 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError(f"--span_tokens {args.span_tokens}: the longest test windows have {longest} tokens")
     outputs.remove_stale_temporaries(args.output / "test")
     num_bytes = sum(piece.num_bytes for piece in [*test_pieces, *test_pieces, *side_pieces])
-    sample = functools.partial(sample_piece, SpanSampler(args.span_tokens, sampling))
+    sampler = SpanSampler(args.span_tokens, sampling)
     with (
-        workers.Workers(args.num_workers, sample) as pool,
+        workers.Workers(args.num_workers, functools.partial(sample_piece, sampler)) as pool,
         cli.progress_bar(num_bytes, "B", "overlap", unit_scale=True) as bar,
     ):
 
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
         shared = {folder: Shared(folder, sides) for folder in test}
         for piece, sampled in scan(test_pieces):
             shared[piece.path].add(sampled, index, sides)
-    print_report(report, args.span_tokens, list(shared.values()), sides, index, sampling)
+    print_report(report, sampler, list(shared.values()), sides, index)
     lists = {clean_list_path(one.folder): np.flatnonzero(one.is_clean) for one in shared.values()}
     if args.write_clean_list:
         for path, rows in lists.items():
@@ -277,14 +277,10 @@ def default_sampling(num_tokens: int) -> int:
 
 
 def print_report(
-    report: Report,
-    span_tokens: int,
-    shared: Sequence[Shared],
-    sides: Sequence[Side],
-    index: SpanIndex,
-    sampling: int,
+    report: Report, sampler: SpanSampler, shared: Sequence[Shared], sides: Sequence[Side], index: SpanIndex
 ) -> None:
     """The table of the windows that share something, and what the comparison can miss or take for shared."""
+    span_tokens, sampling = sampler.span, sampler.sampling
     domains = {one.folder.name: one.as_json() for one in shared}
     names = [side.name for side in sides]
     rows: list[tuple[object, ...]] = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -131,15 +131,12 @@ def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     """Where in their documents sampled rows begin, of every output."""
     from matplotlib.ticker import PercentFormatter
 
-    of_outputs: dict[Path, list[ShownSet]] = defaultdict(list)
-    for one in run.of_kind(WINDOWS):
-        of_outputs[one.folder.parent.parent].append(one)
-    outs = sorted(of_outputs)[:MAX_FOLDERS]
-    windows = [one for one in run.of_kind(WINDOWS) if one.folder.parent.parent in outs]
+    groups = _by_folder(run.of_kind(WINDOWS), lambda one: one.folder.parent.parent)
+    windows = [one for _, of_output in groups for one in of_output]
     places = find_places(report, run.corpus.tokenized_dir, windows, seed)
-    for number, out in enumerate(outs):
+    for number, (out, of_output) in enumerate(groups):
         shares: dict[str, list[float]] = defaultdict(list)
-        for one in of_outputs[out]:
+        for one in of_output:
             if one.folder in places:
                 shares[one.domain] += places[one.folder]
         if not shares:
@@ -194,7 +191,7 @@ def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     of_topk = [one for one in run.of_kind(ANNOTATED) if not one.num_samples]
     for number, (folder, sets) in enumerate(_by_folder(of_topk)):
         positions: dict[str, Positions] = {}
-        for one in sets:
+        for one in sets[:MAX_DOMAINS]:
             if rows := _sampled(report, one, seed, "target_prob"):
                 num_positions, width = rows[0].shape
                 dtype, _ = mds.column_array(one.columns["target_index"])
@@ -215,7 +212,7 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     from matplotlib.ticker import MaxNLocator
 
     for number, (folder, sets) in enumerate(_by_folder(run.of_kind(RETRIEVED))):
-        sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets}
+        sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets[:MAX_DOMAINS]}
         scores = {
             domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows and len(rows[0])
         }
@@ -285,10 +282,12 @@ def _overlap_figure(name: str, out: Path, found: Mapping[str, Any], domains: Map
     return Figure(name, f"Overlap with other splits: {out}", sentence, note, as_svg(page, name))
 
 
-def _by_folder(sets: Sequence[ShownSet]) -> list[tuple[Path, list[ShownSet]]]:
-    """The sets of each folder of domain folders, as many of both as can be drawn."""
-    groups = [(folder, list(of_folder)) for folder, of_folder in groupby(sets, lambda one: one.folder.parent)]
-    return [(folder, of_folder[:MAX_DOMAINS]) for folder, of_folder in groups[:MAX_FOLDERS]]
+def _by_folder(
+    sets: Sequence[ShownSet], folder_of: Callable[[ShownSet], Path] = lambda one: one.folder.parent
+) -> list[tuple[Path, list[ShownSet]]]:
+    """The sets of each folder of domain folders, or of other folders; of as many as can be drawn."""
+    groups = groupby(sorted(sets, key=folder_of), folder_of)
+    return [(folder, list(of_folder)) for folder, of_folder in groups][:MAX_FOLDERS]
 
 
 def _sampled(report: Report, one: ShownSet, seed: int, column: str) -> list[np.ndarray]:

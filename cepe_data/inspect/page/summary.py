@@ -14,7 +14,7 @@ from typing import Any
 
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, PipelineError
-from cepe_data.inspect import check_all
+from cepe_data.inspect import check_all, overlap
 from cepe_data.inspect.check_all import ANNOTATED, HITS, OUTPUT, RETRIEVED, WINDOWS
 from cepe_data.samples.check import MANIFEST
 from cepe_data.storage import mds, provenance, verify
@@ -63,12 +63,6 @@ class ShownSet:
     def tokens_of(self) -> Path | None:
         """The set whose tokens are those of the rows."""
         return self.folder if self.kind == WINDOWS else self.source
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of a window; 0 of other kinds."""
-        names = ("prev_token_ids", "token_ids") if self.kind == WINDOWS else ()
-        return sum(mds.column_array(self.columns[name])[1][0] for name in names)
 
 
 @dataclass(frozen=True)
@@ -187,7 +181,7 @@ class Run:
 
     def window_table(self) -> Table | None:
         """What was requested, available and taken of every set of windows."""
-        rows, lengths = [], {one.folder: one.row_tokens for one in self.of_kind(WINDOWS)}
+        rows, lengths = [], {one.folder: overlap.window_tokens(one.folder) for one in self.of_kind(WINDOWS)}
         for out, manifest in self.manifests.items():
             for split, of_split in sorted(manifest["sets"].items()):
                 for domain, one in sorted(of_split.items()):

@@ -127,7 +127,7 @@
       const piece = element("code", "true");
       addPiece(piece, one.true);
       const ofOthers = `, not among the top ${row.topk}, which leave ${percent(one.rest)} to all others`;
-      const outside = row.samples ? ", which was not drawn" : ofOthers;
+      const outside = row.samples ? ", which was not sampled" : ofOthers;
       next.append(piece, one.rank === null ? outside : `, rank ${one.rank + 1}, ${percent(one.p)}`);
     }
     expected.append(next);

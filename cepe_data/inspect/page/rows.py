@@ -15,6 +15,8 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +49,35 @@ class Texts:
 
     pieces: PieceTexts
     name_of: Callable[[int], str | None]
-    borders: Mapping[int | None, str]  # BOS and EOS
+    markers: Mapping[int | None, str]  # BOS and EOS
 
     @classmethod
     def of(cls, name: str | None, tokenized_dir: Path, fingerprint: str | None) -> Texts:
         """Those of the tokenizer that made the tokens of a set. Raises as `tokenizers.find`."""
         tokenizer = tokenizers.find(name, tokenized_dir, fingerprint)
         identity = tokenizer.identity
-        borders = {identity.bos_id: tokenizer.bos or "", identity.eos_id: tokenizer.eos}
-        return cls(make_piece_texts(tokenizer), backends.make_piece_names(tokenizer), borders)
+        markers = {identity.bos_id: tokenizer.bos or "", identity.eos_id: tokenizer.eos}
+        return cls(make_piece_texts(tokenizer), backends.make_piece_names(tokenizer), markers)
 
     def segments(self, ids: Sequence[int], shared: np.ndarray | None = None) -> Iterator[Segment]:
         """Ids as segments. `shared`: bool [tokens], which of them are marked."""
-        kinds = ["border" if one in self.borders else "" for one in ids]
+        kinds = ["border" if one in self.markers else "" for one in ids]
         if shared is not None:
             kinds = [kind or ("shared" if is_shared else "") for kind, is_shared in zip(kinds, shared, strict=True)]
-        start, pieces = 0, self.of_documents(ids)
-        for stop in range(1, len(ids) + 1):
-            if stop == len(ids) or kinds[stop] != kinds[start] or kinds[start] == "border":
-                if text := "".join(pieces[start:stop]):
-                    yield kinds[start], text
-                start = stop
+        for kind, group in groupby(zip(kinds, self.of_documents(ids), strict=True), itemgetter(0)):
+            pieces = [piece for _, piece in group]
+            for whole in pieces if kind == "border" else ["".join(pieces)]:
+                if whole:
+                    yield kind, whole
 
     def of_documents(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; a character never goes on in another document."""
         texts: list[str] = []
         start = 0
         for stop, one in enumerate([*ids, None]):
-            if one is None or one in self.borders:
+            if one is None or one in self.markers:
                 texts += self.pieces(ids[start:stop])
-                texts += [] if one is None else [self.borders[one]]
+                texts += [] if one is None else [self.markers[one]]
                 start = stop + 1
         return texts
 
@@ -224,7 +225,7 @@ def expectation(
     following: int | None, index: np.ndarray, prob: np.ndarray, texts: Texts, is_sampled: bool
 ) -> dict[str, Any]:
     """What the teacher expects after a token. Probabilities of samples are shares of the draws; a word without a share
-    was not drawn.
+    was not sampled.
 
     Args:
         following: the next id; None at the end of the row.

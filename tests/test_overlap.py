@@ -18,7 +18,7 @@ from tests.conftest import Run, World
 SPAN, TOTAL = 50, 300
 
 
-def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
+def write_set(folder: Path, windows: np.ndarray, **made_with: object) -> None:
     """A set of windows, int [rows, TOTAL]."""
     boundary = TOTAL - TOTAL // 3
     columns = {
@@ -30,7 +30,7 @@ def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
         {"token_ids": one[boundary:], "prev_token_ids": one[:boundary], "domain": folder.name}
         for one in windows.astype(np.int16)
     ]
-    mds.write_shard(outputs.Output(folder, record), columns, len(rows), rows)
+    mds.write_shard(outputs.Output(folder, made_with), columns, len(rows), rows)
 
 
 def write_passages(path: Path, passages: list[np.ndarray]) -> None:

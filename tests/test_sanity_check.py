@@ -147,7 +147,7 @@ def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, 
     assert "holds no MDS set" in run(*show[:2], "OUT", *show[3:], cwd=tmp_path, status=2).stderr
 
 
-def test_show_refuses_a_tokenizer_that_did_not_make_the_tokens(run: Run, world: World, tmp_path: Path) -> None:
+def test_show_rejects_a_tokenizer_that_did_not_make_the_tokens(run: Run, world: World, tmp_path: Path) -> None:
     models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
     listing = ("--file_list", world.folder / "all_jsonl.txt")
     run("tokenize_jsonl.py", *listing, "--tokenizer", "other.model", cwd=tmp_path)

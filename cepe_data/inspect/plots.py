@@ -94,6 +94,7 @@ def with_total(counts: Mapping[str, DomainCounts]) -> dict[str, DomainCounts]:
 
 def _titled_page(title: str, subtitle: str, height: float) -> tuple[Page, float]:
     """A page with a title and a subtitle; and where the `height` below them begins."""
+    title = textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
     title_height = LINE_HEIGHT * (title.count("\n") + 1)
     top = MARGIN + title_height + 0.55
     page = Page(top + height)
@@ -114,8 +115,7 @@ def windows_title(counts: Mapping[str, DomainCounts]) -> str:
             leaders.setdefault(f"{enumerate_words(first)} {'hold' if each else 'holds'}", []).append(share)
     if not leaders:
         return f"No document is long enough for a window of {_short(LONG_DOCUMENT_TOKENS[0])} tokens"
-    parts = [f"{leader} the most windows of {enumerate_words(what)}" for leader, what in leaders.items()]
-    return _wrap(", ".join(parts))
+    return ", ".join(f"{leader} the most windows of {enumerate_words(what)}" for leader, what in leaders.items())
 
 
 def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[float, float]]:
@@ -123,11 +123,9 @@ def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[floa
     of RedPajama that are missing here are included, unless all of them are missing."""
     here, there = max(1, sum(one.tokens for one in counts.values())), sum(REDPAJAMA_TOKENS.values())
     domains = {*counts, *REDPAJAMA_TOKENS} if REDPAJAMA_TOKENS.keys() & counts.keys() else {*counts}
+    num_tokens = {domain: one.tokens for domain, one in counts.items()}
     return {
-        domain: (
-            counts[domain].tokens / here if domain in counts else 0.0,
-            REDPAJAMA_TOKENS.get(domain, 0) / there,
-        )
+        domain: (num_tokens.get(domain, 0) / here, REDPAJAMA_TOKENS.get(domain, 0) / there)
         for domain in sorted(domains)
     }
 
@@ -141,11 +139,9 @@ def proportions_title(shares: Mapping[str, tuple[float, float]]) -> str:
     extremes = (max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__))
     other = [domain for domain in dict.fromkeys(extremes) if not 1 / 1.1 < ratios[domain] < 1.1]
     if not other:
-        return _wrap("The share of each domain is within a tenth of that in RedPajama, as far as it is in both")
-    first, *others = [f"{_factor(ratios[domain])} times" for domain in other]
-    parts = [f"that of {short_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
-    whole = ", ".join([f"the share of {short_name(other[0])} is {first} as large", *parts])
-    return _wrap(f"Against RedPajama, {whole}")
+        return "The share of each domain is within a tenth of that in RedPajama, as far as it is in both"
+    parts = [f"{short_name(domain)} is {_factor(ratios[domain])} times as large" for domain in other]
+    return f"Against RedPajama, the share of {', that of '.join(parts)}"
 
 
 def draw_lengths(page: Page, top: float, counts: Mapping[str, DomainCounts]) -> None:
@@ -194,13 +190,8 @@ def draw_lengths(page: Page, top: float, counts: Mapping[str, DomainCounts]) -> 
     header = {"va": "bottom", "color": "0.3"}
     page.text(left, top - 0.28, "number of documents by length", **header)
     page.text(columns[-1], top - 0.28, f"windows in them (step {WINDOW_STEP:,}) of", ha="right", **header)
-    bottom = top + len(counts) * pitch + 0.16
-    page.text(
-        left + width / 2,
-        bottom,
-        "tokens of a document, in bars of half an octave (× √2); both axes logarithmic",
-        ha="center",
-    )
+    label = "tokens of a document, in bars of half an octave (× √2); both axes logarithmic"
+    page.text(left + width / 2, top + len(counts) * pitch + 0.16, label, ha="center")
 
 
 def draw_shares(
@@ -292,14 +283,12 @@ def teacher_title(positions: Mapping[str, Positions]) -> str:
     mass = np.average([one.topk_mass.total_mean() for one in positions.values()], weights=rows)
 
     def entropy(group: int) -> str:
-        lower, upper = (
-            f"{np.average([spread.mean()[group] for spread in spreads], weights=rows):.2f}"
-            for spreads in zip(*[(one.entropy_lower, one.entropy_upper) for one in positions.values()], strict=True)
-        )
+        bounds = [(one.entropy_lower.mean()[group], one.entropy_upper.mean()[group]) for one in positions.values()]
+        lower, upper = (f"{mean:.2f}" for mean in np.average(bounds, axis=0, weights=rows))
         return lower if lower == upper else f"between {lower} and {upper}"
 
     what = f"The top {_topks(positions)} hold {100 * mass:.1f} % of the probability"
-    return _wrap(f"{what}; entropy is {entropy(0)} nats where rows begin, {entropy(-1)} where they end")
+    return f"{what}; entropy is {entropy(0)} nats where rows begin, {entropy(-1)} where they end"
 
 
 def _topks(positions: Mapping[str, Positions]) -> str:
@@ -338,10 +327,6 @@ class Page:
         outputs.write_bytes(path, self.render(path.suffix.lower()))
         report.results[name] = str(path)
         report.say(f"figure → {path}")
-
-
-def _wrap(title: str) -> str:
-    return textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
 
 
 def short_name(domain: str) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAX_DOCUMENTS = 20_000_000  # whose lengths are read
 MAX_DOMAINS = 24  # of a figure
 MAX_FOLDERS = 6  # that have a figure of a kind
-ROWS_OF_SET = 32  # of a teacher, or of retrieved passages, that are drawn
+ROWS_OF_SET = 32  # of a teacher, or of retrieved passages, that a figure shows
 MAX_POSITIONS = 4096  # of rows that are looked for in token files
 MAX_TOKEN_FILES = 128  # in which they are looked for
 NUM_BINS = 20
@@ -47,7 +47,7 @@ _NAME = re.compile(r'(\bid="|href="#|url\(#)')
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: what it is of, the sentence it proves, what its lines are, and the SVG."""
+    """A figure: its name in the page, what it shows, the sentence that it supports, what its lines are, and the SVG."""
 
     name: str
     title: str
@@ -71,8 +71,7 @@ def as_svg(page: Page, name: str) -> str:
     whole = page.render(".svg", transparent=True).decode()
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", whole, flags=re.DOTALL)
     svg = _NAME.sub(rf"\1{name}-", svg[svg.index("<svg") :])
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # of the whole, which are its first two
     return _GREY.sub(_page_colour, svg)
 
 
@@ -96,15 +95,13 @@ def of_tokens(report: Report, corpus: Corpus, seed: int) -> Iterator[Figure]:
     plots.draw_lengths(page, 0.55, lines)
     seen, all_of_them = (sum(one.documents for one in of.values()) for of in (counts, corpus.totals))
     note = f"{seen:,} of {all_of_them:,} documents, all splits together; dashed: thresholds"
-    sentence = _unwrapped(plots.windows_title(counts))
-    yield Figure("lengths", "Lengths of documents", sentence, note, as_svg(page, "lengths"))
+    yield Figure("lengths", "Lengths of documents", plots.windows_title(counts), note, as_svg(page, "lengths"))
     totals = _largest(corpus.totals, lambda one: one.tokens)
     shares = plots.shares_of_tokens(totals)
     page = Page(0.35 + plots.SHARES_PITCH * len(shares) + 0.55)
     plots.draw_shares(page, 0.35, totals, shares)
     note = f"{sum(one.tokens for one in totals.values()):,} tokens of {len(corpus.files):,} token files"
-    sentence = _unwrapped(plots.proportions_title(shares))
-    yield Figure("shares", "Shares of domains", sentence, note, as_svg(page, "shares"))
+    yield Figure("shares", "Shares of domains", plots.proportions_title(shares), note, as_svg(page, "shares"))
 
 
 def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, DomainCounts]:
@@ -202,9 +199,9 @@ def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
         if positions:
             page = Page(0.65 + plots.POSITIONS_PITCH * len(positions) + 0.4)
             plots.draw_positions(page, 0.65, positions)
-            name, sentence = f"teacher{number}", _unwrapped(plots.teacher_title(positions))
-            note = plots.positions_note(positions)
-            yield Figure(name, f"What the teacher expects: {folder}", sentence, note, as_svg(page, name))
+            name, title = f"teacher{number}", f"What the teacher expects: {folder}"
+            sentence, note = plots.teacher_title(positions), plots.positions_note(positions)
+            yield Figure(name, title, sentence, note, as_svg(page, name))
 
 
 def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
@@ -320,7 +317,3 @@ def _lines(page: Page, top: float, num_rows: Mapping[str, int]) -> Iterator[Axes
 def _finish_lines(page: Page, top: float, num_lines: int, label: str) -> None:
     middle = NAME_WIDTH + 0.4 + (PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN) / 2
     page.text(middle, top + num_lines * PITCH + 0.12, label, ha="center")
-
-
-def _unwrapped(title: str) -> str:
-    return " ".join(title.split())

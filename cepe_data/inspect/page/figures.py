@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -140,8 +140,7 @@ def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
             continue
         rows = _largest(dict(sorted(shares.items())), len)
         everything = np.concatenate(list(rows.values()))
-        page = Page(0.25 + PITCH * len(rows) + 0.45)
-        lines = _lines(page, 0.25, {domain: len(of_domain) for domain, of_domain in rows.items()})
+        page, lines = _page_of_lines(rows, "where in its document a row begins: from the first token to the last")
         for axes, of_domain in zip(lines, rows.values(), strict=True):
             counts, edges = np.histogram(of_domain, NUM_BINS, (0, 1))
             axes.stairs(counts / max(1, counts.sum()), edges, fill=True, color="0.4")
@@ -149,7 +148,6 @@ def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
             axes.set(xlim=(0, 1), ylim=(0, None))
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        _finish_lines(page, 0.25, len(rows), "where in its document a row begins: from the first token to the last")
         first = float((everything < 0.5).mean())
         sentence = f"{100 * first:.0f} % of the sampled rows begin in the first half of their document"
         note = f"share of {len(everything):,} sampled rows by twentieths of the document; dashed: the same everywhere"
@@ -215,10 +213,9 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
         }
         if not scores:
             continue
-        page = Page(0.25 + PITCH * len(scores) + 0.45)
+        page, lines = _page_of_lines(scores, "rank of the passage")
         lowest, highest = (limit([limit(one) for one in scores.values()]) for limit in (np.min, np.max))
         margin = 0.06 * (highest - lowest) or 1.0
-        lines = _lines(page, 0.25, {domain: len(one) for domain, one in scores.items()})
         for axes, of_domain in zip(lines, scores.values(), strict=True):
             edges = np.arange(of_domain.shape[1] + 1) + 0.5
             low, high = np.quantile(of_domain, (0.1, 0.9), axis=0)
@@ -227,7 +224,6 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
             axes.set(xlim=(0.5, max(one.shape[1] for one in scores.values()) + 0.5))
             axes.set(ylim=(lowest - margin, highest + margin))
             axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        _finish_lines(page, 0.25, len(scores), "rank of the passage")
         of_all = [np.concatenate([one[:, rank] for one in scores.values()]).mean() for rank in (0, -1)]
         sentence = f"The mean score falls from {of_all[0]:.3g} for the best passage to {of_all[1]:.3g} for the last"
         if of_all[0] - of_all[1] < 5e-4 * abs(of_all[0]):
@@ -300,20 +296,20 @@ def _largest(by_domain: Mapping[str, Any], size: Any) -> dict[str, Any]:
     return {domain: one for domain, one in by_domain.items() if domain in kept}
 
 
-def _lines(page: Page, top: float, num_rows: Mapping[str, int]) -> Iterator[Axes]:
-    """Axes one below the other, a line for every domain, with its name and number of rows."""
+def _page_of_lines(rows: Mapping[str, Sized], label: str) -> tuple[Page, list[Axes]]:
+    """A page with axes one below the other for every domain, its name and number of rows, and a label below all."""
     from matplotlib.ticker import MaxNLocator
 
-    for line, (domain, number) in enumerate(num_rows.items()):
-        middle = top + line * PITCH + HEIGHT / 2
-        page.text(MARGIN, middle, f"{plots.short_name(domain)}\n{number:,} rows", va="center")
-        axes = page.axes(NAME_WIDTH + 0.4, top + line * PITCH, PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN, HEIGHT)
-        axes.tick_params(axis="x", labelbottom=line == len(num_rows) - 1)
+    top, left = 0.25, NAME_WIDTH + 0.4
+    width = PAGE_WIDTH - left - MARGIN
+    page, lines = Page(top + PITCH * len(rows) + 0.45), []
+    for line, (domain, of_domain) in enumerate(rows.items()):
+        name = f"{plots.short_name(domain)}\n{len(of_domain):,} rows"
+        page.text(MARGIN, top + line * PITCH + HEIGHT / 2, name, va="center")
+        axes = page.axes(left, top + line * PITCH, width, HEIGHT)
+        axes.tick_params(axis="x", labelbottom=line == len(rows) - 1)
         axes.tick_params(axis="y", labelsize=7, length=2)
         axes.yaxis.set_major_locator(MaxNLocator(2))
-        yield axes
-
-
-def _finish_lines(page: Page, top: float, num_lines: int, label: str) -> None:
-    middle = NAME_WIDTH + 0.4 + (PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN) / 2
-    page.text(middle, top + num_lines * PITCH + 0.12, label, ha="center")
+        lines.append(axes)
+    page.text(left + width / 2, top + len(rows) * PITCH + 0.12, label, ha="center")
+    return page, lines

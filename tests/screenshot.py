@@ -55,14 +55,14 @@ def open_page(browser: Browser, path: Path, width: int, events: list[str]) -> Pa
 
 
 def main() -> None:
-    path, picture = map(Path, sys.argv[1:])
+    path, figure = map(Path, sys.argv[1:])
     with open_browser() as browser:
         page = open_page(browser, path, 1280, [])
         page.set_viewport_size({"width": 1280, "height": 1000})
         page.locator("#group").select_option("retrieved")
         page.locator("#domain").select_option("cc")
         page.locator("#rows").evaluate("element => element.scrollIntoView()")
-        page.screenshot(path=picture)
+        page.screenshot(path=figure)
 
 
 if __name__ == "__main__":

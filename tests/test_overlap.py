@@ -18,16 +18,19 @@ from tests.conftest import Run, World
 SPAN, TOTAL = 50, 300
 
 
-def write_set(folder: Path, windows: np.ndarray, **record: object) -> None:
+def write_set(folder: Path, windows: np.ndarray, **made_with: object) -> None:
     """A set of windows, int [rows, TOTAL]."""
-    columns = {"token_ids": f"ndarray:int16:{TOTAL // 3}", "prev_token_ids": f"ndarray:int16:{TOTAL - TOTAL // 3}"}
-    columns["domain"] = "str"
     boundary = TOTAL - TOTAL // 3
+    columns = {
+        "token_ids": f"ndarray:int16:{TOTAL // 3}",
+        "prev_token_ids": f"ndarray:int16:{boundary}",
+        "domain": "str",
+    }
     rows = [
         {"token_ids": one[boundary:], "prev_token_ids": one[:boundary], "domain": folder.name}
         for one in windows.astype(np.int16)
     ]
-    mds.write_shard(outputs.Output(folder, record), columns, len(rows), rows)
+    mds.write_shard(outputs.Output(folder, made_with), columns, len(rows), rows)
 
 
 def write_passages(path: Path, passages: list[np.ndarray]) -> None:
@@ -38,6 +41,10 @@ def write_passages(path: Path, passages: list[np.ndarray]) -> None:
         for number, ids in enumerate(passages)
     )  # fmt: skip
     path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records))
+
+
+def windows_of(folder: Path) -> list[np.ndarray]:
+    return [np.concatenate([row["prev_token_ids"], row["token_ids"]]) for row in mds.Rows(folder)]
 
 
 def spans(texts: list[np.ndarray], length: int) -> list[set[tuple[int, ...]]]:
@@ -95,10 +102,7 @@ def test_with_every_span_the_rows_are_those_of_a_brute_force_search(
 ) -> None:
     leaks((49, 50, 51), 20)
     found = overlap(run, tmp_path, "--sampling", 1, "--write_clean_list")
-    test, train = (
-        [np.concatenate([row["prev_token_ids"], row["token_ids"]]) for row in mds.Rows(tmp_path / f"OUT/{split}/book")]
-        for split in ("test", "train")
-    )
+    test, train = (windows_of(tmp_path / f"OUT/{split}/book") for split in ("test", "train"))
     lines = (tmp_path / "OUT/retrieval/0/book.jsonl").read_text().splitlines()
     passages = [np.array(one["contents_token_ids"] + one["neighbor_token_ids"]) for one in map(json.loads, lines)]
     clean = set(range(80))
@@ -118,33 +122,19 @@ def test_with_every_span_the_rows_are_those_of_a_brute_force_search(
 
 
 def test_what_samplers_wrote_is_compared_with_a_brute_force_search(run: Run, world: World, tmp_path: Path) -> None:
-    flags: tuple[object, ...] = (
-        "--domains",
-        "arxiv=0.5,book=0.5",
-        "--test_fraction",
-        0.3,
-        "--retrieval_shards",
-        2,
-        "--allow_shortage",
-    )
-    flags += ("--retrieval_chunk_size", 32, *world.source_flags)
+    flags = "--domains arxiv=0.5,book=0.5 --test_fraction 0.3 --retrieval_shards 2 --retrieval_chunk_size 32".split()
+    flags += ["--allow_shortage", *world.source_flags]
     for shard in range(2):
         run("sample_mds_concat.py", "OUT", 64, 64, 60, 100, 60, shard, *flags, cwd=tmp_path)
     length = 4
     found = overlap(run, tmp_path, "--span_tokens", length, "--sampling", 1)
-    texts = {
-        split: {
-            domain: [np.concatenate([row["prev_token_ids"], row["token_ids"]]) for row in mds.Rows(folder)]
-            for domain in ("arxiv", "book")
-            if (folder := tmp_path / "OUT" / split / domain)
-        }
-        for split in ("test", "train")
-    }
-    there = set().union(*(one for domain in texts["train"].values() for one in spans(domain, length)))
-    for domain, windows in texts["test"].items():
+    train = [window for domain in ("arxiv", "book") for window in windows_of(tmp_path / f"OUT/train/{domain}")]
+    there = set().union(*spans(train, length))
+    for domain in ("arxiv", "book"):
+        windows = windows_of(tmp_path / f"OUT/test/{domain}")
         rows = [row for row, one in enumerate(spans(windows, length)) if one & there]
         assert found["domains"][domain]["train"]["row_numbers"] == rows and rows
-    assert found["compared_with"]["train"]["tokens"] == 128 * sum(map(len, texts["train"].values()))
+    assert found["compared_with"]["train"]["tokens"] == 128 * len(train)
     assert found["domains"]["book"]["retrieval"]["rows"] > 0
 
 
@@ -153,20 +143,19 @@ def test_what_cannot_be_compared_is_an_error_and_what_is_not_there_is_said(
 ) -> None:
     leaks((60,), 5)
     (tmp_path / "OUT/train").rename(tmp_path / "elsewhere")
-    done = run("sanity_check.py", "overlap", "OUT", cwd=tmp_path)
+    command = ("sanity_check.py", "overlap", "OUT")
+    done = run(*command, cwd=tmp_path)
     assert "OUT/train is not there" in done.stderr and "share with train" not in done.stdout
     assert overlap(run, tmp_path, "--train", "elsewhere")["domains"]["book"]["train"]["rows"] > 0
-    run("sanity_check.py", "overlap", "OUT", "--corpus", "elsewhere", cwd=tmp_path, status=2)
-    assert (
-        "--span_tokens" in run("sanity_check.py", "overlap", "OUT", "--span_tokens", 0, cwd=tmp_path, status=2).stderr
-    )
+    run(*command, "--corpus", "elsewhere", cwd=tmp_path, status=2)
+    assert "--span_tokens" in run(*command, "--span_tokens", 0, cwd=tmp_path, status=2).stderr
     with (tmp_path / "OUT/retrieval/0/book.jsonl").open("a") as file:
         file.write('{"id":"book_0_99"}\n')
-    assert "is not a passage" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=1).stderr
+    assert "is not a passage" in run(*command, cwd=tmp_path, status=1).stderr
     outputs.remove(tmp_path / "OUT/retrieval")
-    assert "pass --train or --corpus" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr
+    assert "pass --train or --corpus" in run(*command, cwd=tmp_path, status=2).stderr
     write_set(tmp_path / "OUT/train/book", np.zeros((3, TOTAL), int), tokenizer="other")
     for name in ("train", "test"):
         path = tmp_path / f"OUT/{name}/book/meta.json"
         path.write_text(json.dumps(provenance.signed({**json.loads(path.read_text()), "tokenizer": name})))
-    assert "different tokenizers" in run("sanity_check.py", "overlap", "OUT", cwd=tmp_path, status=2).stderr
+    assert "different tokenizers" in run(*command, cwd=tmp_path, status=2).stderr

@@ -42,12 +42,12 @@ def lay_out_tokens(folder: Path, lengths: dict[str, list[int]]) -> None:
     (folder / "all_jsonl.json").write_text(json.dumps(provenance.signed({"files": listed})))
 
 
-def check_figure(path: Path, width: int = 1350) -> None:
+def check_figure(path: Path) -> None:
     with Image.open(path) as image:
         colours = np.asarray(image.convert("RGB"))
     grey = colours[..., 0]
     assert (colours == grey[..., None]).all(), "nothing is told by colour alone"
-    assert grey.shape[1] == width and 300 < grey.shape[0] < 2000
+    assert grey.shape[1] == 1350 and 300 < grey.shape[0] < 2000
     assert 0.5 < (grey == 255).mean() < 0.99, "white paper with something on it"
     for edge in (grey[0], grey[-1], grey[:, 0], grey[:, -1]):
         assert edge.min() == 255, "nothing is cut off"
@@ -76,16 +76,12 @@ def test_lengths_and_windows_are_those_of_the_token_files(run: Run, tmp_path: Pa
 
 
 def test_headlines_are_true() -> None:
-    def counts(**numbers: int) -> dict[str, DomainCounts]:
-        return {
-            domain: DomainCounts(1, 1, number, windows=np.array([number, 0, 0])) for domain, number in numbers.items()
-        }
+    def counts(**tokens: int) -> dict[str, DomainCounts]:
+        return {domain: DomainCounts(1, 1, one, windows=np.array([one, 0, 0])) for domain, one in tokens.items()}
 
-    assert plots.windows_title(counts(arxiv=1000, law=1), LONG) == "arxiv holds the most windows of 8k (> 99 %)"
-    assert plots.windows_title(counts(arxiv=5, law=5, cc=2), LONG) == (
-        "arxiv and law hold the most windows of 8k (42 % each)"
-    )
-    assert plots.windows_title(counts(arxiv=0), LONG) == "No document is long enough for a window of 8k tokens"
+    assert plots.windows_title(counts(arxiv=1000, law=1)) == "arxiv holds the most windows of 8k (> 99 %)"
+    assert plots.windows_title(counts(arxiv=5, law=5, cc=2)) == "arxiv and law hold the most windows of 8k (42 % each)"
+    assert plots.windows_title(counts(arxiv=0)) == "No document is long enough for a window of 8k tokens"
     own = plots.shares_of_tokens(counts(law=3, med=1))
     assert own == {"law": (0.75, 0), "med": (0.25, 0)}
     assert plots.proportions_title(own) == "law holds 75 % of the tokens"
@@ -94,7 +90,7 @@ def test_headlines_are_true() -> None:
     assert plots.proportions_title(mixed) == "Against RedPajama, the share of arxiv is 22 times as large"
 
 
-def test_the_same_numbers_give_the_same_picture(run: Run, tmp_path: Path) -> None:
+def test_the_same_numbers_give_the_same_figure(run: Run, tmp_path: Path) -> None:
     lay_out_tokens(tmp_path, {"arxiv/one.npy": [300, 9000], "book/one.npy": [40000]})
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: black\nfont.size: 30\nbackend: svg\n")
     (tmp_path / "out.PNG").write_text("to be replaced")
@@ -119,16 +115,18 @@ def test_the_same_numbers_give_the_same_picture(run: Run, tmp_path: Path) -> Non
         ("folder.png", "no file can be written there"),
     ],
 )
-def test_where_no_picture_can_be_is_said_before_the_check(run: Run, tmp_path: Path, path: str, message: str) -> None:
+def test_an_impossible_path_of_a_figure_is_reported_before_the_check(
+    run: Run, tmp_path: Path, path: str, message: str
+) -> None:
     (tmp_path / "folder.png").mkdir()
     for command in ((), ("tokens", "--json"), ("teacher", "DIR")):
-        # There is neither a list nor a set: these would be the next to be refused.
+        # There is neither a list nor a set: these would be the next errors.
         done = run("sanity_check.py", *command, "--plot", path, cwd=tmp_path, status=2)
         assert f"--plot {path}: " in done.stderr and message in done.stderr and not done.stdout
     assert [one.name for one in tmp_path.rglob("*")] == ["folder.png"]
 
 
-def test_pictures_of_little(run: Run, tmp_path: Path) -> None:
+def test_figures_of_few_documents_or_rows(run: Run, tmp_path: Path) -> None:
     lay_out_tokens(tmp_path, {"arxiv/one.npy": [30]})
     run("sanity_check.py", "--plot", "one.png", cwd=tmp_path)
     check_figure(tmp_path / "one.png")

@@ -51,16 +51,16 @@ def made(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Pa
         cwd=folder)  # fmt: skip
     run("sample_mds_ab.py", "LONG", 2048, 64, 5000, 0, "--domains", "wiki=1", "--test_fraction", 0.3,
         "--allow_shortage", cwd=folder)  # fmt: skip
-    run("calculate_logits.py", "--input_dir", "OUT/train", "--model_dir", "teacher", "--domain", "wiki", "--topk", 200,
-        "--num_encoder_tokens", 32, "--num_decoder_tokens", 48, cwd=folder)  # fmt: skip
-    run(
-        "retrieval.embed_passages", "--corpus", "OUT/retrieval", "--output", "EMB", "--model_dir", "encoder", cwd=folder
-    )
-    run("retrieval.search", "--queries", "OUT/test", "--embeddings", "EMB", "--output", "HITS",
-        "--model_dir", "encoder", "--topk", 4, "--query_tokens", 20, cwd=folder)  # fmt: skip
-    run("retrieval.write_mds", "--hits", "HITS", "--embeddings", "EMB", "--queries", "OUT/test", "--output", "RET/test",
-        cwd=folder)  # fmt: skip
-    run("sanity_check.py", "overlap", "OUT", "--span_tokens", 20, cwd=folder)
+    for command in (
+        "calculate_logits.py --input_dir OUT/train --model_dir teacher --domain wiki --topk 200 "
+        "--num_encoder_tokens 32 --num_decoder_tokens 48",
+        "retrieval.embed_passages --corpus OUT/retrieval --output EMB --model_dir encoder",
+        "retrieval.search --queries OUT/test --embeddings EMB --output HITS --model_dir encoder --topk 4 "
+        "--query_tokens 20",
+        "retrieval.write_mds --hits HITS --embeddings EMB --queries OUT/test --output RET/test",
+        "sanity_check.py overlap OUT --span_tokens 20",
+    ):
+        run(*command.split(), cwd=folder)
     (folder / "checks.json").write_text(run("sanity_check.py", "samples", "OUT", "--json", cwd=folder).stdout)
     run("sanity_check.py", "report", ".", "--checks", "checks.json", "--passages", 2, cwd=folder)
     return folder
@@ -129,9 +129,7 @@ def test_what_the_page_says_is_what_the_sets_have(made: Path, run: Run) -> None:
     windows = parsed.numbers("Windows")
     for split in ("test", "train"):
         for domain in ("arxiv", "wiki"):
-            taken = sum(
-                one["samples"] for one in json.loads((made / f"OUT/{split}/{domain}/index.json").read_text())["shards"]
-            )
+            taken = mds.num_rows(made / f"OUT/{split}/{domain}")
             assert windows[f"OUT/{split}/{domain}"][2:] == ["6", str(taken), str(128 * taken)]
     [shortage] = [item for item in parsed.elements["li"] if "requested rows were taken" in item]
     assert shortage.startswith(f"LONG/test/wiki: {windows['LONG/test/wiki'][3]} of 5,000 requested")
@@ -157,9 +155,8 @@ def test_what_the_page_says_is_what_the_sets_have(made: Path, run: Run) -> None:
             assert [p for _, p in one["best"]] == pytest.approx(prob[:5].tolist(), rel=1e-3)
             assert one["rest"] == pytest.approx(float(prob[-1]), rel=1e-3)
             rank = index.index(ids[position + 1]) if ids[position + 1] in index else None
-            assert one["rank"] == rank and one["p"] == (
-                None if rank is None else pytest.approx(float(prob[rank]), rel=1e-3)
-            )
+            expected = None if rank is None else pytest.approx(float(prob[rank]), rel=1e-3)
+            assert one["rank"] == rank and one["p"] == expected
 
     for number, row in rows_of(parsed, "RET/test/arxiv").items():
         query, window = row["texts"][0], mds.Rows(made / "OUT/test/arxiv")[number]
@@ -182,9 +179,7 @@ def test_what_the_page_says_is_what_the_sets_have(made: Path, run: Run) -> None:
     [sentence] = [caption for caption in parsed.elements["figcaption"] if "Overlap" in caption]
     assert f"{shared} with train" in sentence and "these share a span of 20 tokens" in sentence
     assert len(parsed.elements["svg"]) == 7 and "0 findings" in " ".join(parsed.elements["h3"])
-    again = run(
-        "sanity_check.py", "report", ".", "--checks", "checks.json", "--passages", 2, "--output", "b.html", cwd=made
-    )
+    again = run(*"sanity_check.py report . --checks checks.json --passages 2 --output b.html".split(), cwd=made)
     assert "7 figures" in again.stdout and (made / "b.html").read_bytes() == (made / "report.html").read_bytes()
 
 
@@ -205,14 +200,11 @@ def test_commands_on_the_page_are_accepted_and_give_the_same_bytes(made: Path, r
 def test_what_is_damaged_is_named_and_the_rest_is_shown(made: Path, run: Run, tmp_path: Path) -> None:
     for name in ("OUT", "RET", "tokenized"):
         shutil.copytree(made / name, tmp_path / name)
-    shutil.copy(made / "all_jsonl.txt", tmp_path)
-    shutil.copy(made / "all_jsonl.json", tmp_path)
+    for name in ("all_jsonl.txt", "all_jsonl.json"):
+        shutil.copy(made / name, tmp_path)
     (tmp_path / "OUT/test/wiki/meta.json").write_text("{}")
     shard = tmp_path / "OUT/train/arxiv/shard.00000.mds"
-    content = bytearray(shard.read_bytes())
-    content[:8] = b"\xff" * 8
-    shard.unlink()
-    shard.write_bytes(content)
+    shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
     (tmp_path / "tokenized/wikipedia/wiki.npy").unlink()
     done = run("sanity_check.py", "report", "OUT", "RET", cwd=tmp_path, status=1)
     parsed = Parsed(tmp_path / "report.html")
@@ -250,13 +242,12 @@ def test_in_a_browser_it_is_read_by_filter_search_keyboard_and_pointer(made: Pat
             # What is planted is text, of documents and of the name of their file; and it is all there.
             page.keyboard.press("/")
             page.keyboard.type("window.PLANTED = 1</script>")
-            with_it = [
-                row for row in chosen if PLANTED in "".join(text_of(one["segments"], "") for one in row["texts"])
-            ]
+            shown = [(row, "".join(text_of(one["segments"], "") for one in row["texts"])) for row in chosen]
+            with_it = [row for row, text in shown if PLANTED in text]
             assert with_it and int(count.inner_text().split()[0]) >= len(with_it)
             assert "<img src=x onerror='window.planted = 1'>&amp;.jsonl" in article.locator(".source").inner_text()
-            shown = " ".join(article.locator("pre").all_inner_texts())
-            assert "window.planted = 1</script><img src=x" in shown and "U+0007U+202E" in shown and "↵" in shown
+            visible = " ".join(article.locator("pre").all_inner_texts())
+            assert "window.planted = 1</script><img src=x" in visible and "U+0007U+202E" in visible and "↵" in visible
             assert article.locator("mark.found").first.inner_text() == "window.planted = 1</script>"
             assert page.evaluate("window.planted === undefined && document.images.length === 0")
             assert page.evaluate("document.scripts.length") == 2
@@ -271,12 +262,8 @@ def test_in_a_browser_it_is_read_by_filter_search_keyboard_and_pointer(made: Pat
             page.locator("h2", has_text="Rows").evaluate("() => new Promise(requestAnimationFrame)")
             page.locator(".token").nth(place).hover()
             one = row["expected"][place]
-            found = re.search(r"rank (\d+), (\S+) %", tooltip.inner_text())
-            assert (
-                found
-                and int(found[1]) == one["rank"] + 1
-                and float(found[2]) == pytest.approx(100 * one["p"], rel=0.01)
-            )
+            [(rank, percent)] = re.findall(r"rank (\d+), (\S+) %", tooltip.inner_text())
+            assert int(rank) == one["rank"] + 1 and float(percent) == pytest.approx(100 * one["p"], rel=0.01)
             page.keyboard.press("ArrowRight")
             assert page.locator(".token.looked-at").get_attribute("data-place") == str(place + 1)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cepe_data.storage import provenance
+from cepe_data.storage import mds, provenance
 from demo import models
 from tests import reference
 from tests.conftest import PROJECT, Run, World, make_texts
@@ -31,25 +30,6 @@ def write_meta(path: Path, meta: dict) -> None:
     path.write_text(json.dumps(provenance.signed(meta)))
 
 
-def rewrite(path: Path, change: Callable[[np.ndarray], None], fix_meta: bool = True) -> None:
-    """Change the array, and with `fix_meta` its hash in the meta file, as a faulty writer would."""
-    array = np.load(path)
-    change(array)
-    np.save(path, array)
-    if fix_meta:
-        meta_path = provenance.meta_path(path)
-        meta = json.loads(meta_path.read_text())
-        meta["files"][path.name] = provenance.file_metadata(path)
-        write_meta(meta_path, meta)
-
-
-def set_at(position: int, value: int) -> Callable[[np.ndarray], None]:
-    def change(array: np.ndarray) -> None:
-        array[position] = value
-
-    return change
-
-
 def test_clean_files_are_counted_as_they_are(run: Run, world: World, tmp_path: Path) -> None:
     lay_out(tmp_path, world)
     done = run("sanity_check.py", "--num_shards", 3, cwd=tmp_path)
@@ -66,25 +46,29 @@ def test_clean_files_are_counted_as_they_are(run: Run, world: World, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("position", "value", "message"),
     [
-        (set_at(41, 7), r"document 0 does not begin with BOS \(1\)"),
-        (set_at(-1, 7), r"document 39 does not end with EOS \(2\)"),
-        (set_at(50, 800), "document 0 has ids outside of 0 … 799"),
-        (set_at(50, -1), "document 0 has ids outside"),
-        (set_at(1, 10**6), "do not add up"),
-        (set_at(1, -4), "negative length"),
-        (set_at(0, 39), "39 documents|39 hashes|40 hashes for 39"),
-        (set_at(0, 10**7), "documents in"),
+        (41, 7, r"document 0 does not begin with BOS \(1\)"),
+        (-1, 7, r"document 39 does not end with EOS \(2\)"),
+        (50, 800, "document 0 has ids outside of 0 … 799"),
+        (50, -1, "document 0 has ids outside"),
+        (1, 10**6, "do not add up"),
+        (1, -4, "negative length"),
+        (0, 39, "39 documents|39 hashes|40 hashes for 39"),
+        (0, 10**7, "documents in"),
     ],
 )
 def test_wrong_content_is_found_even_where_hashes_agree(
-    run: Run, world: World, tmp_path: Path, change: Callable[[np.ndarray], None], message: str
+    run: Run, world: World, tmp_path: Path, position: int, value: int, message: str
 ) -> None:
-    import re
-
     path = lay_out(tmp_path, world)
-    rewrite(path, change)
+    array = np.load(path)
+    array[position] = value
+    np.save(path, array)
+    meta_path = provenance.meta_path(path)
+    meta = json.loads(meta_path.read_text())
+    meta["files"][path.name] = provenance.file_metadata(path)
+    write_meta(meta_path, meta)
     done = run("sanity_check.py", "--deep", cwd=tmp_path, status=1)
     [finding, *more] = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     assert str(path.relative_to(tmp_path).parent) in finding
@@ -95,7 +79,9 @@ def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
     run: Run, world: World, tmp_path: Path
 ) -> None:
     path = lay_out(tmp_path, world)
-    rewrite(path, lambda array: array.__setitem__(100, array[100] ^ 1), fix_meta=False)
+    array = np.load(path)
+    array[100] ^= 1
+    np.save(path, array)
     (tmp_path / "tokenized/wikipedia/wiki.npy").unlink()
     (tmp_path / "tokenized/github/filtered_0.sampled.hash.npy").unlink()
     foreign = tmp_path / "tokenized/arxiv/arxiv_0.meta.json"
@@ -116,13 +102,12 @@ def test_missing_and_damaged_files_are_named_with_the_array_that_makes_them(
     [line] = [line for line in done.stdout.splitlines() if "sbatch --array=" in line]
     ids = line.partition("--array=")[2].split()[0]
     assert line.endswith("--num_shards 99 --overwrite")
-    redpajama = str(world.data)
-    assert f"run_tokenize.sh {redpajama}" in line
+    assert f"run_tokenize.sh {world.data}" in line
+    flags = ("--data_dir", world.data, "--num_shards", 99, "--overwrite")
     for part in ids.split(","):
         first, _, last = part.partition("-")
         for shard in range(int(first), int(last or first) + 1):
-            run("tokenize_jsonl.py", "--data_dir", redpajama, "--num_shards", 99, "--shard_id", shard, "--overwrite",
-                cwd=tmp_path)  # fmt: skip
+            run("tokenize_jsonl.py", *flags, "--shard_id", shard, cwd=tmp_path)
     run("sanity_check.py", cwd=tmp_path)
     assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
 
@@ -148,8 +133,6 @@ def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp
 def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, tmp_path: Path) -> None:
     flags = (*world.source_flags, "--test_fraction", 0.2)
     run("sample_mds_ab.py", "OUT", 128, 64, 4, 0, "--domains", "book=1", *flags, cwd=tmp_path)
-    from cepe_data.storage import mds
-
     row = mds.Rows(tmp_path / "OUT/test/book")[2]
     tokens = np.concatenate([row["prev_token_ids"], row["token_ids"]])
     documents = reference.documents_of(world.tokenized / BOOK)
@@ -164,7 +147,7 @@ def test_show_prints_a_row_with_its_source_and_document(run: Run, world: World, 
     assert "holds no MDS set" in run(*show[:2], "OUT", *show[3:], cwd=tmp_path, status=2).stderr
 
 
-def test_show_refuses_a_tokenizer_that_did_not_make_the_tokens(run: Run, world: World, tmp_path: Path) -> None:
+def test_show_rejects_a_tokenizer_that_did_not_make_the_tokens(run: Run, world: World, tmp_path: Path) -> None:
     models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
     listing = ("--file_list", world.folder / "all_jsonl.txt")
     run("tokenize_jsonl.py", *listing, "--tokenizer", "other.model", cwd=tmp_path)

@@ -1,7 +1,6 @@
-"""All checks: of the token files, and of every set that is in some folders or below them. What there is to check is
-found by provenance: each meta file and manifest says what made it. Sets belong together by their fingerprints: passages
-are checked against the queries, the hits and the embeddings that they were found with, and those against the corpus
-that was embedded.
+"""All checks: of the token files, and of every set that is in some folders or below them. Sets are found and told apart
+by the provenance in meta files and manifests. Fingerprints say which sets belong together: passages are checked against
+the queries, the hits and the embeddings that they were found with, and those against the corpus that was embedded.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ CHECKS: dict[str, Any] = {
 }  # fmt: skip
 # What other modules of this folder add to a check.
 ADDED = {"tokens": plots.draw_tokens, "samples": overlap.check_clean_lists, "teacher": plots.draw_teacher}
+# Kinds of folders. OUTPUT is the OUT of a sampler; there is nothing to compare the rows of converted sets with.
 OUTPUT, WINDOWS, ANNOTATED, RETRIEVED, HITS, EMBEDDED = "output", "windows", "teacher", "retrieved", "hits", "embedded"
-SCORED = "scored"
-CONVERTED = "converted"  # from a set made elsewhere: there is nothing to compare rows with
-# What an output is, by an argument that made it and nothing else.
+SCORED, CONVERTED = "scored", "converted"
+# The kind of an output, by an argument in its provenance that no other kind has.
 KINDS = {"split": WINDOWS, "num_decoder_tokens": ANNOTATED, "hits": RETRIEVED, "chunk_tokens": SCORED,
          "query_tokens": HITS, "part_bytes": EMBEDDED, "converted_from": CONVERTED}  # fmt: skip
 MAX_DEPTH = 4  # of outputs, below a folder that was named
@@ -72,13 +71,9 @@ def run_one(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run every check that there is something for."""
-    return check(cli.typed(AllChecks, args))
-
-
-def check(options: AllChecks) -> int:
-    """Run every check that there is something for; the exit status is the worst of all checks. Damage is worse than
+    """Run every check that there is something for. The exit status is the worst of all checks: damage is worse than
     what could not be checked."""
+    options = cli.typed(AllChecks, args)
     folders = options.folders or [Path()]
     found, inputs_checked = find(folders), set[Path]()
     added = {**ADDED, "retrieval": inputs_checked}
@@ -127,16 +122,15 @@ def check_others(report: Report, options: AllChecks, found: Found, checked: set[
 
 def describe(options: verify.Effort) -> str:
     """The folders and files that a check is about, as on its command line."""
-    values = {one.name: getattr(options, one.name) for one in dataclasses.fields(options)}
-    paths = {name: value for name, value in values.items() if isinstance(value, Path)}
+    paths = {name: value for name, value in vars(options).items() if isinstance(value, Path)}
     return " ".join(f"{path}" if name in {"folder", "output"} else f"--{name} {path}" for name, path in paths.items())
 
 
 @dataclass
 class Found:
-    """What is there. `folders`: by kind, what its check is given, with what made the outputs there. `windows`: the
-    folder of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline. `unknown`: what
-    has no meta file that can be read."""
+    """What is there. `folders`: by kind, each folder that a check is given, with the provenance of the outputs in it.
+    `windows`: the folder of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline.
+    `unknown`: outputs without a meta file that can be read."""
 
     folders: dict[str, dict[Path, list[provenance.Meta]]] = field(default_factory=lambda: defaultdict(dict))
     windows: dict[str, Path] = field(default_factory=dict)
@@ -144,7 +138,7 @@ class Found:
     unknown: list[Path] = field(default_factory=list)
 
     def add(self, kind: str, folder: Path, *made_with: provenance.Meta) -> None:
-        """There is something of a kind in a folder."""
+        """Add a folder, and the provenance of what is in it."""
         self.folders[kind].setdefault(folder, []).extend(made_with)
 
     def links(self, kind: str, folder: Path, *names: str) -> set[tuple[Any, ...]]:

@@ -1,7 +1,7 @@
-"""Mark exact copies: a bit per document beside each token file, set where the same text stood before in its domain.
+"""Mark exact duplicates: a bit per document beside each token file, set where its domain has the same text before.
 
-A domain's files stand in sorted order of their path, so the first of several copies is the one that is not marked. The
-samplers leave marked documents out with --drop_duplicates. Copies are not damage: the exit status is 0.
+The files of a domain are sorted by path. The first of several equal documents is not marked. The samplers leave marked
+documents out with --drop_duplicates. Duplicates are not damage: the exit status is 0.
 
     python sanity_check.py duplicates
 """
@@ -9,7 +9,7 @@ samplers leave marked documents out with --drop_duplicates. Copies are not damag
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from cepe_data.storage.outputs import Output
 from cepe_data.storage.report import Report, add_report_arguments, add_source_arguments
 from cepe_data.tokens import duplicates
 
-HELP = "mark exact copies of documents, for the samplers' --drop_duplicates"
+HELP = "mark exact duplicates of documents, for the samplers' --drop_duplicates"
 DOCUMENTS_AT_ONCE = 1 << 20
 MIXED = "(files of several domains)"
 
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class BitsOfDomains:
-    """The bits of a domain that are to be written, or of all domains that stand in files of several: those of `todo`,
-    by path. `files` are all that are compared. Copies are looked for in a domain's own documents."""
+    """The bits of a domain, or of all domains that share files. `todo` are the outputs to write, by path of the file.
+    `files` are all files that are compared. Duplicates are looked for among a domain's own documents."""
 
     tokens: reader.Tokens
     name: str
@@ -61,11 +61,7 @@ class BitsOfDomains:
 
     @classmethod
     def of_domain(
-        cls,
-        tokens: reader.Tokens,
-        domain: str,
-        write: outputs.WriteOptions = outputs.REPLACE_NOTHING,
-        partition_documents: int = duplicates.PARTITION_DOCUMENTS,
+        cls, tokens: reader.Tokens, domain: str, write: outputs.WriteOptions, partition_documents: int
     ) -> BitsOfDomains:
         """What is left to write for a domain, and those that share files with it.
 
@@ -76,26 +72,25 @@ class BitsOfDomains:
         """
         files = tokens.marked_with(domain)
         made_with = reader.bits_made_with(tokens, domain)
-        todo = {}
-        for file in files:
-            bits = write.output_at(duplicates.bits_path(tokens.folder / file.token_file), made_with)
-            if not duplicates.is_made(bits):
-                todo[file.path] = bits
+        bits = {
+            file.path: write.output_at(duplicates.bits_path(tokens.folder / file.token_file), made_with)
+            for file in files
+        }
+        todo = {path: of_file for path, of_file in bits.items() if not duplicates.is_made(of_file)}
         name = domain if files is tokens.files[domain] else MIXED
         return cls(tokens, name, files, todo, partition_documents)
 
     def num_documents(self) -> int:
         """Documents of all files."""
-        return sum(self._num_documents_of(file) for file in self.files)
+        return sum(map(self._num_documents_of, self.files))
 
     def _num_documents_of(self, file: listing.ListedFile) -> int:
         with self.tokens.open(file) as token_file:
             return token_file.num_documents
 
-    def write(self, progress: Callable[[int], object] = lambda _: None) -> None:
+    def write(self, progress: Callable[[int], object]) -> None:
         """Write them. Every document is told to `progress` twice: when its hash was read, and when it was compared."""
-        folder = self.tokens.folder
-        with duplicates.CopyFinder(self.num_documents(), folder, self.partition_documents) as finder:
+        with duplicates.CopyFinder(self.num_documents(), self.tokens.folder, self.partition_documents) as finder:
             for file in self.files:
                 with self.tokens.open(file) as token_file:
                     for first, _, _, hashes in token_file.document_blocks():
@@ -104,11 +99,12 @@ class BitsOfDomains:
             finder.compare(progress)
             for file in self.files:
                 num_documents = self._num_documents_of(file)
-                copies = take_blocks(finder, num_documents)
+                starts = range(0, num_documents, DOCUMENTS_AT_ONCE)
+                blocks = (finder.take(min(DOCUMENTS_AT_ONCE, num_documents - start)) for start in starts)
                 if file.path in self.todo:
-                    duplicates.write_bits(self.todo[file.path], num_documents, copies)
+                    duplicates.write_bits(self.todo[file.path], num_documents, blocks)
                 else:
-                    for _ in copies:
+                    for _ in blocks:  # the finder gives the documents of all files in order
                         pass
 
     def _domain_keys(
@@ -122,22 +118,16 @@ class BitsOfDomains:
         keys = np.array([hashing.key(name) for name in token_file.domain_names], np.uint64)
         return keys[token_file.domain_numbers(first, first + number)]
 
-    def count(self) -> tuple[int, int, int]:
-        """Files, documents and copies, when all bits are there."""
-        metas = [
-            provenance.read_meta(duplicates.bits_path(self.tokens.folder / file.token_file)) for file in self.files
-        ]
-        return len(metas), *(sum(meta[name] for meta in metas if meta) for name in ("documents", "copies"))
-
-
-def take_blocks(finder: duplicates.CopyFinder, num_documents: int) -> Iterator:
-    """What the finder says of the next documents, a block at a time."""
-    for start in range(0, num_documents, DOCUMENTS_AT_ONCE):
-        yield finder.take(min(DOCUMENTS_AT_ONCE, num_documents - start))
+    def count(self) -> dict[str, int]:
+        """Files, documents and duplicates, when all bits are there."""
+        paths = (duplicates.bits_path(self.tokens.folder / file.token_file) for file in self.files)
+        metas = [meta for path in paths if (meta := provenance.read_meta(path))]
+        counts = {name: sum(meta[name] for meta in metas) for name in ("documents", "copies")}
+        return {"files": len(self.files), **counts}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Mark the copies of every domain that is not marked yet, and print how many there are."""
+    """Mark the duplicates of every domain that is not marked yet, and print how many there are."""
     report = Report("duplicates", args.json)
     tokens = choose_domains(args.file_list, args.tokenized_dir, args.domains)
     write = cli.typed(outputs.WriteOptions, args)
@@ -146,22 +136,23 @@ def run(args: argparse.Namespace) -> int:
         if MIXED not in groups or tokens.marked_with(domain) is tokens.files[domain]:
             one = BitsOfDomains.of_domain(tokens, domain, write, args.partition_documents)
             groups[one.name] = one
-    domains = list(groups.values())
-    todo = {one.name: one for one in domains if one.todo}
-    for one in domains:
-        if not one.todo:
-            report.say(f"{one.name}: skipped, marked before among the same {len(one.files)} token files")
-    for folder in {(args.tokenized_dir / file.token_file).parent for one in domains for file in one.files}:
+    todo = {name: one for name, one in groups.items() if one.todo}
+    for name, one in groups.items():
+        if name not in todo:
+            report.say(f"{name}: skipped, marked before among the same {len(one.files)} token files")
+    for folder in {(args.tokenized_dir / file.token_file).parent for one in groups.values() for file in one.files}:
         outputs.remove_stale_temporaries(folder)
-    num_documents = {domain: one.num_documents() for domain, one in todo.items()}
+    num_documents = {name: one.num_documents() for name, one in todo.items()}
     assigned = shards.assign_files(list(num_documents.items()), min(args.num_workers, max(1, len(todo))))
-    shares = [([todo[domain] for domain in share],) for share in assigned]
+    shares = [([todo[name] for name in share],) for share in assigned]
     with cli.progress_bar(2 * sum(num_documents.values()), "hash", "read and compared", unit_scale=True) as bar:
         workers.run_shares(write_all, shares, bar.update)
-    print_table(report, domains)
-    num_files, num_all, num_copies = (sum(column) for column in zip(*(one.count() for one in domains), strict=True))
-    report.results |= {"files": num_files, "documents": num_all, "copies": num_copies}
-    what = f"{num_files} token files: {num_all:,} documents, {num_copies:,} copies"
+    counts = {name: one.count() for name, one in groups.items()}
+    rows = [(name, *one.values(), f"{one['copies'] / max(1, one['documents']):.3%}") for name, one in counts.items()]
+    report.say(cli.table(("domain", "files", "documents", "copies", "share"), rows))
+    total = {name: sum(one[name] for one in counts.values()) for name in ("files", "documents", "copies")}
+    report.results |= {"domains": counts, **total}
+    what = f"{total['files']} token files: {total['documents']:,} documents, {total['copies']:,} copies"
     return report.finish(what, args.tokenized_dir)
 
 
@@ -185,15 +176,3 @@ def write_all(domains: Sequence[BitsOfDomains], progress: Callable[[int], object
     """Write the bits of some domains."""
     for one in domains:
         one.write(progress)
-
-
-def print_table(report: Report, domains: Sequence[BitsOfDomains]) -> None:
-    """Files, documents and copies by domain."""
-    header = ("domain", "files", "documents", "copies", "share")
-    rows = []
-    for one in domains:
-        num_files, num_documents, num_copies = one.count()
-        counts = {"files": num_files, "documents": num_documents, "copies": num_copies}
-        report.results.setdefault("domains", {})[one.name] = counts
-        rows.append((one.name, *counts.values(), f"{num_copies / max(1, num_documents):.3%}"))
-    report.say(cli.table(header, rows))

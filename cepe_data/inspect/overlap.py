@@ -1,9 +1,9 @@
 """Show leaks: the test windows that share a span of tokens with training windows or with the retrieval corpus.
 
-A text is never in two splits, but what it quotes, or a slightly other version of it, can be. Spans of 50 tokens are
-compared by hashes, one of 8 of them: a window that shares a long stretch is found for certain, one that shares a single
-span by luck, and the report says how likely. OUT/overlap.json has the numbers of the rows. That something is shared is
-no damage: the exit status is 0.
+A text is never in two splits, but what it quotes, or a slightly different version of it, can be. Spans of 50 tokens are
+compared by hashes, one of 8 of them. A window that shares a long stretch is almost certainly found, one that shares a
+single span only by chance; the report has the probabilities. OUT/overlap.json has the numbers of the rows. Shared spans
+are not damage: the exit status is 0.
 
     python sanity_check.py overlap 8k_ab --corpus 8k_concat/retrieval
 """
@@ -110,8 +110,8 @@ def sample_piece(sampler: SpanSampler, piece: Piece) -> Sampled:
 
 @dataclass
 class Side:
-    """What the test windows are compared with: its pieces, what of the index was found in it (bool [hashes]), and what
-    was looked at."""
+    """Training windows or the retrieval corpus: its pieces; bool [hashes], which hashes of the index are in it; and how
+    many tokens and hashes were read."""
 
     name: str
     path: Path
@@ -121,13 +121,22 @@ class Side:
     num_hashes: int = 0
 
 
-@dataclass
 class Shared:
-    """Of a test set: int64 [rows] sampled spans of each row, and by side how many of these are found in it."""
+    """Of the rows of a test set: int64 [rows] sampled spans, and by side how many of these are found in it."""
 
-    folder: Path
-    sampled: np.ndarray
-    by_side: dict[str, np.ndarray]
+    def __init__(self, folder: Path, sides: Sequence[Side]) -> None:
+        self.folder, num_rows = folder, mds.num_rows(folder)
+        self.sampled = np.zeros(num_rows, np.int64)
+        self.by_side = {side.name: np.zeros(num_rows, np.int64) for side in sides}
+
+    def add(self, sampled: Sampled, index: SpanIndex, sides: Sequence[Side]) -> None:
+        """Count the spans of some rows; all of them are in the index."""
+        assert sampled.rows is not None
+        places = index.find(sampled.hashes)
+        self.sampled += np.bincount(sampled.rows, minlength=len(self.sampled))
+        for side in sides:
+            of_side = sampled.rows[side.found[places]]
+            self.by_side[side.name] += np.bincount(of_side, minlength=len(self.sampled))
 
     @property
     def is_clean(self) -> np.ndarray:
@@ -150,16 +159,17 @@ def run(args: argparse.Namespace) -> int:
     verify.open_rows.cache_clear()  # a set of the same name may be another one by now
     test = verify.find_sets(args.output / "test")
     sides = find_sides(args.output, args.train, args.corpus)
-    require_one_tokenizer([*test, *(piece.path for piece in all_pieces(sides))])
+    side_pieces = [piece for side in sides for piece in side.pieces]
+    require_one_tokenizer([*test, *(piece.path for piece in side_pieces)])
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
     sampling = args.sampling or default_sampling(sum(window_tokens(folder) * mds.num_rows(folder) for folder in test))
     if args.span_tokens > (longest := max(map(window_tokens, test))):
         raise ArgumentError(f"--span_tokens {args.span_tokens}: the longest test windows have {longest} tokens")
     outputs.remove_stale_temporaries(args.output / "test")
-    num_bytes = sum(piece.num_bytes for piece in [*test_pieces, *test_pieces, *all_pieces(sides)])
-    sample = functools.partial(sample_piece, SpanSampler(args.span_tokens, sampling))
+    num_bytes = sum(piece.num_bytes for piece in [*test_pieces, *test_pieces, *side_pieces])
+    sampler = SpanSampler(args.span_tokens, sampling)
     with (
-        workers.Workers(args.num_workers, sample) as pool,
+        workers.Workers(args.num_workers, functools.partial(sample_piece, sampler)) as pool,
         cli.progress_bar(num_bytes, "B", "overlap", unit_scale=True) as bar,
     ):
 
@@ -175,14 +185,19 @@ def run(args: argparse.Namespace) -> int:
                 side.found[index.find(sampled.hashes)] = True
                 side.num_tokens += sampled.num_tokens
                 side.num_hashes += len(sampled.hashes)
-        shared = {folder: count_shared(folder, sides) for folder in test}
+        shared = {folder: Shared(folder, sides) for folder in test}
         for piece, sampled in scan(test_pieces):
-            add_shared(shared[piece.path], sampled, index, sides)
-    print_report(report, args.span_tokens, list(shared.values()), sides, index, sampling)
+            shared[piece.path].add(sampled, index, sides)
+    print_report(report, sampler, list(shared.values()), sides, index)
+    lists = {clean_list_path(one.folder): np.flatnonzero(one.is_clean) for one in shared.values()}
     if args.write_clean_list:
-        write_clean_lists(report, list(shared.values()))
-    else:
-        warn_of_other_lists(test)
+        for path, rows in lists.items():
+            content = io.BytesIO()
+            np.save(content, rows)
+            outputs.write_bytes(path, content.getvalue())
+            report.say(f"{path}: {len(rows):,} rows")
+    elif there := [str(path) for path in lists if path.exists()]:
+        cli.warn(f"{', '.join(there)} are of an earlier run: --write_clean_list replaces them")
     path = report_path(args.output)
     outputs.write_json(path, provenance.signed(report.results))
     num_tokens = sum(side.num_tokens for side in sides)
@@ -196,29 +211,21 @@ def find_sides(output: Path, named_train: Path | None, named_corpus: Path | None
     Raises:
         ArgumentError: if neither is, or one that was named is not.
     """
+    train, corpus = named_train or output / "train", named_corpus or output / "retrieval"
     sides = []
-    train = named_train or output / "train"
     if named_train or verify.is_domain_folder(train):
         folders = verify.find_sets(train)
         sides.append(Side("train", train, [piece for folder in folders for piece in window_pieces(folder)]))
-    corpus = named_corpus or output / "retrieval"
-    files = sorted(corpus.glob("*/*.jsonl"))
-    if files:
+    if files := sorted(corpus.glob("*/*.jsonl")):
         sides.append(Side("retrieval", corpus, [piece for path in files for piece in passage_pieces(path)]))
     elif named_corpus:
         raise ArgumentError(f"--corpus {corpus} holds no passages: pass OUT/retrieval")
     if not sides:
         raise ArgumentError(f"neither {train} nor {corpus} is there to compare with: pass --train or --corpus")
-    names = {side.name for side in sides}
-    for name, flag, path in (("train", "--train", train), ("retrieval", "--corpus", corpus)):
-        if name not in names:
+    for flag, path in (("--train", train), ("--corpus", corpus)):
+        if path not in {side.path for side in sides}:
             cli.warn(f"{path} is not there: nothing is compared with it (pass {flag} for another place)")
     return sides
-
-
-def all_pieces(sides: Sequence[Side]) -> list[Piece]:
-    """The pieces of all sides."""
-    return [piece for side in sides for piece in side.pieces]
 
 
 def window_pieces(folder: Path, with_rows: bool = False) -> list[Piece]:
@@ -269,40 +276,21 @@ def default_sampling(num_tokens: int) -> int:
     return sampling
 
 
-def count_shared(folder: Path, sides: Sequence[Side]) -> Shared:
-    """A test set of which nothing is counted yet."""
-    num_rows = mds.num_rows(folder)
-    return Shared(folder, np.zeros(num_rows, np.int64), {side.name: np.zeros(num_rows, np.int64) for side in sides})
-
-
-def add_shared(shared: Shared, sampled: Sampled, index: SpanIndex, sides: Sequence[Side]) -> None:
-    """Count the spans of some rows of a test set; all of them are in the index."""
-    assert sampled.rows is not None
-    places = index.find(sampled.hashes)
-    shared.sampled += np.bincount(sampled.rows, minlength=len(shared.sampled))
-    for side in sides:
-        of_side = sampled.rows[side.found[places]]
-        shared.by_side[side.name] += np.bincount(of_side, minlength=len(shared.sampled))
-
-
 def print_report(
-    report: Report,
-    span_tokens: int,
-    shared: Sequence[Shared],
-    sides: Sequence[Side],
-    index: SpanIndex,
-    sampling: int,
+    report: Report, sampler: SpanSampler, shared: Sequence[Shared], sides: Sequence[Side], index: SpanIndex
 ) -> None:
     """The table of the windows that share something, and what the comparison can miss or take for shared."""
+    span_tokens, sampling = sampler.span, sampler.sampling
+    domains = {one.folder.name: one.as_json() for one in shared}
     names = [side.name for side in sides]
-    rows = []
-    for one in shared:
-        numbers = [int(np.count_nonzero(one.by_side[name])) for name in names]
-        rows.append((one.folder.name, len(one.sampled), *numbers, int(np.count_nonzero(one.is_clean))))
+    rows: list[tuple[object, ...]] = [
+        (domain, one["windows"], *(one[name]["rows"] for name in names), one["clean"])
+        for domain, one in domains.items()
+    ]
     rows.append(("total", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))))
     header = ("domain", "test windows", *(f"share with {name}" for name in names), "share with none")
     report.say(cli.table(header, rows))
-    missed = {span_tokens + longer: (1 - 1 / sampling) ** (longer + 1) for longer in LONGER_TOKENS}
+    missed = {str(span_tokens + longer): (1 - 1 / sampling) ** (longer + 1) for longer in LONGER_TOKENS}
     chance = sum(side.num_hashes for side in sides) * len(index) * sampling / 2.0**64
     if unseen := sum(int(np.count_nonzero(one.sampled == 0)) for one in shared):
         cli.warn(f"{unseen:,} test windows have no span among those that are compared: lower --sampling")
@@ -316,17 +304,11 @@ def print_report(
         "span_tokens": span_tokens,
         "sampling": sampling,
         "test_hashes": len(index),
-        "chance_of_missing": {str(length): probability for length, probability in missed.items()},
+        "chance_of_missing": missed,
         "expected_false_matches": chance,
         "compared_with": {side.name: {"path": str(side.path), "tokens": side.num_tokens} for side in sides},
-        "domains": {one.folder.name: one.as_json() for one in shared},
+        "domains": domains,
     }
-
-
-def warn_of_other_lists(folders: Sequence[Path]) -> None:
-    """Say that lists which this run does not write are those of another one."""
-    if there := [str(path) for path in map(clean_list_path, folders) if path.exists()]:
-        cli.warn(f"{', '.join(there)} are of an earlier run: --write_clean_list replaces them")
 
 
 def report_path(output: Path) -> Path:
@@ -355,13 +337,3 @@ def check_clean_lists(report: Report, output: Path) -> None:
             continue
         if not is_right:
             report.found(path, f"lists other rows than {report_path(output)} has as clean: {WRITE_AGAIN}")
-
-
-def write_clean_lists(report: Report, shared: Sequence[Shared]) -> None:
-    """Write which rows of every test set share nothing."""
-    for one in shared:
-        path = clean_list_path(one.folder)
-        content = io.BytesIO()
-        np.save(content, np.flatnonzero(one.is_clean))
-        outputs.write_bytes(path, content.getvalue())
-        report.say(f"{path}: {np.count_nonzero(one.is_clean):,} rows")

@@ -1,7 +1,7 @@
 """The figures of `sanity_check.py --plot`: one page each, a row per domain, in greys that print.
 
-Everything is placed in inches from the upper left corner, so that no text meets another whatever the number of domains.
-The same numbers give the same bytes: matplotlib's own style, whatever the user's is, and no dates in the file.
+Places are in inches from the upper left corner, so that texts never overlap, whatever the number of domains. The same
+numbers give the same bytes: the style is matplotlib's default, not the user's, and the files have no dates.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,14 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.storage import outputs
 from cepe_data.storage.report import Report
-from cepe_data.tokens.check_file import DomainCounts
+from cepe_data.tokens.check_file import LONG_DOCUMENT_TOKENS, WINDOW_STEP, DomainCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from cepe_data.teacher.check import Positions
 
-# The formats, and what leaves the date out of each.
+# The metadata of each format that leaves its date out.
 DATELESS: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 # Billions of tokens, the table of https://github.com/togethercomputer/RedPajama-Data/tree/rp_v1
 REDPAJAMA_TOKENS = {"arxiv": 28, "book": 26, "c4-rp": 175, "cc": 878, "github": 59, "stackexchange": 20, "wiki": 24}
@@ -51,7 +51,7 @@ STYLE: dict[str, Any] = {
 
 @contextlib.contextmanager
 def figure_style() -> Iterator[None]:
-    """matplotlib's own style, with what all figures here share."""
+    """matplotlib's default style, with the settings that all figures here share."""
     from matplotlib import style
 
     with style.context(["default", STYLE]):
@@ -59,58 +59,54 @@ def figure_style() -> Iterator[None]:
 
 
 @figure_style()
-def draw_tokens(
-    report: Report,
-    path: Path,
-    counts: Mapping[str, DomainCounts],
-    num_listed: int,
-    thresholds: Sequence[int],
-    step: int,
-) -> None:
+def draw_tokens(report: Report, path: Path, counts: Mapping[str, DomainCounts], num_listed: int) -> None:
     """Draw the lengths of documents and the windows in them into `path`, and the domains' shares of the tokens into
     `X.shares.png` beside it. `num_listed` files should be there."""
     counts = {domain: one for domain, one in sorted(counts.items()) if one.files}
     if not counts:
         cli.warn(f"no token file could be read: {path} is not written")
         return
-    total = DomainCounts()
-    for one in counts.values():
-        total.add(one)
+    rows = with_total(counts)
+    num_files, num_documents, num_tokens = (
+        sum(getattr(one, name) for one in counts.values()) for name in ("files", "documents", "tokens")
+    )
     files = (
-        f"{total.files:,} of {num_listed:,} token files"
-        if total.files < num_listed
-        else _count(total.files, "token file")
+        f"{num_files:,} of {num_listed:,} token files" if num_files < num_listed else _count(num_files, "token file")
     )
-    title = windows_title(counts, thresholds)
-    rows = {**counts, "total": total} if len(counts) > 1 else counts
-    page, top = _titled_page(
-        title,
-        f"{_count(total.documents, 'document')} of {files}, all splits together",
-        LENGTHS_PITCH * len(rows) + 0.85,
-    )
-    draw_lengths(page, top + 0.3, rows, thresholds, step)
+    note = f"{_count(num_documents, 'document')} of {files}, all splits together"
+    page, top = _titled_page(windows_title(counts), note, LENGTHS_PITCH * len(rows) + 0.85)
+    draw_lengths(page, top + 0.3, rows)
     page.publish(report, path, "plot")
     shares = shares_of_tokens(counts)
-    title = proportions_title(shares)
-    page, top = _titled_page(title, f"{_count(total.tokens, 'token')} of {files}", SHARES_PITCH * len(shares) + 0.6)
+    note = f"{_count(num_tokens, 'token')} of {files}"
+    page, top = _titled_page(proportions_title(shares), note, SHARES_PITCH * len(shares) + 0.6)
     draw_shares(page, top, counts, shares)
     page.publish(report, path.with_suffix(f".shares{path.suffix}"), "plot_of_shares")
 
 
+def with_total(counts: Mapping[str, DomainCounts]) -> dict[str, DomainCounts]:
+    """The same with the sum of all domains at the end, if there are several."""
+    total = DomainCounts()
+    for one in counts.values():
+        total.add(one)
+    return {**counts, **({"total": total} if len(counts) > 1 else {})}
+
+
 def _titled_page(title: str, subtitle: str, height: float) -> tuple[Page, float]:
-    """A page with its message and what that is about; and where the `height` begins that is left below them."""
+    """A page with a title and a subtitle; and where the `height` below them begins."""
+    title = textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
     title_height = LINE_HEIGHT * (title.count("\n") + 1)
     top = MARGIN + title_height + 0.55
     page = Page(top + height)
-    page.title(MARGIN, title)
+    page.text(MARGIN, MARGIN, title, fontsize=11, fontweight="bold", linespacing=1.15)
     page.text(MARGIN, MARGIN + title_height + 0.04, subtitle, color="0.3")
     return page, top
 
 
-def windows_title(counts: Mapping[str, DomainCounts], thresholds: Sequence[int]) -> str:
+def windows_title(counts: Mapping[str, DomainCounts]) -> str:
     """Which domains have the most windows of each length."""
     leaders: dict[str, list[str]] = {}
-    for index, threshold in enumerate(thresholds):
+    for index, threshold in enumerate(LONG_DOCUMENT_TOKENS):
         windows = {domain: one.windows[index] for domain, one in counts.items()}
         if most := max(windows.values()):
             first = [short_name(domain) for domain, number in windows.items() if number == most]
@@ -118,47 +114,41 @@ def windows_title(counts: Mapping[str, DomainCounts], thresholds: Sequence[int])
             share = f"{_short(threshold)} ({percent_text(most / sum(windows.values()))}{each})"
             leaders.setdefault(f"{enumerate_words(first)} {'hold' if each else 'holds'}", []).append(share)
     if not leaders:
-        return f"No document is long enough for a window of {_short(thresholds[0])} tokens"
-    parts = [f"{leader} the most windows of {enumerate_words(what)}" for leader, what in leaders.items()]
-    return _wrap(", ".join(parts))
+        return f"No document is long enough for a window of {_short(LONG_DOCUMENT_TOKENS[0])} tokens"
+    return ", ".join(f"{leader} the most windows of {enumerate_words(what)}" for leader, what in leaders.items())
 
 
 def shares_of_tokens(counts: Mapping[str, DomainCounts]) -> dict[str, tuple[float, float]]:
-    """Each domain's share of all tokens here, and of all tokens of RedPajama: 0 where it is not one of these. Domains
-    of RedPajama that are not here are in it, unless none of RedPajama's is."""
+    """Each domain's share of all tokens here, and of all tokens of RedPajama; 0 where there is no such domain. Domains
+    of RedPajama that are missing here are included, unless all of them are missing."""
     here, there = max(1, sum(one.tokens for one in counts.values())), sum(REDPAJAMA_TOKENS.values())
     domains = {*counts, *REDPAJAMA_TOKENS} if REDPAJAMA_TOKENS.keys() & counts.keys() else {*counts}
+    num_tokens = {domain: one.tokens for domain, one in counts.items()}
     return {
-        domain: (
-            counts[domain].tokens / here if domain in counts else 0.0,
-            REDPAJAMA_TOKENS.get(domain, 0) / there,
-        )
+        domain: (num_tokens.get(domain, 0) / here, REDPAJAMA_TOKENS.get(domain, 0) / there)
         for domain in sorted(domains)
     }
 
 
 def proportions_title(shares: Mapping[str, tuple[float, float]]) -> str:
     """Which domains have another share of the tokens than in RedPajama; without its domains, which has the largest."""
-    ratios = {domain: ours / theirs for domain, (ours, theirs) in shares.items() if ours and theirs}
+    ratios = {domain: here / redpajama for domain, (here, redpajama) in shares.items() if here and redpajama}
     if not ratios:
         largest = max(shares, key=lambda domain: shares[domain][0])
         return f"{short_name(largest)} holds {percent_text(shares[largest][0])} of the tokens"
     extremes = (max(ratios, key=ratios.__getitem__), min(ratios, key=ratios.__getitem__))
     other = [domain for domain in dict.fromkeys(extremes) if not 1 / 1.1 < ratios[domain] < 1.1]
     if not other:
-        return _wrap("The share of each domain is within a tenth of that in RedPajama, as far as it is in both")
-    first, *others = [f"{_factor(ratios[domain])} times" for domain in other]
-    parts = [f"that of {short_name(domain)} {factor}" for domain, factor in zip(other[1:], others, strict=True)]
-    whole = ", ".join([f"the share of {short_name(other[0])} is {first} as large", *parts])
-    return _wrap(f"Against RedPajama, {whole}")
+        return "The share of each domain is within a tenth of that in RedPajama, as far as it is in both"
+    parts = [f"{short_name(domain)} is {_factor(ratios[domain])} times as large" for domain in other]
+    return f"Against RedPajama, the share of {', that of '.join(parts)}"
 
 
-def draw_lengths(
-    page: Page, top: float, counts: Mapping[str, DomainCounts], thresholds: Sequence[int], step: int
-) -> None:
+def draw_lengths(page: Page, top: float, counts: Mapping[str, DomainCounts]) -> None:
     """A histogram per domain over one axis of lengths, and beside it how many windows the domain holds."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+    thresholds = LONG_DOCUMENT_TOKENS
     column_width, pitch, height = 0.9, LENGTHS_PITCH, LENGTHS_PITCH - 0.18
     left, width = NAME_WIDTH, PAGE_WIDTH - NAME_WIDTH - 0.15 - column_width * len(thresholds) - MARGIN
     columns = [left + width + 0.1 + column_width * (index + 1) for index in range(len(thresholds))]
@@ -199,14 +189,9 @@ def draw_lengths(
                 page.text(column, top - 0.05, _short(threshold), va="bottom", ha="right")
     header = {"va": "bottom", "color": "0.3"}
     page.text(left, top - 0.28, "number of documents by length", **header)
-    page.text(columns[-1], top - 0.28, f"windows in them (step {step:,}) of", ha="right", **header)
-    bottom = top + len(counts) * pitch + 0.16
-    page.text(
-        left + width / 2,
-        bottom,
-        "tokens of a document, in bars of half an octave (× √2); both axes logarithmic",
-        ha="center",
-    )
+    page.text(columns[-1], top - 0.28, f"windows in them (step {WINDOW_STEP:,}) of", ha="right", **header)
+    label = "tokens of a document, in bars of half an octave (× √2); both axes logarithmic"
+    page.text(left + width / 2, top + len(counts) * pitch + 0.16, label, ha="center")
 
 
 def draw_shares(
@@ -218,21 +203,26 @@ def draw_shares(
 
     height = SHARES_PITCH * len(shares)
     axes = page.axes(NAME_WIDTH, top, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
-    for row, (domain, (ours, theirs)) in enumerate(shares.items()):
-        page.text(MARGIN, top + height * (row + 0.5) / len(shares), short_name(domain), va="center")
-        axes.barh(row - 0.19, ours, 0.36, **FILLED)
-        axes.barh(row + 0.19, theirs, 0.36, **HATCHED)
-        what = f"{percent_text(ours)}, {_count(counts[domain].tokens, 'token')}" if domain in counts else "not here"
-        axes.text(ours, row - 0.19, f" {what}", va="center", fontsize=8)
-        axes.text(
-            theirs, row + 0.19, f" {percent_text(theirs)}" if theirs else " not in RedPajama", va="center", fontsize=8
-        )
+    name_bars(page, top, height, shares)
+    for row, (domain, (here, redpajama)) in enumerate(shares.items()):
+        axes.barh(row - 0.19, here, 0.36, **FILLED)
+        axes.barh(row + 0.19, redpajama, 0.36, **HATCHED)
+        what = f"{percent_text(here)}, {_count(counts[domain].tokens, 'token')}" if domain in counts else "not here"
+        of_redpajama = percent_text(redpajama) if redpajama else "not in RedPajama"
+        axes.text(here, row - 0.19, f" {what}", va="center", fontsize=8)
+        axes.text(redpajama, row + 0.19, f" {of_redpajama}", va="center", fontsize=8)
     largest = max(max(pair) for pair in shares.values()) or 1.0
     axes.set(xlim=(0, largest * 1.32), ylim=(len(shares) - 0.5, -0.5), yticks=[], xlabel="share of the tokens")
     axes.set_xticks([tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, largest) if tick <= 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     patches = [Patch(**FILLED, label="here"), Patch(**HATCHED, label="RedPajama")]
     axes.legend(handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
+
+
+def name_bars(page: Page, top: float, height: float, domains: Collection[str]) -> None:
+    """The names of domains beside axes with a row of bars for each."""
+    for row, domain in enumerate(domains):
+        page.text(MARGIN, top + height * (row + 0.5) / len(domains), short_name(domain), va="center")
 
 
 @figure_style()
@@ -271,7 +261,10 @@ def draw_positions(page: Page, top: float, positions: Mapping[str, Positions]) -
         spreads = ((one.topk_mass,), (one.entropy_lower, one.entropy_upper))
         for left, bounds, limit in zip(lefts, spreads, limits, strict=True):
             axes = page.axes(left, top + row * pitch, width, height)
-            _draw_spread(axes, one, bounds)
+            edges = np.append(one.first_positions, one.num_positions)
+            axes.stairs(bounds[-1].quantile(0.9), edges, baseline=bounds[0].quantile(0.1), fill=True, color="0.8")
+            for spread in bounds:
+                axes.stairs(spread.mean(), edges, baseline=None, color="black", linewidth=1.2)
             axes.set(xlim=(0, max(other.num_positions for other in positions.values())), ylim=limit)
             axes.tick_params(axis="x", labelbottom=row == len(positions) - 1)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -284,28 +277,18 @@ def draw_positions(page: Page, top: float, positions: Mapping[str, Positions]) -
     page.text(lefts[1], top - 0.1, what, va="bottom")
 
 
-def _draw_spread(axes: Axes, positions: Positions, bounds: Sequence[Any]) -> None:
-    """Draw a number, or its lower and its upper bound."""
-    edges = np.append(positions.first_positions, positions.num_positions)
-    axes.stairs(bounds[-1].quantile(0.9), edges, baseline=bounds[0].quantile(0.1), fill=True, color="0.8")
-    for spread in bounds:
-        axes.stairs(spread.mean(), edges, baseline=None, color="black", linewidth=1.2)
-
-
 def teacher_title(positions: Mapping[str, Positions]) -> str:
     """The mean mass of the top-k, and the mean entropy in the first and in the last positions of all rows."""
     rows = [one.num_rows for one in positions.values()]
     mass = np.average([one.topk_mass.total_mean() for one in positions.values()], weights=rows)
 
     def entropy(group: int) -> str:
-        lower, upper = (
-            f"{np.average([spread.mean()[group] for spread in spreads], weights=rows):.2f}"
-            for spreads in zip(*[(one.entropy_lower, one.entropy_upper) for one in positions.values()], strict=True)
-        )
+        bounds = [(one.entropy_lower.mean()[group], one.entropy_upper.mean()[group]) for one in positions.values()]
+        lower, upper = (f"{mean:.2f}" for mean in np.average(bounds, axis=0, weights=rows))
         return lower if lower == upper else f"between {lower} and {upper}"
 
     what = f"The top {_topks(positions)} hold {100 * mass:.1f} % of the probability"
-    return _wrap(f"{what}; entropy is {entropy(0)} nats where rows begin, {entropy(-1)} where they end")
+    return f"{what}; entropy is {entropy(0)} nats where rows begin, {entropy(-1)} where they end"
 
 
 def _topks(positions: Mapping[str, Positions]) -> str:
@@ -332,10 +315,6 @@ class Page:
         """Text whose upper left corner is there, if its alignment is not said."""
         self._figure.text(left / PAGE_WIDTH, 1 - top / self._height, text, **{"va": "top", **style})
 
-    def title(self, top: float, text: str) -> None:
-        """The message of what is below."""
-        self.text(MARGIN, top, text, fontsize=11, fontweight="bold", linespacing=1.15)
-
     def render(self, ending: str, **options: Any) -> bytes:
         """The figure in the format of a name that ends in `ending`, one of DATELESS."""
         image = io.BytesIO()
@@ -348,10 +327,6 @@ class Page:
         outputs.write_bytes(path, self.render(path.suffix.lower()))
         report.results[name] = str(path)
         report.say(f"figure → {path}")
-
-
-def _wrap(title: str) -> str:
-    return textwrap.fill(title, TITLE_CHARACTERS, break_long_words=False)
 
 
 def short_name(domain: str) -> str:

@@ -1,7 +1,7 @@
 """One HTML page that shows a run: numbers and provenance, figures, and some rows of every set as text.
 
 The page is one file without links to others, to be mailed and opened anywhere. What there is below OUT … is found by
-provenance, as `all` finds it. Samples and metadata are read, so that this is quick, and no proof; the checks are, and
+provenance, as `all` finds it. Only metadata and samples are read. This is quick, and does not replace the checks;
 `--checks` shows what they found. What is damaged is named on the page, and the exit status is 1 then.
 
     python sanity_check.py all --json 8k_ab > checks.json
@@ -14,7 +14,6 @@ import argparse
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,41 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
 
 
-@dataclass(frozen=True)
-class PageOptions:
-    """The arguments of this command."""
-
-    folders: Sequence[Path]
-    output: Path
-    checks: Path | None
-    rows: int
-    passages: int
-    seed: int
-    tokenizer: str | None
-    file_list: Path
-    tokenized_dir: Path
-
-
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
-    options = cli.typed(PageOptions, args)
-    if not options.output.parent.is_dir() or options.output.is_dir():
-        raise ArgumentError(f"--output {options.output}: no file can be written there")
-    for folder in options.folders:
+    if not args.output.parent.is_dir() or args.output.is_dir():
+        raise ArgumentError(f"--output {args.output}: no file can be written there")
+    for folder in args.folders:
         if not folder.is_dir():
-            raise ArgumentError(f"{folder} is not there, or no folder")
-    checks = summary.read_checks(options.checks) if options.checks else None
+            raise ArgumentError(f"{folder} is not there, or is not a folder")
+    checks = summary.read_checks(args.checks) if args.checks else None
     report = Report("report", False)
-    of_run = summary.Run.read(report, options.folders, options.file_list, options.tokenized_dir)
-    drawn = figures.draw_all(report, of_run, options.seed)
-    rows = Rows(options.tokenized_dir, options.tokenizer, options.rows, options.passages, options.seed)
+    of_run = summary.Run.read(report, args.folders, args.file_list, args.tokenized_dir)
+    drawn = figures.draw_all(report, of_run, args.seed)
+    rows = Rows(args.tokenized_dir, args.tokenizer, args.rows, args.passages, args.seed)
     rows.read(report, of_run.sets)
     page = render(of_run, drawn, rows, report.findings, checks)
-    outputs.remove_stale_temporaries(options.output.parent)
+    outputs.remove_stale_temporaries(args.output.parent)
     # What has no UTF-8, such as half of a name of a file, is shown as an escape.
-    outputs.write_bytes(options.output, page.encode("utf-8", "backslashreplace"))
+    outputs.write_bytes(args.output, page.encode("utf-8", "backslashreplace"))
     what = f"{len(of_run.sets)} sets, {len(drawn)} figures, {len(rows.shown)} rows, {len(report.findings)} findings"
-    return report.finish(what, options.output)
+    return report.finish(what, args.output)
 
 
 def render(
@@ -88,8 +71,8 @@ def render(
     findings: Sequence[Mapping[str, Any]],
     checks: Mapping[str, Any] | None,
 ) -> str:
-    """The page. Everything but our own files and figures is escaped; and a policy lets no other script run, and nothing
-    be loaded."""
+    """The page. Everything but the files and figures of this package is escaped; and a policy lets no other script run,
+    and nothing be loaded."""
     import jinja2
 
     script, style = ((FILES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
@@ -104,21 +87,14 @@ def render(
     environment.filters["cell"] = lambda value: f"{value:,}" if isinstance(value, int) else value
     sets = [{"name": str(one.folder), "group": one.group, "domain": one.domain} for one in of_run.sets]
     return environment.get_template("template.html").render(
-        title=", ".join(map(str, of_run.outputs)) or "a run",
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style,
-        metadata=of_run.metadata(),
-        tables=[asdict(table) for table in of_run.tables()],
-        commands=of_run.commands(),
-        shortages=of_run.shortages(),
-        findings=findings[: summary.MAX_FINDINGS],
-        num_findings=len(findings),
+        run=of_run,
+        figures=drawn,
+        rows=rows,
+        findings=findings,
         checks=checks,
         max_findings=summary.MAX_FINDINGS,
-        notes=rows.notes,
-        figures=drawn,
-        num_rows=len(rows.shown),
-        num_left_out=rows.num_left_out,
         content={"sets": sets, "rows": rows.shown},
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

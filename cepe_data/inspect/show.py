@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from cepe_data import cli
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, DamagedFileError
+from cepe_data.retrieval.check import keys_path
 from cepe_data.retrieval.embeddings import passage_ids
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
@@ -42,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rows", type=row_range, metavar="ROWS", help="a number, from 0; a range such as 0:5; or random, for any one"
     )
     parser.add_argument("--domain", default=None, help="of those in the folder PATH, or all")
-    parser.add_argument(
-        "--tokenized_dir",
-        type=Path,
-        default=Path("tokenized"),
-        help="for its tokenizer and documents",
-    )
+    parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="for its tokenizer and documents")
     parser.add_argument("--tokenizer", default=None, help="hub name, folder or .model file (default: the saved one)")
     parser.add_argument(
         "--input_dir",
@@ -67,52 +63,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class RowRange:
-    """Rows [start, stop), or a random one."""
-
-    start: int
-    stop: int
-    is_random: bool = False
-
-    def numbers_of(self, path: Path, num_rows: int) -> range:
-        """The numbers of these rows, of which there are `num_rows` in `path`. A range may end beyond the last one.
-
-        Raises:
-            ArgumentError: if its first row is not there.
-        """
-        start = random.randrange(max(num_rows, 1)) if self.is_random else self.start
-        if start >= num_rows:
-            raise ArgumentError(f"{path} has {num_rows} rows, numbered from 0: there is no row {start}")
-        return range(start, start + 1 if self.is_random else min(self.stop, num_rows))
-
-
-def row_range(text: str) -> RowRange:
-    """The rows that ROWS says: `7`, `0:5` or `random`.
+def row_range(text: str) -> range | None:
+    """The rows that ROWS says, `7` or `0:5`; None for `random`.
 
     Raises:
         argparse.ArgumentTypeError: if it says none.
     """
     if text == "random":
-        return RowRange(0, 0, is_random=True)
+        return None
     if bounds := re.fullmatch(r"(\d+):(\d+)", text):
-        start, stop = map(int, bounds.groups())
-        if start >= stop:
+        rows = range(*map(int, bounds.groups()))
+        if not rows:
             raise argparse.ArgumentTypeError(f"{text} holds no row: the second number is the row after the last")
-        return RowRange(start, stop)
+        return rows
     try:
         start = cli.count(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number, a range such as 0:5, or random") from None
-    return RowRange(start, start + 1)
+    return range(start, start + 1)
 
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """The arguments of this command."""
+    """The arguments of this command; `rows` is None for a random one."""
 
     path: Path
-    rows: RowRange
+    rows: range | None
     domain: str | None
     tokenized_dir: Path
     tokenizer: str | None
@@ -122,23 +98,16 @@ class ShowOptions:
     passages: int
 
 
-class Rows(Protocol):
-    """What is shown of one path."""
-
-    num_rows: int
-
-    def show(self, row: int) -> None:
-        """Print a row."""
-        ...
-
-
 def run(namespace: argparse.Namespace) -> int:
     """Print rows: where they come from, and what they hold as text."""
     args = cli.typed(ShowOptions, namespace)
     for path in find_paths(args):
-        rows = open_rows(replace(args, path=path))
-        for row in args.rows.numbers_of(path, rows.num_rows):
-            rows.show(row)
+        if path.suffix == ".npy":
+            show_documents(replace(args, path=path))
+        elif path.suffix == ".jsonl":
+            show_passages(replace(args, path=path))
+        else:
+            show_set(replace(args, path=verify.with_parents(path, 1)))
     return cli.EXIT_OK
 
 
@@ -159,13 +128,16 @@ def find_paths(args: ShowOptions) -> list[Path]:
     return [*domains.values()] if domain == "all" else [domains[domain]]
 
 
-def open_rows(args: ShowOptions) -> Rows:
-    """The rows of a path, by what it is. Raises as `mds.read_index`, `TokenFile`."""
-    if args.path.suffix == ".npy":
-        return Documents(args)
-    if args.path.suffix == ".jsonl":
-        return Passages(args)
-    return SetRows(replace(args, path=verify.with_parents(args.path, 1)))
+def row_numbers(args: ShowOptions, num_rows: int) -> range:
+    """The numbers of the rows to show, of `num_rows`. A range may end beyond the last one.
+
+    Raises:
+        ArgumentError: if the first of them is not there.
+    """
+    start = random.randrange(max(num_rows, 1)) if args.rows is None else args.rows.start
+    if start >= num_rows:
+        raise ArgumentError(f"{args.path} has {num_rows} rows, numbered from 0: there is no row {start}")
+    return range(start, start + 1 if args.rows is None else min(args.rows.stop, num_rows))
 
 
 def make_ids_printer(args: ShowOptions, tokenizer: TokenizerFiles) -> Callable[[str, np.ndarray], None]:
@@ -180,128 +152,110 @@ def make_ids_printer(args: ShowOptions, tokenizer: TokenizerFiles) -> Callable[[
 
 
 def print_text(args: ShowOptions, title: str, text: str) -> None:
-    cli.say(f"--- {title}\n{cut_middle(text, args.max_characters)}")
+    """Print a title and a text. The middle of a long text is left out."""
+    if len(text) > args.max_characters:
+        half = args.max_characters // 2
+        text = f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[len(text) - half :]}"
+    cli.say(f"--- {title}\n{text}")
 
 
-class Documents:
-    """The documents of a token file."""
-
-    def __init__(self, args: ShowOptions) -> None:
-        if not args.path.exists():
-            raise ArgumentError(f"{args.path} is not there")
-        with TokenFile(args.path) as tokens:
-            self.num_rows = tokens.num_documents
-            self._lengths = tokens.lengths(0, tokens.num_documents)
-            self._first_position = tokens.tokens_start
-            meta = tokens.meta
+def show_documents(args: ShowOptions) -> None:
+    """Print documents of a token file."""
+    if not args.path.exists():
+        raise ArgumentError(f"{args.path} is not there")
+    with TokenFile(args.path) as tokens:
+        meta, num_documents = tokens.meta, tokens.num_documents
+        ends = tokens.tokens_start + np.cumsum(tokens.lengths(0, num_documents))
         fingerprint = read_tokenizer(args.path, meta).fingerprint if meta else None
-        self._print_ids = make_ids_printer(args, tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint))
-        self._path, self._source = args.path, f" of {meta['made_with']['source']}" if meta else ""
-
-    def show(self, row: int) -> None:
-        """Print a document."""
-        start = self._first_position + int(self._lengths[:row].sum())
-        with TokenFile(self._path) as tokens:
-            ids = tokens.tokens(start, start + int(self._lengths[row]))
-        self._print_ids(f"{self._path} document {row} of {self.num_rows}{self._source}", ids)
+        print_ids = make_ids_printer(args, tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint))
+        source = f" of {meta['made_with']['source']}" if meta else ""
+        for row in row_numbers(args, num_documents):
+            start = int(ends[row - 1]) if row else tokens.tokens_start
+            ids = tokens.tokens(start, int(ends[row]))
+            print_ids(f"{args.path} document {row} of {num_documents}{source}", ids)
 
 
-class Passages:
-    """The lines of a file of the retrieval corpus."""
+def show_passages(args: ShowOptions) -> None:
+    """Print passages of the retrieval corpus, each with what follows it in its document.
 
-    def __init__(self, args: ShowOptions) -> None:
-        try:
-            with args.path.open("rb") as file:
-                self.num_rows = sum(1 for _ in file)
-        except FileNotFoundError:
-            raise ArgumentError(f"{args.path} is not there") from None
-        self._args = args
-
-    def show(self, row: int) -> None:
-        """Print a passage, and what follows it in its document.
-
-        Raises:
-            DamagedFileError: if the line is not a passage.
-        """
-        with self._args.path.open("rb") as file:
-            line = next(itertools.islice(file, row, None))
-        try:
-            passage = json.loads(line)
-            texts = {f"passage {passage['id']}": passage["contents"], "neighbor": passage["neighbor"]}
-        except (ValueError, KeyError, TypeError):
-            raise DamagedFileError(f"{self._args.path}: line {row + 1} is not a passage: make the file again") from None
-        cli.say(f"{self._args.path} line {row} of {self.num_rows}")
-        for title, text in texts.items():
-            print_text(self._args, title, text)
+    Raises:
+        DamagedFileError: if a line is not a passage.
+    """
+    if not args.path.exists():
+        raise ArgumentError(f"{args.path} is not there")
+    with args.path.open("rb") as file:
+        num_rows = sum(1 for _ in file)
+        rows = row_numbers(args, num_rows)
+        file.seek(0)
+        for row, line in zip(rows, itertools.islice(file, rows.start, rows.stop), strict=True):
+            try:
+                passage = json.loads(line)
+                texts = {f"passage {passage['id']}": passage["contents"], "neighbor": passage["neighbor"]}
+            except (ValueError, KeyError, TypeError):
+                raise DamagedFileError(f"{args.path}: line {row + 1} is not a passage: make the file again") from None
+            cli.say(f"{args.path} line {row} of {num_rows}")
+            for title, text in texts.items():
+                print_text(args, title, text)
 
 
-class SetRows:
-    """The rows of an MDS set."""
-
-    def __init__(self, args: ShowOptions) -> None:
-        self._args = args
-        self._columns = mds.read_columns(args.path)
-        self._rows = mds.Rows(args.path)
-        self.num_rows = len(self._rows)
-        if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(self._columns):
-            raise ArgumentError(
-                f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline"
-            )
-
-    def show(self, row: int) -> None:
-        """Print a row: its source and its tokens as text, or what the teacher expects."""
-        args, columns = self._args, self._columns
-        set_of_tokens = input_folder(args) if "target_index" in columns else args.path
-        fingerprint = (provenance.read_meta(set_of_tokens) or {}).get("tokenizer")
-        tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
-        print_ids = make_ids_printer(args, tokenizer)
-        types = ", ".join(f"{name} {kind}" for name, kind in columns.items())
-        cli.say(f"{args.path} row {row} of {self.num_rows}: {types}")
-        content = self._rows[row]
+def show_set(args: ShowOptions) -> None:
+    """Print rows of an MDS set: their source and their tokens as text, or what the teacher expects."""
+    columns, rows = mds.read_columns(args.path), mds.Rows(args.path)
+    if not {"target_index", "token_ids", "retrieved_token_ids"}.intersection(columns):
+        raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
+    numbers = row_numbers(args, len(rows))
+    set_of_tokens = input_folder(args) if "target_index" in columns else args.path
+    fingerprint = (provenance.read_meta(set_of_tokens) or {}).get("tokenizer")
+    tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
+    print_ids = make_ids_printer(args, tokenizer)
+    types = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    for number in numbers:
+        cli.say(f"{args.path} row {number} of {len(rows)}: {types}")
+        row = rows[number]
         if "retrieved_token_ids" in columns:
             if args.input_dir:
-                print_ids("query, the beginning of token_ids", self._query(row))
+                print_ids("query, the beginning of token_ids", query_of(args, number))
             else:
                 cli.say("pass --input_dir, the folder of the domain folders of the queries, to see the query")
-            for title, ids in retrieved_passages(args.path, row, content, args.passages):
+            for title, ids in retrieved_passages(args.path, number, row, args.passages):
                 print_ids(title, ids)
         elif "target_index" in columns:
-            window, num_samples = input_row(args, row), teacher_check.num_samples_of(args.path)
-            print_teacher_row(content, window["token_ids"], tokenizer, args.positions, num_samples)
+            window, num_samples = input_row(args, number), teacher_check.num_samples_of(args.path)
+            print_teacher_row(row, window["token_ids"], tokenizer, args.positions, num_samples)
         else:
-            for line in describe_source(args.path, row, args.tokenized_dir):
-                cli.say(line)
-            print_ids("prev_token_ids", content["prev_token_ids"])
-            print_ids("token_ids", content["token_ids"])
+            cli.say(describe_source(args.path, number, args.tokenized_dir))
+            print_ids("prev_token_ids", row["prev_token_ids"])
+            print_ids("token_ids", row["token_ids"])
 
-    def _query(self, row: int) -> np.ndarray:
-        """The tokens for which the passages of a row were found.
 
-        Raises:
-            ArgumentError: if they were found for another set.
-        """
-        meta = provenance.read_meta(self._args.path) or {"made_with": {}}
-        found_for, folder = meta["made_with"].get("input"), input_folder(self._args)
-        if found_for is not None and found_for != mds.fingerprint(folder):
-            raise ArgumentError(f"the passages in {self._args.path} were found for other rows than {folder}'s")
-        return input_row(self._args, row)["token_ids"][: meta.get("query_tokens")]
+def query_of(args: ShowOptions, row: int) -> np.ndarray:
+    """The tokens for which the passages of a row were found.
+
+    Raises:
+        ArgumentError: if they were found for another set.
+    """
+    meta = provenance.read_meta(args.path) or {"made_with": {}}
+    found_for, folder = meta["made_with"].get("input"), input_folder(args)
+    if found_for is not None and found_for != mds.fingerprint(folder):
+        raise ArgumentError(f"the passages in {args.path} were found for other rows than those of {folder}")
+    return input_row(args, row)["token_ids"][: meta.get("query_tokens")]
 
 
 def retrieved_passages(
     folder: Path, row: int, content: Mapping[str, Any], num_passages: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A title with score and id, and the token ids, of the best passages of a row of a set."""
-    keys_path, meta = folder.with_name(f"{folder.name}.keys.npy"), provenance.read_meta(folder)
+    keys, meta = keys_path(folder), provenance.read_meta(folder)
     names = [""] * len(content["retrieval_scores"])
-    if meta and keys_path.exists():
-        names = passage_ids(meta["corpus_files"], read_row(keys_path, row, len(names)))
+    if meta and keys.exists():
+        names = passage_ids(meta["corpus_files"], read_row(keys, row, len(names)))
     best = zip(names, content["retrieval_scores"].tolist(), content["retrieved_token_ids"], strict=True)
     for number, (name, score, ids) in enumerate(itertools.islice(best, num_passages)):
         yield f"passage {number} {name}, score {score:.4f}", ids
 
 
 def read_row(path: Path, row: int, num_columns: int) -> np.ndarray:
-    """int64 [columns]: a row of what is beside a set.
+    """int64 [columns]: a row of a sidecar file of a set.
 
     Raises:
         DamagedFileError: if it has no such row.
@@ -314,37 +268,30 @@ def read_row(path: Path, row: int, num_columns: int) -> np.ndarray:
         return rows.read(row, row + 1)[0]
 
 
-def cut_middle(text: str, max_characters: int) -> str:
-    if len(text) <= max_characters:
-        return text
-    half = max_characters // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters …]\n{text[len(text) - half :]}"
-
-
-def describe_source(folder: Path, row: int, tokenized_dir: Path) -> list[str]:
-    """The jsonl file and the document that a row of windows starts in, as far as the files that say so are there."""
+def describe_source(folder: Path, row: int, tokenized_dir: Path) -> str:
+    """The jsonl file and the document that a row of windows starts in, as far as the files that name them are there."""
     meta = provenance.read_meta(folder)
     if meta is None or not rows_path(folder).exists():
-        return ["source: unknown, no provenance is beside this set"]
+        return "source: unknown, no provenance is beside this set"
     number, position = read_row(rows_path(folder), row, 2).tolist()
     files = meta.get("source_files", [])
     if not 0 <= number < len(files) or position < 0:
         what = f"row {row} is at {position} in file {number} of {len(files)}"
         raise DamagedFileError(f"{rows_path(folder)} is not that of {folder} ({what}): make the set again")
-    source = files[number]
-    path = tokenized_dir / listing.token_path(source)
+    path = tokenized_dir / listing.token_path(files[number])
+    without_document = f"source: {files[number]}, from position {position:,} of its token file"
     if not path.exists():
-        return [f"source: {source}, from position {position:,} of its token file ({path} is not there)"]
+        return f"{without_document} ({path} is not there)"
     with TokenFile(path) as tokens:
         if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
-            return [f"source: {source}, from position {position:,} of its token file ({path} is of another tokenizer)"]
+            return f"{without_document} ({path} is of another tokenizer)"
         [place] = tokens.find(np.array([position]))
     if place.document is None:
         raise DamagedFileError(f"{path} has no position {position}: it is not the one that {folder} was sampled from")
-    return [
-        f"source: {source}, document {place.document} (from 0) of {tokens.num_documents:,}, from its token "
+    return (
+        f"source: {files[number]}, document {place.document} (from 0) of {tokens.num_documents:,}, from its token "
         f"{position - place.start:,} of {place.stop - place.start:,} on"
-    ]
+    )
 
 
 def input_folder(args: ShowOptions) -> Path:
@@ -358,17 +305,16 @@ def input_folder(args: ShowOptions) -> Path:
 
 
 def input_row(args: ShowOptions, row: int) -> dict:
-    """The row that a teacher's row, or a row of passages, belongs to."""
+    """The row that a teacher's row, or a row of passages, belongs to; its source is printed."""
     folder = input_folder(args)
-    for line in describe_source(folder, row, args.tokenized_dir):
-        cli.say(line)
+    cli.say(describe_source(folder, row, args.tokenized_dir))
     return mds.Rows(folder)[row]
 
 
 def print_teacher_row(
     row: dict, token_ids: np.ndarray, tokenizer: TokenizerFiles, num_positions: int, num_samples: int
 ) -> None:
-    """What the teacher expects after some of the positions, beside what comes."""
+    """Print what the teacher expects after some of the positions, beside the token that follows."""
     probabilities, indices = row["target_prob"], row["target_index"]
     piece_of = backends.make_piece_names(tokenizer)
     pieces = [piece_of(number) for number in token_ids.tolist()]

@@ -26,7 +26,6 @@ from cepe_data.tokens import duplicates, tokenizers
 from cepe_data.tokens.check_file import (
     CHUNK_TOKENS,
     LONG_DOCUMENT_TOKENS,
-    WINDOW_STEP,
     DomainCounts,
     FileChecker,
     TokenCheck,
@@ -120,7 +119,7 @@ def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None 
     if missing or damaged:
         print_remedy(report, options, listed, {*missing, *damaged}, bool(damaged))
     if options.plot and draw:
-        draw(report, options.plot, counts, len(files), LONG_DOCUMENT_TOKENS, WINDOW_STEP)
+        draw(report, options.plot, counts, len(files))
     report.results |= {"files": len(files), "missing": missing, "damaged": damaged, "texts_compared": num_texts}
     return report.finish(
         f"{len(files)} token files: {len(missing)} missing, {len(damaged)} damaged, {num_texts} texts tokenized again",

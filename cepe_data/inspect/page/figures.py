@@ -1,7 +1,7 @@
-"""The figures of the page, as SVG that takes its colours from the page: black is the page's colour of text, white its
-paper, and a grey is between them, so that it can be read in print and in dark mode.
+"""The figures of the page, as SVG in the colours of the page: black becomes its text colour, white its background, and
+a grey a mix of both, so that figures can be read in print and in dark mode.
 
-Each has one sentence, which is made from the numbers that it shows.
+The sentence above a figure is made from the numbers that it shows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,14 +20,14 @@ import numpy as np
 from cepe_data.corpus import listing
 from cepe_data.inspect import overlap, plots
 from cepe_data.inspect.check_all import ANNOTATED, RETRIEVED, WINDOWS
-from cepe_data.inspect.page.summary import Corpus, Run, ShownSet, found_once
+from cepe_data.inspect.page.summary import Corpus, Run, ShownSet, failure_found
 from cepe_data.inspect.plots import MARGIN, NAME_WIDTH, PAGE_WIDTH, Page
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.report import Report
 from cepe_data.teacher.check import Positions
-from cepe_data.tokens.check_file import LONG_DOCUMENT_TOKENS, WINDOW_STEP, DomainCounts
+from cepe_data.tokens.check_file import DomainCounts, lengths_by_domain
 from cepe_data.tokens.token_file import TokenFile
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAX_DOCUMENTS = 20_000_000  # whose lengths are read
 MAX_DOMAINS = 24  # of a figure
 MAX_FOLDERS = 6  # that have a figure of a kind
-ROWS_OF_SET = 32  # of a teacher, or of retrieved passages, that are drawn
+ROWS_OF_SET = 32  # of a teacher, or of retrieved passages, that a figure shows
 MAX_POSITIONS = 4096  # of rows that are looked for in token files
 MAX_TOKEN_FILES = 128  # in which they are looked for
 NUM_BINS = 20
@@ -47,7 +47,7 @@ _NAME = re.compile(r'(\bid="|href="#|url\(#)')
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: what it is of, the sentence it proves, what its lines are, and the SVG."""
+    """A figure: its name in the page, what it shows, the sentence that it supports, what its lines are, and the SVG."""
 
     name: str
     title: str
@@ -71,8 +71,7 @@ def as_svg(page: Page, name: str) -> str:
     whole = page.render(".svg", transparent=True).decode()
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", whole, flags=re.DOTALL)
     svg = _NAME.sub(rf"\1{name}-", svg[svg.index("<svg") :])
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # of the whole, which are its first two
     return _GREY.sub(_page_colour, svg)
 
 
@@ -91,23 +90,18 @@ def of_tokens(report: Report, corpus: Corpus, seed: int) -> Iterator[Figure]:
     counts = _largest(sample_lengths(report, corpus, seed), lambda one: one.tokens)
     if not counts:
         return
-    total = DomainCounts()
-    for one in counts.values():
-        total.add(one)
-    lines = {**counts, "total": total} if len(counts) > 1 else counts
+    lines = plots.with_total(counts)
     page = Page(0.55 + plots.LENGTHS_PITCH * len(lines) + 0.5)
-    plots.draw_lengths(page, 0.55, lines, LONG_DOCUMENT_TOKENS, WINDOW_STEP)
+    plots.draw_lengths(page, 0.55, lines)
     seen, all_of_them = (sum(one.documents for one in of.values()) for of in (counts, corpus.totals))
     note = f"{seen:,} of {all_of_them:,} documents, all splits together; dashed: thresholds"
-    sentence = _unwrapped(plots.windows_title(counts, LONG_DOCUMENT_TOKENS))
-    yield Figure("lengths", "Lengths of documents", sentence, note, as_svg(page, "lengths"))
+    yield Figure("lengths", "Lengths of documents", plots.windows_title(counts), note, as_svg(page, "lengths"))
     totals = _largest(corpus.totals, lambda one: one.tokens)
     shares = plots.shares_of_tokens(totals)
     page = Page(0.35 + plots.SHARES_PITCH * len(shares) + 0.55)
     plots.draw_shares(page, 0.35, totals, shares)
     note = f"{sum(one.tokens for one in totals.values()):,} tokens of {len(corpus.files):,} token files"
-    sentence = _unwrapped(plots.proportions_title(shares))
-    yield Figure("shares", "Shares of domains", sentence, note, as_svg(page, "shares"))
+    yield Figure("shares", "Shares of domains", plots.proportions_title(shares), note, as_svg(page, "shares"))
 
 
 def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, DomainCounts]:
@@ -117,19 +111,13 @@ def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, Domai
     of_file = max(1, MAX_DOCUMENTS // len(corpus.files))
     for file in corpus.files:
         path = corpus.tokenized_dir / file.token_file
-        try:
-            with TokenFile(path) as tokens:
-                start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
-                stop = min(tokens.num_documents, start + of_file)
-                lengths, names = tokens.lengths(start, stop), tokens.domain_names
-                numbers = tokens.domain_numbers(start, stop) if names else np.zeros(len(lengths), np.uint8)
-        except verify.FAILURES as error:
-            found_once(report, path, error)
-            continue
-        for number in np.unique(numbers).tolist():
-            domain = counts[names[number] if names else str(file.domain)]
-            domain.add_lengths(lengths[numbers == number])
-            domain.files += 1
+        with failure_found(report, path), TokenFile(path) as tokens:
+            start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
+            lengths = tokens.lengths(start, min(tokens.num_documents, start + of_file))
+            for domain, of_domain in lengths_by_domain(tokens, file.domain, start, lengths):
+                if len(of_domain):
+                    counts[domain].add_lengths(of_domain)
+                    counts[domain].files += 1
     return dict(sorted(counts.items()))
 
 
@@ -140,21 +128,19 @@ def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     """Where in their documents sampled rows begin, of every output."""
     from matplotlib.ticker import PercentFormatter
 
-    windows = run.of_kind(WINDOWS)
-    outs = sorted({one.folder.parent.parent for one in windows})[:MAX_FOLDERS]
-    windows = [one for one in windows if one.folder.parent.parent in outs]
+    groups = _by_folder(run.of_kind(WINDOWS), lambda one: one.folder.parent.parent)
+    windows = [one for _, of_output in groups for one in of_output]
     places = find_places(report, run.corpus.tokenized_dir, windows, seed)
-    for number, out in enumerate(outs):
+    for number, (out, of_output) in enumerate(groups):
         shares: dict[str, list[float]] = defaultdict(list)
-        for one in windows:
-            if one.folder.parent.parent == out and one.folder in places:
+        for one in of_output:
+            if one.folder in places:
                 shares[one.domain] += places[one.folder]
         if not shares:
             continue
         rows = _largest(dict(sorted(shares.items())), len)
         everything = np.concatenate(list(rows.values()))
-        page = Page(0.25 + PITCH * len(rows) + 0.45)
-        lines = _lines(page, 0.25, {domain: len(of_domain) for domain, of_domain in rows.items()})
+        page, lines = _page_of_lines(rows, "where in its document a row begins: from the first token to the last")
         for axes, of_domain in zip(lines, rows.values(), strict=True):
             counts, edges = np.histogram(of_domain, NUM_BINS, (0, 1))
             axes.stairs(counts / max(1, counts.sum()), edges, fill=True, color="0.4")
@@ -162,7 +148,6 @@ def of_places(report: Report, run: Run, seed: int) -> Iterator[Figure]:
             axes.set(xlim=(0, 1), ylim=(0, None))
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        _finish_lines(page, 0.25, len(rows), "where in its document a row begins: from the first token to the last")
         first = float((everything < 0.5).mean())
         sentence = f"{100 * first:.0f} % of the sampled rows begin in the first half of their document"
         note = f"share of {len(everything):,} sampled rows by twentieths of the document; dashed: the same everywhere"
@@ -176,40 +161,32 @@ def find_places(report: Report, tokenized_dir: Path, windows: Sequence[ShownSet]
     of_set = max(4, MAX_POSITIONS // max(1, len(windows)))
     positions: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     for one in windows:
-        try:
-            with NpyRows(rows_path(one.folder), num_axes=2) as rows:
-                for number in verify.sample(min(rows.size, one.num_rows), of_set, seed, str(one.folder)).tolist():
-                    file, position = rows.read(number, number + 1)[0].tolist()
-                    positions[one.meta["source_files"][file]].append((position, one.folder))
-        except verify.FAILURES as error:
-            found_once(report, rows_path(one.folder), error)
+        with failure_found(report, rows_path(one.folder)), NpyRows(rows_path(one.folder), num_axes=2) as rows:
+            for number in verify.sample(min(rows.size, one.num_rows), of_set, seed, str(one.folder)).tolist():
+                file, position = rows.read(number, number + 1)[0].tolist()
+                positions[one.meta["source_files"][file]].append((position, one.folder))
     sources = sorted(positions)
     sources = random.Random(f"{seed} places").sample(sources, min(len(sources), MAX_TOKEN_FILES))
     places: dict[Path, list[float]] = defaultdict(list)
     for source in sources:
-        path = tokenized_dir / listing.token_path(source)
+        path, ascending = tokenized_dir / listing.token_path(source), sorted(positions[source])
         if not path.exists():
             continue
-        ascending = sorted(positions[source])
-        try:
-            with TokenFile(path) as tokens:
-                found = tokens.find(np.array([position for position, _ in ascending]))
-        except verify.FAILURES as error:
-            found_once(report, path, error)
-            continue
-        for place, (position, folder) in zip(found, ascending, strict=True):
-            if place.document is not None:
-                places[folder].append((position - place.start) / (place.stop - place.start))
+        with failure_found(report, path), TokenFile(path) as tokens:
+            found = tokens.find(np.array([position for position, _ in ascending]))
+            for place, (position, folder) in zip(found, ascending, strict=True):
+                if place.document is not None:
+                    places[folder].append((position - place.start) / (place.stop - place.start))
     return places
 
 
 def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
-    """Top-k mass and entropy by position, of every folder of a teacher's sets. Those of samples are not the teacher's:
-    they are left out."""
+    """Top-k mass and entropy by position, of every folder of a teacher's sets. Sets of samples are left out: their mass
+    and entropy are not the teacher's."""
     of_topk = [one for one in run.of_kind(ANNOTATED) if not one.num_samples]
     for number, (folder, sets) in enumerate(_by_folder(of_topk)):
         positions: dict[str, Positions] = {}
-        for one in sets:
+        for one in sets[:MAX_DOMAINS]:
             if rows := _sampled(report, one, seed, "target_prob"):
                 num_positions, width = rows[0].shape
                 dtype, _ = mds.column_array(one.columns["target_index"])
@@ -220,9 +197,9 @@ def of_teachers(report: Report, run: Run, seed: int) -> Iterator[Figure]:
         if positions:
             page = Page(0.65 + plots.POSITIONS_PITCH * len(positions) + 0.4)
             plots.draw_positions(page, 0.65, positions)
-            name, sentence = f"teacher{number}", _unwrapped(plots.teacher_title(positions))
-            note = plots.positions_note(positions)
-            yield Figure(name, f"What the teacher expects: {folder}", sentence, note, as_svg(page, name))
+            name, title = f"teacher{number}", f"What the teacher expects: {folder}"
+            sentence, note = plots.teacher_title(positions), plots.positions_note(positions)
+            yield Figure(name, title, sentence, note, as_svg(page, name))
 
 
 def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
@@ -230,15 +207,15 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
     from matplotlib.ticker import MaxNLocator
 
     for number, (folder, sets) in enumerate(_by_folder(run.of_kind(RETRIEVED))):
-        sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets}
-        scores = {domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows}
-        scores = {domain: of_domain for domain, of_domain in scores.items() if of_domain.shape[1]}
+        sampled = {one.domain: _sampled(report, one, seed, "retrieval_scores") for one in sets[:MAX_DOMAINS]}
+        scores = {
+            domain: np.stack(rows).astype(np.float64) for domain, rows in sampled.items() if rows and len(rows[0])
+        }
         if not scores:
             continue
-        page = Page(0.25 + PITCH * len(scores) + 0.45)
+        page, lines = _page_of_lines(scores, "rank of the passage")
         lowest, highest = (limit([limit(one) for one in scores.values()]) for limit in (np.min, np.max))
         margin = 0.06 * (highest - lowest) or 1.0
-        lines = _lines(page, 0.25, {domain: len(one) for domain, one in scores.items()})
         for axes, of_domain in zip(lines, scores.values(), strict=True):
             edges = np.arange(of_domain.shape[1] + 1) + 0.5
             low, high = np.quantile(of_domain, (0.1, 0.9), axis=0)
@@ -247,7 +224,6 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
             axes.set(xlim=(0.5, max(one.shape[1] for one in scores.values()) + 0.5))
             axes.set(ylim=(lowest - margin, highest + margin))
             axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        _finish_lines(page, 0.25, len(scores), "rank of the passage")
         of_all = [np.concatenate([one[:, rank] for one in scores.values()]).mean() for rank in (0, -1)]
         sentence = f"The mean score falls from {of_all[0]:.3g} for the best passage to {of_all[1]:.3g} for the last"
         if of_all[0] - of_all[1] < 5e-4 * abs(of_all[0]):
@@ -260,60 +236,58 @@ def of_scores(report: Report, run: Run, seed: int) -> Iterator[Figure]:
 
 def of_overlap(report: Report, run: Run) -> Iterator[Figure]:
     """The test windows that share something, of every output that `sanity_check.py overlap` looked at."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     known = [out for out in run.outputs if overlap.report_path(out).exists()][:MAX_FOLDERS]
     for number, out in enumerate(known):
-        try:
+        with failure_found(report, overlap.report_path(out)):
             found = provenance.read_signed(overlap.report_path(out), overlap.WRITE_AGAIN)
             domains = _largest(found["domains"], lambda one: one["windows"])
-            sides = list(found["compared_with"])
-            shares = {side: [one[side]["rows"] / max(1, one["windows"]) for one in domains.values()] for side in sides}
-        except verify.FAILURES as error:
-            found_once(report, overlap.report_path(out), error)
-            continue
-        page = Page(0.35 + plots.SHARES_PITCH * len(domains) + 0.55)
-        height = plots.SHARES_PITCH * len(domains)
-        axes = page.axes(NAME_WIDTH, 0.35, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
-        bar = 0.72 / len(sides)
-        for place, (side, style) in enumerate(zip(sides, (plots.FILLED, plots.HATCHED), strict=False)):
-            middles = np.arange(len(domains)) + (place - (len(sides) - 1) / 2) * bar
-            axes.barh(middles, shares[side], bar, label=f"share with {side}", **style)
-            for middle, share, one in zip(middles, shares[side], domains.values(), strict=True):
-                what = f" {one[side]['rows']:,} of {one['windows']:,}"
-                axes.text(share, middle, what, va="center", fontsize=8)
-        for row, domain in enumerate(domains):
-            middle = 0.35 + height * (row + 0.5) / len(domains)
-            page.text(MARGIN, middle, plots.short_name(domain), va="center")
-        largest = max((max(of_side) for of_side in shares.values()), default=0.0) or 0.01
-        axes.set(xlim=(0, largest * 1.25), ylim=(len(domains) - 0.5, -0.5), yticks=[], xlabel="share of test windows")
-        axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, largest) if tick <= 1])
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
-        num_windows = sum(one["windows"] for one in domains.values())
-        counts = [f"{sum(one[side]['rows'] for one in domains.values()):,} with {side}" for side in sides]
-        span = found["span_tokens"]
-        what = plots.enumerate_words(counts)
-        sentence = f"Of {num_windows:,} test windows, these share a span of {span} tokens: {what}"
-        note = f"one of {found['sampling']} spans compared"
-        name = f"overlap{number}"
-        yield Figure(name, f"Overlap with other splits: {out}", sentence, note, as_svg(page, name))
+            yield _overlap_figure(f"overlap{number}", out, found, domains)
 
 
-def _by_folder(sets: Sequence[ShownSet]) -> list[tuple[Path, list[ShownSet]]]:
-    """The sets of each folder of domain folders, as many of both as can be drawn."""
-    groups = [(folder, list(of_folder)) for folder, of_folder in groupby(sets, lambda one: one.folder.parent)]
-    return [(folder, of_folder[:MAX_DOMAINS]) for folder, of_folder in groups[:MAX_FOLDERS]]
+def _overlap_figure(name: str, out: Path, found: Mapping[str, Any], domains: Mapping[str, Any]) -> Figure:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    sides = list(found["compared_with"])
+    height = plots.SHARES_PITCH * len(domains)
+    page = Page(0.35 + height + 0.55)
+    axes = page.axes(NAME_WIDTH, 0.35, PAGE_WIDTH - NAME_WIDTH - MARGIN, height)
+    bar, largest = 0.72 / len(sides), 0.0
+    for place, (side, style) in enumerate(zip(sides, (plots.FILLED, plots.HATCHED), strict=False)):
+        shares = [one[side]["rows"] / max(1, one["windows"]) for one in domains.values()]
+        middles = np.arange(len(domains)) + (place - (len(sides) - 1) / 2) * bar
+        axes.barh(middles, shares, bar, label=f"share with {side}", **style)
+        for middle, share, one in zip(middles, shares, domains.values(), strict=True):
+            axes.text(share, middle, f" {one[side]['rows']:,} of {one['windows']:,}", va="center", fontsize=8)
+        largest = max([largest, *shares])
+    plots.name_bars(page, 0.35, height, domains)
+    largest = largest or 0.01
+    axes.set(xlim=(0, largest * 1.25), ylim=(len(domains) - 0.5, -0.5), yticks=[], xlabel="share of test windows")
+    axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, largest) if tick <= 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderaxespad=0.3)
+    num_windows = sum(one["windows"] for one in domains.values())
+    counts = [f"{sum(one[side]['rows'] for one in domains.values()):,} with {side}" for side in sides]
+    sentence = (
+        f"Of {num_windows:,} test windows, these share a span of {found['span_tokens']} tokens: "
+        f"{plots.enumerate_words(counts)}"
+    )
+    note = f"one of {found['sampling']} spans compared"
+    return Figure(name, f"Overlap with other splits: {out}", sentence, note, as_svg(page, name))
+
+
+def _by_folder(
+    sets: Sequence[ShownSet], folder_of: Callable[[ShownSet], Path] = lambda one: one.folder.parent
+) -> list[tuple[Path, list[ShownSet]]]:
+    """The sets of each folder of domain folders, or of other folders; of as many as can be drawn."""
+    groups = groupby(sorted(sets, key=folder_of), folder_of)
+    return [(folder, list(of_folder)) for folder, of_folder in groups][:MAX_FOLDERS]
 
 
 def _sampled(report: Report, one: ShownSet, seed: int, column: str) -> list[np.ndarray]:
     """A column of some rows of a set."""
-    try:
-        with mds.Rows(one.folder, columns=[column]) as rows:
-            return [rows[number][column] for number in verify.sample(len(rows), ROWS_OF_SET, seed, "figure").tolist()]
-    except verify.FAILURES as error:
-        found_once(report, one.folder, error)
-        return []
+    with failure_found(report, one.folder), mds.Rows(one.folder, columns=[column]) as rows:
+        return [rows[number][column] for number in verify.sample(len(rows), ROWS_OF_SET, seed, "figure").tolist()]
+    return []
 
 
 def _largest(by_domain: Mapping[str, Any], size: Any) -> dict[str, Any]:
@@ -322,24 +296,20 @@ def _largest(by_domain: Mapping[str, Any], size: Any) -> dict[str, Any]:
     return {domain: one for domain, one in by_domain.items() if domain in kept}
 
 
-def _lines(page: Page, top: float, num_rows: Mapping[str, int]) -> Iterator[Axes]:
-    """Axes one below the other, a line for every domain, with its name and number of rows."""
+def _page_of_lines(rows: Mapping[str, Sized], label: str) -> tuple[Page, list[Axes]]:
+    """A page with axes one below the other for every domain, its name and number of rows, and a label below all."""
     from matplotlib.ticker import MaxNLocator
 
-    for line, (domain, number) in enumerate(num_rows.items()):
-        middle = top + line * PITCH + HEIGHT / 2
-        page.text(MARGIN, middle, f"{plots.short_name(domain)}\n{number:,} rows", va="center")
-        axes = page.axes(NAME_WIDTH + 0.4, top + line * PITCH, PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN, HEIGHT)
-        axes.tick_params(axis="x", labelbottom=line == len(num_rows) - 1)
+    top, left = 0.25, NAME_WIDTH + 0.4
+    width = PAGE_WIDTH - left - MARGIN
+    page, lines = Page(top + PITCH * len(rows) + 0.45), []
+    for line, (domain, of_domain) in enumerate(rows.items()):
+        name = f"{plots.short_name(domain)}\n{len(of_domain):,} rows"
+        page.text(MARGIN, top + line * PITCH + HEIGHT / 2, name, va="center")
+        axes = page.axes(left, top + line * PITCH, width, HEIGHT)
+        axes.tick_params(axis="x", labelbottom=line == len(rows) - 1)
         axes.tick_params(axis="y", labelsize=7, length=2)
         axes.yaxis.set_major_locator(MaxNLocator(2))
-        yield axes
-
-
-def _finish_lines(page: Page, top: float, num_lines: int, label: str) -> None:
-    middle = NAME_WIDTH + 0.4 + (PAGE_WIDTH - NAME_WIDTH - 0.4 - MARGIN) / 2
-    page.text(middle, top + num_lines * PITCH + 0.12, label, ha="center")
-
-
-def _unwrapped(title: str) -> str:
-    return " ".join(title.split())
+        lines.append(axes)
+    page.text(left + width / 2, top + len(rows) * PITCH + 0.12, label, ha="center")
+    return page, lines

@@ -22,24 +22,21 @@
   const nameOf = (row) => `${setOf(row).name} row ${row.row}`;
   const number = (value) => value.toLocaleString("en-US");
 
-  // -- text that shows what cannot be seen ----------------------------------------------------------------------------
+  // -- text with symbols for invisible characters ---------------------------------------------------------------------
 
   // Control characters, separators of lines, spaces other than U+0020, formats such as those of direction, private and
   // unassigned characters, and what stands for broken UTF-8.
   const HIDDEN = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\p{Zl}\p{Zp}\uFFFD]|(?! )\p{Zs}/gu;
-  const PICTURES = { "\n": "↵", "\t": "→", "\ufffd": "\ufffd" };
+  const SYMBOLS = { "\n": "↵", "\t": "→", "\ufffd": "\ufffd" };
   const codeOf = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 
   const addVisible = (parent, text) => {
     let start = 0;
-    for (const match of text.matchAll(HIDDEN)) {
-      parent.append(text.slice(start, match.index));
-      const picture = element("span", "hidden-character", PICTURES[match[0]] ?? codeOf(match[0]));
-      picture.title = codeOf(match[0]);
-      parent.append(picture);
-      if (match[0] === "\n") parent.append("\n");
-      if (match[0] === "\t") parent.append("\t");
-      start = match.index + match[0].length;
+    for (const { 0: character, index } of text.matchAll(HIDDEN)) {
+      const symbol = element("span", "hidden-character", SYMBOLS[character] ?? codeOf(character));
+      symbol.title = codeOf(character);
+      parent.append(text.slice(start, index), symbol, "\n\t".includes(character) ? character : "");
+      start = index + character.length;
     }
     parent.append(text.slice(start));
   };
@@ -61,22 +58,16 @@
 
   // -- a row ----------------------------------------------------------------------------------------------------------
 
-  const addToken = (parent, row, [, text, place], query) => {
-    const made = element("span", "token");
-    made.dataset.place = place;
-    const before = place > 0 ? row.expected[place - 1] : null; // what was expected where this token came
-    if (before) made.dataset.level = before.p === null ? 0 : Math.min(4, 1 + Math.floor(before.p * 4));
-    addText(made, text || "\u00b7", query);
-    parent.append(made);
-  };
-
-  const addSegment = (parent, row, segment, query) => {
-    const [kind, value] = segment;
-    if (kind === "token") return addToken(parent, row, segment, query);
+  const addSegment = (parent, row, [kind, value, place], query) => {
     if (kind === "") return addText(parent, value, query);
     if (kind === "cut") return parent.append(element("span", "cut", `… ${number(value)} tokens …`));
     const made = element(kind === "shared" ? "mark" : "span", kind);
-    addText(made, value, query);
+    if (kind === "token") {
+      made.dataset.place = place;
+      const before = place > 0 ? row.expected[place - 1] : null; // what was expected where this token came
+      if (before) made.dataset.level = before.p === null ? 0 : Math.min(4, 1 + Math.floor(before.p * 4));
+    }
+    addText(made, value || "\u00b7", query);
     parent.append(made);
   };
 
@@ -109,7 +100,7 @@
 
   // -- what the teacher expects ---------------------------------------------------------------------------------------
 
-  // A token as a thing: its spaces are seen, too.
+  // A token by itself: its spaces are visible, too.
   const addPiece = (parent, text) => addVisible(parent, text.replaceAll(" ", "␣"));
   const percent = (share) => share === null ? "not a number" : `${(100 * share).toPrecision(3)} %`;
 
@@ -136,7 +127,7 @@
       const piece = element("code", "true");
       addPiece(piece, one.true);
       const ofOthers = `, not among the top ${row.topk}, which leave ${percent(one.rest)} to all others`;
-      const outside = row.samples ? ", which was not drawn" : ofOthers;
+      const outside = row.samples ? ", which was not sampled" : ofOthers;
       next.append(piece, one.rank === null ? outside : `, rank ${one.rank + 1}, ${percent(one.p)}`);
     }
     expected.append(next);
@@ -173,8 +164,7 @@
 
   const excerpt = (row) => {
     const ofRow = row.texts.find(({ title }) => /^(decoder|query)/.test(title)) ?? row.texts[0];
-    const text = wholeText(ofRow?.segments ?? []);
-    return text.replace(/[\p{C}\p{Z}]+/gu, " ").trim().slice(0, 90);
+    return wholeText(ofRow?.segments ?? []).replace(/[\p{C}\p{Z}]+/gu, " ").trim().slice(0, 90);
   };
 
   const entries = content.rows.map((row, place) => {
@@ -203,7 +193,6 @@
   };
 
   const choose = (place) => {
-    entries[shown[chosen]]?.removeAttribute("aria-selected");
     chosen = Math.max(0, Math.min(shown.length - 1, place));
     const entry = entries[shown[chosen]];
     if (!entry) return article.replaceChildren(element("p", "note", "No row is like this."));
@@ -223,11 +212,9 @@
   }
   search.addEventListener("input", filter);
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  article.addEventListener("mouseover", ({ target }) => {
-    const over = target.closest(".token");
-    if (over) showExpected(over);
-  });
-  article.addEventListener("click", ({ target }) => target.closest(".token") && showExpected(target.closest(".token")));
+  for (const event of ["mouseover", "click"]) {
+    article.addEventListener(event, ({ target }) => target.closest(".token") && showExpected(target.closest(".token")));
+  }
   article.addEventListener("mouseleave", hideExpected);
   window.addEventListener("scroll", hideExpected, { passive: true });
 

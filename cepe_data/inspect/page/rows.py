@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from cepe_data import cli
 from cepe_data.errors import ArgumentError
 from cepe_data.inspect import show
 from cepe_data.inspect.check_all import ANNOTATED, RETRIEVED
-from cepe_data.inspect.page.summary import ShownSet, found_once
+from cepe_data.inspect.page.summary import ShownSet, failure_found
 from cepe_data.samples.spans import SpanSampler
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report
@@ -33,7 +35,7 @@ from cepe_data.tokens.piece_texts import PieceTexts, make_piece_texts
 
 MAX_ROWS = 600  # of all sets
 MAX_BYTES = 6 << 20  # of all rows as JSON, so that the page stays below 10 MB
-EDGE_TOKENS = 384  # shown on both sides of the border between context and decoder, and of what is annotated
+EDGE_TOKENS = 384  # shown on both sides of the boundary between context and decoder, and of what is annotated
 FAR_TOKENS = 96  # shown at the other end of a text that is cut
 BEST = 5
 SHARED_TOKENS = 8  # the length of a span that is marked in a passage
@@ -47,36 +49,35 @@ class Texts:
 
     pieces: PieceTexts
     name_of: Callable[[int], str | None]
-    borders: Mapping[int | None, str]  # BOS and EOS
+    markers: Mapping[int | None, str]  # BOS and EOS
 
     @classmethod
     def of(cls, name: str | None, tokenized_dir: Path, fingerprint: str | None) -> Texts:
         """Those of the tokenizer that made the tokens of a set. Raises as `tokenizers.find`."""
         tokenizer = tokenizers.find(name, tokenized_dir, fingerprint)
         identity = tokenizer.identity
-        borders = {identity.bos_id: tokenizer.bos or "", identity.eos_id: tokenizer.eos}
-        return cls(make_piece_texts(tokenizer), backends.make_piece_names(tokenizer), borders)
+        markers = {identity.bos_id: tokenizer.bos or "", identity.eos_id: tokenizer.eos}
+        return cls(make_piece_texts(tokenizer), backends.make_piece_names(tokenizer), markers)
 
     def segments(self, ids: Sequence[int], shared: np.ndarray | None = None) -> Iterator[Segment]:
         """Ids as segments. `shared`: bool [tokens], which of them are marked."""
-        kinds = ["border" if one in self.borders else "" for one in ids]
+        kinds = ["border" if one in self.markers else "" for one in ids]
         if shared is not None:
             kinds = [kind or ("shared" if is_shared else "") for kind, is_shared in zip(kinds, shared, strict=True)]
-        start, pieces = 0, self.of_documents(ids)
-        for stop in range(1, len(ids) + 1):
-            if stop == len(ids) or kinds[stop] != kinds[start] or kinds[start] == "border":
-                if text := "".join(pieces[start:stop]):
-                    yield kinds[start], text
-                start = stop
+        for kind, group in groupby(zip(kinds, self.of_documents(ids), strict=True), itemgetter(0)):
+            pieces = [piece for _, piece in group]
+            for whole in pieces if kind == "border" else ["".join(pieces)]:
+                if whole:
+                    yield kind, whole
 
     def of_documents(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; a character never goes on in another document."""
         texts: list[str] = []
         start = 0
         for stop, one in enumerate([*ids, None]):
-            if one is None or one in self.borders:
+            if one is None or one in self.markers:
                 texts += self.pieces(ids[start:stop])
-                texts += [] if one is None else [self.borders[one]]
+                texts += [] if one is None else [self.markers[one]]
                 start = stop + 1
         return texts
 
@@ -98,31 +99,25 @@ class Rows:
     shown: list[dict[str, Any]] = field(default_factory=list)
     num_left_out: int = 0
     notes: list[str] = field(default_factory=list)  # why there are none of some sets
+    _texts: dict[str | None, Texts | None] = field(default_factory=dict)  # by the fingerprint of the tokenizer
 
     def read(self, report: Report, sets: Sequence[ShownSet]) -> None:
         """Sample rows of every set, or of so many sets as the page has room for. What cannot be read is a finding."""
         numbers = verify.sample(len(sets), MAX_ROWS, self.seed, "sets").tolist()
         of_set = max(1, min(self.rows_of_set, MAX_ROWS // max(1, len(numbers)))) if self.rows_of_set else 0
-        room, texts = MAX_BYTES, dict[str | None, Texts | None]()
+        room = MAX_BYTES
         with cli.progress_bar(len(numbers), "set", "rows") as bar:
             for place, number in enumerate(numbers):
-                try:
-                    room -= self._read_set(number, sets[number], of_set, room // (len(numbers) - place), texts)
-                except verify.FAILURES as error:
-                    found_once(report, sets[number].folder, error)
+                with failure_found(report, sets[number].folder):
+                    room -= self._read_set(number, sets[number], of_set, room // (len(numbers) - place))
                 bar.update(1)
 
-    def _read_set(
-        self, number: int, one: ShownSet, num_rows: int, room: int, known: dict[str | None, Texts | None]
-    ) -> int:
+    def _read_set(self, number: int, one: ShownSet, num_rows: int, room: int) -> int:
         """Show some rows of a set, as many as have room; returns how many bytes they take as JSON."""
-        texts = self._texts_of(one, known)
+        texts, taken = self._texts_of(one), 0
         if texts is None:
             return 0
-        with contextlib.ExitStack() as opened:
-            rows = opened.enter_context(mds.Rows(one.folder))
-            windows = opened.enter_context(mds.Rows(one.source)) if one.source else None
-            taken = 0
+        with mds.Rows(one.folder) as rows, mds.Rows(one.source) if one.source else contextlib.nullcontext() as windows:
             for row in verify.sample(len(rows), num_rows, self.seed, str(one.folder)).tolist():
                 content = self._row(one, row, rows[row], windows[row] if windows else {}, texts)
                 size = size_on_page(content)
@@ -131,20 +126,20 @@ class Rows:
                 elif content:
                     taken += size
                     self.shown.append({"set": number, **content})
-            return taken
+        return taken
 
-    def _texts_of(self, one: ShownSet, known: dict[str | None, Texts | None]) -> Texts | None:
+    def _texts_of(self, one: ShownSet) -> Texts | None:
         """The tokenizer of a set; None, said once, where it is not there."""
         fingerprint = one.meta.get("tokenizer")
         if fingerprint is None and one.source is not None:
             fingerprint = (provenance.read_meta(one.source) or {}).get("tokenizer")
-        if fingerprint not in known:
-            known[fingerprint] = None
+        if fingerprint not in self._texts:
+            self._texts[fingerprint] = None
             try:
-                known[fingerprint] = Texts.of(self.tokenizer, self.tokenized_dir, fingerprint)
+                self._texts[fingerprint] = Texts.of(self.tokenizer, self.tokenized_dir, fingerprint)
             except ArgumentError as error:
                 self.notes.append(f"No rows of {one.folder} and sets with the same tokenizer are shown: {error}.")
-        return known[fingerprint]
+        return self._texts[fingerprint]
 
     def _row(
         self, one: ShownSet, number: int, row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts
@@ -152,7 +147,7 @@ class Rows:
         """A row; `window` is the one that it belongs to, where that is there. None without what a teacher read."""
         if one.kind == ANNOTATED and not window:
             return None
-        source = show.describe_source(one.tokens_of, number, self.tokenized_dir) if one.tokens_of else []
+        source = [show.describe_source(one.tokens_of, number, self.tokenized_dir)] if one.tokens_of else []
         if one.kind == ANNOTATED:
             return {"row": number, "source": source, **annotated(one, row, window, texts)}
         if one.kind == RETRIEVED:
@@ -203,33 +198,19 @@ def text(title: str, ids: Sequence[int], texts: Texts, first: int, last: int) ->
 
 
 def annotated(one: ShownSet, row: Mapping[str, Any], window: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """The end of the context, and annotated tokens with what the teacher expects after each: of samples, what share of
-    the draws a word has; a word without one was not drawn. Passages as context are in a set of their own."""
-    num_samples = one.num_samples
+    """The end of the context, and annotated tokens with what the teacher expects after each. Passages as context are in
+    a set of their own."""
     ids, indices, prob = window["token_ids"].tolist(), row["target_index"], row["target_prob"].astype(np.float64)
     num_shown = min(len(indices), EDGE_TOKENS, len(ids))
     pieces = texts.of_documents(ids)
     segments: list[Segment] = [("token", piece, place) for place, piece in enumerate(pieces[:num_shown])]
     if num_left := len(ids) - num_shown:
         segments.append(("cut", num_left))
-    following: Iterable[int | None] = [*ids[1 : num_shown + 1], None][:num_shown]
-    expected = []
-    for true_id, index, of_position in zip(following, indices, prob, strict=False):
-        is_true = index == (-1 if true_id is None else true_id)
-        rank = np.flatnonzero(is_true & (of_position[:-1] > 0) if num_samples else is_true).tolist()
-        expected.append(
-            {
-                "true": "" if true_id is None else texts.of_token(true_id),
-                "rank": rank[0] if rank else None,
-                "p": rounded(of_position[rank[0]]) if rank else None,
-                "rest": rounded(of_position[-1]),
-                "best": [
-                    [texts.of_token(best), rounded(value)]
-                    for best, value in zip(index[:BEST].tolist(), of_position, strict=False)
-                    if value > 0 or not num_samples
-                ],
-            }
-        )
+    following = [*ids[1:], None][:num_shown]
+    expected = [
+        expectation(*of_position, texts, one.num_samples > 0)
+        for of_position in zip(following, indices, prob, strict=False)
+    ]
     title = f"decoder: the first {num_shown:,} of {len(indices):,} annotated tokens of token_ids"
     shown: list[dict[str, Any]] = [{"title": title, "tokens": len(ids), "segments": segments}]
     if num_context := one.made_with.get("num_encoder_tokens"):
@@ -237,7 +218,29 @@ def annotated(one: ShownSet, row: Mapping[str, Any], window: Mapping[str, Any], 
         shown.insert(0, text("context: the end of prev_token_ids", context, texts, 0, FAR_TOKENS))
     else:
         shown[0]["title"] += f", behind {one.made_with.get('retrieval_k')} retrieved passages as context"
-    return {"texts": shown, "expected": expected, "topk": indices.shape[1], "samples": num_samples}
+    return {"texts": shown, "expected": expected, "topk": indices.shape[1], "samples": one.num_samples}
+
+
+def expectation(
+    following: int | None, index: np.ndarray, prob: np.ndarray, texts: Texts, is_sampled: bool
+) -> dict[str, Any]:
+    """What the teacher expects after a token. Probabilities of samples are shares of the draws; a word without a share
+    was not sampled.
+
+    Args:
+        following: the next id; None at the end of the row.
+        index: int [topk], ids.
+        prob: float64 [topk + 1], their probabilities, and the mass of the rest.
+    """
+    words = [(word, p) for word, p in zip(index.tolist(), prob.tolist(), strict=False) if p > 0 or not is_sampled]
+    rank = next((place for place, (word, _) in enumerate(words) if word == following), None)
+    return {
+        "true": "" if following is None else texts.of_token(following),
+        "rank": rank,
+        "p": None if rank is None else rounded(words[rank][1]),
+        "rest": rounded(prob[-1]),
+        "best": [[texts.of_token(word), rounded(p)] for word, p in words[:BEST]],
+    }
 
 
 def rounded(probability: float) -> float | None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, PipelineError
-from cepe_data.inspect import check_all
+from cepe_data.inspect import check_all, overlap
 from cepe_data.inspect.check_all import ANNOTATED, HITS, OUTPUT, RETRIEVED, WINDOWS
 from cepe_data.samples.check import MANIFEST
 from cepe_data.storage import mds, provenance, verify
@@ -64,12 +64,6 @@ class ShownSet:
         """The set whose tokens are those of the rows."""
         return self.folder if self.kind == WINDOWS else self.source
 
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of a window; 0 of other kinds."""
-        names = ("prev_token_ids", "token_ids") if self.kind == WINDOWS else ()
-        return sum(mds.column_array(self.columns[name])[1][0] for name in names)
-
 
 @dataclass(frozen=True)
 class Table:
@@ -77,7 +71,7 @@ class Table:
 
     title: str
     header: Sequence[str]
-    rows: Sequence[Sequence[object]]
+    rows: Sequence[Sequence[Any]]
     note: str = ""
 
 
@@ -85,11 +79,10 @@ class Table:
 class Corpus:
     """The token files of the list that are there and can be opened, and what their headers and meta files say."""
 
+    file_list: Path
     tokenized_dir: Path
+    listed: listing.FileList = field(default_factory=lambda: listing.FileList([]))
     files: list[listing.ListedFile] = field(default_factory=list)
-    num_listed: int = 0
-    root: Path | None = None
-    file_list: Path | None = None
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     text_key: str = "text"
     totals: dict[str, DomainCounts] = field(default_factory=dict)
@@ -97,34 +90,25 @@ class Corpus:
     @classmethod
     def read(cls, report: Report, file_list: Path, tokenized_dir: Path) -> Corpus:
         """Look at the header and the meta file of every token file; those that are missing or damaged are findings."""
-        corpus = cls(tokenized_dir)
-        if not file_list.exists() or not tokenized_dir.is_dir():
-            return corpus
-        try:
-            listed = listing.read_file_list(file_list)
-        except PipelineError as error:
-            found_once(report, file_list, error)
-            return corpus
-        corpus.num_listed, corpus.root, corpus.file_list = len(listed.files), listed.root, file_list
-        for file in listed.files:
+        corpus = cls(file_list, tokenized_dir)
+        if file_list.exists() and tokenized_dir.is_dir():
+            with failure_found(report, file_list):
+                corpus.listed = listing.read_file_list(file_list)
+        for file in corpus.listed.files:
             path = tokenized_dir / file.token_file
             if not path.exists():
                 report.found(path, "is missing")
-                continue
-            if findings := verify.output_findings(path) if provenance.meta_path(path).exists() else []:
+            elif findings := verify.output_findings(path) if provenance.meta_path(path).exists() else []:
                 report.found_all(findings)
-                continue
-            try:
-                with TokenFile(path) as tokens:
+            else:
+                with failure_found(report, path), TokenFile(path) as tokens:
                     corpus._add(file, tokens)
-            except verify.FAILURES as error:
-                found_once(report, path, error)
         corpus.totals = dict(sorted(corpus.totals.items()))
         return corpus
 
     def _add(self, file: listing.ListedFile, tokens: TokenFile) -> None:
         meta = tokens.meta or {"made_with": {}}
-        numbers = {str(file.domain): (tokens.num_documents, tokens.num_tokens)}
+        numbers = {file.domain or "(unknown)": (tokens.num_documents, tokens.num_tokens)}
         if "domains" in meta:
             of_domains = zip(*(meta["domains"][name] for name in ("names", "documents", "tokens")), strict=True)
             numbers = {domain: (documents, num_tokens) for domain, documents, num_tokens in of_domains if documents}
@@ -137,7 +121,8 @@ class Corpus:
 
 @dataclass
 class Run:
-    """What there is below some folders, and the token files."""
+    """What there is below some folders, and the token files. `manifests` are those of windows, by the output of the
+    sampler; `passages` are those of the retrieval corpus, by the folder of the shard."""
 
     found: check_all.Found
     corpus: Corpus
@@ -156,13 +141,11 @@ class Run:
         sets = list(_sets(report, found))
         for output in found.unknown:
             report.found_all(verify.output_findings(output))
-        manifests = {out: content for out in found.folders[OUTPUT] for content in _manifest(report, out / MANIFEST)}
-        passages = {
-            path.parent: content
-            for out in found.folders[OUTPUT]
-            for path in sorted(out.glob(f"retrieval/*/{MANIFEST}"))
-            for content in _manifest(report, path)
-        }
+        samplers = found.folders[OUTPUT]
+        manifests = _manifests(report, samplers)
+        passages = _manifests(
+            report, (path.parent for out in samplers for path in sorted(out.glob(f"retrieval/*/{MANIFEST}")))
+        )
         if not (sets or manifests or passages or report.findings):
             raise ArgumentError(f"no set of this pipeline is in {', '.join(map(str, folders))}: pass OUT of a sampler")
         return cls(found, Corpus.read(report, file_list, tokenized_dir), sets, manifests, passages)
@@ -191,14 +174,14 @@ class Run:
             for domain, one in self.corpus.totals.items()
         ]
         note = ""
-        if (present := len(self.corpus.files)) < self.corpus.num_listed:
-            note = f"{present:,} of the {self.corpus.num_listed:,} listed files could be opened."
+        if (present := len(self.corpus.files)) < (num_listed := len(self.corpus.listed.files)):
+            note = f"{present:,} of the {num_listed:,} listed files could be opened."
         header = ("domain", "files", "documents", "tokens", "share")
         return _table("Token files", header, rows, (1, 2, 3), note)
 
     def window_table(self) -> Table | None:
         """What was requested, available and taken of every set of windows."""
-        rows, lengths = [], {one.folder: one.row_tokens for one in self.of_kind(WINDOWS)}
+        rows, lengths = [], {one.folder: overlap.window_tokens(one.folder) for one in self.of_kind(WINDOWS)}
         for out, manifest in self.manifests.items():
             for split, of_split in sorted(manifest["sets"].items()):
                 for domain, one in sorted(of_split.items()):
@@ -211,18 +194,15 @@ class Run:
 
     def passage_table(self) -> Table | None:
         """The same of the retrieval corpus, all shards together."""
-        sums: dict[tuple[Path, str], list[int]] = {}
-        shards: dict[tuple[Path, str], int] = defaultdict(int)
+        rows: dict[str, list[Any]] = {}
         for folder, manifest in self.passages.items():
             for domain, one in sorted(manifest["sets"].items()):
-                key = (folder.parent, domain)
-                known = sums.setdefault(key, [one["documents"] or 0, one["passages_available"] or 0, 0, 0])
-                known[2] += one["requested"]
-                known[3] += one["written"]
-                shards[key] += 1
-        rows = [[f"{parent}/*/{domain}", shards[parent, domain], *sums[parent, domain]] for parent, domain in sums]
+                name = f"{folder.parent}/*/{domain}"
+                row = rows.setdefault(name, [name, 0, one["documents"] or 0, one["passages_available"] or 0, 0, 0])
+                for column, number in ((1, 1), (4, one["requested"]), (5, one["written"])):
+                    row[column] += number
         header = ("passages", "shards", "documents", "passages available", "requested", "taken")
-        return _table("Retrieval corpus", header, rows, (4, 5))
+        return _table("Retrieval corpus", header, list(rows.values()), (4, 5))
 
     def teacher_table(self) -> Table | None:
         """What was annotated, by which teacher."""
@@ -250,11 +230,9 @@ class Run:
         """(set, requested, taken) where fewer were taken than requested."""
         short = []
         for table in filter(None, (self.window_table(), self.passage_table())):
-            requested, taken = table.header.index("requested"), table.header.index("taken")
-            for row in table.rows:
-                numbers = int(str(row[requested])), int(str(row[taken]))
-                if row[0] != "total" and numbers[1] < numbers[0]:
-                    short.append((str(row[0]), *numbers))
+            numbers = [table.header.index(name) for name in ("requested", "taken")]
+            rows = ((row[0], *(row[column] for column in numbers)) for row in table.rows if row[0] != "total")
+            short += [(name, requested, taken) for name, requested, taken in rows if taken < requested]
         return short
 
     # -- how it was made -----------------------------------------------------------------------------------------------
@@ -285,10 +263,9 @@ class Run:
     def commands(self) -> list[str]:
         """The commands that give these outputs, as far as their meta files say; flags that change no byte are left
         out, and so are other names of the same model."""
-        lines = []
-        corpus = self.corpus
-        if corpus.num_listed:
-            lines.append(_command("get_all_jsonl.py", corpus.root or "DATA_DIR", output=corpus.file_list))
+        lines, corpus = [], self.corpus
+        if corpus.listed.files:
+            lines.append(_command("get_all_jsonl.py", corpus.listed.root or "DATA_DIR", output=corpus.file_list))
         if corpus.files:
             lines.append(
                 _command(
@@ -299,53 +276,47 @@ class Run:
                     text_key=None if corpus.text_key == "text" else corpus.text_key,
                 )
             )
-        for out, manifest in self.manifests.items():
-            lines.append(_sampler_command(out, manifest))
-        for out in self.outputs:
-            shards = {
-                content["shard_id"]: content for path, content in self.passages.items() if path.parent.parent == out
-            }
-            lines += [
-                _sampler_command(out, content, shard)
-                for shard, content in shards.items()
-                if shard or out not in self.manifests
-            ]
+        lines += [_sampler_command(out, manifest) for out, manifest in self.manifests.items()]
+        for folder, manifest in sorted(self.passages.items(), key=lambda one: one[0].parent.parent):
+            out, shard = folder.parent.parent, manifest["shard_id"]
+            if shard or out not in self.manifests:  # else the command above writes this shard, too
+                lines.append(_sampler_command(out, manifest, shard))
         lines += [_teacher_command(one) for one in self.of_kind(ANNOTATED)]
         return [*lines, *self._retrieval_commands()]
 
     def _retrieval_commands(self) -> Iterator[str]:
-        corpus: Path | str | None
-        for folder in self.found.folders[RETRIEVED]:
+        for folder, made_with in self.found.folders[RETRIEVED].items():
             embedded, corpus = check_all.embeddings_of(folder, self.found)
             queries = check_all.input_of(RETRIEVED, folder, self.found) or "QUERIES"
-            hits = check_all.hits_of(folder, self.found)
+            hits = {path: self.found.folders[HITS][path][0] for path in check_all.hits_of(folder, self.found)}
             if embedded and hits:
-                made_with = self.found.folders[HITS][hits[0]][0]
-                flags = {name: made_with[name] for name in ("dtype", "normalize")}
-                corpus = corpus or "CORPUS"
-                yield _command(
-                    "-m retrieval.embed_passages", corpus=corpus, output=embedded, model_dir="ENCODER", **flags
-                )
-            for path in hits:
-                made_with = self.found.folders[HITS][path][0]
+                encoder = next(iter(hits.values()))
+                flags = {name: encoder[name] for name in ("dtype", "normalize")}
+                places = {"corpus": corpus or "CORPUS", "output": embedded, "model_dir": "ENCODER"}
+                yield _command("-m retrieval.embed_passages", **places, **flags)
+            places = {"queries": queries, "embeddings": embedded or "EMB"}
+            for path, search in hits.items():
                 names = ("topk", "query_tokens", "exclude_overlap", "overfetch", "dtype")
-                flags = {name: made_with.get(name) for name in names}
-                places = {"queries": queries, "embeddings": embedded or "EMB", "output": path}
-                yield _command("-m retrieval.search", **places, model_dir="ENCODER", **flags)
+                flags = {name: search.get(name) for name in names}
+                yield _command("-m retrieval.search", **places, output=path, model_dir="ENCODER", **flags)
             yield _command(
                 "-m retrieval.write_mds",
-                hits=hits[0] if hits else "HITS",
+                hits=next(iter(hits), "HITS"),
                 embeddings=embedded or "EMB",
                 queries=queries,
                 output=folder,
-                topk=self.found.folders[RETRIEVED][folder][0].get("topk"),
+                topk=made_with[0].get("topk"),
             )
 
 
-def found_once(report: Report, path: Path, error: Exception) -> None:
-    """What cannot be read is a finding, unless there is one of the same path."""
-    if str(path) not in {finding["path"] for finding in report.findings}:
-        report.found(path, verify.describe(error).removeprefix(f"{path} "))
+@contextlib.contextmanager
+def failure_found(report: Report, path: Path) -> Iterator[None]:
+    """What cannot be read in this block is a finding, unless there is one of the same path."""
+    try:
+        yield
+    except verify.FAILURES as error:
+        if str(path) not in {finding["path"] for finding in report.findings}:
+            report.found(path, verify.describe(error).removeprefix(f"{path} "))
 
 
 def model_name(one: ShownSet) -> str:
@@ -381,10 +352,8 @@ def _sets(report: Report, found: check_all.Found) -> Iterator[ShownSet]:
                 if findings := verify.output_findings(folder):
                     report.found_all(findings)
                     continue
-                try:
+                with failure_found(report, folder):
                     yield _read_set(folder, kind, source)
-                except verify.FAILURES as error:
-                    found_once(report, folder, error)
 
 
 def _read_set(folder: Path, kind: str, source: Path | None) -> ShownSet:
@@ -398,15 +367,19 @@ def _read_set(folder: Path, kind: str, source: Path | None) -> ShownSet:
     return ShownSet(folder, kind, meta, mds.read_columns(folder), mds.num_rows(folder), own if is_there else None)
 
 
-def _manifest(report: Report, path: Path) -> Iterator[Mapping[str, Any]]:
-    """The manifest, if it is there and whole."""
-    if path.exists():
-        try:
-            content = provenance.read_signed(path, "run the sampler again")
-            if isinstance(content["sets"], dict) and isinstance(content["arguments"], dict):
-                yield content
-        except (PipelineError, KeyError) as error:
-            report.found(path, str(error))
+def _manifests(report: Report, folders: Iterable[Path]) -> dict[Path, Mapping[str, Any]]:
+    """The manifests in these folders that are there and whole."""
+    manifests: dict[Path, Mapping[str, Any]] = {}
+    for folder in folders:
+        path = folder / MANIFEST
+        if path.exists():
+            try:
+                content = provenance.read_signed(path, "run the sampler again")
+                if isinstance(content["sets"], dict) and isinstance(content["arguments"], dict):
+                    manifests[folder] = content
+            except (PipelineError, KeyError) as error:
+                report.found(path, str(error))
+    return manifests
 
 
 def _table(

@@ -14,7 +14,7 @@ import transformers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.checkpoint import Checkpoint
-from cepe_data.teacher.targets import TopK, top_probabilities
+from cepe_data.teacher.targets import TopK
 
 VOCAB_SIZE = 500
 SMALL = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -47,17 +47,17 @@ def save_model(family: str, folder: Path) -> Any:
 
 def settings(topk: int = 10, **others: Any) -> teacher_model.Settings:
     return teacher_model.Settings(**{
-        "num_tokens": 60, "num_positions": 20, "targets": TopK(topk), "dtype": "float32", "device": "cpu",
-        "run_length": 7, **others,
+        "num_tokens": 60, "num_positions": 20, "targets": TopK(topk), "dtype": "float32", "run_length": 7, **others,
     })  # fmt: skip
 
 
 def open_teacher(folder: Path, asked: teacher_model.Settings) -> teacher_model.Teacher:
-    return teacher_model.Teacher(Checkpoint.find(str(folder), "model"), asked)
+    return teacher_model.Teacher(Checkpoint.find(str(folder), "model"), asked, "cpu")
 
 
-def make_sequences(number: int, num_tokens: int = 60) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).integers(3, VOCAB_SIZE, (number, num_tokens)))
+def make_sequences(number: int) -> list[tuple[str, np.ndarray]]:
+    ids = np.random.default_rng(0).integers(3, VOCAB_SIZE, (number, 60))
+    return [(f"book/{row}", of_row) for row, of_row in enumerate(ids)]
 
 
 def float64_probabilities(model: Any, sequence: np.ndarray, num_positions: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_rows_of_any_family_are_those_of_the_model_itself_in_float64(family: str
     model = save_model(family, tmp_path)
     sequences = make_sequences(3)
     annotated = list(open_teacher(tmp_path, settings()).annotate([sequences[:2], sequences[2:]]))
-    for sequence, row in zip(sequences, annotated, strict=True):
+    for (_, sequence), row in zip(sequences, annotated, strict=True):
         expected = float64_probabilities(model, sequence, 20)
         assert row["target_prob"].shape == (20, 11) and row["target_prob"].dtype == np.float16
         chosen = np.take_along_axis(expected, row["target_index"].astype(np.int64), -1)
@@ -104,7 +104,7 @@ def test_a_cap_of_another_name_is_left_to_the_model(tmp_path: Path) -> None:
     one = open_teacher(tmp_path, settings())
     assert one._stack is None
     (row,) = one.annotate([make_sequences(1)])
-    expected = float64_probabilities(model.eval(), make_sequences(1)[0], 20)
+    expected = float64_probabilities(model.eval(), make_sequences(1)[0][1], 20)
     np.testing.assert_allclose(row["target_prob"][:, 0], expected.max(-1), rtol=2e-3)
 
 
@@ -123,7 +123,7 @@ def test_a_model_that_changes_its_logits_in_its_own_way_is_asked_for_them(
     one = open_teacher(tmp_path, settings())
     assert one._stack is None
     (row,) = one.annotate([make_sequences(1)])
-    expected = float64_probabilities(model, make_sequences(1)[0], 20)
+    expected = float64_probabilities(model, make_sequences(1)[0][1], 20)
     np.testing.assert_allclose(row["target_prob"][:, 0], expected.max(-1), rtol=1e-3)
 
 
@@ -138,7 +138,7 @@ def test_tails_down_to_a_millionth_are_within_one_percent_in_float64() -> None:
     np.put_along_axis(rest, order, 0, -1)
     tails = rest.sum(-1)
     assert tails.min() < 1e-6 and tails.max() > 0.5
-    prob, index = top_probabilities(torch.from_numpy(logits.astype(np.float32)), 50)
+    prob, index = TopK(50).of_logits(torch.from_numpy(logits.astype(np.float32)), torch.empty(400, 0))
     assert (np.sort(index.numpy(), -1) == np.sort(order, -1)).mean() > 0.999  # but for ties in float32
     np.testing.assert_allclose(prob[:, 50].numpy()[tails > 1e-6], tails[tails > 1e-6], rtol=0.01)
     np.testing.assert_allclose(prob[:, 50].numpy(), tails, rtol=0.01)
@@ -151,7 +151,7 @@ def test_half_precision_models_give_float32_logits(tmp_path: Path) -> None:
     (row,) = open_teacher(tmp_path, settings(dtype="bfloat16")).annotate([make_sequences(1)])
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     with torch.inference_mode():
-        hidden = model.base_model(input_ids=torch.from_numpy(make_sequences(1)[0])[None])[0][0, -20:]
+        hidden = model.base_model(input_ids=torch.from_numpy(make_sequences(1)[0][1])[None])[0][0, -20:]
         expected = torch.softmax(hidden.double() @ model.get_output_embeddings().weight.double().T, -1)
     np.testing.assert_allclose(row["target_prob"][:, 0], expected.amax(-1), rtol=2.0**-10)
 

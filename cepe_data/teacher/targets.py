@@ -1,10 +1,11 @@
 """What is kept of a teacher's distribution at a position: its top-k probabilities, or samples from it.
 
 Both are `width` ids with their probabilities, and the mass of all other ids: a reader takes them alike. Top-k are the
-teacher's own probabilities, and a student that learns from them is biased: it learns nothing of how the rest is
+teacher's own probabilities. A student that learns from them is biased: it learns nothing of how the rest is
 distributed. Samples (Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs", ACL 2025)
-are the share of N independent draws that each id got. Its mean is the probability of the id, so cross-entropy to the
-samples has the mean gradient of cross-entropy to the whole distribution, from a third of the bytes.
+are the share of N independent draws that each id got. The mean of a share is the probability of the id, so
+cross-entropy to the samples has the mean gradient of cross-entropy to the whole distribution, from a third of the
+bytes.
 
 Torch is imported when it is needed.
 """
@@ -12,7 +13,7 @@ Torch is imported when it is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,23 +24,30 @@ if TYPE_CHECKING:
     import torch
 
 
-class Targets(Protocol):
-    """A kind of targets."""
+@dataclass(frozen=True)
+class TopK:
+    """The `topk` largest probabilities.
+
+    p_i = exp(l_i − m) / Σ exp(l_j − m) with m the largest logit; the rest is a sum of its own over the others, not
+    1 − Σ p, which is 0 where the truth is 1e-7.
+    """
+
+    topk: int
 
     @property
     def width(self) -> int:
-        """How many ids a position has."""
-        ...
+        """The number of ids of a position."""
+        return self.topk
 
     @property
     def made_with(self) -> provenance.Meta:
-        """The arguments that determine them."""
-        ...
+        """The arguments that determine the targets."""
+        return {"topk": self.topk}
 
     def uniforms(self, row: str, num_positions: int) -> np.ndarray:
-        """The random numbers of a row, which has the name `{domain}/{number}`: float64 [positions, n], from [0, 1).
-        n may be 0."""
-        ...
+        """float64 [positions, n]: the random numbers in [0, 1) of a row with the name `{domain}/{number}`; none for
+        top-k."""
+        return np.empty((num_positions, 0))
 
     def of_logits(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The targets of some positions.
@@ -51,41 +59,26 @@ class Targets(Protocol):
         Returns:
             float32 [positions, width + 1], descending, then the mass of the rest; int64 [positions, width], distinct.
         """
-        ...
+        import torch
 
-
-@dataclass(frozen=True)
-class TopK:
-    """The `topk` largest probabilities."""
-
-    topk: int
-
-    @property
-    def width(self) -> int:
-        return self.topk
-
-    @property
-    def made_with(self) -> provenance.Meta:
-        return {"topk": self.topk}
-
-    def uniforms(self, row: str, num_positions: int) -> np.ndarray:
-        return np.empty((num_positions, 0))
-
-    def of_logits(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return top_probabilities(logits, self.topk)
+        top, index = logits.topk(self.topk, dim=-1)
+        largest = top[:, :1].clone()
+        rest = logits.sub_(largest).exp_().scatter_(-1, index, 0).sum(-1, keepdim=True)
+        top = top.sub_(largest).exp_()
+        return torch.cat([top, rest], dim=-1) / (top.sum(-1, keepdim=True) + rest), index
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """The shares of `num_samples` independent draws from the distribution.
+    """The shares of `num_samples` independent draws from the distribution. The methods are those of `TopK`.
 
     Draw j at position i of row r is the first id with a cumulative probability above u(r, i, j). The random numbers
     belong to their place, so the targets depend on neither batches nor parts:
 
         u(r, i, j) = (mix(mix(key("{seed}/{domain}/{r}") + i) + j) >> 11) · 2⁻⁵³     (sums modulo 2⁶⁴)
 
-    Ids that were not drawn, the smallest ones, fill up the width with the probability 0: no id stands twice, and the
-    mass of the rest is 0.
+    The smallest ids that were not drawn fill up the width with the probability 0: no id occurs twice, and the mass of
+    the rest is 0.
     """
 
     num_samples: int
@@ -134,22 +127,4 @@ class Sampled:
         return torch.nn.functional.pad(shares, (0, 1)), ids.gather(-1, order)
 
 
-def top_probabilities(logits: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Top-k probabilities with the mass of the rest, and their ids.
-
-    p_i = exp(l_i − m) / Σ exp(l_j − m) with m the largest logit; the rest is a sum of its own over the others, not
-    1 − Σ p, which is 0 where the truth is 1e-7.
-
-    Args:
-        logits: float32 [positions, vocabulary]; overwritten.
-
-    Returns:
-        float32 [positions, topk + 1] and int64 [positions, topk].
-    """
-    import torch
-
-    top, index = logits.topk(topk, dim=-1)
-    largest = top[:, :1].clone()
-    rest = logits.sub_(largest).exp_().scatter_(-1, index, 0).sum(-1, keepdim=True)
-    top = top.sub_(largest).exp_()
-    return torch.cat([top, rest], dim=-1) / (top.sum(-1, keepdim=True) + rest), index
+Targets = TopK | Sampled

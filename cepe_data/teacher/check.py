@@ -1,9 +1,9 @@
-"""Check what a teacher wrote: rows that belong to the input's, probabilities and ids that can be right.
+"""Check annotated sets: that their rows are those of the input, and that probabilities and ids can be right.
 
 Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
-looks at every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
-transformers' own forward pass of the whole sequence. `--plot` draws, over the positions, how much of the probability
-the top-k hold, and bounds of the entropy, of the rows that are looked at.
+checks every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
+transformers' own forward pass of the whole sequence. `--plot` draws, over the positions of the checked rows, the
+probability of the top-k, and bounds of the entropy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cepe_data.teacher.inputs import context_and_tokens
 
 HELP = "check what a teacher wrote"
 SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
-LOG_TOLERANCE = {"float32": 0.01}  # median difference of log probabilities
+LOG_TOLERANCE = 0.01  # median difference of log probabilities of a float32 model
 HALF_LOG_TOLERANCE = 0.25
 MAX_GROUPS = 64  # of positions: a line of 2,048 positions would be noise
 NUM_BINS = 1000
@@ -82,11 +82,10 @@ def input_folder(folder: Path, input_dir: Path | None) -> Path:
 
 @dataclass
 class Positions:
-    """What a teacher expects over the positions of rows, in groups of `width` neighbouring positions, at most
-    MAX_GROUPS: sums, and histograms, so that any number of rows takes the same memory.
+    """Statistics of a teacher's distributions over the positions of rows, in at most MAX_GROUPS groups of `width`
+    neighbouring positions: sums and histograms, so that any number of rows takes the same memory.
 
-    `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: bounds of the entropy, as `entropy_bounds`
-    has them.
+    `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: see `entropy_bounds`.
     """
 
     num_positions: int
@@ -143,7 +142,7 @@ def entropy_bounds(prob: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.nd
     """The least and the greatest entropy, in nats, of distributions over `vocab_size` words with these top-k
     probabilities and mass of the rest, float [positions, topk + 1]; float64 [positions] both.
 
-    It is greatest where the other words share the rest evenly, and least where as few of them as can be have it: none
+    It is greatest where the other words share the rest evenly, and least where as few of them as possible have it: none
     has more than the k-th word. With 1 % in the top 2 of 1,000 words, all others must be as rare:
 
     >>> entropy_bounds(np.array([[0.005, 0.005, 0.99]]), 1000)
@@ -211,15 +210,14 @@ class Spread:
 
 @dataclass
 class TeacherResult(verify.Result):
-    """With what the rows tell of their positions, if that is asked for."""
+    """With statistics of the positions, for `--plot`."""
 
     positions: Positions | None = None
 
 
 @dataclass(frozen=True)
 class TeacherCheck(verify.SetCheck):
-    """The options: by which teacher, and from what, how many rows of every set are computed once more; and the check of
-    a set and its rows."""
+    """The options, and the check of a set and its rows; `recomputed_rows` of every set are computed once more."""
 
     folder: Path
     input_dir: Path | None = None
@@ -229,7 +227,7 @@ class TeacherCheck(verify.SetCheck):
     plot: Path | None = None
 
     def check_set(self, report: Report, folder: Path) -> bool:
-        """Columns, and the input."""
+        """Check columns and input."""
         columns = mds.read_columns(folder)
         try:
             prob_dtype, prob_shape = mds.column_array(columns["target_prob"])
@@ -251,8 +249,8 @@ class TeacherCheck(verify.SetCheck):
         return True
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Probabilities that descend and add up to 1, of samples shares of the draws; ids that are distinct words of
-        the model."""
+        """Check that probabilities descend, add up to 1, and of samples are shares of the draws; that ids are distinct
+        words of the model."""
         known = (provenance.read_meta(folder) or {}).get("vocab_size")
         result, num_samples = TeacherResult(), num_samples_of(folder)
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
@@ -268,7 +266,7 @@ class TeacherCheck(verify.SetCheck):
 
 
 def num_samples_of(folder: Path) -> int:
-    """How many draws a position of a set has; 0 where its targets are not samples."""
+    """The draws per position of a set; 0 where its targets are not samples."""
     return int(provenance.made_with(folder).get("num_samples", 0))
 
 
@@ -337,7 +335,7 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
     windows, passages = mds.Rows(source), None
     if options.retrieval_input_dir is not None and "retrieval_k" in made_with:
         passages = mds.Rows(options.retrieval_input_dir / folder.name)
-    rows, tolerance = mds.Rows(folder), LOG_TOLERANCE.get(made_with["dtype"], HALF_LOG_TOLERANCE)
+    rows, tolerance = mds.Rows(folder), LOG_TOLERANCE if made_with["dtype"] == "float32" else HALF_LOG_TOLERANCE
     numbers = np.random.default_rng(options.seed).permutation(len(rows))[: options.recomputed_rows]
     for number in sorted(numbers.tolist()):
         row, retrieved = rows[number], passages[number] if passages is not None else None
@@ -365,8 +363,8 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
 
 
 def sampling_difference(log_prob: np.ndarray, shares: np.ndarray, log_of_shares: np.ndarray) -> tuple[float, float]:
-    """How far the mean log probability of what was drawn is from that of draws from the distribution, which is −H; and
-    the standard error of that.
+    """How far the mean log probability of the samples is from its expected value, −H of the distribution; and the
+    standard error of that difference.
 
     Args:
         log_prob: float32 [positions, vocabulary].

@@ -110,50 +110,39 @@ def run_batches(
     Raises:
         PipelineError: if the memory of the device is not enough.
     """
-    stream = _CudaStream(device, compute) if device.startswith("cuda") else _CpuStream(compute, num_threads)
-    pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
-    try:
-        with memory_errors(device):
-            for batch in batches:
-                pending.append((batch, stream.launch(batch)))
-                if len(pending) >= stream.depth:
-                    done, result = pending.popleft()
-                    yield done, result()
-            while pending:
+    import torch
+
+    with contextlib.ExitStack() as stack, memory_errors(device):
+        if device.startswith("cuda"):
+            depth, launch = 2, _CudaStream(device, compute).launch
+        else:
+            torch.set_num_threads(1)
+            pool = ThreadPoolExecutor(num_threads)
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            depth = 2 * num_threads
+
+            def launch(batch: Arrays) -> Callable[[], Arrays]:
+                return pool.submit(_compute_on_cpu, compute, batch).result
+
+        pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
+        for batch in batches:
+            pending.append((batch, launch(batch)))
+            if len(pending) >= depth:
                 done, result = pending.popleft()
                 yield done, result()
-    finally:
-        stream.close()
+        while pending:
+            done, result = pending.popleft()
+            yield done, result()
 
 
-class _CpuStream:
-    """Runs batches on CPU cores, one thread each."""
+def _compute_on_cpu(compute: Callable[..., Any], batch: Arrays) -> Arrays:
+    import torch
 
-    def __init__(self, compute: Callable[..., Any], num_threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self.depth = 2 * num_threads
-        self._compute, self._pool = compute, ThreadPoolExecutor(num_threads)
-
-    def launch(self, batch: Arrays) -> Callable[[], Arrays]:
-        """Start a batch; the returned function waits for its result."""
-        return self._pool.submit(self._run, batch).result
-
-    def _run(self, batch: Arrays) -> Arrays:
-        import torch
-
-        return tuple(result.numpy() for result in self._compute(*map(torch.from_numpy, batch)))
-
-    def close(self) -> None:
-        """Cancel batches that have not begun."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    return tuple(result.numpy() for result in compute(*map(torch.from_numpy, batch)))
 
 
 class _CudaStream:
     """Runs batches on a GPU. Copies go through pinned memory on their own streams."""
-
-    depth = 2
 
     def __init__(self, device: str, compute: Callable[..., Any]) -> None:
         import torch
@@ -187,6 +176,3 @@ class _CudaStream:
             return tuple(copy.numpy() for copy in copies)
 
         return finish
-
-    def close(self) -> None:
-        """Nothing is left to cancel."""

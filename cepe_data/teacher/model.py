@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-HEAD_BYTES = 32 << 20  # of the logits that are there at a time
+HEAD_BYTES = 32 << 20  # of logits at a time
 HEAD_BYTES_CUDA = 512 << 20
 MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
 PROBE_TOKENS = 512
-ATTENTION_TOLERANCE = {"float32": 1e-4}  # mean total variation distance; two right ones differ by about 1e-6
+ATTENTION_TOLERANCE = 1e-4  # in float32, mean total variation distance; two right ones differ by about 1e-6
 HALF_ATTENTION_TOLERANCE = 0.03
 # Settings of a configuration that change logits, but for those that `_head` applies.
 _CHANGES_LOGITS = re.compile(
@@ -301,7 +301,7 @@ def choose_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens
         _, expected = _read_probe(checkpoint, dtype, device, num_tokens, "eager")
     # Total variation distance: by how much the probability of any set of words can be off.
     difference = float((probabilities - expected).abs().sum(-1).mean() / 2)
-    if difference <= ATTENTION_TOLERANCE.get(dtype, HALF_ATTENTION_TOLERANCE):
+    if difference <= (ATTENTION_TOLERANCE if dtype == "float32" else HALF_ATTENTION_TOLERANCE):
         return used
     what = f"{used} attention gives other probabilities than the model in {checkpoint.folder} has, by {difference:.2g}"
     if asked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cepe_data import cli, workers
-from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import mds, parts, provenance
+from cepe_data.errors import ArgumentError
+from cepe_data.storage import mds, parts, provenance, verify
 from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
 from cepe_data.teacher import devices, vocabulary
@@ -63,10 +62,8 @@ class Annotation:
     def metadata(self) -> provenance.Meta:
         """The metadata of the joined set; the input is named where it stands beside the set."""
         input_name = None if self.retrieval_folder else name_beside(self.input_folder.parent, self.of_set.folder.parent)
-        versions = set()
-        for path in self.of_set.parts.paths:
-            with contextlib.suppress(DamagedFileError):
-                versions.add((provenance.read_meta(path) or {}).get("transformers"))
+        metas = verify.readable_metas(self.of_set.parts.paths)
+        versions = {meta.get("transformers") for meta in metas.values()}
         return {
             "input_name": input_name,
             "vocab_size": self.settings.num_words or self.model.vocab_size,

@@ -77,7 +77,7 @@ class Sampled:
 
         u(r, i, j) = (mix(mix(key("{seed}/{domain}/{r}") + i) + j) >> 11) · 2⁻⁵³     (sums modulo 2⁶⁴)
 
-    The smallest ids that were not drawn fill up the width with the probability 0: no id occurs twice, and the mass of
+    The smallest ids that were not sampled fill up the width with the probability 0: no id occurs twice, and the mass of
     the rest is 0.
     """
 
@@ -104,21 +104,21 @@ class Sampled:
         probabilities = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
         # In float64: a float32 sum over the vocabulary would move the boundary of an id by more than a rare one has.
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-        drawn = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-        drawn = drawn.clamp_(max=logits.shape[-1] - 1).sort(-1).values
+        sampled = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
+        sampled = sampled.clamp_(max=logits.shape[-1] - 1).sort(-1).values
         # Equal ids are neighbours now: count them, and give each id the place of its first draw.
-        is_first = torch.ones_like(drawn, dtype=torch.bool)
-        is_first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+        is_first = torch.ones_like(sampled, dtype=torch.bool)
+        is_first[:, 1:] = sampled[:, 1:] != sampled[:, :-1]
         places = is_first.cumsum(-1) - 1
-        counts = torch.zeros_like(drawn).scatter_add_(-1, places, torch.ones_like(drawn))
-        ids = torch.zeros_like(drawn).scatter_(-1, places, drawn)
-        # Of twice as many ids, or all there are, enough were not drawn.
+        counts = torch.zeros_like(sampled).scatter_add_(-1, places, torch.ones_like(sampled))
+        ids = torch.zeros_like(sampled).scatter_(-1, places, sampled)
+        # Of twice as many ids, or all there are, enough were not sampled.
         candidates = min(2 * self.num_samples, logits.shape[-1])
-        was_drawn = torch.zeros(len(drawn), candidates + 1, dtype=torch.bool, device=drawn.device)
-        was_drawn = was_drawn.scatter_(-1, drawn.clamp(max=candidates), True)[:, :candidates]
-        others = was_drawn.int().argsort(dim=-1, stable=True)[:, : self.num_samples]
+        is_sampled = torch.zeros(len(sampled), candidates + 1, dtype=torch.bool, device=sampled.device)
+        is_sampled = is_sampled.scatter_(-1, sampled.clamp(max=candidates), True)[:, :candidates]
+        others = is_sampled.int().argsort(dim=-1, stable=True)[:, : self.num_samples]
         number = places[:, -1:] + 1
-        rank = torch.arange(self.num_samples, device=drawn.device) - number
+        rank = torch.arange(self.num_samples, device=sampled.device) - number
         ids = torch.where(rank < 0, ids, others.gather(-1, rank.clamp(min=0)))
         order = counts.argsort(dim=-1, descending=True, stable=True)
         shares = counts.gather(-1, order).float() / self.num_samples

@@ -12,7 +12,6 @@ from cepe_data import hub, shards
 from cepe_data.errors import PipelineError
 from cepe_data.storage import mds, parts
 from cepe_data.storage.inputs import Input, describe_set
-from cepe_data.storage.parts import PartedSet
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
@@ -30,7 +29,7 @@ from cepe_data.storage.steps import (
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan
 
-USUAL_PARAMETERS = 6.7e9  # of a teacher that is not here to be looked at
+USUAL_PARAMETERS = 6.7e9  # of a teacher that is not a folder here
 USUAL_VOCABULARY = 32_000
 USUAL_CHUNK = 256  # tokens of a retrieved passage
 
@@ -54,17 +53,18 @@ def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[OutputStat
     ]
     rows_per_part = args.rows_per_part or next((one.rows_per_part for one in sets if one.rows_per_part), None)
     if not rows_per_part or not all(one.is_known for one in sets):
-        # No part is there, and how large they will be is for the model to say.
+        # No part exists, and their size depends on the model.
         wrong = [one.joined for one in sets if one.joined.state not in {DONE, MISSING}]
         found = next(iter(wrong), sets[0].joined if sets else OutputStatus(output, is_result=True))
-        tasks = unknown_tasks(output, num_shards, sum(one.joined.num_bytes for one in sets), found)
-        return Step(output, "", "", tasks, True, reads, directories, takes)
-    outputs_of = [look_at_parts(args, one, rows_per_part) for one in sets]
-    tasks = []
-    for shard in range(num_shards):
-        ranges = [(outputs, shards.row_range(shard, num_shards, len(outputs))) for outputs in outputs_of]
-        tasks.append(Task([output for outputs, (start, stop) in ranges for output in outputs[start:stop]]))
-    return Step(output, "parts", "rows", tasks, False, reads, directories, takes)
+        unknown = unknown_tasks(output, num_shards, sum(one.joined.num_bytes for one in sets), found)
+        return Step(output, "", "", unknown, True, reads, directories, takes)
+    tasks: list[list[OutputStatus]] = [[] for _ in range(num_shards)]
+    for one in sets:
+        outputs = look_at_parts(args, one, rows_per_part)
+        for shard in range(num_shards):
+            start, stop = shards.row_range(shard, num_shards, len(outputs))
+            tasks[shard] += outputs[start:stop]
+    return Step(output, "parts", "rows", list(map(Task, tasks)), False, reads, directories, takes)
 
 
 def domains_of(args: plan.AnnotationOptions, to_come: Mapping[str, int]) -> list[str]:
@@ -104,13 +104,13 @@ def look_at_annotated(args: plan.AnnotationOptions, domain: str, to_come: int) -
 
 def look_at_parts(args: plan.AnnotationOptions, one: AnnotatedSet, rows_per_part: int) -> list[OutputStatus]:
     """Look at the parts of an annotated set."""
-    folder, made_with = one.joined.path, plan.provenance_of_request(args, one.joined.path.name)
-    of_set = PartedSet(folder, target_columns(args), one.joined.total, rows_per_part, made_with, args, one.inputs)
-    outputs = []
-    for part, (start, stop) in enumerate(of_set.part_ranges):
-        path = of_set.parts.paths[part]
-        known = functools.partial(known_of_part, path, of_set.shared_made_with, one.inputs, start, stop)
-        outputs.append(look_at_part(path, known, stop - start, of_set.count_bytes([part]), one.joined))
+    joined, outputs = one.joined, []
+    shared = {**plan.provenance_of_request(args, joined.path.name), "rows_per_part": rows_per_part}
+    for part, (start, stop) in enumerate(parts.part_ranges(joined.total, rows_per_part)):
+        path = parts.part_path(parts.parts_dir(joined.path), part)
+        known = functools.partial(known_of_part, path, shared, one.inputs, start, stop)
+        num_bytes = joined.num_bytes * (stop - start) / joined.total
+        outputs.append(look_at_part(path, known, stop - start, num_bytes, joined))
     return outputs
 
 

@@ -24,13 +24,13 @@ from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher.checkpoint import transformers_version
-from cepe_data.teacher.inputs import InputRows
+from cepe_data.teacher.inputs import check_ids, read_batches
 from cepe_data.teacher.plan import SHARD_BYTES, Annotation, AnnotationOptions, plan_annotations
-
-Todo = list[tuple[Annotation, int]]  # parts, by their number in the set of a domain
 
 if TYPE_CHECKING:
     import numpy as np
+
+Job = tuple[Annotation, int]  # a part, by its number in a set
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -111,100 +111,86 @@ def main() -> int:
     shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
     if args.delete_parts and not args.merge and num_shards > 1:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
-    todo: Todo = []
-    annotations = []  # that are not joined
+    todo: list[tuple[Annotation, list[int]]] = []  # sets that are not joined, and the parts of them to make
     for annotation in plan_annotations(args):
         of_set = annotation.of_set
         if args.merge or of_set.joined.is_done():
             of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.metadata, start)
         else:
-            annotations.append(annotation)
             if not args.dry_run:
                 of_set.restore_parts(shard_id, num_shards)
-            todo += [(annotation, part) for part in of_set.todo(shard_id, num_shards)]
-    if not annotations:
+            todo.append((annotation, of_set.todo(shard_id, num_shards)))
+    if not todo:
         return cli.EXIT_OK
-    num_rows = count_rows(todo)
-    chosen = devices.choose_devices(args.device, args.num_gpus) if todo else []
+    folder = todo[0][0].of_set.folder
+    num_rows = sum(annotation.of_set.count_rows(parts) for annotation, parts in todo)
+    num_bytes = sum(annotation.of_set.count_bytes(parts) for annotation, parts in todo)
+    chosen = devices.choose_devices(args.device, args.num_gpus) if num_rows else []
     if args.dry_run:
-        report_dry_run(todo, chosen)
+        if num_rows:
+            report_dry_run(next(annotation for annotation, parts in todo if parts), num_rows, chosen)
+            cli.report_disk(folder, num_bytes)
+        else:
+            cli.say("nothing is left to do")
         return cli.EXIT_OK
-    args.require_disk(annotations[0].of_set.folder, count_bytes(todo))
-    for annotation in annotations:
+    args.require_disk(folder, num_bytes)
+    for annotation, parts in todo:
         annotation.of_set.remove_stale_temporaries()
-        if ranges := part_ranges(annotation, todo):
-            InputRows(annotation).check_ids(ranges)
-    shares = [(todo[number :: len(chosen)], device) for number, device in enumerate(chosen)]
-    if todo:
-        with cli.progress_bar(num_rows, "row", ",".join(one.of_set.folder.name for one in annotations)) as bar:
-            workers.run_shares(annotate, [share for share in shares if share[0]], bar.update)
-    where = annotations[0].of_set.folder.parent if annotations[1:] else annotations[0].of_set.parts.directory
-    made = f"{num_rows:,} rows in {len(todo)} parts"
+        check_ids(annotation, [annotation.of_set.part_ranges[part] for part in parts])
+    jobs = [(annotation, part) for annotation, parts in todo for part in parts]
+    if jobs:
+        shares = [(jobs[number :: len(chosen)], device) for number, device in enumerate(chosen[: len(jobs)])]
+        names = ",".join(annotation.of_set.folder.name for annotation, _ in todo)
+        with cli.progress_bar(num_rows, "row", names) as bar:
+            workers.run_shares(annotate, shares, bar.update)
+    where = folder.parent if len(todo) > 1 else todo[0][0].of_set.parts.directory
+    made = f"{num_rows:,} rows in {len(jobs)} parts"
     cli.say(f"shard {shard_id} of {num_shards}: {made}, {cli.seconds_since(start)} → {where}")
     if num_shards == 1:
-        for annotation in annotations:
+        for annotation, _ in todo:
             annotation.of_set.join(num_shards, args.delete_parts, annotation.metadata, start)
     return cli.EXIT_OK
 
 
-def count_rows(todo: Todo) -> int:
-    """The rows of parts."""
-    return sum(annotation.of_set.count_rows([part]) for annotation, part in todo)
+def annotate(jobs: Sequence[Job], device: str, progress: Callable[[int], object]) -> None:
+    """Make parts on one device. The teacher is loaded once for all domains with the same settings."""
+    for settings, of_settings in itertools.groupby(jobs, lambda job: job[0].settings):
+        annotate_with(settings, list(of_settings), device, progress)
 
 
-def count_bytes(todo: Todo) -> int:
-    """The bytes of parts."""
-    return sum(annotation.of_set.count_bytes([part]) for annotation, part in todo)
-
-
-def part_ranges(annotation: Annotation, todo: Todo) -> list[tuple[int, int]]:
-    """The rows of those parts that are of one domain."""
-    return [annotation.of_set.part_ranges[part] for one, part in todo if one is annotation]
-
-
-def annotate(todo: Todo, device: str, progress: Callable[[int], object]) -> None:
-    """Make parts on one device. The teacher is loaded once for all domains that ask the same of it."""
-    for settings, of_settings in itertools.groupby(todo, lambda one: one[0].settings(device)):
-        annotate_with(settings, list(of_settings), progress)
-
-
-def annotate_with(settings: teacher_model.Settings, todo: Todo, progress: Callable[[int], object]) -> None:
+def annotate_with(
+    settings: teacher_model.Settings, jobs: Sequence[Job], device: str, progress: Callable[[int], object]
+) -> None:
     """Make parts with one teacher, which is gone from the device afterwards."""
-    model = teacher_model.Teacher(todo[0][0].model.checkpoint, settings)
-    ran = {"transformers": transformers_version()}
-    for annotation, of_domain in itertools.groupby(todo, lambda one: one[0]):
+    model = teacher_model.Teacher(jobs[0][0].model.checkpoint, settings, device)
+    versions = {"transformers": transformers_version()}
+    for annotation, of_domain in itertools.groupby(jobs, lambda job: job[0]):
         parts = [part for _, part in of_domain]
         ranges = [annotation.of_set.part_ranges[part] for part in parts]
-        batches = InputRows(annotation).batches(ranges, model.batch_size)
-        names = (annotation.row_name(row) for start, stop in ranges for row in range(start, stop))
-        rows = model.annotate(batches, names)
+        rows = model.annotate(read_batches(annotation, ranges, model.batch_size))
         unknown = vocabulary.UnknownWords(vocabulary.tokenizer_size(annotation.input_folder))
         for part, (start, stop) in zip(parts, ranges, strict=True):
             of_part = counted(itertools.islice(rows, stop - start), unknown, progress)
-            annotation.of_set.write_part(part, of_part, ran)
+            annotation.of_set.write_part(part, of_part, versions)
         unknown.report()
 
 
 def counted(
     rows: Iterator[dict[str, np.ndarray]], unknown: vocabulary.UnknownWords, progress: Callable[[int], object]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The same rows. Ids beyond the tokenizer's are counted; `progress` hears of each row that was written."""
+    """The same rows. Ids beyond the tokenizer's are counted; `progress` is called after each row that was written."""
     for row in rows:
         unknown.add(row["target_prob"], row["target_index"])
         yield row
         progress(1)
 
 
-def report_dry_run(todo: Todo, chosen: Sequence[str]) -> None:
-    """Print what annotating these parts takes: operations, time from a timed batch, disk."""
-    if not todo:
-        cli.say("nothing is left to do")
-        return
-    annotation, num_rows = todo[0][0], count_rows(todo)
-    rows = InputRows(annotation)
-    model = teacher_model.Teacher(annotation.model.checkpoint, annotation.settings(chosen[0]))
-    batch = next(rows.batches(annotation.of_set.part_ranges[:1], model.batch_size))
-    if not chosen[0].startswith("cpu"):  # the first batch chooses kernels
+def report_dry_run(annotation: Annotation, num_rows: int, chosen: Sequence[str]) -> None:
+    """Print what annotating so many rows takes: operations, and the time from a timed batch."""
+    settings = annotation.settings
+    model = teacher_model.Teacher(annotation.model.checkpoint, settings, chosen[0])
+    batch = next(read_batches(annotation, annotation.of_set.part_ranges[:1], model.batch_size))
+    if chosen[0] != "cpu":  # the first batch chooses kernels
         list(model.annotate([batch]))
     start = time.perf_counter()
     list(model.annotate([batch]))
@@ -213,11 +199,10 @@ def report_dry_run(todo: Todo, chosen: Sequence[str]) -> None:
     num_devices = 1 if chosen[0] == "cpu" else len(chosen)  # one process already has all cores
     where = f"{num_devices} GPUs" if num_devices > 1 else chosen[0]
     cli.say(
-        f"of all shards, {num_rows:,} sequences of {annotation.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a "
+        f"of all shards, {num_rows:,} sequences of {settings.num_tokens:,} tokens, {flops / 1e12:,.3g} TFLOP each; a "
         f"batch of {len(batch)} took {seconds * len(batch):.2f} s, {flops / seconds / 1e12:,.3g} TFLOP/s\n"
-        f"about {num_rows * seconds / 3600 / num_devices:,.1f} hours on {where} ({annotation.dtype})"
+        f"about {num_rows * seconds / 3600 / num_devices:,.1f} hours on {where} ({settings.dtype})"
     )
-    cli.report_disk(annotation.of_set.folder, count_bytes(todo))
 
 
 if __name__ == "__main__":

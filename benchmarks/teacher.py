@@ -31,7 +31,7 @@ from cepe_data import cli, workers
 from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan as teacher_plan
-from cepe_data.teacher.targets import top_probabilities
+from cepe_data.teacher.targets import TopK
 
 TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
@@ -63,11 +63,11 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     hidden, weight = torch.randn(num_positions, hidden_size), torch.randn(32_000, hidden_size) / hidden_size**0.5
-    rows = teacher_model.HEAD_BYTES // (4 * len(weight))
+    rows, none = teacher_model.HEAD_BYTES // (4 * len(weight)), torch.empty(num_positions, 0)
 
     def ours() -> None:
         for chunk in hidden.split(rows):
-            top_probabilities(chunk @ weight.T, TOPK)
+            TopK(TOPK).of_logits(chunk @ weight.T, none)
 
     def usual() -> None:
         prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
@@ -89,7 +89,7 @@ def compare_errors(bars: Bars) -> None:
     logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
     logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
     expected = torch.softmax(logits, -1)
-    prob, index = top_probabilities(logits.float(), TOPK)
+    prob, index = TopK(TOPK).of_logits(logits.float(), torch.empty(500, 0))
     top, tail = expected.gather(-1, index), expected.scatter(-1, index, 0).sum(-1)
     normal = top > 2.0**-14
     top_error = ((prob[:, :TOPK].half().double() - top).abs() / top)[normal].max().item()
@@ -152,9 +152,9 @@ def our_run(annotation: teacher_plan.Annotation, device: str) -> Measured:
         found.seconds = -time.perf_counter()
         return annotate(self, *arguments)
 
-    todo = [(annotation, part) for part in range(len(annotation.of_set.part_ranges))]
+    jobs = [(annotation, part) for part in range(len(annotation.of_set.part_ranges))]
     teacher_model.Teacher.annotate = from_here  # type: ignore[method-assign, assignment]
-    calculate_logits.annotate(todo, device, lambda _: None)
+    calculate_logits.annotate(jobs, device, lambda _: None)
     teacher_model.Teacher.annotate = annotate  # type: ignore[method-assign]
     found.seconds += time.perf_counter()
     return found

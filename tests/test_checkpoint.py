@@ -54,10 +54,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_config(source: Path, folder: Path, config: dict[str, Any]) -> Path:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+@pytest.fixture
+def folder(llama: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(llama, tmp_path / "model")
+
+
+def find(folder: Path, config: dict[str, Any] | None = None) -> Checkpoint:
+    """The model in a folder, with this content of config.json."""
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return Checkpoint.find(str(folder), "model")
 
 
 def frequencies(rope_type: str) -> list[float]:
@@ -77,15 +84,13 @@ def frequencies(rope_type: str) -> list[float]:
 @pytest.mark.parametrize("rope_type", ["default", "llama3"])
 @pytest.mark.parametrize("version", [4, 5])
 def test_rotary_frequencies_are_those_of_the_configuration_or_it_is_refused(
-    llama: Path, tmp_path: Path, version: int, rope_type: str
+    folder: Path, version: int, rope_type: str
 ) -> None:
     config = {**OF_LLAMA, **VERSIONS[version][rope_type]}
-    folder = with_config(llama, tmp_path / "model", config)
     if version > MAJOR:
-        with pytest.raises(
-            ArgumentError, match=r'"rope_parameters", which transformers 4.* with transformers 5'
-        ) as hint:
-            Checkpoint.find(str(folder), "model")
+        message = r'"rope_parameters", which transformers 4.* with transformers 5'
+        with pytest.raises(ArgumentError, match=message) as hint:
+            find(folder, config)
         # The remedy that the message names makes the configuration that version 4 reads.
         assert f'"rope_theta": {THETA}' in str(hint.value) and ('"llama3"' in str(hint.value)) == (
             rope_type == "llama3"
@@ -93,20 +98,16 @@ def test_rotary_frequencies_are_those_of_the_configuration_or_it_is_refused(
         rope = {key: value for key, value in config.pop("rope_parameters").items() if key != "rope_theta"}
         config |= {"rope_theta": THETA, "transformers_version": transformers.__version__}
         config |= {"rope_scaling": rope} if rope_type == "llama3" else {}
-        with_config(llama, folder, config)
-    model = Checkpoint.find(str(folder), "model").load("AutoModelForCausalLM", "model")
+    model = find(folder, config).load("AutoModelForCausalLM", "model")
     [found] = [buffer for name, buffer in model.named_buffers() if name.endswith("rotary_emb.inv_freq")]
     np.testing.assert_allclose(found, frequencies(rope_type), rtol=1e-6)
 
 
-def test_configurations_of_a_later_major_version_are_refused_and_of_a_later_minor_one_not(
-    llama: Path, tmp_path: Path
-) -> None:
+def test_configurations_of_a_later_major_version_are_refused_and_of_a_later_minor_one_not(folder: Path) -> None:
     config = {**OF_LLAMA, "transformers_version": f"{MAJOR + 1}.0.0.dev0"}
     with pytest.raises(ArgumentError, match=f"saved by transformers {MAJOR + 1}.0.0.dev0"):
-        Checkpoint.find(str(with_config(llama, tmp_path / "later", config)), "model")
-    config["transformers_version"] = f"{MAJOR}.999.0"
-    Checkpoint.find(str(with_config(llama, tmp_path / "minor", config)), "model")
+        find(folder, config)
+    find(folder, {**config, "transformers_version": f"{MAJOR}.999.0"})
 
 
 def keep_only_gguf(folder: Path) -> None:
@@ -120,11 +121,8 @@ def replace_by_pointer(path: Path) -> None:
 
 
 def give_code(folder: Path) -> None:
-    config = {
-        **OF_LLAMA,
-        "model_type": "own",
-        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.LM"},
-    }
+    classes = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.LM"}
+    config = {**OF_LLAMA, "model_type": "own", "auto_map": classes}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text("raise SystemExit('code of the model ran')")
 
@@ -143,32 +141,28 @@ def give_code(folder: Path) -> None:
     ],
 )
 def test_folders_that_are_not_a_whole_model_are_refused(
-    llama: Path, tmp_path: Path, change: Callable[[Path], object], message: str
+    folder: Path, change: Callable[[Path], object], message: str
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(llama, folder)
     change(folder)
     with pytest.raises(ArgumentError, match=message):
-        Checkpoint.find(str(folder), "model").fingerprint()
+        find(folder).fingerprint()
 
 
-def test_the_fingerprint_covers_shards_below_and_configurations_for_versions(llama: Path, tmp_path: Path) -> None:
-    shutil.copytree(llama, tmp_path / "model")
-    weights = tmp_path / "model/parts/model-00001-of-00001.safetensors"
+def test_the_fingerprint_covers_shards_below_and_configurations_for_versions(folder: Path) -> None:
+    weights = folder / "parts/model-00001-of-00001.safetensors"
     weights.parent.mkdir()
-    (tmp_path / "model/model.safetensors").rename(weights)
+    (folder / "model.safetensors").rename(weights)
     index = {"weight_map": {"lm_head.weight": f"parts/{weights.name}", "gone": "gone.bin"}}
-    (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps(index))
-    config = json.loads((tmp_path / "model/config.json").read_text())
-    (tmp_path / "model/config.json").write_text(json.dumps({**config, "configuration_files": ["config.4.0.0.json"]}))
-    (tmp_path / "model/config.4.0.0.json").write_text(json.dumps(config))
-    found = {Checkpoint.find(str(tmp_path / "model"), "model").fingerprint()}
-    (tmp_path / "model/config.4.0.0.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
-    found.add(Checkpoint.find(str(tmp_path / "model"), "model").fingerprint())
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config, versioned = json.loads((folder / "config.json").read_text()), folder / "config.4.0.0.json"
+    versioned.write_text(json.dumps(config))
+    found = {find(folder, {**config, "configuration_files": [versioned.name]}).fingerprint()}
+    versioned.write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    found.add(find(folder).fingerprint())
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    found.add(Checkpoint.find(str(tmp_path / "model"), "model").fingerprint())
+    found.add(find(folder).fingerprint())
     assert len(found) == 3
 
 
@@ -179,10 +173,7 @@ def test_the_fingerprint_covers_shards_below_and_configurations_for_versions(lla
         ({"type": "linear", "factor": 4.0}, 16384),
         ({"rope_type": "dynamic", "factor": 2.0}, 8192),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
-        (
-            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048},
-            4096,
-        ),  # both are there already
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048}, 4096),  # of the original 2,048
         ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}, 65536),
         ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}, 4096),
     ],
@@ -215,7 +206,7 @@ def test_attention_and_positions_of_families(
 ) -> None:
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    checkpoint = Checkpoint.find(str(tmp_path), "model")
+    checkpoint = find(tmp_path)
     assert checkpoint.has_rotary_positions() == is_rotary
     arguments = (checkpoint, "bfloat16", "cpu", 300)
     chosen = teacher_model.choose_attention(*arguments, None)

@@ -1,16 +1,16 @@
-"""Check what a teacher wrote: rows that belong to the input's, probabilities and ids that can be right.
+"""Check annotated sets: that their rows are those of the input, and that probabilities and ids can be right.
 
 Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
-looks at every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
-transformers' own forward pass of the whole sequence. `--plot` draws, over the positions, how much of the probability
-the top-k hold, and bounds of the entropy, of the rows that are looked at.
+checks every row, and compares the hashes of all files. With `--model_dir` some rows are computed once more, with
+transformers' own forward pass of the whole sequence. `--plot` draws, over the positions of the checked rows, the
+probability of the top-k, and bounds of the entropy.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report, add_plot_argument, check_plot_path
+from cepe_data.teacher.checkpoint import Checkpoint
+from cepe_data.teacher.inputs import context_and_tokens
 
 HELP = "check what a teacher wrote"
 SUM_TOLERANCE = 1e-3  # numbers of float16, each off by at most 2⁻¹¹ of itself
-LOG_TOLERANCE = {"float32": 0.01}  # median difference of log probabilities
+LOG_TOLERANCE = 0.01  # median difference of log probabilities of a float32 model
 HALF_LOG_TOLERANCE = 0.25
 MAX_GROUPS = 64  # of positions: a line of 2,048 positions would be noise
 NUM_BINS = 1000
@@ -54,7 +56,10 @@ def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | Non
 
     def collect(folder: Path, result: verify.Result) -> None:
         if isinstance(result, TeacherResult) and result.positions is not None:
-            positions.setdefault(folder.name, result.positions.empty()).add(result.positions)
+            if folder.name in positions:
+                positions[folder.name].add(result.positions)
+            else:
+                positions[folder.name] = result.positions
 
     verify.check_sets(report, options, folders, collect)
     num_rows = verify.count_rows(folders)
@@ -77,11 +82,10 @@ def input_folder(folder: Path, input_dir: Path | None) -> Path:
 
 @dataclass
 class Positions:
-    """What a teacher expects over the positions of rows, in groups of `width` neighbouring positions, at most
-    MAX_GROUPS: sums, and histograms, so that any number of rows takes the same memory.
+    """Statistics of a teacher's distributions over the positions of rows, in at most MAX_GROUPS groups of `width`
+    neighbouring positions: sums and histograms, so that any number of rows takes the same memory.
 
-    `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: bounds of the entropy, as `entropy_bounds`
-    has them.
+    `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: see `entropy_bounds`.
     """
 
     num_positions: int
@@ -107,10 +111,6 @@ class Positions:
         """int64 [groups]: the first position of each group, from 0."""
         return np.arange(0, self.num_positions, self.width)
 
-    def empty(self) -> Positions:
-        """The same of no rows."""
-        return Positions(self.num_positions, self.topk, self.vocab_size)
-
     def add_row(self, prob: np.ndarray) -> None:
         """Count a row, float [positions, topk + 1]."""
         groups = np.arange(self.num_positions) // self.width
@@ -129,23 +129,20 @@ class Positions:
 
     def as_json(self) -> dict[str, object]:
         """Lists over the groups, as `--json` prints them."""
-        content: dict[str, object] = {"rows": self.num_rows, "first_positions": self.first_positions.tolist()}
-        spreads = {
-            "topk_mass": self.topk_mass,
-            "entropy_lower_nats": self.entropy_lower,
-            "entropy_upper_nats": self.entropy_upper,
+        return {
+            "rows": self.num_rows,
+            "first_positions": self.first_positions.tolist(),
+            "topk_mass": self.topk_mass.as_json(),
+            "entropy_lower_nats": self.entropy_lower.as_json(),
+            "entropy_upper_nats": self.entropy_upper.as_json(),
         }
-        for name, spread in spreads.items():
-            lines = {"mean": spread.mean(), "quantile_10": spread.quantile(0.1), "quantile_90": spread.quantile(0.9)}
-            content[name] = {line: values.round(6).tolist() for line, values in lines.items()}
-        return content
 
 
 def entropy_bounds(prob: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The least and the greatest entropy, in nats, of distributions over `vocab_size` words with these top-k
     probabilities and mass of the rest, float [positions, topk + 1]; float64 [positions] both.
 
-    It is greatest where the other words share the rest evenly, and least where as few of them as can be have it: none
+    It is greatest where the other words share the rest evenly, and least where as few of them as possible have it: none
     has more than the k-th word. With 1 % in the top 2 of 1,000 words, all others must be as rare:
 
     >>> entropy_bounds(np.array([[0.005, 0.005, 0.99]]), 1000)
@@ -195,28 +192,32 @@ class Spread:
     def quantile(self, share: float) -> np.ndarray:
         """float64 [groups]: the number that `share` of a group do not exceed, interpolated inside its bin."""
         below = self._counts.cumsum(axis=1)
-        wanted = share * below[:, -1:]
-        places = (below >= wanted).argmax(axis=1)[:, None]
+        target = share * below[:, -1:]
+        places = (below >= target).argmax(axis=1)[:, None]
         in_bin = np.take_along_axis(self._counts, places, axis=1)
         before = np.take_along_axis(below, places, axis=1) - in_bin
-        return ((places + (wanted - before) / in_bin) * (self.limit / NUM_BINS))[:, 0]
+        return ((places + (target - before) / in_bin) * (self.limit / NUM_BINS))[:, 0]
 
     def total_mean(self) -> float:
         """The mean over all groups."""
         return float(self._sums.sum() / self._counts.sum())
 
+    def as_json(self) -> dict[str, list[float]]:
+        """Lists over the groups, as `--json` prints them."""
+        lines = {"mean": self.mean(), "quantile_10": self.quantile(0.1), "quantile_90": self.quantile(0.9)}
+        return {name: values.round(6).tolist() for name, values in lines.items()}
+
 
 @dataclass
 class TeacherResult(verify.Result):
-    """With what the rows tell of their positions, if that is asked for."""
+    """With statistics of the positions, for `--plot`."""
 
     positions: Positions | None = None
 
 
 @dataclass(frozen=True)
 class TeacherCheck(verify.SetCheck):
-    """The options: by which teacher, and from what, how many rows of every set are computed once more; and the check of
-    a set and its rows."""
+    """The options, and the check of a set and its rows; `recomputed_rows` of every set are computed once more."""
 
     folder: Path
     input_dir: Path | None = None
@@ -226,7 +227,7 @@ class TeacherCheck(verify.SetCheck):
     plot: Path | None = None
 
     def check_set(self, report: Report, folder: Path) -> bool:
-        """Columns, and the input."""
+        """Check columns and input."""
         columns = mds.read_columns(folder)
         try:
             prob_dtype, prob_shape = mds.column_array(columns["target_prob"])
@@ -248,17 +249,14 @@ class TeacherCheck(verify.SetCheck):
         return True
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Probabilities that descend and add up to 1, of samples shares of the draws; ids that are distinct words of
-        the model."""
+        """Check that probabilities descend, add up to 1, and of samples are shares of the draws; that ids are distinct
+        words of the model."""
         known = (provenance.read_meta(folder) or {}).get("vocab_size")
         result, num_samples = TeacherResult(), num_samples_of(folder)
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
             vocab_size = known or int(np.iinfo(row["target_index"].dtype).max) + 1
             prob = row["target_prob"].astype(np.float32)
-            what = describe_wrong(prob, row["target_index"], vocab_size)
-            if num_samples and not what:
-                what = describe_wrong_shares(prob, num_samples)
-            if what:
+            if what := describe_wrong(prob, row["target_index"], vocab_size, num_samples):
                 result.findings.append((number, what))
             elif self.plot is not None and not num_samples:
                 num_positions, topk = row["target_index"].shape
@@ -268,12 +266,13 @@ class TeacherCheck(verify.SetCheck):
 
 
 def num_samples_of(folder: Path) -> int:
-    """How many draws a position of a set has; 0 where its targets are not samples."""
+    """The draws per position of a set; 0 where its targets are not samples."""
     return int(provenance.made_with(folder).get("num_samples", 0))
 
 
-def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
-    """What cannot be right about a row, float32 [positions, topk + 1] and int [positions, topk]; empty if nothing."""
+def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int, num_samples: int) -> str:
+    """The first thing that is wrong in a row, float32 [positions, width + 1] and int [positions, width]; empty if
+    nothing. `num_samples` is 0 for top-k."""
     ordered = np.sort(index, axis=1)
     top = prob[:, :-1]
     wrongs = {
@@ -283,19 +282,11 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int) -> str:
         f"has ids outside of 0 … {vocab_size - 1}": ((index < 0) | (index >= vocab_size)).any(axis=1),
         "has the same id twice": (ordered[:, 1:] == ordered[:, :-1]).any(axis=1),
     }
-    return first_wrong(wrongs)
-
-
-def describe_wrong_shares(prob: np.ndarray, num_samples: int) -> str:
-    """What cannot be right about the probabilities of samples, float32 [positions, width + 1]; empty if nothing."""
-    counts = np.rint(prob[:, :-1] * num_samples)
-    expected = (counts / num_samples).astype(np.float16).astype(np.float32)
-    is_share = (expected == prob[:, :-1]).all(axis=1) & (counts.sum(axis=1) == num_samples) & (prob[:, -1] == 0)
-    return first_wrong({f"has probabilities that are not the shares of {num_samples} draws": ~is_share})
-
-
-def first_wrong(wrongs: Mapping[str, np.ndarray]) -> str:
-    """The first thing that is wrong at any position, bool [positions] each, as text; empty if nothing."""
+    if num_samples:
+        counts = np.rint(top * num_samples)
+        expected = (counts / num_samples).astype(np.float16).astype(np.float32)
+        is_share = (expected == top).all(axis=1) & (counts.sum(axis=1) == num_samples) & (prob[:, -1] == 0)
+        wrongs[f"has probabilities that are not the shares of {num_samples} draws"] = ~is_share
     for what, is_wrong in wrongs.items():
         if is_wrong.any():
             return f"{what}, at position {int(np.argmax(is_wrong))}"
@@ -311,7 +302,13 @@ def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders
     damaged = [Path(finding["path"]) for finding in report.findings]
     whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
     for folder in whole:
-        require_input(options, folder)
+        needs_passages = "retrieval_k" in provenance.made_with(folder)
+        has_passages = options.retrieval_input_dir is not None
+        if not verify.has_set(input_folder(folder, options.input_dir)) or (needs_passages and not has_passages):
+            raise ArgumentError(
+                f"the rows of {folder} cannot be computed without their input: pass --input_dir"
+                + (" and --retrieval_input_dir" if needs_passages else "")
+            )
     num_recomputed = 0
     for folder in whole:
         if input_folder(folder, options.input_dir) in damaged:
@@ -323,47 +320,29 @@ def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders
     return num_recomputed
 
 
-def require_input(options: TeacherCheck, folder: Path) -> None:
-    """Raise ArgumentError unless there is what a set was made from."""
-    made_with = provenance.made_with(folder)
-    is_retrieved = "retrieval_k" in made_with
-    if not verify.has_set(input_folder(folder, options.input_dir)) or (
-        is_retrieved and options.retrieval_input_dir is None
-    ):
-        raise ArgumentError(
-            f"the rows of {folder} cannot be computed without their input: pass --input_dir"
-            + (" and --retrieval_input_dir" if is_retrieved else "")
-        )
-
-
 def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Path) -> int:
     """Compute some rows of a set once more; returns how many."""
     import torch
 
-    from cepe_data.teacher.checkpoint import Checkpoint
-
     made_with = provenance.made_with(folder)
     source = input_folder(folder, options.input_dir)
-    retrieved = options.retrieval_input_dir / folder.name if options.retrieval_input_dir else None
     checkpoint = Checkpoint.find(model_dir, "model")
     if made_with.get("model") != checkpoint.fingerprint():
         report.found(folder, f"was made with another model than {model_dir}")
         return 0
     # eager writes out the formula of the model, which other implementations may only come close to.
     model = checkpoint.load("AutoModelForCausalLM", "model", dtype=torch.float32, attn_implementation="eager")
-    windows, passages = mds.Rows(source), mds.Rows(retrieved) if retrieved else None
-    rows, num_decoder = mds.Rows(folder), made_with["num_decoder_tokens"]
-    tolerance = LOG_TOLERANCE.get(made_with["dtype"], HALF_LOG_TOLERANCE)
+    windows, passages = mds.Rows(source), None
+    if options.retrieval_input_dir is not None and "retrieval_k" in made_with:
+        passages = mds.Rows(options.retrieval_input_dir / folder.name)
+    rows, tolerance = mds.Rows(folder), LOG_TOLERANCE if made_with["dtype"] == "float32" else HALF_LOG_TOLERANCE
     numbers = np.random.default_rng(options.seed).permutation(len(rows))[: options.recomputed_rows]
     for number in sorted(numbers.tolist()):
-        window, row = windows[number], rows[number]
-        if passages is not None:
-            context = passages[number]["retrieved_token_ids"][: made_with["retrieval_k"]].reshape(-1)
-        else:
-            context = window["prev_token_ids"][-made_with["num_encoder_tokens"] :]
-        ids = np.concatenate([context, window["token_ids"][:num_decoder]]).astype(np.int64)
+        row, retrieved = rows[number], passages[number] if passages is not None else None
+        context, tokens = context_and_tokens(made_with, windows[number], retrieved)
+        ids = torch.from_numpy(np.concatenate([context, tokens]).astype(np.int64))
         with torch.inference_mode():
-            logits = model(torch.from_numpy(ids)[None]).logits[0, -num_decoder:, : made_with.get("num_words")].float()
+            logits = model(ids[None]).logits[0, -len(tokens) :, : made_with.get("num_words")].float()
             log_prob = logits.log_softmax(-1).numpy()
         stored = row["target_prob"][:, :-1].astype(np.float32)
         expected = np.take_along_axis(log_prob, row["target_index"].astype(np.int64), axis=1)
@@ -384,8 +363,8 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
 
 
 def sampling_difference(log_prob: np.ndarray, shares: np.ndarray, log_of_shares: np.ndarray) -> tuple[float, float]:
-    """How far the mean log probability of what was drawn is from that of draws from the distribution, which is −H; and
-    the standard error of that.
+    """How far the mean log probability of the samples is from its expected value, −H of the distribution; and the
+    standard error of that difference.
 
     Args:
         log_prob: float32 [positions, vocabulary].

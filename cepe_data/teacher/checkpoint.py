@@ -1,8 +1,9 @@
-"""A model's folder: which of its files decide its numbers, and whether the installed transformers reads them as meant.
+"""A model's folder: which files determine its outputs, and whether the installed transformers reads them as meant.
 Teachers and encoders are found, fingerprinted and loaded here; torch and transformers are imported to load.
 
-What would be wrong without an error is refused: an adapter, whose weights count or not depending on what is installed;
-a configuration of a later version of transformers, whose keys are ignored; code that the folder brings along.
+Folders are rejected that transformers would load as another model, without an error: with an adapter, whose weights
+count or not depending on what is installed; with a configuration of a later version of transformers, whose keys are
+ignored. So are folders with their own code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cepe_data.corpus import sniff
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import provenance
 
-# By major version of transformers: keys that it does not read, with the version that does, and harmless values of them.
+# By major version of transformers: keys that it does not read, the version that does, and values that change nothing.
 _UNREAD: dict[int, dict[str, tuple[int, list[str | None]]]] = {
     4: {"rope_parameters": (5, [None])},
     5: {"position_embedding_type": (4, [None, "absolute"])},
@@ -30,7 +31,7 @@ _UNREAD: dict[int, dict[str, tuple[int, list[str | None]]]] = {
 
 @functools.cache
 def transformers_version() -> str:
-    """The version of transformers that is installed. Does not import it, which takes seconds."""
+    """The installed version of transformers. Does not import it, which takes seconds."""
     return importlib.metadata.version("transformers")
 
 
@@ -43,13 +44,10 @@ class Checkpoint:
 
     @classmethod
     def find(cls, name: str, what: str) -> Checkpoint:
-        """The model called `name`, a folder or a hub name.
-
-        Args:
-            what: what is looked for, for messages: `model`.
+        """The model called `name`, a folder or a hub name; messages call it `what`.
 
         Raises:
-            ArgumentError: if there is none, or it is not what transformers alone loads as it was meant.
+            ArgumentError: if there is none, or transformers alone would not load it as it was meant.
         """
         folder = hub.find_folder(name, what)
         if (folder / "adapter_config.json").exists():
@@ -75,7 +73,7 @@ class Checkpoint:
 
     @cached_property
     def text_config(self) -> dict[str, Any]:
-        """The part of the configuration that is about text; of a model that reads more, it is nested."""
+        """The configuration of the text model, which is nested in that of a multimodal model."""
         nested = self.config.get("text_config")
         return nested if "vocab_size" not in self.config and isinstance(nested, dict) else self.config
 
@@ -98,7 +96,7 @@ class Checkpoint:
         return sorted(found)
 
     def fingerprint(self, names: Sequence[str] = ()) -> str:
-        """A hash of the configuration and of all weights, and of files with these names where they are. (Reading them
+        """A hash of the configuration, all weights, and the files with these names that exist. (Reading the weights
         takes no longer than loading them will.)
 
         Raises:
@@ -112,11 +110,10 @@ class Checkpoint:
         })  # fmt: skip
 
     def load(self, auto_class: str, what: str, unused: str = "\0", **options: Any) -> Any:
-        """The model, as a class of transformers loads it, for inference.
+        """The model for inference, as a class of transformers loads it; messages call it `what`.
 
         Args:
             auto_class: such as `AutoModelForCausalLM`.
-            what: what it is, for messages.
             unused: weights whose names begin so may be missing.
             options: of `from_pretrained`.
 
@@ -131,7 +128,7 @@ class Checkpoint:
                 str(self.folder), output_loading_info=True, trust_remote_code=False, **options
             )
             model, loading = loaded
-        except Exception as error:  # every library on the way to the weights has exceptions of its own
+        except Exception as error:  # every library that reads weights has its own exceptions
             if "trust_remote_code" in str(error):
                 raise self._code_error() from None
             raise ArgumentError(f"the {what} in {self.folder} cannot be loaded: {error}") from None
@@ -156,8 +153,8 @@ class Checkpoint:
             raise ArgumentError(f"the config.json in {self.folder} cannot be read: {error}") from None
 
     def has_rotary_positions(self) -> bool:
-        """Whether positions are rotated by frequencies (RoPE), which go on for any position; not looked up in a table.
-        Makes the model without its weights."""
+        """Whether positions are rotary (RoPE), which work for any position, not looked up in a table. Makes the model
+        without its weights."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -166,8 +163,8 @@ class Checkpoint:
         return any(name.endswith("inv_freq") for name, _ in model.named_buffers())
 
     def _check_version(self) -> None:
-        """Raise ArgumentError if the installed transformers would ignore a part of the configuration: it does so
-        without an error, and the base frequency of a LLaMA falls back to 10,000, say."""
+        """Raise ArgumentError if the installed transformers would ignore a part of the configuration. It would do so
+        without an error: the base frequency of a LLaMA falls back to 10,000, say."""
         installed = int(transformers_version().partition(".")[0])
         saved = str(self.config.get("transformers_version", ""))
         major = saved.partition(".")[0]
@@ -201,8 +198,8 @@ class Checkpoint:
 
 
 def position_limit(text_config: dict[str, Any]) -> int | None:
-    """The longest sequence that a configuration is meant for, with what scaling of rotary positions adds to it; None
-    where it names none.
+    """The longest sequence that a configuration allows for, with the scaling of rotary positions; None where it names
+    no limit.
 
     >>> position_limit({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 4.0}})
     16384
@@ -222,7 +219,7 @@ def position_limit(text_config: dict[str, Any]) -> int | None:
 
 
 def _rope_of_version_4(rope: Any) -> str:
-    """How to say the same in a configuration of version 4; nothing where that has no common way."""
+    """A hint how a configuration of version 4 says the same; empty where it cannot."""
     if not isinstance(rope, dict) or "rope_theta" not in rope or any(isinstance(one, dict) for one in rope.values()):
         return ""
     rest = {key: value for key, value in rope.items() if key != "rope_theta"}

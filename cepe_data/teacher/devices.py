@@ -18,14 +18,14 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def choose_device(device: str | None) -> str:
-    """The device that is asked for, else cuda where there is one, else cpu."""
+    """`--device`; without it cuda where there is a GPU, else cpu."""
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_dtype(dtype: str, device: str | None, half: str) -> str:
-    """`auto` as the dtype that it stands for: `half` on a GPU, else float32."""
+    """`--dtype`; `auto` is `half` on a GPU, else float32."""
     if dtype != "auto":
         return dtype
     return half if choose_device(device).startswith("cuda") else "float32"
@@ -35,7 +35,7 @@ def choose_devices(device: str | None, num_gpus: int) -> list[str]:
     """The device of each process.
 
     Raises:
-        ArgumentError: if the device does not exist, or there are not so many GPUs.
+        ArgumentError: if the device does not exist, or there are fewer than `num_gpus` GPUs.
     """
     import torch
 
@@ -72,8 +72,8 @@ def inference_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free on the device, in bytes. Of a GPU, a tenth is left for other things, and what torch holds for
-    later counts as free."""
+    """Free memory of the device in bytes. Of a GPU, a tenth is left for other things, and what torch holds for later
+    counts as free."""
     if device.startswith("cuda"):
         import torch
 
@@ -84,7 +84,7 @@ def free_bytes(device: str) -> int:
 
 @contextlib.contextmanager
 def memory_errors(device: str) -> Iterator[None]:
-    """Turn torch's errors about memory into PipelineError."""
+    """Raise PipelineError where torch runs out of memory."""
     try:
         yield
     except RuntimeError as error:
@@ -98,62 +98,51 @@ def memory_errors(device: str) -> Iterator[None]:
 def run_batches(
     device: str, compute: Callable[..., Any], batches: Iterable[Arrays], num_threads: int
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """Each batch with what `compute` makes of it, in order.
+    """Each batch with its result of `compute`, in order.
 
-    On a GPU, one batch computes while the next is read and copied, and the one before is used by the caller. On a CPU,
+    On a GPU, one batch is computed while the next is read and copied, and the caller uses the one before. On a CPU,
     `num_threads` batches run at once, each on one core: as much work, without waiting for each other, and the results
     do not depend on the number of cores (matrix libraries split the sums of some shapes by the number of threads).
 
     Args:
-        compute: takes tensors on the device, one for each array of a batch, and returns a tuple of tensors there.
+        compute: takes tensors on the device, one for each array of a batch, and returns a tuple of such tensors.
 
     Raises:
         PipelineError: if the memory of the device is not enough.
     """
-    stream = _CudaLane(device, compute) if device.startswith("cuda") else _CpuLane(compute, num_threads)
-    pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
-    try:
-        with memory_errors(device):
-            for batch in batches:
-                pending.append((batch, stream.launch(batch)))
-                if len(pending) >= stream.depth:
-                    done, result = pending.popleft()
-                    yield done, result()
-            while pending:
+    import torch
+
+    with contextlib.ExitStack() as stack, memory_errors(device):
+        if device.startswith("cuda"):
+            depth, launch = 2, _CudaStream(device, compute).launch
+        else:
+            torch.set_num_threads(1)
+            pool = ThreadPoolExecutor(num_threads)
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            depth = 2 * num_threads
+
+            def launch(batch: Arrays) -> Callable[[], Arrays]:
+                return pool.submit(_compute_on_cpu, compute, batch).result
+
+        pending: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
+        for batch in batches:
+            pending.append((batch, launch(batch)))
+            if len(pending) >= depth:
                 done, result = pending.popleft()
                 yield done, result()
-    finally:
-        stream.close()
+        while pending:
+            done, result = pending.popleft()
+            yield done, result()
 
 
-class _CpuLane:
-    """Batches on the cores, one thread each."""
+def _compute_on_cpu(compute: Callable[..., Any], batch: Arrays) -> Arrays:
+    import torch
 
-    def __init__(self, compute: Callable[..., Any], num_threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self.depth = 2 * num_threads
-        self._compute, self._pool = compute, ThreadPoolExecutor(num_threads)
-
-    def launch(self, batch: Arrays) -> Callable[[], Arrays]:
-        """Start a batch; what is returned waits for it."""
-        return self._pool.submit(self._run, batch).result
-
-    def _run(self, batch: Arrays) -> Arrays:
-        import torch
-
-        return tuple(result.numpy() for result in self._compute(*map(torch.from_numpy, batch)))
-
-    def close(self) -> None:
-        """Forget what has not begun."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    return tuple(result.numpy() for result in compute(*map(torch.from_numpy, batch)))
 
 
-class _CudaLane:
-    """Batches on a GPU. Copies go through pinned memory on streams of their own."""
-
-    depth = 2
+class _CudaStream:
+    """Runs batches on a GPU. Copies go through pinned memory on their own streams."""
 
     def __init__(self, device: str, compute: Callable[..., Any]) -> None:
         import torch
@@ -162,7 +151,7 @@ class _CudaLane:
         self._to_device, self._to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def launch(self, batch: Arrays) -> Callable[[], Arrays]:
-        """Start a batch; what is returned waits for it."""
+        """Start a batch; the returned function waits for its result."""
         import torch
 
         pinned = [torch.from_numpy(array).pin_memory() for array in batch]
@@ -187,6 +176,3 @@ class _CudaLane:
             return tuple(copy.numpy() for copy in copies)
 
         return finish
-
-    def close(self) -> None:
-        """Nothing waits on the host."""

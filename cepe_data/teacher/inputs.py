@@ -1,70 +1,82 @@
-"""The rows that a teacher reads: the context, then the tokens to annotate."""
+"""The sequences that a teacher reads: the context of a row, then the tokens to annotate. No BOS is inserted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import mds
+from cepe_data.storage import mds, provenance
 from cepe_data.teacher import vocabulary
 from cepe_data.teacher.plan import Annotation
 
+Ranges = Sequence[tuple[int, int]]  # first row, and the row after the last
 
-class InputRows:
-    """The rows that the teacher reads: context, then the tokens to annotate."""
 
-    def __init__(self, annotation: Annotation) -> None:
-        self._annotation = annotation
-        self._windows = mds.Rows(annotation.input_folder)
-        self._retrieved: mds.Rows | None = None
-        if annotation.retrieval_folder:
-            self._retrieved = mds.Rows(annotation.retrieval_folder)
+def context_and_tokens(
+    made_with: provenance.Meta, window: Mapping[str, Any], retrieved: Mapping[str, Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The context of a row, and its tokens to annotate.
 
-    def input_ids(self, row: int) -> np.ndarray:
-        """int64 [context + num_decoder_tokens]. No BOS is inserted.
+    The context is the end of `prev_token_ids`, or the first passages of the row of `retrieved`. How much of each there
+    is, the provenance of the annotated set says: num_encoder_tokens or retrieval_k, and num_decoder_tokens.
 
-        Raises:
-            ArgumentError: if there is an id that the model does not know.
-            DamagedFileError: if the row cannot be read.
-        """
-        annotation = self._annotation
-        window = self._windows[row]
-        if self._retrieved is not None and annotation.retrieval_folder is not None:
-            passages = self._retrieved[row]["retrieved_token_ids"]
-            context = passages[: annotation.retrieval_k].reshape(-1)
-            self._check_row(context, annotation.retrieval_folder, row)
-        else:
-            context = window["prev_token_ids"][-annotation.num_encoder_tokens :]
-        ids = np.concatenate([context, window["token_ids"][: annotation.num_decoder_tokens]]).astype(np.int64)
-        self._check_row(ids, annotation.input_folder, row)
-        if len(ids) != annotation.num_tokens:
-            raise DamagedFileError(f"row {row} of {annotation.input_folder} has {len(ids)} tokens: make the set again")
+    Returns:
+        integer [context] and [num_decoder_tokens].
+    """
+    if retrieved is None:
+        context = window["prev_token_ids"][-made_with["num_encoder_tokens"] :]
+    else:
+        context = retrieved["retrieved_token_ids"][: made_with["retrieval_k"]].reshape(-1)
+    return context, window["token_ids"][: made_with["num_decoder_tokens"]]
+
+
+def read_batches(
+    annotation: Annotation, part_ranges: Ranges, batch_size: int
+) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """The names, such as `arxiv/17`, and sequences of rows, int64 [num_tokens]; a batch never has rows of two ranges.
+
+    Raises:
+        ArgumentError: if there is an id that the model does not know.
+        DamagedFileError: if a row cannot be read.
+    """
+    windows = mds.Rows(annotation.input_folder)
+    passages = mds.Rows(annotation.retrieval_folder) if annotation.retrieval_folder else None
+
+    def sequence(row: int) -> np.ndarray:
+        retrieved = passages[row] if passages is not None else None
+        context, tokens = context_and_tokens(annotation.of_set.made_with, windows[row], retrieved)
+        if passages is not None:
+            _check_ids(context, annotation, passages.folder, row)
+        ids = np.concatenate([context, tokens]).astype(np.int64)
+        _check_ids(ids, annotation, windows.folder, row)
+        if len(ids) != annotation.settings.num_tokens:
+            raise DamagedFileError(f"row {row} of {windows.folder} has {len(ids)} tokens: make the set again")
         return ids
 
-    def batches(self, part_ranges: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[np.ndarray]]:
-        """The rows of each range, some at a time; a batch never has rows of two ranges. Raises as `input_ids`."""
-        for start, stop in part_ranges:
-            for first in range(start, stop, batch_size):
-                yield [self.input_ids(row) for row in range(first, min(first + batch_size, stop))]
+    for start, stop in part_ranges:
+        for first in range(start, stop, batch_size):
+            rows = range(first, min(first + batch_size, stop))
+            yield [(f"{windows.folder.name}/{row}", sequence(row)) for row in rows]
 
-    def check_ids(self, part_ranges: Sequence[tuple[int, int]]) -> None:
-        """Raise ArgumentError if any of these rows has an id that the model does not know. Where the input says that
-        its tokenizer knows no more words than the model, no row is read."""
-        folders = [self._annotation.input_folder]
-        if self._annotation.retrieval_folder:
-            folders.append(self._annotation.retrieval_folder)
-        sizes = [vocabulary.tokenizer_size(folder) for folder in folders]
-        if any(size is None or size > self._annotation.model.vocab_size for size in sizes):
-            for _ in self.batches(part_ranges, 1):
-                pass
 
-    def _check_row(self, ids: np.ndarray, folder: Path, row: int) -> None:
-        known = self._annotation.model.vocab_size
-        if ids.min() < 0 or ids.max() >= known:
-            raise ArgumentError(
-                f"row {row} of {folder} has ids from {ids.min()} to {ids.max()}, and the model knows only {known} "
-                f"words: another tokenizer made the token files"
-            )
+def check_ids(annotation: Annotation, part_ranges: Ranges) -> None:
+    """Raise ArgumentError if one of these rows has an id that the model does not know. No row is read where the inputs
+    say that their tokenizer has no more words than the model."""
+    folders = filter(None, (annotation.input_folder, annotation.retrieval_folder))
+    sizes = [vocabulary.tokenizer_size(folder) for folder in folders]
+    if any(size is None or size > annotation.model.vocab_size for size in sizes):
+        for _ in read_batches(annotation, part_ranges, 1):
+            pass
+
+
+def _check_ids(ids: np.ndarray, annotation: Annotation, folder: Path, row: int) -> None:
+    known = annotation.model.vocab_size
+    if ids.min() < 0 or ids.max() >= known:
+        raise ArgumentError(
+            f"row {row} of {folder} has ids from {ids.min()} to {ids.max()}, and the model knows only {known} words: "
+            f"another tokenizer made the token files"
+        )

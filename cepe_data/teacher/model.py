@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-HEAD_BYTES = 32 << 20  # of the logits that are there at a time
+HEAD_BYTES = 32 << 20  # of logits at a time
 HEAD_BYTES_CUDA = 512 << 20
 MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
 PROBE_TOKENS = 512
-ATTENTION_TOLERANCE = {"float32": 1e-4}  # mean total variation distance; two right ones differ by about 1e-6
+ATTENTION_TOLERANCE = 1e-4  # in float32, mean total variation distance; two right ones differ by about 1e-6
 HALF_ATTENTION_TOLERANCE = 0.03
-# What a configuration may say that changes logits, but for what `_head` does.
+# Settings of a configuration that change logits, but for those that `_head` applies.
 _CHANGES_LOGITS = re.compile(
     "(?!attn)(?!output_)(?!num_)(?!(logits_scaling|logit_scale|final_logit_softcapping)$).*(logit|lm_head_)"
 )
@@ -61,7 +60,7 @@ def find_model(model_dir: str) -> Model:
         raise ArgumentError(f"no model {model_dir!r}: its config.json is not that of one ({error})") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a teacher is asked for, and how it runs."""
 
@@ -69,7 +68,6 @@ class Settings:
     num_positions: int  # the last ones, which are annotated
     targets: Targets
     dtype: str
-    device: str
     run_length: int  # sequences come in runs of this many, which batches do not cross
     batch_size: int | None = None  # None: what the memory holds
     attn_implementation: str | None = None  # None: what transformers prefers
@@ -80,53 +78,45 @@ class Settings:
 class Teacher:
     """A causal language model that gives targets for the last positions of sequences.
 
-    On a GPU, sequences run in batches of one shape (the last is filled up), on a CPU one to a core.
+    On a GPU, sequences run in batches of one shape (the last one is filled up). On a CPU, each core runs one sequence.
 
     Raises:
         ArgumentError: if the model cannot be loaded, or lacks weights.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, device: str) -> None:
         import torch
 
-        self.settings = settings
-        if settings.device.startswith("cuda"):
-            torch.cuda.set_device(settings.device)
-        with devices.memory_errors(settings.device):
-            self._prepare(checkpoint)
+        self.settings, self.device = settings, device
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        with devices.memory_errors(device):
+            self._model = _load(checkpoint, settings.dtype, device, settings.attn_implementation)
+            self._config = self._model.config.get_text_config()
+            self._num_words = settings.num_words or int(self._config.vocab_size)
+            self._index_dtype = getattr(torch, mds.token_dtype(self._num_words).name)
+            head = self._model.get_output_embeddings()
+            weight = head.weight[: self._num_words]
+            self._bias = None if getattr(head, "bias", None) is None else head.bias[: self._num_words].float()
+            # float32 sums of half-precision operands in one product; where torch cannot, the operands are made float32.
+            self._sums_float32 = (
+                weight.is_cuda and weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
+            )
+            self._weight = weight if self._sums_float32 else weight.float()
+            logit_bytes = HEAD_BYTES_CUDA if weight.is_cuda else HEAD_BYTES
+            self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
+            self._check_causality(checkpoint.folder)
+            self._stack = self._find_stack()
+            if settings.compile:
+                _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
+            self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
 
-    def _prepare(self, checkpoint: Checkpoint) -> None:
-        import torch
-
-        settings = self.settings
-        self._model = _load(checkpoint, settings.dtype, settings.device, settings.attn_implementation)
-        self._config = self._model.config.get_text_config()
-        self._num_words = settings.num_words or int(self._config.vocab_size)
-        self._index_dtype = getattr(torch, mds.token_dtype(self._num_words).name)
-        head = self._model.get_output_embeddings()
-        weight = head.weight[: self._num_words]
-        self._bias = None if getattr(head, "bias", None) is None else head.bias[: self._num_words].float()
-        # float32 sums of half-precision operands in one product; where torch cannot, the operands are made float32.
-        self._sums_float32 = (
-            weight.is_cuda and weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
-        )
-        self._weight = weight if self._sums_float32 else weight.float()
-        logit_bytes = HEAD_BYTES_CUDA if weight.is_cuda else HEAD_BYTES
-        self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
-        self._refuse_foresight(checkpoint.folder)
-        self._stack = self._find_stack()
-        if settings.compile:
-            _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
-        self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
-
-    def annotate(
-        self, batches: Iterable[Sequence[np.ndarray]], names: Iterable[str] | None = None
-    ) -> Iterator[dict[str, np.ndarray]]:
+    def annotate(self, batches: Iterable[Sequence[tuple[str, np.ndarray]]]) -> Iterator[dict[str, np.ndarray]]:
         """Probabilities after each of the last positions of sequences, given all tokens up to and with that position.
 
         Args:
-            batches: at most `batch_size` sequences each, int64 [num_tokens].
-            names: `{domain}/{row}` of every sequence, in order; the random numbers of sampled targets depend on it.
+            batches: at most `batch_size` sequences each: the name `{domain}/{row}`, on which the random numbers of
+                sampled targets depend, and int64 [num_tokens].
 
         Yields, for every sequence in order:
             target_prob: float16 [positions, width + 1], probabilities, descending, then the mass of the rest.
@@ -135,23 +125,20 @@ class Teacher:
         Raises:
             PipelineError: if probabilities are not numbers, or the memory of the device is not enough.
         """
-        on_gpu = self.settings.device.startswith("cuda")
+        size = self.batch_size if self.device.startswith("cuda") else 1
+        num_positions, targets = self.settings.num_positions, self.settings.targets
         lengths: deque[int] = deque()
-        of_sequences = iter(itertools.repeat("") if names is None else names)
 
         def stacked() -> Iterator[devices.Arrays]:
             for batch in batches:
-                uniforms = [self._uniforms(name) for name in itertools.islice(of_sequences, len(batch))]
-                if on_gpu:
-                    lengths.append(len(batch))
-                    filled = [*range(len(batch)), *[len(batch) - 1] * (self.batch_size - len(batch))]
-                    yield np.stack([batch[at] for at in filled]), np.stack([uniforms[at] for at in filled])
-                else:
-                    lengths.extend([1] * len(batch))
-                    yield from ((ids[None], of_row[None]) for ids, of_row in zip(batch, uniforms, strict=True))
+                rows = [(ids, targets.uniforms(name, num_positions)) for name, ids in batch]
+                for group in (rows[first : first + size] for first in range(0, len(rows), size)):
+                    lengths.append(len(group))
+                    filled = group + [group[-1]] * (size - len(group))
+                    yield tuple(map(np.stack, zip(*filled, strict=True)))
 
         num_threads = min(self.batch_size, workers.default_num_workers())
-        for _, (prob, index) in devices.run_batches(self.settings.device, self.compute, stacked(), num_threads):
+        for _, (prob, index) in devices.run_batches(self.device, self.compute, stacked(), num_threads):
             num_rows = lengths.popleft()
             if not np.isfinite(prob).all():
                 raise PipelineError("the teacher gives probabilities that are not numbers: try another --dtype")
@@ -161,9 +148,6 @@ class Teacher:
     def num_flops(self) -> int:
         """Floating point operations of one sequence, as `count_flops` has them."""
         return count_flops(self._model, self.settings.num_tokens, self.settings.num_positions)
-
-    def _uniforms(self, name: str) -> np.ndarray:
-        return self.settings.targets.uniforms(name, self.settings.num_positions)
 
     @devices.inference_mode
     def compute(self, ids: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,14 +208,14 @@ class Teacher:
         return ids.long()[None]
 
     @devices.inference_mode
-    def _refuse_foresight(self, folder: Path) -> None:
-        """Raise ArgumentError if the last token changes what the model expects after the ones before it."""
-
+    def _check_causality(self, folder: Path) -> None:
+        """Raise ArgumentError if the last token changes the logits at the positions before it."""
         ids = self._probe()
         other = ids.clone()
         other[0, -1] = 0
-        pair = (self._model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other))
-        one, another = pair
+        one, another = (
+            self._model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other)
+        )
         if one.numel() and bool((one - another).abs().max() > self._tolerance * one.abs().max()):
             raise ArgumentError(f"the model in {folder} is not causal: what it expects depends on later tokens")
 
@@ -243,8 +227,8 @@ class Teacher:
         return 1e-4 if self._model.dtype == torch.float32 else 2.0**-7
 
     def _find_stack(self) -> Any:
-        """The part of the model whose hidden states `_head` turns into its logits; None where there is none, and the
-        model is asked for the logits that it makes itself."""
+        """The part of the model whose hidden states `_head` turns into the model's logits; None where there is none:
+        then the logits are those of the model's own forward pass."""
         changes = {name: value for name, value in self._config.to_dict().items() if _CHANGES_LOGITS.match(name)}
         if any(value not in (None, False, 1) for value in changes.values()):
             return None
@@ -260,24 +244,25 @@ class Teacher:
         hidden = stack(input_ids=ids, use_cache=False)[0]
         if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self._weight.shape[1]:
             return False
-        ours = self._head(hidden[0])
-        return own.shape == ours.shape and bool((own - ours).abs().max() <= self._tolerance * own.abs().max())
+        found = self._head(hidden[0])
+        return own.shape == found.shape and bool((own - found).abs().max() <= self._tolerance * own.abs().max())
 
     def _choose_batch_size(self) -> int:
         """As many sequences as the free memory holds, and the device can use."""
         num_tokens = self.settings.num_tokens
-        if not self.settings.device.startswith("cuda"):
+        if not self.device.startswith("cuda"):
             # A core has about 16 activations as wide as the hidden state at a time, and some chunks of logits.
             of_sequence = 16 * num_tokens * self._weight.shape[1] * self._weight.itemsize + 3 * HEAD_BYTES
             return max(1, min(workers.default_num_workers(), devices.free_bytes("cpu") // of_sequence))
-        of_memory = devices.free_bytes(self.settings.device) // self._measure_sequence_bytes()
+        of_memory = devices.free_bytes(self.device) // self._measure_sequence_bytes()
         return least_filled_batch(min(of_memory, MAX_BATCH_TOKENS // num_tokens), self.settings.run_length)
 
     def _measure_sequence_bytes(self) -> int:
         import torch
 
-        ids = torch.zeros(1, self.settings.num_tokens, dtype=torch.int64, device=self.settings.device)
-        uniforms = torch.from_numpy(self._uniforms("")[None]).to(ids.device)
+        settings = self.settings
+        ids = torch.zeros(1, settings.num_tokens, dtype=torch.int64, device=self.device)
+        uniforms = torch.from_numpy(settings.targets.uniforms("", settings.num_positions)[None]).to(ids.device)
         torch.cuda.reset_peak_memory_stats(ids.device)
         before = torch.cuda.memory_allocated(ids.device)
         self.compute(ids, uniforms)
@@ -293,8 +278,8 @@ def _load(checkpoint: Checkpoint, dtype: str, device: str, attention: str | None
 
 
 def choose_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, asked: str | None) -> str:
-    """The attention implementation to use: the one that is asked for, with a warning where it is wrong; else the one
-    that transformers prefers if it is right, else eager.
+    """The attention implementation to use: `asked`, with a warning where it is wrong; for None, the one that
+    transformers prefers if it is right, else eager.
 
     It is right if it gives the probabilities of eager, which writes out the formula of the model. (sdpa leaves out the
     cap of Gemma-2's attention; Falcon's differs where there is ALiBi.) Both are loaded, one after the other, and read
@@ -316,7 +301,7 @@ def choose_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens
         _, expected = _read_probe(checkpoint, dtype, device, num_tokens, "eager")
     # Total variation distance: by how much the probability of any set of words can be off.
     difference = float((probabilities - expected).abs().sum(-1).mean() / 2)
-    if difference <= ATTENTION_TOLERANCE.get(dtype, HALF_ATTENTION_TOLERANCE):
+    if difference <= (ATTENTION_TOLERANCE if dtype == "float32" else HALF_ATTENTION_TOLERANCE):
         return used
     what = f"{used} attention gives other probabilities than the model in {checkpoint.folder} has, by {difference:.2g}"
     if asked:
@@ -330,20 +315,20 @@ def choose_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens
 def _read_probe(
     checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, attention: str | None
 ) -> tuple[str, torch.Tensor]:
-    """The attention implementation that is in use, and float32 [tokens, vocabulary] probabilities on the CPU."""
+    """The attention implementation in use, and float32 [tokens, vocabulary] probabilities on the CPU."""
     import torch
 
     model = _load(checkpoint, dtype, device, attention)
     config = model.config.get_text_config()
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(int(config.vocab_size), (1, min(PROBE_TOKENS, num_tokens)), generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(int(config.vocab_size), (1, min(PROBE_TOKENS, num_tokens)), generator=generator)
     logits = model(input_ids=ids.to(device), use_cache=False).logits[0].float()
     return config._attn_implementation or "eager", logits.softmax(-1).cpu()
 
 
 def _compile_layers(stack: Any, num_layers: int) -> None:
-    """Compile the layers one by one: once for all of them, and what comes before stays as it is. (Under the compiler,
-    transformers writes out the causal mask, and attention without a mask is faster.)"""
+    """Compile the layers one by one: they share one compilation, and what comes before them is not compiled. (Under the
+    compiler, transformers writes out the causal mask, and attention without a mask is faster.)"""
     import torch
 
     for module in stack.modules():
@@ -365,9 +350,9 @@ def least_filled_batch(max_batch: int, run_length: int) -> int:
 
 
 def count_flops(model: PreTrainedModel, num_tokens: int, num_positions: int = 0) -> int:
-    """Floating point operations of one sequence of `num_tokens` tokens in a model of transformers: 2 a token and weight
-    in the layers, attention to half of all pairs of tokens (4 a pair and hidden unit), the head, if there is one, at
-    `num_positions` of them."""
+    """Floating point operations of one sequence of `num_tokens` tokens in a model of transformers: 2 per token and
+    weight in the layers, attention to half of all pairs of tokens (4 per pair and hidden unit), and the head, if there
+    is one, at `num_positions` tokens."""
     import torch
 
     config, head = model.config.get_text_config(), model.get_output_embeddings()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cepe_data import cli, workers
-from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.storage import mds, parts, provenance
+from cepe_data.errors import ArgumentError
+from cepe_data.storage import mds, parts, provenance, verify
 from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
 from cepe_data.teacher import devices, vocabulary
@@ -52,118 +50,98 @@ class AnnotationOptions(PartedSetOptions):
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a run makes of a domain of which input."""
+    """The set that a run makes of a domain, from which rows, by which teacher."""
 
     of_set: PartedSet
     input_folder: Path
     retrieval_folder: Path | None
-    retrieval_k: int
     model: teacher_model.Model
-    num_encoder_tokens: int
-    num_decoder_tokens: int
-    num_tokens: int
-    targets: Targets
-    dtype: str
-    running: dict[str, Any]
-
-    def row_name(self, row: int) -> str:
-        """What a row is called, whatever set it is in: `arxiv/17`."""
-        return f"{self.of_set.folder.name}/{row}"
+    settings: teacher_model.Settings
 
     @property
     def metadata(self) -> provenance.Meta:
-        """What the meta file of the set says beside what made it; the input has a name where it stands beside it."""
+        """The metadata of the joined set; the input is named where it stands beside the set."""
         input_name = None if self.retrieval_folder else name_beside(self.input_folder.parent, self.of_set.folder.parent)
-        num_words = self.running["num_words"] or self.model.vocab_size
-        versions = set()
-        for path in self.of_set.parts.paths:
-            with contextlib.suppress(DamagedFileError):
-                versions.add((provenance.read_meta(path) or {}).get("transformers"))
-        ran = sorted(filter(None, versions))
-        return {"input_name": input_name, "vocab_size": num_words, "transformers": ran}
-
-    def settings(self, device: str) -> teacher_model.Settings:
-        """What the teacher is asked for."""
-        return teacher_model.Settings(
-            self.num_tokens,
-            self.num_decoder_tokens,
-            self.targets,
-            self.dtype,
-            device,
-            min(self.of_set.part_rows, self.of_set.num_rows),
-            **self.running,
-        )
+        metas = verify.readable_metas(self.of_set.parts.paths)
+        versions = {meta.get("transformers") for meta in metas.values()}
+        return {
+            "input_name": input_name,
+            "vocab_size": self.settings.num_words or self.model.vocab_size,
+            "transformers": sorted(filter(None, versions)),
+        }
 
 
 def plan_annotations(args: AnnotationOptions) -> list[Annotation]:
-    """What a run makes of every domain that is asked for. Raises as `plan_annotation`."""
-    fingerprint = functools.cache(Checkpoint.fingerprint)  # which reads all weights
-    return [plan_annotation(args, domain, fingerprint) for domain in mds.find_domains(args.input_dir, args.domain)]
-
-
-def plan_annotation(
-    args: AnnotationOptions, domain: str, fingerprint: Callable[[Checkpoint], str] = Checkpoint.fingerprint
-) -> Annotation:
-    """Check the arguments against the input of a domain, before any model is loaded.
+    """The annotation of every domain in `--domain`. Arguments are checked against its input; no model is loaded.
 
     Raises:
-        ArgumentError: if the input is missing, its rows are too short, or the vocabulary has fewer ids than asked for.
+        ArgumentError: if an input is missing, its rows are too short, or the vocabulary has fewer ids than asked for.
     """
+    domains = mds.find_domains(args.input_dir, args.domain)
+    model = teacher_model.find_model(args.model_dir)
+    fingerprint = functools.cache(model.checkpoint.fingerprint)  # reads all weights
+    return [_plan_annotation(args, domain, model, fingerprint) for domain in domains]
+
+
+def _plan_annotation(
+    args: AnnotationOptions, domain: str, model: teacher_model.Model, fingerprint: Callable[[], str]
+) -> Annotation:
+    inputs = find_inputs(args, domain)
     input_folder = args.input_dir / domain
     retrieval_folder = args.retrieval_input_dir / domain if args.retrieval_input_dir else None
     num_rows = mds.num_rows(input_folder)
     require_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
-    num_context_tokens = check_context(args, input_folder, retrieval_folder)
-    model = teacher_model.find_model(args.model_dir)
-    inputs = [input_folder, *([retrieval_folder] if retrieval_folder else [])]
-    vocabulary.check_tokenizer(inputs, model.checkpoint.folder, model.vocab_size, args.allow_other_tokenizer)
-    num_words = vocabulary.resolve_num_words(args.num_words, input_folder, model.vocab_size) or model.vocab_size
-    targets = choose_targets(args)
-    if targets.width > num_words:
+    num_tokens = check_context(args, input_folder, retrieval_folder) + args.num_decoder_tokens
+    folders = [one.folder for one in inputs.values()]
+    vocabulary.check_tokenizer(folders, model.checkpoint.folder, model.vocab_size, args.allow_other_tokenizer)
+    num_words = vocabulary.resolve_num_words(args.num_words, input_folder, model.vocab_size)
+    vocab_size, targets = num_words or model.vocab_size, choose_targets(args)
+    if targets.width > vocab_size:
         flag = "--topk" if args.target == "topk" else "--num_samples"
-        raise ArgumentError(f"{flag} {targets.width} is more than the {num_words} words of {args.model_dir}")
-    num_tokens = num_context_tokens + args.num_decoder_tokens
+        raise ArgumentError(f"{flag} {targets.width} is more than the {vocab_size} words of {args.model_dir}")
     check_positions(args, model, num_tokens)
     folder = output_folder(args, domain)
     dtype = choose_dtype(args.dtype, args.device, folder, args.overwrite, "bfloat16")
-    columns = {
-        "target_prob": mds.array_column(np.dtype(np.float16), args.num_decoder_tokens, targets.width + 1),
-        "target_index": mds.array_column(mds.token_dtype(num_words), args.num_decoder_tokens, targets.width),
-    }
+    attention = choose_attention(args, folder, model, dtype, num_tokens)
     made_with = {
         **provenance_of_request(args, domain),
-        **({"num_words": num_words} if num_words != model.vocab_size else {}),
+        **({"num_words": num_words} if num_words else {}),
         "dtype": dtype,
-        "attn_implementation": choose_attention(args, folder, model, dtype, num_tokens),
+        "attn_implementation": attention,
         **({"compile": True} if args.compile else {}),
-        "model": fingerprint(model.checkpoint),
+        "model": fingerprint(),
     }
+    columns = target_columns(args, vocab_size)
     part_rows = args.part_rows(folder, mds.rows_per_shard(columns, SHARD_BYTES))
-    return Annotation(
-        of_set=PartedSet(folder, columns, num_rows, part_rows, made_with, args, find_inputs(args, domain)),
-        input_folder=input_folder,
-        retrieval_folder=retrieval_folder,
-        retrieval_k=args.retrieval_k,
-        model=model,
-        num_encoder_tokens=args.num_encoder_tokens,
-        num_decoder_tokens=args.num_decoder_tokens,
+    settings = teacher_model.Settings(
         num_tokens=num_tokens,
+        num_positions=args.num_decoder_tokens,
         targets=targets,
         dtype=dtype,
-        running={
-            "batch_size": args.batch_size,
-            "attn_implementation": made_with["attn_implementation"],
-            "compile": args.compile,
-            "num_words": made_with.get("num_words"),
-        },
+        run_length=min(part_rows, num_rows),
+        batch_size=args.batch_size,
+        attn_implementation=attention,
+        compile=args.compile,
+        num_words=num_words,
     )
+    of_set = PartedSet(folder, columns, num_rows, part_rows, made_with, args, inputs)
+    return Annotation(of_set, input_folder, retrieval_folder, model, settings)
+
+
+def target_columns(args: AnnotationOptions, vocab_size: int) -> mds.Columns:
+    """The columns of an annotated set whose ids are below `vocab_size`."""
+    num_positions, width = args.num_decoder_tokens, choose_targets(args).width
+    return {
+        "target_prob": mds.array_column(np.dtype(np.float16), num_positions, width + 1),
+        "target_index": mds.array_column(mds.token_dtype(vocab_size), num_positions, width),
+    }
 
 
 def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tokens: int) -> None:
-    """Warn of sequences that are longer than rotary positions were made for.
+    """Warn of sequences that are longer than the rotary positions of a model allow for.
 
     Raises:
-        ArgumentError: if positions are of another kind, which end there.
+        ArgumentError: if the positions are not rotary: they end there.
     """
     if model.max_positions is None or num_tokens <= model.max_positions:
         return
@@ -177,8 +155,8 @@ def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tok
 
 
 def choose_dtype(dtype: str, device: str | None, folder: Path, overwrite: bool, half: str) -> str:
-    """`--dtype`; where it is auto, that of the parts or the set that are there (a join may run on a machine without
-    the GPU that made them), else what the device is best at: `half` on a GPU."""
+    """`--dtype`; for auto, the dtype of the parts or the set that exist (a join may run on a machine without the GPU
+    that made them), else `half` on a GPU and float32 on a CPU."""
     if dtype == "auto" and (made := parts.recorded(folder, "dtype", overwrite)):
         return str(made)
     return devices.resolve_dtype(dtype, device, half)
@@ -187,8 +165,8 @@ def choose_dtype(dtype: str, device: str | None, folder: Path, overwrite: bool, 
 def choose_attention(
     args: AnnotationOptions, folder: Path, model: teacher_model.Model, dtype: str, num_tokens: int
 ) -> str:
-    """`--attn_implementation`; where that is left out, that of the parts or the set that are there, else one whose
-    probabilities are checked, on the device.
+    """`--attn_implementation`; without it, that of the parts or the set that exist, else one whose probabilities are
+    checked on the device.
 
     Raises:
         ArgumentError: if the device does not exist, or the model cannot be loaded.
@@ -202,33 +180,29 @@ def choose_attention(
 
 @functools.cache
 def _probe_attention(checkpoint: Checkpoint, dtype: str, device: str, num_tokens: int, asked: str | None) -> str:
-    """As `teacher_model.choose_attention`, once for all domains of a run."""
-    chosen = (checkpoint, dtype, device, num_tokens, asked)
+    """`teacher_model.choose_attention`, once for all domains of a run."""
+    arguments = (checkpoint, dtype, device, num_tokens, asked)
     if device == "cpu":
-        return teacher_model.choose_attention(*chosen)
-    return workers.run_in_child(teacher_model.choose_attention, *chosen)  # which leaves nothing on the GPU
+        return teacher_model.choose_attention(*arguments)
+    return workers.run_in_child(teacher_model.choose_attention, *arguments)  # which leaves nothing on the GPU
 
 
 def choose_targets(args: AnnotationOptions) -> Targets:
-    """The kind of targets that is asked for."""
+    """The targets that `--target` names."""
     return TopK(args.topk) if args.target == "topk" else Sampled(args.num_samples, args.seed)
 
 
 def provenance_of_request(args: AnnotationOptions, domain: str) -> provenance.Meta:
-    """The arguments that determine the bytes of a set and its parts, but for the model and its dtype."""
-    context = {"num_encoder_tokens": args.num_encoder_tokens}
-    if args.retrieval_input_dir is not None:
-        context = {"retrieval_k": args.retrieval_k}
-    targets = choose_targets(args).made_with
-    return {"domain": domain, **context, "num_decoder_tokens": args.num_decoder_tokens, **targets}
+    """The provenance of a set and its parts without that of the model: as far as the arguments say it."""
+    context = "num_encoder_tokens" if args.retrieval_input_dir is None else "retrieval_k"
+    numbers = {name: getattr(args, name) for name in (context, "num_decoder_tokens")}
+    return {"domain": domain, **numbers, **choose_targets(args).made_with}
 
 
 def find_inputs(args: AnnotationOptions, domain: str) -> dict[str, SetInput]:
-    """What the rows of a set are made from, by its name in the provenance."""
-    found = {"input": SetInput(args.input_dir / domain)}
-    if args.retrieval_input_dir is not None:
-        found["retrieval_input"] = SetInput(args.retrieval_input_dir / domain)
-    return found
+    """The inputs of a set by their names in the provenance: `input`, and with retrieved passages `retrieval_input`."""
+    folders = {"input": args.input_dir, "retrieval_input": args.retrieval_input_dir}
+    return {name: SetInput(folder / domain) for name, folder in folders.items() if folder is not None}
 
 
 def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder: Path | None) -> int:

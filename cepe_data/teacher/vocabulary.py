@@ -1,4 +1,4 @@
-"""Whose words the ids are: the tokenizer that made the rows and that of the teacher; which ids have a probability."""
+"""Whether the tokenizer that made the rows is the teacher's, and which ids have a probability."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ def num_words(text: str) -> int | str:
 
 
 def check_tokenizer(sets: Sequence[Path], model_folder: Path, vocab_size: int, allow_other: bool) -> None:
-    """Check that a model reads the ids of sets as the words that they are.
+    """Check that the tokenizer that made sets, as their metadata says, is the model's, of at most `vocab_size` words.
 
     Args:
-        sets: folders, whose metadata may have the fingerprint and the size of the tokenizer.
-        vocab_size: of the model.
-        allow_other: whether another tokenizer, or a larger one, is let pass.
+        allow_other: accept any tokenizer.
 
     Raises:
         ArgumentError: if the tokenizer beside the model is another one, or knows more words than the model.
     """
-    go_on = "Take the model whose tokenizer made the token files, or go on with --allow_other_tokenizer"
     if allow_other:
         return
+    go_on = "Take the model whose tokenizer made the token files, or go on with --allow_other_tokenizer"
     metas = {folder: provenance.read_meta(folder) or {} for folder in sets}
     for folder, meta in metas.items():
         if (size := meta.get("vocab_size")) is not None and size > vocab_size:
@@ -67,7 +65,7 @@ def _fingerprint_beside(model_folder: Path) -> str | None:
 
 
 def tokenizer_size(folder: Path) -> int | None:
-    """The words of the tokenizer that made a set, if its metadata says so."""
+    """The vocabulary size of the tokenizer that made a set, if its metadata says so."""
     size = (provenance.read_meta(folder) or {}).get("vocab_size")
     return None if size is None else int(size)
 
@@ -76,7 +74,7 @@ def resolve_num_words(asked: int | str | None, folder: Path, vocab_size: int) ->
     """`--num_words` as a number; None for all words of the model.
 
     Raises:
-        ArgumentError: if it is more than the model knows, or the metadata of `folder` does not say what it is.
+        ArgumentError: if it is more than the model knows, or the metadata of the input `folder` does not say it.
     """
     number = tokenizer_size(folder) if asked == TOKENIZER_WORDS else asked
     if asked == TOKENIZER_WORDS and number is None:
@@ -88,7 +86,7 @@ def resolve_num_words(asked: int | str | None, folder: Path, vocab_size: int) ->
 
 @dataclass
 class UnknownWords:
-    """Counts the ids among the targets that the tokenizer of the rows does not have: the rows of padded embeddings."""
+    """Counts ids of the targets that the tokenizer of the rows does not have: those of padded embeddings."""
 
     tokenizer_size: int | None
     num_ids: int = 0
@@ -106,7 +104,7 @@ class UnknownWords:
             self.num_positions += len(index)
 
     def report(self) -> None:
-        """Warn of them, if there are any."""
+        """Warn if there are any."""
         if self.num_unknown:
             cli.warn(
                 f"{self.num_unknown:,} of {self.num_ids:,} ids ({self.num_unknown / self.num_ids:.2%}), with "

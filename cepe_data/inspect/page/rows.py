@@ -30,6 +30,7 @@ from cepe_data.inspect.page.summary import ShownSet, failure_found
 from cepe_data.samples.spans import SpanSampler
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report
+from cepe_data.teacher.inputs import context_and_tokens
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.piece_texts import PieceTexts, make_piece_texts
 
@@ -213,9 +214,9 @@ def annotated(one: ShownSet, row: Mapping[str, Any], window: Mapping[str, Any], 
     ]
     title = f"decoder: the first {num_shown:,} of {len(indices):,} annotated tokens of token_ids"
     shown: list[dict[str, Any]] = [{"title": title, "tokens": len(ids), "segments": segments}]
-    if num_context := one.made_with.get("num_encoder_tokens"):
-        context = window["prev_token_ids"][-num_context:].tolist()
-        shown.insert(0, text("context: the end of prev_token_ids", context, texts, 0, FAR_TOKENS))
+    if "num_encoder_tokens" in one.made_with:
+        context, _ = context_and_tokens(one.made_with, window)
+        shown.insert(0, text("context: the end of prev_token_ids", context.tolist(), texts, 0, FAR_TOKENS))
     else:
         shown[0]["title"] += f", behind {one.made_with.get('retrieval_k')} retrieved passages as context"
     return {"texts": shown, "expected": expected, "topk": indices.shape[1], "samples": one.num_samples}

@@ -46,7 +46,7 @@ def test_bos_and_eos_stand_at_every_border(documents: list[list[int]], bos: int 
     assert ids.tolist() == flat(expected) and lengths.tolist() == [len(document) for document in expected]
 
 
-@pytest.mark.parametrize("spool_bytes", [0, 20, 1 << 20])
+@pytest.mark.parametrize("spool_bytes", [1, 20, 1 << 20])
 @pytest.mark.parametrize("kernel_copies", ["all", "nothing", "refused"])
 def test_the_arrays_are_what_the_format_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, kernel_copies: str
@@ -56,7 +56,7 @@ def test_the_arrays_are_what_the_format_says(
             raise OSError(errno.EXDEV, "across file systems")
         return 0
 
-    monkeypatch.setattr(token_file, "_SPOOL_MEMORY_BYTES", spool_bytes)
+    monkeypatch.setattr(token_file, "_SPOOL_BYTES", spool_bytes)
     if kernel_copies != "all":
         monkeypatch.setattr(os, "copy_file_range", copy_nothing)
     write(tmp_path / "x.npy")

@@ -72,7 +72,7 @@ class TokenizerFiles:
         assert self.sentencepiece_model is not None
         model = SentencePieceModel(self.sentencepiece_model, _MODEL_NAME)
         assert model.eos_id is not None
-        return TokenizerIdentity(_fingerprint(model.determining), model.vocab_size, model.bos_id, model.eos_id)
+        return TokenizerIdentity(_fingerprint(model.determining), len(model.pieces), model.bos_id, model.eos_id)
 
     @property
     def decoding_fingerprint(self) -> str:
@@ -335,17 +335,17 @@ def _from_sentencepiece(path: Path, configs: Mapping[Path, Mapping[str, Any]] | 
     model = SentencePieceModel(path.read_bytes(), str(path))
     if model.eos_id is None:
         raise ArgumentError(f"{path} has no EOS: it was trained with eos_id=-1. Train it with one")
-    bos = None if model.bos_id is None else model.piece(model.bos_id)
-    eos = model.piece(model.eos_id)
+    bos = None if model.bos_id is None else model.pieces[model.bos_id]
+    eos = model.pieces[model.eos_id]
     configs = configs or {}
     for where, token, number in _named_added_tokens(configs):
-        if model.id_of(token) != number:
+        if model.ids.get(token) != number:
             raise ArgumentError(
                 f"{where} adds the token {token!r} with the id {number} to {path}: save the tokenizer as "
                 f"tokenizer.json, or remove the entry"
             )
     for key, own in (("bos_token", bos), ("eos_token", eos)):
-        named = _configured_token(key, configs, model.id_of, path)
+        named = _configured_token(key, configs, model.ids.get, path)
         if any(key in config for config in configs.values()) and named != own:
             raise ArgumentError(f'the files beside {path} name {named!r} as "{key}", its own is {own!r}: correct them')
     tokenizer_json = model.tokenizer_json() if model.converts_exactly else None
@@ -443,14 +443,16 @@ def find(name: str | None, tokenized_dir: Path, fingerprint: str | None) -> Toke
         ArgumentError: if none is saved and none is named, or it is not the one that made the tokens.
     """
     folder = tokenized_dir / "tokenizer"
-    identity = saved_identity(folder) if name is None else None
-    if name is None and identity is None:
+    if name is not None:
+        tokenizer = load(name)
+        found = tokenizer.identity.fingerprint
+    elif identity := saved_identity(folder):
+        tokenizer, found = read_saved(folder), identity.fingerprint
+    else:
         raise ArgumentError(
             f"{folder} is not there: pass --tokenized_dir, the folder of the token files, or name their tokenizer with "
             f"--tokenizer"
         )
-    tokenizer = read_saved(folder) if name is None else load(name)
-    found = (identity or tokenizer.identity).fingerprint
     if fingerprint not in {None, found}:
         raise ArgumentError(
             f"the tokenizer {name or folder} ({found}) is not the one that made the tokens ({fingerprint}): pass "

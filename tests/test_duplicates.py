@@ -134,7 +134,7 @@ def test_copies_are_found_whatever_the_hashes_the_partitions_and_the_blocks(kind
         }[kind]
         hashes = draw.choices(texts, k=draw.randint(0, 400))
         expected = [hash_ in hashes[:number] for number, hash_ in enumerate(hashes)]
-        with duplicates.CopyFinder(len(hashes), tmp_path, draw.choice([1, 2, 30, 1000])) as finder:
+        with duplicates.DuplicateFinder(len(hashes), tmp_path, draw.choice([1, 2, 30, 1000])) as finder:
             rest = hashes
             while rest:
                 number = draw.randint(1, 90)

@@ -95,7 +95,7 @@ class BitsOfDomains:
     def write(self, progress: Callable[[int], object] = lambda _: None) -> None:
         """Write them. Every document is told to `progress` twice: when its hash was read, and when it was compared."""
         folder = self.tokens.folder
-        with duplicates.CopyFinder(self.num_documents(), folder, self.partition_documents) as finder:
+        with duplicates.DuplicateFinder(self.num_documents(), folder, self.partition_documents) as finder:
             for file in self.files:
                 with self.tokens.open(file) as token_file:
                     for first, _, _, hashes in token_file.document_blocks():
@@ -130,7 +130,7 @@ class BitsOfDomains:
         return len(metas), *(sum(meta[name] for meta in metas if meta) for name in ("documents", "copies"))
 
 
-def take_blocks(finder: duplicates.CopyFinder, num_documents: int) -> Iterator:
+def take_blocks(finder: duplicates.DuplicateFinder, num_documents: int) -> Iterator:
     """What the finder says of the next documents, a block at a time."""
     for start in range(0, num_documents, DOCUMENTS_AT_ONCE):
         yield finder.take(min(DOCUMENTS_AT_ONCE, num_documents - start))

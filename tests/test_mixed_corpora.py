@@ -233,7 +233,7 @@ def test_a_damaged_source_fails_alone_with_its_name(
     assert f"train/{bad}" in done.stderr and message in done.stderr
     if "domain" in damage:
         assert f"--domain_{'map' if 'unknown' in damage else 'key'}" in done.stderr
-    assert [path.name for path in (tmp_path / "tokenized/train").glob("*.npy")].count("good.npy") == 1
+    assert (tmp_path / "tokenized/train/good.npy").exists()
     assert not (tmp_path / "tokenized/train/bad.npy").exists()
 
 
@@ -271,8 +271,6 @@ def test_links_lead_to_other_disks_and_names_stay_those_below_the_data_folder(
     run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
     made = (tmp_path / "tokenized/book/b.npy").read_bytes()
     assert made == (world.tokenized / "book/book.npy").read_bytes()
-    (tmp_path / "data/book/nowhere").symlink_to(tmp_path / "gone")
-    assert "book/nowhere is a link to nothing" in run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
 
 
 def test_once_all_files_are_tokenized_the_data_folder_may_be_gone(world: World, run: Run, tmp_path: Path) -> None:

@@ -83,7 +83,6 @@ def main() -> int:
         before = set(args.output.read_text(encoding="utf-8", errors="replace").splitlines())
     write_list(args.output, root, files, record_domains)
     report_files(files, args.domain_key)
-    report_empty(files)
     if record_domains:
         warn_of_unknown_domains(root, files, record_domains)
     if before is not None:
@@ -185,12 +184,6 @@ def report_left_out(without_domain: Collection[str], ignored: dict[str, list[str
         )
 
 
-def report_empty(files: list[listing.ListedFile]) -> None:
-    """Warn of files of 0 bytes."""
-    if empty := [file.path for file in files if not file.num_bytes]:
-        cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
-
-
 def warn_of_unknown_domains(root: Path, files: list[listing.ListedFile], record_domains: domains.RecordDomains) -> None:
     """Warn if no record at the beginning of the first files says a known domain: the key may be a wrong one."""
     keys = domains.RecordKeys("text", record_domains)
@@ -223,6 +216,7 @@ def write_list(
 
 
 def report_files(files: list[listing.ListedFile], domain_key: str | None) -> None:
+    """Print the table of domains; warn of domains without files, and of files of 0 bytes."""
     sizes: dict[str, list[int]] = defaultdict(list)
     for file in files:
         sizes[file.domain or f"({domain_key})"].append(file.num_bytes or 0)
@@ -231,6 +225,8 @@ def report_files(files: list[listing.ListedFile], domain_key: str | None) -> Non
     missing = [domain for domain in domains.DOMAINS if domain not in sizes]
     if missing and not any(file.domain is None for file in files):
         cli.warn(f"no files of {', '.join(missing)}: the samplers need --domains without them")
+    if empty := [file.path for file in files if not file.num_bytes]:
+        cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
 
 
 if __name__ == "__main__":

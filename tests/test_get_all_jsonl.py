@@ -92,7 +92,7 @@ def test_a_folder_without_jsonl_is_an_error_that_says_what_was_looked_for(run: R
         ("arxiv/again", "../book", "are one file"),
     ],
 )
-def test_links_to_nothing_and_to_listed_files_are_refused(
+def test_links_to_nothing_and_to_listed_files_are_rejected(
     run: Run, tmp_path: Path, link: str, target: str, message: str
 ) -> None:
     make(tmp_path / "data", "arxiv/a.jsonl", "book/b.jsonl")

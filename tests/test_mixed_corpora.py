@@ -295,7 +295,7 @@ def test_samplers_need_no_sizes_of_token_files_that_were_made_elsewhere(world: W
     assert "size of book/book.jsonl" in run("tokenize_jsonl.py", cwd=tmp_path, status=2).stderr
 
 
-def test_copies_are_marked_within_a_domain(mixed: Mixed) -> None:
+def test_duplicates_are_marked_within_a_domain(mixed: Mixed) -> None:
     """Of the five texts that stand twice in arxiv, in whichever files, one copy each is marked."""
     marked = 0
     for path, records in mixed.records.items():

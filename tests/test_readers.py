@@ -116,7 +116,7 @@ def test_an_archive_that_grows_ten_thousandfold_comes_in_blocks(tmp_path: Path) 
     assert sum(sizes) == 300_000_000 and max(sizes) < 150_000_000
 
 
-def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
+def test_lines_are_skipped_and_repaired_by_reason_and_number() -> None:
     block = b"\n".join(
         [
             b'{"text": "good"}',

@@ -105,7 +105,7 @@ def test_backends_shards_and_compression_change_no_byte(
             assert made[name] == expected[name], name
 
 
-def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world: World, tmp_path: Path) -> None:
+def test_a_rerun_writes_nothing_and_other_arguments_are_rejected(run: Run, world: World, tmp_path: Path) -> None:
     lay_out(tmp_path, world)
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -270,7 +270,7 @@ def test_a_source_that_changes_while_it_is_read_fails(
     assert "changed while it was being read" in totals.failures[0]
 
 
-def test_a_damaged_saved_tokenizer_is_refused(run: Run, world: World, tmp_path: Path) -> None:
+def test_a_damaged_saved_tokenizer_is_rejected(run: Run, world: World, tmp_path: Path) -> None:
     lay_out(tmp_path, world)
     shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
     path = tmp_path / "tokenized/tokenizer/tokenizer.json"
@@ -346,7 +346,7 @@ def test_a_dry_run_says_what_each_shard_takes_and_writes_nothing(run: Run, world
     true = sum(len(np.load(path)) for path in world.tokenized.rglob("*.npy") if not path.name.endswith(".hash.npy"))
     assert estimated == pytest.approx(true, rel=0.2)
     assert "bytes are free" in done.stdout and not (tmp_path / "tokenized").exists()
-    # What is done is left out, and a run that would be refused is refused.
+    # What is done is left out, and a run that would be rejected is rejected.
     run("tokenize_jsonl.py", *flags, "--shard_id", 0, cwd=tmp_path)
     done = run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path)
     assert "of 10 files are tokenized already" in done.stdout and "1 shards have nothing to do" in done.stdout
@@ -356,7 +356,7 @@ def test_a_dry_run_says_what_each_shard_takes_and_writes_nothing(run: Run, world
     assert "10 of 10 files" in run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path).stdout
 
 
-def test_a_data_folder_that_is_another_one_is_refused_before_anything_is_made(
+def test_a_data_folder_that_is_another_one_is_rejected_before_anything_is_made(
     run: Run, world: World, tmp_path: Path
 ) -> None:
     lay_out(tmp_path, world)

@@ -43,7 +43,7 @@ def split(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "qwen, NFC", "phi, runs of spaces", "unigram", "wordpiece"])
-def test_each_backend_gives_the_ids_of_the_library_or_is_refused(tmp_path: Path, name: str) -> None:
+def test_each_backend_gives_the_ids_of_the_library_or_is_rejected(tmp_path: Path, name: str) -> None:
     kind = kinds.make_kind(tmp_path, name)
     loaded = tokenizers.load(str(kind.path))
     texts = kinds.generated_texts(300, kind.added)
@@ -257,7 +257,7 @@ def test_pieces_of_equal_score_are_left_to_sentencepiece(tmp_path: Path) -> None
     assert split(*backends.make_encoder("sentencepiece", loaded)(["a qzk"])) == [expected]
 
 
-def test_a_tokenizer_whose_pieces_make_eos_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_tokenizer_whose_pieces_make_eos_is_rejected(run: Run, tmp_path: Path) -> None:
     kind = kinds.make_kind(tmp_path / "tokenizer", "gpt2")
     edit(CONFIG, eos_token="e")(kind.path)
     write_jsonl(tmp_path / "data/arxiv/a.jsonl", ["the text"])
@@ -277,7 +277,7 @@ def test_what_is_hidden_from_a_text_counts_in_the_fingerprint(tmp_path: Path) ->
     assert encoded[0] != encoded[1] and one.identity.fingerprint != other.identity.fingerprint
 
 
-def test_a_name_that_is_no_tokenizer_gets_its_own_sentence(tmp_path: Path) -> None:
+def test_a_name_that_is_not_a_tokenizer_gets_its_own_sentence(tmp_path: Path) -> None:
     kind = kinds.make_kind(tmp_path / "json", "gpt2")
     kinds.train_sentencepiece(tmp_path / "no_eos.model", **{**kinds.LLAMA_OPTIONS, "eos_id": -1})
     (tmp_path / "text.model").write_text("no model")
@@ -368,10 +368,10 @@ def test_decoding_is_that_of_the_library_at_every_split_of_every_character(tmp_p
     text = "a 日本語 b👩‍👩‍👧 \u2581\u2581 é\0 \U0010ffff<s> ﬁn Newton"
     decode = backends.make_decoder(loaded)
     ids = np.array(kind.encode(text), np.int32)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     slices = [ids[start:stop] for start in range(len(ids)) for stop in range(start, len(ids) + 1)]
     # Bytes, special tokens and pieces in any order: runs of bytes that are UTF-8 in part, or over a special token.
-    slices += [draw.integers(0, kind.vocab_size, draw.integers(0, 12)).astype(np.int32) for _ in range(2000)]
+    slices += [rng.integers(0, kind.vocab_size, rng.integers(0, 12)).astype(np.int32) for _ in range(2000)]
     if loaded.tokenizer_json is None:
         library = SentencePieceProcessor(model_file=str(kind.path))
         expected = [library.decode(part.tolist()) for part in slices]

@@ -35,10 +35,10 @@ def texts_to_train_on() -> list[str]:
 
 def generated_texts(number: int, extra: Sequence[str] = ()) -> list[str]:
     """Strings of words, hard pieces and `extra`, the same in every run."""
-    draw = random.Random(7)
+    rng = random.Random(7)
     words = sorted({word for text in texts_to_train_on() for word in text.split(" ")})
     sources = [words, ALPHABET, extra or ALPHABET]
-    return ["".join(draw.choice(draw.choice(sources)) for _ in range(draw.randrange(25))) for _ in range(number)]
+    return ["".join(rng.choice(rng.choice(sources)) for _ in range(rng.randrange(25))) for _ in range(number)]
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def parquet_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Iterator[t
     Raises:
         DamagedFileError: if the file is damaged, or a column is missing or does not hold strings.
     """
-    with _damage_named(path), open_parquet(path) as file:
+    with _open_parquet(path) as file:
         text = find_column(file, keys.text, path, "--text_key")
         domain = find_column(file, keys.domains.key, path, "--domain_key") if keys.domains else None
         columns = [".".join(column.names) for column in (text, domain) if column]
@@ -136,13 +136,6 @@ class StringColumn:
         return Strings.of(pc.struct_field(column, others) if others else column)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet file to be read page by page."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
-
-
 def find_column(file: pq.ParquetFile, key: str, path: Path, flag: str) -> StringColumn:
     """The column of a key: of that very name, or `a.b`, the field b of the struct a, or b in the JSON that a holds.
     `flag` is what the user names the key with.
@@ -171,17 +164,20 @@ def find_column(file: pq.ParquetFile, key: str, path: Path, flag: str) -> String
 
 def column_names(path: Path) -> list[str]:
     """The names of the columns of a parquet file. Raises DamagedFileError if it is damaged."""
-    with _damage_named(path), open_parquet(path) as file:
+    with _open_parquet(path) as file:
         return list(file.schema_arrow.names)
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Name the file in what pyarrow raises for a damaged one."""
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A parquet file, to be read page by page. DamagedFileError replaces what pyarrow raises for a damaged one."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
     try:
-        yield
+        with pq.ParquetFile(path, **options) as file:
+            yield file
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

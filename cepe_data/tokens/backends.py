@@ -25,7 +25,7 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
 from cepe_data.tokens.sentencepiece_models import BYTE_PIECE, LLAMA_DECODER, SPACE
-from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, is_text_token, read_content
+from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, read_content
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -192,7 +192,7 @@ def _require_tokenizer_json(backend: str, tokenizer: TokenizerFiles) -> dict[str
         raise ArgumentError(
             f"{backend} cannot take this SentencePiece model, which no tokenizer.json describes exactly"
         )
-    return read_content(tokenizer.tokenizer_json)
+    return read_content(tokenizer.tokenizer_json, {tokenizer.bos, tokenizer.eos})
 
 
 def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
@@ -201,7 +201,7 @@ def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
     except ImportError:
         raise ArgumentError("gigatoken is not installed: `pip install gigatoken`") from None
     content = _require_tokenizer_json("gigatoken", tokenizer)
-    if any(is_text_token(token, tokenizer.special_tokens) for token in content["added_tokens"]):
+    if not all(token["special"] for token in content["added_tokens"]):
         raise ArgumentError("gigatoken cannot take this tokenizer: it has added tokens that are ordinary text")
     if content["normalizer"] and not _is_table_free(content["normalizer"]):
         raise ArgumentError("gigatoken cannot take this tokenizer: it normalises with other Unicode tables")
@@ -228,9 +228,7 @@ def _tokenizers_encoder(tokenizer: TokenizerFiles) -> Encoder:
     from tokenizers import Tokenizer
 
     content = _require_tokenizer_json("tokenizers", tokenizer)
-    for token in content["added_tokens"]:
-        token["special"] = not is_text_token(token, tokenizer.special_tokens)
-    _hide_special_pieces(content, hidden_pieces(content, tokenizer.special_tokens))
+    _hide_special_pieces(content, hidden_pieces(content))
     content.update(post_processor=None, truncation=None, padding=None)
     library = Tokenizer.from_str(json.dumps(content))
     library.encode_special_tokens = True  # as the ordinary text that they are in a document

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -58,11 +58,6 @@ class TokenizerFiles:
     sentencepiece_model: bytes | None = field(repr=False)
     bos: str | None
     eos: str
-
-    @property
-    def special_tokens(self) -> set[str | None]:
-        """BOS and EOS, which are special whatever tokenizer.json says of them."""
-        return {self.bos, self.eos}
 
     @cached_property
     def identity(self) -> TokenizerIdentity:
@@ -206,15 +201,18 @@ def _check_model(model: Mapping[str, Any], path: Path) -> None:
         raise ArgumentError(f'{path}: "unk_id" of its model is null: a text with another character has no ids')
 
 
-def read_content(tokenizer_json: str) -> dict[str, Any]:
-    """The content of a tokenizer.json, with what older ones leave out."""
+def read_content(tokenizer_json: str, special_tokens: Collection[str | None] = ()) -> dict[str, Any]:
+    """The content of a tokenizer.json, with what older ones leave out, and `special_tokens` marked as special, whatever
+    the file says of them."""
     defaults = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"))
     content = {**defaults, **json.loads(tokenizer_json)}
     content["added_tokens"] = content.get("added_tokens") or []
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in special_tokens
     return content
 
 
-def hidden_pieces(content: Mapping[str, Any], special_tokens: set[str | None]) -> set[str]:
+def hidden_pieces(content: Mapping[str, Any]) -> set[str]:
     """The special tokens that the model of a tokenizer.json would find in a text as pieces of its vocabulary, which an
     encoder must keep from it: it looks up whole pieces, as Unigram and WordPiece do, and BPE with `ignore_merges`.
 
@@ -223,11 +221,7 @@ def hidden_pieces(content: Mapping[str, Any], special_tokens: set[str | None]) -
     model = content["model"]
     if model.get("type", "BPE") == "BPE" and not model.get("ignore_merges"):
         return set()
-    special = {
-        token["content"]
-        for token in content["added_tokens"]
-        if not is_text_token(token, special_tokens) and len(token["content"]) > 1
-    }
+    special = {token["content"] for token in content["added_tokens"] if token["special"] and len(token["content"]) > 1}
     if model.get("byte_fallback"):
         special = {piece for piece in special if not BYTE_PIECE.fullmatch(piece)}
     for merge in model.get("merges") or ():  # a merge needs the pieces that it names
@@ -292,7 +286,7 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
     from tokenizers import Tokenizer
 
     library = Tokenizer.from_str(tokenizer_json)
-    content = json.loads(library.to_str())  # with the library's defaults filled in
+    content = read_content(library.to_str(), {bos, eos})  # with the library's defaults filled in
     model = {
         key: value for key, value in content["model"].items() if not (value is None or value is False or value == "")
     }
@@ -305,17 +299,12 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
         "bos_id": bos_id,
         "eos_id": eos_id,
     }
-    if of_text := [token for token in content["added_tokens"] if is_text_token(token, {bos, eos})]:
+    if of_text := [token for token in content["added_tokens"] if not token["special"]]:
         determining["added_tokens"] = of_text
-    if hidden := hidden_pieces(content, {bos, eos}):
+    if hidden := hidden_pieces(content):
         determining["hidden"] = sorted(hidden)
     vocab_size = max(library.get_vocab(with_added_tokens=True).values()) + 1
     return TokenizerIdentity(_fingerprint(determining), vocab_size, bos_id, eos_id)
-
-
-def is_text_token(token: Mapping[str, Any], special_tokens: set[str | None]) -> bool:
-    """Whether an added token of a tokenizer.json is ordinary text: not special, and none of `special_tokens`."""
-    return not token["special"] and token["content"] not in special_tokens
 
 
 def _fingerprint(determining: Mapping[str, Any]) -> str:

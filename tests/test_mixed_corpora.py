@@ -292,7 +292,8 @@ def test_samplers_need_no_sizes_of_token_files_that_were_made_elsewhere(world: W
     shutil.copy(world.tokenized / "book/book.npy", tmp_path / "tokenized/book/book.npy")
     done = run(*AB, "--domains", "book=1", cwd=tmp_path)
     assert "hash of the tokens" in done.stderr and len(mds.Rows(tmp_path / "AB/train/book")) == 40
-    assert "size of book/book.jsonl" in run("tokenize_jsonl.py", cwd=tmp_path, status=2).stderr
+    error = run("tokenize_jsonl.py", "--data_dir", "elsewhere", cwd=tmp_path, status=2).stderr
+    assert "size of book/book.jsonl" in error and "not in the data folder (elsewhere)" in error
 
 
 def test_duplicates_are_marked_within_a_domain(mixed: Mixed) -> None:

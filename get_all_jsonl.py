@@ -41,7 +41,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--domain_key",
-        default=None,
         metavar="KEY.KEY",
         help="where records say their domain, such as meta.redpajama_set_name, in files of no folder with a domain",
     )
@@ -79,12 +78,11 @@ def main() -> int:
             f"key of records that say their domain with --domain_key"
         )
     listing.check_targets_differ([file.path for file in files])
-    before = (
-        set(args.output.read_text(encoding="utf-8", errors="replace").splitlines()) if args.output.exists() else None
-    )
+    before = None
+    if args.output.exists():
+        before = set(args.output.read_text(encoding="utf-8", errors="replace").splitlines())
     write_list(args.output, root, files, record_domains)
     report_files(files, args.domain_key)
-    report_empty(files)
     if record_domains:
         warn_of_unknown_domains(root, files, record_domains)
     if before is not None:
@@ -119,22 +117,20 @@ def find_files(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     problems: list[str] = []
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=raise_error):
         relative = Path(folder).relative_to(root)
-        for name in [*subfolders, *names]:
-            if not name.startswith(".") and not (root / relative / name).exists():
-                real = os.path.realpath(root / relative / name)  # Path.resolve raises for a link to itself
-                problems.append(f"{relative / name} is a link to nothing ({real}): mount that, or remove the link")
         for name in [name for name in subfolders if is_loop(root, relative / name)]:
             ignored["links to a folder that they stand in"].append((relative / name).as_posix())
             subfolders.remove(name)
         for name in names:
             path = (relative / name).as_posix()
+            if not name.startswith(".") and not (root / path).exists():
+                real = os.path.realpath(root / path)  # Path.resolve raises for a link to itself
+                problems.append(f"{path} is a link to nothing ({real}): mount that, or remove the link")
+                continue
             if reason := reason_to_ignore(root, relative / name):
                 ignored[reason].append(path)
                 continue
-            if "\n" in path or "\r" in path or path != path.strip() or not path.isprintable():
+            if path != path.strip() or not path.isprintable():
                 problems.append(f"{path!r} cannot stand in a list of one path per line: rename it")
-            if not (root / path).exists():
-                continue  # a link to nothing, which is among the problems
             status = (root / path).stat()
             same = seen.setdefault((status.st_dev, status.st_ino), path)
             if same != path:
@@ -154,8 +150,7 @@ def reason_to_ignore(root: Path, relative: Path) -> str:
     if not relative.name.endswith(listing.SUFFIXES):
         endings = relative.suffixes[-2:] if relative.suffix in PARTIAL_SUFFIXES else relative.suffixes[-1:]
         return "".join(endings) or "without a suffix"
-    path = root / relative
-    return "not a regular file" if path.exists() and not path.is_file() else ""
+    return "" if (root / relative).is_file() else "not a regular file"
 
 
 def raise_error(error: OSError) -> None:
@@ -189,19 +184,13 @@ def report_left_out(without_domain: Collection[str], ignored: dict[str, list[str
         )
 
 
-def report_empty(files: list[listing.ListedFile]) -> None:
-    """Warn of files of 0 bytes."""
-    if empty := [file.path for file in files if not file.num_bytes]:
-        cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
-
-
 def warn_of_unknown_domains(root: Path, files: list[listing.ListedFile], record_domains: domains.RecordDomains) -> None:
     """Warn if no record at the beginning of the first files says a known domain: the key may be a wrong one."""
     keys = domains.RecordKeys("text", record_domains)
     reasons: set[str] = set()
     for file in [file for file in files if file.domain is None][:NUM_SAMPLED_FILES]:
         try:
-            first, block = next(iter(readers.open_blocks(root / file.path, keys, 1)), (1, b""))
+            first, block, _ = next(readers.read_blocks(root / file.path, keys, 1), (1, b"", 0))
             parsed = readers.parse_block(first, block, keys)
         except (DamagedFileError, OSError) as error:
             reasons.add(str(error))  # a file without the column, say
@@ -222,11 +211,12 @@ def write_list(
     listed = [{"path": file.path, "domain": file.domain, "bytes": file.num_bytes} for file in files]
     keys = record_domains.made_with if record_domains else {}
     # The json first: a list that names a file is then never without its size and domain.
-    outputs.write_json(listing.list_json_path(output), provenance.signed({"root": str(root), "files": listed, **keys}))
+    outputs.write_json(output.with_suffix(".json"), provenance.signed({"root": str(root), "files": listed, **keys}))
     outputs.write_text(output, "".join(f"{file.path}\n" for file in files))
 
 
 def report_files(files: list[listing.ListedFile], domain_key: str | None) -> None:
+    """Print the table of domains; warn of domains without files, and of files of 0 bytes."""
     sizes: dict[str, list[int]] = defaultdict(list)
     for file in files:
         sizes[file.domain or f"({domain_key})"].append(file.num_bytes or 0)
@@ -235,6 +225,8 @@ def report_files(files: list[listing.ListedFile], domain_key: str | None) -> Non
     missing = [domain for domain in domains.DOMAINS if domain not in sizes]
     if missing and not any(file.domain is None for file in files):
         cli.warn(f"no files of {', '.join(missing)}: the samplers need --domains without them")
+    if empty := [file.path for file in files if not file.num_bytes]:
+        cli.warn(f"{len(empty):,} listed files have 0 bytes, such as {empty[0]}: did their download fail?")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def passages(folder: Path) -> Iterator[str]:
     """Passages from all over the corpus."""
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in readers.LineBlocks(path):
+        for _, block, _ in readers.line_blocks(path):
             texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             for text in texts[::3]:
                 words = text.split(" ")

@@ -31,7 +31,7 @@ def corpus_tokens(data: Path, tokenizer: Path) -> np.ndarray:
     """int32 [tokens]: the corpus, tokenized."""
     encode, ids = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer)), []
     for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in readers.LineBlocks(path):
+        for _, block, _ in readers.line_blocks(path):
             texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             ids.append(encode(texts)[0])
     return np.concatenate(ids)

@@ -82,7 +82,7 @@ def survey_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray,
         with TokenFile(folder / "real" / file.token_file) as tokens:
             lengths[str(file.domain)].append(tokens.lengths(0, tokens.num_documents))
             ids[str(file.domain)].append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
-        num_bytes[str(file.domain)] += sum(len(block) for _, block in readers.LineBlocks(data / file.path))
+        num_bytes[str(file.domain)] += sum(len(block) for _, block, _ in readers.line_blocks(data / file.path))
     documents = {domain: (np.concatenate(ids[domain]), np.concatenate(lengths[domain])) for domain in BILLIONS}
     return documents, {domain: num_bytes[domain] / len(documents[domain][0]) for domain in BILLIONS}
 
@@ -105,7 +105,7 @@ def text_of(data: Path, files: list[listing.ListedFile]) -> Iterator[bytes]:
     """Lines of these files, over and over."""
     while True:
         for file in files:
-            for _, block in readers.LineBlocks(data / file.path):
+            for _, block, _ in readers.line_blocks(data / file.path):
                 yield block
 
 

@@ -51,7 +51,7 @@ def snippets(folder: Path) -> Iterator[str]:
     """A dozen words each, one after the other, of the corpus."""
     data, _ = find_corpus(folder)
     for path in sorted(data.rglob("*.jsonl*")):
-        for _, block in readers.LineBlocks(path):
+        for _, block, _ in readers.line_blocks(path):
             texts = readers.parse_documents(1, block, RecordKeys("text")).texts
             for text in texts:
                 words = text.split()

@@ -120,7 +120,7 @@ def read_lines(data: Path, domains: tuple[str, ...]) -> Text:
     lines: Text = []
     for path in sorted(data.rglob("*.jsonl*")):
         if domain_of(str(path.relative_to(data)), KNOWN_NAMES) in domains:
-            for _, block in readers.LineBlocks(path):
+            for _, block, _ in readers.line_blocks(path):
                 lines += block.splitlines(keepends=True)
     return lines
 

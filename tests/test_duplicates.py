@@ -66,7 +66,7 @@ def listed(place: Path) -> list[str]:
     return (place / "all_jsonl.txt").read_text().split()
 
 
-def copies_of(place: Path, domain: str) -> dict[str, list[bool]]:
+def duplicates_of(place: Path, domain: str) -> dict[str, list[bool]]:
     """By jsonl file of the domain: whether each text stood before."""
     seen: set[str] = set()
     copies: dict[str, list[bool]] = {}
@@ -96,17 +96,17 @@ def all_bits(place: Path) -> dict[str, bytes]:
     return {name: content for name, content in tree.items() if "duplicates" in name or ".tmp-" in name}
 
 
-def wanted_bits(place: Path) -> dict[str, list[bool]]:
-    return {path: bits for domain in FOLDERS for path, bits in copies_of(place, domain).items()}
+def expected_bits(place: Path) -> dict[str, list[bool]]:
+    return {path: bits for domain in FOLDERS for path, bits in duplicates_of(place, domain).items()}
 
 
 def found_bits(place: Path) -> dict[str, list[bool]]:
-    return {path: read_bits(place, path, len(bits)) for path, bits in wanted_bits(place).items()}
+    return {path: read_bits(place, path, len(bits)) for path, bits in expected_bits(place).items()}
 
 
-def test_every_later_copy_in_a_domain_is_marked_and_no_other_text(run: Run, place: Path) -> None:
+def test_every_later_duplicate_in_a_domain_is_marked_and_no_other_text(run: Run, place: Path) -> None:
     told = run(*MARK, cwd=place).stdout
-    expected = wanted_bits(place)
+    expected = expected_bits(place)
     assert [sum(bits) for bits in expected.values()] == [4, 13, 6, 0], "texts of another domain are not copies"
     assert found_bits(place) == expected
     lines = {line.split()[0]: line.split()[1:] for line in told.splitlines()}
@@ -122,34 +122,34 @@ def test_every_later_copy_in_a_domain_is_marked_and_no_other_text(run: Run, plac
 
 
 @pytest.mark.parametrize("kind", ["spread", "few texts", "alike above", "alike below", "one text"])
-def test_copies_are_found_whatever_the_hashes_the_partitions_and_the_blocks(kind: str, tmp_path: Path) -> None:
-    draw = random.Random(kind)
+def test_duplicates_are_found_whatever_the_hashes_the_partitions_and_the_blocks(kind: str, tmp_path: Path) -> None:
+    rng = random.Random(kind)
     for _ in range(40):
         texts = {
-            "spread": [draw.getrandbits(64) for _ in range(200)],
-            "few texts": [draw.getrandbits(64) for _ in range(3)],
-            "alike above": [draw.getrandbits(9) for _ in range(200)],
-            "alike below": [draw.getrandbits(9) << 55 for _ in range(200)],
+            "spread": [rng.getrandbits(64) for _ in range(200)],
+            "few texts": [rng.getrandbits(64) for _ in range(3)],
+            "alike above": [rng.getrandbits(9) for _ in range(200)],
+            "alike below": [rng.getrandbits(9) << 55 for _ in range(200)],
             "one text": [(1 << 64) - 1],
         }[kind]
-        hashes = draw.choices(texts, k=draw.randint(0, 400))
+        hashes = rng.choices(texts, k=rng.randint(0, 400))
         expected = [hash_ in hashes[:number] for number, hash_ in enumerate(hashes)]
-        with duplicates.CopyFinder(len(hashes), tmp_path, draw.choice([1, 2, 30, 1000])) as finder:
+        with duplicates.DuplicateFinder(len(hashes), tmp_path, rng.choice([1, 2, 30, 1000])) as finder:
             rest = hashes
             while rest:
-                number = draw.randint(1, 90)
+                number = rng.randint(1, 90)
                 finder.add(np.array(rest[:number], np.uint64))
                 rest = rest[number:]
             finder.compare()
             found: list[bool] = []
             while len(found) < len(hashes):
-                found += finder.take(min(draw.randint(1, 90), len(hashes) - len(found))).tolist()
+                found += finder.take(min(rng.randint(1, 90), len(hashes) - len(found))).tolist()
         assert found == expected
     assert not list(tmp_path.iterdir())
 
 
 def test_documents_of_files_made_elsewhere_are_compared_by_their_tokens(run: Run, place: Path) -> None:
-    expected = wanted_bits(place)
+    expected = expected_bits(place)
     run(*MARK, "--domains", "wiki", cwd=place)
     of_cc = [path for path in expected if path.startswith("common_crawl")]
     for path in of_cc:
@@ -181,7 +181,7 @@ def test_a_rerun_skips_what_is_there_and_notices_other_token_files_and_damage(ru
         file.write(b"\0")
     assert "--overwrite makes it again" in run(*MARK, cwd=place, status=1).stderr
     run(*MARK, "--overwrite", cwd=place)
-    assert found_bits(place) == wanted_bits(place)
+    assert found_bits(place) == expected_bits(place)
     other = bits_file(place, "common_crawl/2019/a.jsonl")
     assert other.stat().st_mtime_ns == before[other], "what was right stays"
 
@@ -193,8 +193,8 @@ def test_a_rerun_skips_what_is_there_and_notices_other_token_files_and_damage(ru
     assert "a.duplicates.npy was made with other" in error and "token_files: was" in error and "--overwrite" in error
     wiki = bits_file(place, "wikipedia/wiki.jsonl").stat().st_mtime_ns
     run(*MARK, "--overwrite", cwd=place)
-    assert found_bits(place) == wanted_bits(place)
-    assert sum(sum(bits) for bits in wanted_bits(place).values()) > 50
+    assert found_bits(place) == expected_bits(place)
+    assert sum(sum(bits) for bits in expected_bits(place).values()) > 50
     assert bits_file(place, "wikipedia/wiki.jsonl").stat().st_mtime_ns == wiki
 
 
@@ -226,7 +226,7 @@ def paste(error: str, place: Path) -> None:
 def kept_documents(place: Path, domain: str, split: str) -> list[list[np.ndarray]]:
     """By file, the documents of the split that are not copies."""
     kept = []
-    for path, copies in copies_of(place, domain).items():
+    for path, copies in duplicates_of(place, domain).items():
         texts = reference.texts_of(place / "redpajama" / path)
         documents = reference.documents_of(place / "tokenized" / path.replace(".jsonl", ".npy"))
         of_file = zip(texts, copies, documents, strict=True)
@@ -259,7 +259,7 @@ def test_samplers_that_drop_duplicates_take_no_text_twice(run: Run, place: Path)
     manifest = json.loads((place / "OUT/manifest.json").read_text())
     assert manifest["arguments"]["drop_duplicates"] is True
     for domain in FOLDERS:
-        paths = list(copies_of(place, domain))
+        paths = list(duplicates_of(place, domain))
         for split in ("test", "train"):
             kept = kept_documents(place, domain, split)
             windows = [w for of_file in kept if of_file for w in reference.windows_in(np.concatenate(of_file), 24, 8)]
@@ -284,10 +284,10 @@ def test_samplers_that_drop_duplicates_take_no_text_twice(run: Run, place: Path)
         windows = [window for ids in documents for window in reference.windows_in(ids, 24, 8)]
         assert sorted(rows_of(place / "AB" / split / "cc")) == sorted(windows)
         sources = np.load(place / f"all/{split}/cc.rows.npy").tolist()
-        assert max(source_texts(place, sources, list(copies_of(place, "cc"))).values()) > 1, "the flag does it"
+        assert max(source_texts(place, sources, list(duplicates_of(place, "cc"))).values()) > 1, "the flag does it"
 
 
-def test_dropping_does_not_depend_on_workers_and_is_in_every_record(run: Run, place: Path) -> None:
+def test_dropping_does_not_depend_on_workers_and_is_in_every_meta_file(run: Run, place: Path) -> None:
     run(*CONCAT, cwd=place)
     without = reference.tree_bytes(place / "OUT")
     shutil.rmtree(place / "OUT")
@@ -319,7 +319,7 @@ def test_dropping_does_not_depend_on_workers_and_is_in_every_record(run: Run, pl
     assert "drop_duplicates: was absent, now true" in error
 
 
-def test_marks_of_other_token_files_are_refused_with_the_command_that_renews_them(run: Run, place: Path) -> None:
+def test_marks_of_other_token_files_are_rejected_with_the_command_that_renews_them(run: Run, place: Path) -> None:
     run(*MARK, cwd=place)
     path = place / "redpajama/common_crawl/2019/a.jsonl"
     write_jsonl(path, [*reference.texts_of(path)[::-1], "a text more"])
@@ -329,7 +329,7 @@ def test_marks_of_other_token_files_are_refused_with_the_command_that_renews_the
     assert "was made from other token files than its domain has now" in error and error.strip().endswith("--overwrite")
     paste(error, place)
     run(*AB, "--drop_duplicates", cwd=place)
-    assert found_bits(place) == wanted_bits(place)
+    assert found_bits(place) == expected_bits(place)
 
     shutil.rmtree(place / "OUT")
     bits_file(place, "common_crawl/2020/a.jsonl").write_bytes(b"no array")

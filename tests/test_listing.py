@@ -41,9 +41,9 @@ def test_counts_add_up_where_the_weights_nearly_do() -> None:
 
 def test_weights_that_do_not_add_up_print_a_line_that_does() -> None:
     assert domains.parse_weights("arxiv=0.25,book=0.75,cc=0") == {"arxiv": 0.25, "book": 0.75}
-    with pytest.raises(ArgumentError, match=r"add up to 0\.9") as refusal:
+    with pytest.raises(ArgumentError, match=r"add up to 0\.9") as error:
         domains.parse_weights("arxiv=0.3,book=0.3,cc=0.3")
-    line = str(refusal.value).splitlines()[-1].removeprefix("  --domains ")
+    line = str(error.value).splitlines()[-1].removeprefix("  --domains ")
     assert domains.parse_weights(line) == pytest.approx(dict.fromkeys(("arxiv", "book", "cc"), 1 / 3))
     for text in ("arxiv", "arxiv=", "arxiv=x", "arxiv=-1,book=2", "arxiv=nan", "arxiv=0.5,arxiv=0.5", "arxiv=0"):
         with pytest.raises(ArgumentError, match="--domains"):

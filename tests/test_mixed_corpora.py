@@ -233,7 +233,7 @@ def test_a_damaged_source_fails_alone_with_its_name(
     assert f"train/{bad}" in done.stderr and message in done.stderr
     if "domain" in damage:
         assert f"--domain_{'map' if 'unknown' in damage else 'key'}" in done.stderr
-    assert [path.name for path in (tmp_path / "tokenized/train").glob("*.npy")].count("good.npy") == 1
+    assert (tmp_path / "tokenized/train/good.npy").exists()
     assert not (tmp_path / "tokenized/train/bad.npy").exists()
 
 
@@ -271,8 +271,6 @@ def test_links_lead_to_other_disks_and_names_stay_those_below_the_data_folder(
     run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
     made = (tmp_path / "tokenized/book/b.npy").read_bytes()
     assert made == (world.tokenized / "book/book.npy").read_bytes()
-    (tmp_path / "data/book/nowhere").symlink_to(tmp_path / "gone")
-    assert "book/nowhere is a link to nothing" in run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
 
 
 def test_once_all_files_are_tokenized_the_data_folder_may_be_gone(world: World, run: Run, tmp_path: Path) -> None:
@@ -294,10 +292,11 @@ def test_samplers_need_no_sizes_of_token_files_that_were_made_elsewhere(world: W
     shutil.copy(world.tokenized / "book/book.npy", tmp_path / "tokenized/book/book.npy")
     done = run(*AB, "--domains", "book=1", cwd=tmp_path)
     assert "hash of the tokens" in done.stderr and len(mds.Rows(tmp_path / "AB/train/book")) == 40
-    assert "size of book/book.jsonl" in run("tokenize_jsonl.py", cwd=tmp_path, status=2).stderr
+    error = run("tokenize_jsonl.py", "--data_dir", "elsewhere", cwd=tmp_path, status=2).stderr
+    assert "size of book/book.jsonl" in error and "not in the data folder (elsewhere)" in error
 
 
-def test_copies_are_marked_within_a_domain(mixed: Mixed) -> None:
+def test_duplicates_are_marked_within_a_domain(mixed: Mixed) -> None:
     """Of the five texts that stand twice in arxiv, in whichever files, one copy each is marked."""
     marked = 0
     for path, records in mixed.records.items():

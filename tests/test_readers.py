@@ -7,6 +7,7 @@ import json
 import lzma
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ CONTENT = b"\n".join(LINES) + b"\n"
 
 
 def blocks(path: Path, block_bytes: int) -> list[tuple[int, bytes]]:
-    return list(readers.LineBlocks(path, block_bytes))
+    return [(number, block) for number, block, _ in readers.line_blocks(path, block_bytes)]
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -30,9 +31,8 @@ def blocks(path: Path, block_bytes: int) -> list[tuple[int, bytes]]:
 def test_blocks_hold_whole_lines_with_their_numbers_however_the_file_is_packed(
     tmp_path: Path, ending: str, block_bytes: int
 ) -> None:
-    def pack(content: bytes) -> bytes:
-        return gzip.compress(content) if ending == ".gz" else zstandard.compress(content) if ending else content
-
+    packers: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+    pack = packers[ending]
     path = tmp_path / f"x.jsonl{ending}"
     cut = len(CONTENT) // 3
     path.write_bytes(pack(CONTENT[:cut]) + pack(CONTENT[cut:-1]))
@@ -55,9 +55,8 @@ def test_a_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["truncated", "rubbish behind", "flipped", "cut in its header"])
 def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, ending: str, damage: str) -> None:
-    packed = (
-        gzip.compress(CONTENT) if ending == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(CONTENT)
-    )
+    pack = gzip.compress if ending == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress
+    packed = pack(CONTENT)
     middle = len(packed) // 2
     damaged = {
         "truncated": packed[:-9],
@@ -69,11 +68,6 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path: Path, ending: str
     path.write_bytes(damaged)
     with pytest.raises(DamagedFileError, match=r"x\.jsonl.*download it again"):
         blocks(path, 1 << 20)
-
-
-def with_dictionary(content: bytes) -> bytes:
-    dictionary = zstandard.train_dictionary(4096, [LINES[number % 500][: 50 + number] for number in range(2000)])
-    return zstandard.ZstdCompressor(dict_data=dictionary).compress(content)
 
 
 WRONG_ARCHIVES: dict[str, tuple[Any, str]] = {
@@ -102,7 +96,8 @@ def test_a_file_that_is_not_what_its_suffix_says_is_named_as_what_it_is(tmp_path
 
 def test_an_archive_that_needs_a_dictionary_says_so(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.zst"
-    path.write_bytes(with_dictionary(CONTENT))
+    dictionary = zstandard.train_dictionary(4096, [LINES[number % 500][: 50 + number] for number in range(2000)])
+    path.write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(CONTENT))
     with pytest.raises(DamagedFileError, match=r"dictionary \d+, which is not in it: decompress it with `zstd -d -D"):
         blocks(path, 1 << 20)
 
@@ -114,16 +109,14 @@ def test_an_archive_of_skippable_and_other_frames_is_read(tmp_path: Path) -> Non
 
 
 def test_an_archive_that_grows_ten_thousandfold_comes_in_blocks(tmp_path: Path) -> None:
-    import zstandard
-
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.ZstdCompressor(level=19).compress((b"x" * 999 + b"\n") * 300_000))
     assert path.stat().st_size < 100_000
-    blocks = [len(block) for _, block in readers.LineBlocks(path)]
-    assert sum(blocks) == 300_000_000 and max(blocks) < 150_000_000
+    sizes = [len(block) for _, block, _ in readers.line_blocks(path)]
+    assert sum(sizes) == 300_000_000 and max(sizes) < 150_000_000
 
 
-def test_lines_are_skipped_and_mended_by_reason_and_number() -> None:
+def test_lines_are_skipped_and_repaired_by_reason_and_number() -> None:
     block = b"\n".join(
         [
             b'{"text": "good"}',

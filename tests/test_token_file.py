@@ -38,7 +38,7 @@ def write(path: Path, documents: list[list[int]] = DOCUMENTS) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 99), max_size=6), max_size=8), st.sampled_from([None, 1]))
-def test_bos_and_eos_stand_at_every_border(documents: list[list[int]], bos: int | None) -> None:
+def test_bos_and_eos_are_at_every_boundary(documents: list[list[int]], bos: int | None) -> None:
     ids, lengths = token_file.add_bos_eos(
         np.array(flat(documents), np.int32), np.array([len(d) for d in documents], np.int64), bos, 2
     )
@@ -46,7 +46,7 @@ def test_bos_and_eos_stand_at_every_border(documents: list[list[int]], bos: int 
     assert ids.tolist() == flat(expected) and lengths.tolist() == [len(document) for document in expected]
 
 
-@pytest.mark.parametrize("spool_bytes", [0, 20, 1 << 20])
+@pytest.mark.parametrize("spool_bytes", [1, 20, 1 << 20])
 @pytest.mark.parametrize("kernel_copies", ["all", "nothing", "refused"])
 def test_the_arrays_are_what_the_format_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, kernel_copies: str
@@ -56,7 +56,7 @@ def test_the_arrays_are_what_the_format_says(
             raise OSError(errno.EXDEV, "across file systems")
         return 0
 
-    monkeypatch.setattr(token_file, "_SPOOL_MEMORY_BYTES", spool_bytes)
+    monkeypatch.setattr(token_file, "_SPOOL_BYTES", spool_bytes)
     if kernel_copies != "all":
         monkeypatch.setattr(os, "copy_file_range", copy_nothing)
     write(tmp_path / "x.npy")
@@ -119,9 +119,9 @@ def pickle_it(path: Path) -> None:
 def test_damage_is_an_error_that_names_the_file(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     write(tmp_path / "x.npy")
     damage(tmp_path / "x.npy")
-    with pytest.raises(DamagedFileError, match=message) as refusal, token_file.TokenFile(tmp_path / "x.npy") as tokens:
+    with pytest.raises(DamagedFileError, match=message) as error, token_file.TokenFile(tmp_path / "x.npy") as tokens:
         list(tokens.document_blocks())
-    assert str(tmp_path) in str(refusal.value)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_a_file_truncated_while_it_is_read_is_a_message(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from cepe_data.storage import provenance
 from cepe_data.tokens import encoding, tokenizers
 from demo import models
 from tests import reference
-from tests.conftest import HARD_TEXTS, PROJECT, Run, World, make_texts, write_jsonl
+from tests.conftest import HARD_TEXTS, PROJECT, Run, World, make_texts, run_script, write_jsonl
 
 
 def lay_out(folder: Path, world: World) -> Path:
@@ -37,6 +37,16 @@ def lay_out(folder: Path, world: World) -> Path:
         json.dumps(provenance.signed({**content, "root": str(folder / "redpajama")}))
     )
     return folder
+
+
+def make_other_tokenizer(folder: Path) -> Path:
+    models.train_tokenizer(make_texts(99, 30, 200), folder / "other.model", 700)
+    return folder / "other.model"
+
+
+def list_and_tokenize(folder: Path, *flags: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    run_script("get_all_jsonl.py", "data", cwd=folder)
+    return run_script("tokenize_jsonl.py", *flags, cwd=folder, status=status)
 
 
 def test_token_files_equal_sentencepiece_run_document_by_document(world: World) -> None:
@@ -95,22 +105,15 @@ def test_backends_shards_and_compression_change_no_byte(
             assert made[name] == expected[name], name
 
 
-def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world: World, tmp_path: Path) -> None:
+def test_a_rerun_writes_nothing_and_other_arguments_are_rejected(run: Run, world: World, tmp_path: Path) -> None:
     lay_out(tmp_path, world)
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert "skipped 10 of 10 files" in run("tokenize_jsonl.py", cwd=tmp_path).stdout
-    (tmp_path / "redpajama").rename(tmp_path / "aside")
-    (tmp_path / "redpajama").mkdir()
-    assert "skipped 10 of 10 files" in run("tokenize_jsonl.py", cwd=tmp_path).stdout, "done files need no source"
-    (tmp_path / "redpajama").rmdir()
-    (tmp_path / "aside").rename(tmp_path / "redpajama")
     error = run("tokenize_jsonl.py", "--text_key", "raw", cwd=tmp_path, status=2).stderr
     assert 'text_key: was "text", now "raw"' in error and "--overwrite" in error
-    from demo import models
-
-    models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)
-    error = run("tokenize_jsonl.py", "--tokenizer", "other.model", cwd=tmp_path, status=2).stderr
+    other = ("--tokenizer", make_other_tokenizer(tmp_path))
+    error = run("tokenize_jsonl.py", *other, cwd=tmp_path, status=2).stderr
     assert "tokenizer: was" in error and '"vocab_size": 700' in error
     path = tmp_path / "redpajama/book/book.jsonl"
     with path.open("a") as file:
@@ -122,7 +125,7 @@ def test_a_rerun_writes_nothing_and_other_arguments_are_refused(run: Run, world:
     assert "source_bytes: was" in run("tokenize_jsonl.py", cwd=tmp_path, status=2).stderr
     assert "skipped 9 of 10" in run("tokenize_jsonl.py", "--overwrite", cwd=tmp_path).stdout
     assert len(reference.documents_of(tmp_path / "tokenized/book/book.npy")) == 41
-    run("tokenize_jsonl.py", "--overwrite", "--tokenizer", "other.model", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--overwrite", *other, cwd=tmp_path)
     run("sanity_check.py", cwd=tmp_path)
 
 
@@ -142,16 +145,15 @@ def test_a_token_file_that_cannot_be_written_takes_none_of_the_others_along(
     assert reference.tree_bytes(tmp_path / "tokenized") == reference.tree_bytes(world.tokenized)
 
 
-def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_path: Path) -> None:
-    shutil.copy(world.tokenizer, tmp_path / "tokenizer.model")
+def test_bad_lines_are_skipped_counted_and_reported(world: World, tmp_path: Path) -> None:
+    """The last record is whole without a line end."""
     good = make_texts(5, 4, 30)
     lines = [json.dumps({"text": good[0]}), "", "{broken", '{"text": 1}', json.dumps({"text": good[1]}), "[]", "{}"]
     lines += [r'{"text": "lone \udc00 surrogate"}', json.dumps({"text": good[2]})]
     path = tmp_path / "data/arxiv/a.jsonl"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    done = run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path)
+    done = list_and_tokenize(tmp_path, "--tokenizer", world.tokenizer)
     assert "4 documents" in done.stdout and "4 lines skipped, 1 repaired" in done.stdout
     assert "a.jsonl: 4 lines skipped (1 not JSON, first in lines 3; 1 'text' is no string" in done.stderr
     meta = json.loads((tmp_path / "tokenized/arxiv/a.meta.json").read_text())
@@ -168,7 +170,6 @@ def test_bad_lines_are_skipped_counted_and_reported(run: Run, world: World, tmp_
 
 
 def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World, tmp_path: Path) -> None:
-    shutil.copy(world.tokenizer, tmp_path / "tokenizer.model")
     for name in ("good", "grown", "gone", "loop"):
         write_jsonl(tmp_path / f"data/arxiv/{name}.jsonl", make_texts(1, 5, 50))
     (tmp_path / "data/arxiv/cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "long enough"}\n' * 99)[:-5])
@@ -179,15 +180,12 @@ def test_a_damaged_changed_or_vanished_input_fails_alone(run: Run, world: World,
     (tmp_path / "data/arxiv/gone.jsonl").unlink()
     (tmp_path / "data/arxiv/loop.jsonl").unlink()
     (tmp_path / "data/arxiv/loop.jsonl").symlink_to("loop.jsonl")
-    done = run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=tmp_path, status=1)
+    done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path, status=1)
     assert "4 files failed" in done.stderr
-    messages = ("cut.jsonl.gz is a damaged gzip", "grown.jsonl has", "gone.jsonl: No such file", "loop.jsonl: Too many")
-    for message in messages:
+    for message in ("cut.jsonl.gz is a damaged gzip", "grown.jsonl has", "gone.jsonl: No such file", "loop.jsonl: Too"):
         assert message in done.stderr
-    made = sorted(
-        name for name in os.listdir(tmp_path / "tokenized/arxiv") if not name.endswith((".hash.npy", ".json"))
-    )
-    assert made == ["empty.npy", "good.npy"]
+    made = {path.name for path in (tmp_path / "tokenized/arxiv").iterdir()}
+    assert made == {f"{name}.{suffix}" for name in ("empty", "good") for suffix in ("npy", "hash.npy", "meta.json")}
     assert np.load(tmp_path / "tokenized/arxiv/empty.npy").tolist() == [0]
 
 
@@ -207,46 +205,25 @@ WRONG_SOURCES = {
         "has a run of NUL bytes, in line",
     ),
     "line ends of old Macs": ("a.jsonl", LINES.replace("\n", "\r").encode(), "its lines end in CR alone"),
-    "UTF-16": (
-        "a.jsonl",
-        ('{"text": "word"}\n' * 99).encode("utf-16"),
-        "UTF-16 text: convert it with `iconv -f UTF-16",
-    ),
-    "UTF-16 without a mark": ("a.jsonl", ('{"text": "word"}\n' * 99).encode("utf-16-be"), "iconv -f UTF-16BE"),
+    "UTF-16": ("a.jsonl", LINES.encode("utf-16"), "UTF-16 text: convert it with `iconv -f UTF-16"),
+    "UTF-16 without a mark": ("a.jsonl", LINES.encode("utf-16-be"), "iconv -f UTF-16BE"),
     "Latin-1": ("a.jsonl", '{"text": "für"}\n'.encode("latin-1") * 99, "most likely Latin-1 or Windows-1252 text"),
     "gzip data": ("a.jsonl", gzip.compress(b'{"text": "word"}\n'), "it contains gzip data: end its name in .gz"),
     "an error page": ("a.jsonl", b"<html>\n<body>404</body>\n", "it is an HTML page"),
-    "another key": (
-        "a.jsonl",
-        b'{"content": "word", "id": 1}\n' * 20,
-        "key 'text': its first one has 'content', 'id'. Pass",
-    ),
+    "another key": ("a.jsonl", b'{"content": "word", "id": 1}\n' * 20, "its first one has 'content', 'id'. Pass"),
 }
 
 
-def test_a_source_that_is_cut_off_or_something_else_fails_and_says_what_it_is(
-    run: Run, world: World, tmp_path: Path
-) -> None:
+def test_a_source_that_is_cut_off_or_something_else_fails_and_says_what_it_is(world: World, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data/arxiv/good.jsonl", make_texts(1, 5, 50))
     paths = {case: f"arxiv/{number}{name}" for number, (case, (name, _, _)) in enumerate(WRONG_SOURCES.items())}
     for case, (_, content, _) in WRONG_SOURCES.items():
         (tmp_path / "data" / paths[case]).write_bytes(content)
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, "--max_bad_lines", 1, cwd=tmp_path, status=1)
+    done = list_and_tokenize(tmp_path, "--tokenizer", world.tokenizer, "--max_bad_lines", 1, status=1)
     failures = done.stderr.partition("files failed:")[2].splitlines()
     for case, (_, _, message) in WRONG_SOURCES.items():
         assert any(paths[case] in line and message in line for line in failures), f"{case}: {failures}"
-    made = [path.name for path in (tmp_path / "tokenized/arxiv").glob("*.npy") if ".hash" not in path.name]
-    assert made == ["good.npy"]
-
-
-def test_a_whole_last_record_needs_no_line_end(run: Run, world: World, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "data/arxiv/a.jsonl", ["one", "two"])
-    path = tmp_path / "data/arxiv/a.jsonl"
-    path.write_bytes(path.read_bytes()[:-1])
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
-    assert len(reference.documents_of(tmp_path / "tokenized/arxiv/a.npy")) == 2
+    assert not [path.name for path in (tmp_path / "tokenized/arxiv").iterdir() if not path.name.startswith("good.")]
 
 
 def test_a_wrong_text_key_is_said_once_and_stops_the_run(run: Run, world: World, tmp_path: Path) -> None:
@@ -255,16 +232,13 @@ def test_a_wrong_text_key_is_said_once_and_stops_the_run(run: Run, world: World,
         (tmp_path / "data/arxiv").mkdir(parents=True, exist_ok=True)
         line = json.dumps({"id": number, key: f"some words {number}"})
         (tmp_path / f"data/arxiv/{number:02}.jsonl").write_text(f"{line}\n" * 20)
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
     flags = ("--tokenizer", world.tokenizer)
-    done = run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=2)  # one file has it: found while they are tokenized
+    done = list_and_tokenize(tmp_path, *flags, status=2)  # one file has it: found while they are tokenized
     assert "10 files failed alike: no record of" in done.stderr
-    assert (
-        done.stderr.count("either") == 9 and done.stderr.count("Pass the one that holds the text with --text_key") == 2
-    )
+    assert done.stderr.count("either") == 9
+    assert done.stderr.count("Pass the one that holds the text with --text_key") == 2
     (tmp_path / "data/arxiv/00.jsonl").unlink()
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    done = run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=2)  # none has it: found at the start
+    done = list_and_tokenize(tmp_path, *flags, status=2)  # none has it: found at the start
     assert done.stderr.count("has the key 'text': its first one has 'id', 'content'. Pass") == 1
     assert "39 files" in run("tokenize_jsonl.py", *flags, "--text_key", "content", cwd=tmp_path).stdout
 
@@ -296,7 +270,7 @@ def test_a_source_that_changes_while_it_is_read_fails(
     assert "changed while it was being read" in totals.failures[0]
 
 
-def test_a_damaged_saved_tokenizer_is_refused(run: Run, world: World, tmp_path: Path) -> None:
+def test_a_damaged_saved_tokenizer_is_rejected(run: Run, world: World, tmp_path: Path) -> None:
     lay_out(tmp_path, world)
     shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
     path = tmp_path / "tokenized/tokenizer/tokenizer.json"
@@ -316,12 +290,9 @@ def test_ctrl_c_twice_ends_a_run_and_its_workers(world: World, tmp_path: Path, d
     write_jsonl(tmp_path / "data/book/book.jsonl", make_texts(1, 100, 500) * 100)  # several seconds of work
     subprocess.run([sys.executable, str(PROJECT / "get_all_jsonl.py"), "data"], cwd=tmp_path, check=True)
     command = [sys.executable, str(PROJECT / "tokenize_jsonl.py"), "--num_workers", "2", "--backend", "tokenizers"]
+    command += ["--tokenizer", str(world.tokenizer), "--verify_documents", "100"]
     process = subprocess.Popen(
-        [*command, "--tokenizer", str(world.tokenizer), "--verify_documents", "100"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     time.sleep(delay)
     for _ in range(2):
@@ -342,8 +313,7 @@ def test_too_many_bad_lines_are_the_wrong_file(run: Run, world: World, tmp_path:
         path = tmp_path / f"data/arxiv/{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([*good, *["bad"] * num_bad, ""]))
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path, status=1)
+    done = list_and_tokenize(tmp_path, "--tokenizer", world.tokenizer, status=1)
     assert "eleven.jsonl has 11 bad lines and 100 good ones" in done.stderr and "--max_bad_lines" in done.stderr
     assert (tmp_path / "tokenized/arxiv/ten.npy").exists() and not (tmp_path / "tokenized/arxiv/eleven.npy").exists()
     assert "10 lines skipped" in done.stdout
@@ -354,8 +324,7 @@ def test_a_document_of_a_hundred_megabytes_works(run: Run, world: World, tmp_pat
     text = " ".join(make_texts(11, 20, 5000))
     text *= 100_000_000 // len(text)
     write_jsonl(tmp_path / "data/book/book.jsonl", ["before", text, "after"])
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    list_and_tokenize(tmp_path, "--tokenizer", world.tokenizer)
     documents = reference.documents_of(tmp_path / "tokenized/book/book.npy")
     processor = SentencePieceProcessor(model_file=str(world.tokenizer))
     # The ids of a text that begins the document, up to where its last word may join the next one.
@@ -377,7 +346,7 @@ def test_a_dry_run_says_what_each_shard_takes_and_writes_nothing(run: Run, world
     true = sum(len(np.load(path)) for path in world.tokenized.rglob("*.npy") if not path.name.endswith(".hash.npy"))
     assert estimated == pytest.approx(true, rel=0.2)
     assert "bytes are free" in done.stdout and not (tmp_path / "tokenized").exists()
-    # What is done is left out, and a run that would be refused is refused.
+    # What is done is left out, and a run that would be rejected is rejected.
     run("tokenize_jsonl.py", *flags, "--shard_id", 0, cwd=tmp_path)
     done = run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path)
     assert "of 10 files are tokenized already" in done.stdout and "1 shards have nothing to do" in done.stdout
@@ -387,12 +356,7 @@ def test_a_dry_run_says_what_each_shard_takes_and_writes_nothing(run: Run, world
     assert "10 of 10 files" in run("tokenize_jsonl.py", *flags, "--dry_run", cwd=tmp_path).stdout
 
 
-def make_other_tokenizer(folder: Path) -> Path:
-    models.train_tokenizer(make_texts(99, 30, 200), folder / "other.model", 700)
-    return folder / "other.model"
-
-
-def test_a_data_folder_that_is_another_one_is_refused_before_anything_is_made(
+def test_a_data_folder_that_is_another_one_is_rejected_before_anything_is_made(
     run: Run, world: World, tmp_path: Path
 ) -> None:
     lay_out(tmp_path, world)

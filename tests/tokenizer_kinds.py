@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.conftest import make_texts
 
@@ -45,10 +35,10 @@ def texts_to_train_on() -> list[str]:
 
 def generated_texts(number: int, extra: Sequence[str] = ()) -> list[str]:
     """Strings of words, hard pieces and `extra`, the same in every run."""
-    draw = random.Random(7)
+    rng = random.Random(7)
     words = sorted({word for text in texts_to_train_on() for word in text.split(" ")})
     sources = [words, ALPHABET, extra or ALPHABET]
-    return ["".join(draw.choice(draw.choice(sources)) for _ in range(draw.randrange(25))) for _ in range(number)]
+    return ["".join(rng.choice(rng.choice(sources)) for _ in range(rng.randrange(25))) for _ in range(number)]
 
 
 @dataclass(frozen=True)
@@ -125,6 +115,11 @@ def digits_split() -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()])
 
 
+def metaspace_bpe() -> dict[str, Any]:
+    model = models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    return {"model": model, "split": pre_tokenizers.Metaspace(prepend_scheme="first", split=False), "unk": "<unk>"}
+
+
 RUNS_OF_SPACES = [AddedToken(" " * number, special=False, normalized=True) for number in range(24, 1, -1)]
 JSON_KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"split": byte_level()},
@@ -162,18 +157,8 @@ JSON_KINDS: dict[str, dict[str, Any]] = {
         "trainer": trainers.WordLevelTrainer,
         "unk": "[UNK]",
     },
-    "metaspace bpe": {
-        "model": models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
-        "split": pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
-        "unk": "<unk>",
-        "bytes": True,
-    },
-    "metaspace bpe, special bytes": {
-        "model": models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True),
-        "split": pre_tokenizers.Metaspace(prepend_scheme="first", split=False),
-        "unk": "<unk>",
-        "special bytes": True,
-    },
+    "metaspace bpe": {**metaspace_bpe(), "bytes": True},
+    "metaspace bpe, special bytes": {**metaspace_bpe(), "special bytes": True},
     "a special character": {"split": byte_level(), "special": ["!", "\n"]},
     "ignore_merges": {"model": models.BPE(ignore_merges=True), "split": llama3_split()},
     "end-of-word suffix": {

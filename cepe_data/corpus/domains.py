@@ -105,7 +105,7 @@ class RecordKeys:
     domains: RecordDomains | None = None
 
     def of(self, domain: str | None) -> RecordKeys:
-        """The keys for a file of this domain: None where its records say theirs."""
+        """The keys for a file of this domain, which is None where every record says its own."""
         return self if domain is None else RecordKeys(self.text)
 
     @property

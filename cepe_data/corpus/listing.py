@@ -11,12 +11,13 @@ large they were when listed, and which domain each belongs to: null where every 
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from cepe_data import shards
 from cepe_data.corpus.domains import KNOWN_NAMES, RecordDomains, domain_of
 from cepe_data.errors import ArgumentError
 from cepe_data.storage import provenance
@@ -57,20 +58,29 @@ class FileList:
                     f"own name"
                 )
 
-    def require_root(self, argument: Path | None) -> Path:
-        """The data folder: `argument`, else the one of the list.
+    def by_shard(self, num_shards: int) -> list[list[ListedFile]]:
+        """The files of each shard, sorted by path; see `shards.assign_files`."""
+        files = {file.path: file for file in self.files}
+        assigned = shards.assign_files([(path, file.num_bytes or 0) for path, file in files.items()], num_shards)
+        return [[files[path] for path in paths] for paths in assigned]
 
-        Raises:
-            ArgumentError: if there is none, or it is not a folder.
-        """
-        root = argument or self.root
-        if root is None:
+    def require_root(self, files: Sequence[ListedFile]) -> None:
+        """Raise ArgumentError if there are files to read and no data folder, or most of them are not in it: it is not
+        the one that was listed. (Of some that are gone, each is an error of its own.)"""
+        if not files:
+            return
+        if self.root is None:
             raise ArgumentError("no data folder: pass --data_dir, set REDPAJAMA_DIR, or run get_all_jsonl.py first")
-        if not root.is_dir():
+        if not self.root.is_dir():
             raise ArgumentError(
-                f"the data folder {root} does not exist (from --data_dir, REDPAJAMA_DIR or the file list)"
+                f"the data folder {self.root} does not exist (from --data_dir, REDPAJAMA_DIR or the file list)"
             )
-        return root
+        absent = [file.path for file in files if not (self.root / file.path).exists()]
+        if 2 * len(absent) > len(files):
+            raise ArgumentError(
+                f"{len(absent)} of {len(files)} listed files are not in the data folder {self.root}, such as "
+                f"{absent[0]}: is it the one that was listed?"
+            )
 
 
 def token_path(path: str) -> str:
@@ -79,26 +89,15 @@ def token_path(path: str) -> str:
     Raises:
         ArgumentError: for another ending.
     """
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+    for suffix in SUFFIXES:
         if path.endswith(suffix):
             return path.removesuffix(suffix) + ".npy"
     raise ArgumentError(f"{path} ends in none of {', '.join(SUFFIXES)}")
 
 
-def list_json_path(file_list: Path) -> Path:
-    """`all_jsonl.txt` → `all_jsonl.json`."""
-    return file_list.with_suffix(".json")
-
-
-def choose_data_dir(argument: str | None) -> Path | None:
-    """The data folder that the user names: the argument, else `REDPAJAMA_DIR`; None if neither does."""
-    name = argument or os.environ.get("REDPAJAMA_DIR")
-    return Path(name) if name else None
-
-
 def read_file_list(file_list: Path, root: Path | None = None) -> FileList:
-    """`all_jsonl.txt` and its .json. For a path that is not in the .json, the domain comes from its folders, the size
-    from the file itself below `root`, or else below the root of the list.
+    """`all_jsonl.txt` and its .json; `root` is the data folder, if it is not the one that the .json names. For a path
+    that is not in the .json, the domain comes from its folders, the size from the file itself.
 
     Raises:
         ArgumentError: if the list is missing or empty, names a file twice, leaves the data folder, or has a path whose
@@ -110,34 +109,33 @@ def read_file_list(file_list: Path, root: Path | None = None) -> FileList:
         raise ArgumentError(f"{file_list} is not UTF-8 text ({error}): run get_all_jsonl.py again") from None
     except FileNotFoundError:
         raise ArgumentError(f"{file_list} is missing: make it with `python get_all_jsonl.py DATA_DIR`") from None
-    json_path = list_json_path(file_list)
+    json_path = file_list.with_suffix(".json")
     content = provenance.read_signed(json_path, "run get_all_jsonl.py again") if json_path.exists() else {}
     known = {file["path"]: file for file in content.get("files", [])}
-    listed_root = Path(content["root"]) if content.get("root") else None
+    if root is None and content.get("root"):
+        root = Path(content["root"])
     files = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             path = str(PurePosixPath(line.strip()))  # without `./` and `//`
-            where = f"{file_list} line {number}: {path}"
-            files.append(_listed_file(path, known.get(path), root or listed_root, where))
+            files.append(_listed_file(path, known.get(path), root, f"{file_list} line {number}: {path}"))
     if not files:
         raise ArgumentError(f"{file_list} names no file: run `python get_all_jsonl.py DATA_DIR` again")
     check_targets_differ([file.path for file in files])
-    return FileList(sorted(files, key=lambda file: file.path), listed_root, RecordDomains.recorded(content))
+    return FileList(sorted(files, key=lambda file: file.path), root, RecordDomains.recorded(content))
 
 
-def _listed_file(path: str, known: Mapping[str, object] | None, root: Path | None, where: str) -> ListedFile:
+def _listed_file(path: str, known: Mapping[str, Any] | None, root: Path | None, where: str) -> ListedFile:
     parts = PurePosixPath(path).parts
     if PurePosixPath(path).is_absolute() or ".." in parts:
         raise ArgumentError(f"{where} leaves the data folder: paths are relative to it, without `..`")
     if known is not None:
-        domain = known["domain"]
-        return ListedFile(path, None if domain is None else str(domain), int(str(known["bytes"])))
+        return ListedFile(path, known["domain"], known["bytes"])
     domain = domain_of(path, KNOWN_NAMES)
     if domain is None:
         raise ArgumentError(f"{where}: no domain; list it with `get_all_jsonl.py --domain_map {parts[0]}=DOMAIN`")
-    source = root / path if root is not None else None
-    return ListedFile(path, domain, source.stat().st_size if source is not None and source.exists() else None)
+    source = root / path if root else None
+    return ListedFile(path, domain, source.stat().st_size if source and source.exists() else None)
 
 
 def check_targets_differ(paths: list[str]) -> None:

@@ -89,41 +89,34 @@ class TextRows:
         return domains.number_of_record(value, self.domain_key) if self.domain_key else domains.number_of(value)
 
 
-class ParquetBlocks:
-    """Blocks of rows of a parquet file, of about `block_bytes` of text. Iterating gives `(number of the first row,
-    TextRows)`, rows numbered from 1. `bytes_read` estimates bytes of the file on disk.
+def parquet_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Iterator[tuple[int, TextRows, int]]:
+    """Blocks of rows of a parquet file, of about `block_bytes` of text: number of the first row, from 1; rows; and an
+    estimate of how many bytes of the file on disk were read so far.
 
     Row groups are decoded page by page, so that a row group of any size takes the memory of a block.
 
-    Raises (while iterating):
-        DamagedFileError: if the file is damaged, or has not the columns, or they are not strings.
+    Raises:
+        DamagedFileError: if the file is damaged, or a column is missing or does not hold strings.
     """
+    with _open_parquet(path) as file:
+        text = find_column(file, keys.text, path, "--text_key")
+        domain = find_column(file, keys.domains.key, path, "--domain_key") if keys.domains else None
+        columns = [".".join(column.names) for column in (text, domain) if column]
+        size, num_rows, row = path.stat().st_size, file.metadata.num_rows, 0
+        for group in range(file.num_row_groups):
+            at_once = _rows_at_once(file.metadata.row_group(group), columns[0], block_bytes)
+            for batch in file.iter_batches(at_once, [group], columns, use_threads=False):
+                values = (domain.strings(batch), domain.rest) if domain else ()
+                bytes_read = size * (row + len(batch)) // max(1, num_rows)
+                yield row + 1, TextRows(text.strings(batch), *values), bytes_read
+                row += len(batch)
 
-    def __init__(self, path: Path, keys: RecordKeys, block_bytes: int) -> None:
-        self.path, self._keys, self._block_bytes, self.bytes_read = path, keys, block_bytes, 0
 
-    def __iter__(self) -> Iterator[tuple[int, TextRows]]:
-        with _damage_named(self.path), open_parquet(self.path) as file:
-            text = find_column(file, self._keys.text, self.path, "--text_key")
-            key = self._keys.domains.key if self._keys.domains else None
-            domain = find_column(file, key, self.path, "--domain_key") if key else None
-            columns = [".".join(column.names) for column in (text, domain) if column]
-            size, num_rows, row = self.path.stat().st_size, file.metadata.num_rows, 0
-            for group in range(file.num_row_groups):
-                at_once = self._rows_at_once(file.metadata.row_group(group), columns[0])
-                for batch in file.iter_batches(at_once, [group], columns, use_threads=False):
-                    values = (domain.strings(batch), domain.rest) if domain else ()
-                    rows = TextRows(text.strings(batch), *values)
-                    self.bytes_read = size * (row + len(batch)) // max(1, num_rows)
-                    yield row + 1, rows
-                    row += len(batch)
-            self.bytes_read = size
-
-    def _rows_at_once(self, group: pq.RowGroupMetaData, name: str) -> int:
-        """Rows that hold about a block of text."""
-        columns = (group.column(number) for number in range(group.num_columns))
-        num_bytes = next(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
-        return min(MAX_ROWS_AT_ONCE, max(1, self._block_bytes * group.num_rows // max(1, num_bytes)))
+def _rows_at_once(group: pq.RowGroupMetaData, name: str, block_bytes: int) -> int:
+    """Rows that hold about a block of text."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    num_bytes = next(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
+    return min(MAX_ROWS_AT_ONCE, max(1, block_bytes * group.num_rows // max(1, num_bytes)))
 
 
 @dataclass(frozen=True)
@@ -141,13 +134,6 @@ class StringColumn:
         first, *others = self.names
         column = batch.column(first)
         return Strings.of(pc.struct_field(column, others) if others else column)
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet file to be read page by page."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 def find_column(file: pq.ParquetFile, key: str, path: Path, flag: str) -> StringColumn:
@@ -178,17 +164,20 @@ def find_column(file: pq.ParquetFile, key: str, path: Path, flag: str) -> String
 
 def column_names(path: Path) -> list[str]:
     """The names of the columns of a parquet file. Raises DamagedFileError if it is damaged."""
-    with _damage_named(path), open_parquet(path) as file:
+    with _open_parquet(path) as file:
         return list(file.schema_arrow.names)
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Name the file in what pyarrow raises for a damaged one."""
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A parquet file, to be read page by page. DamagedFileError replaces what pyarrow raises for a damaged one."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False, "page_checksum_verification": True}
     try:
-        yield
+        with pq.ParquetFile(path, **options) as file:
+            yield file
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from cepe_data.corpus import sniff
 from cepe_data.corpus.domains import DomainError, RecordKeys, find_value
-from cepe_data.corpus.parquet import ParquetBlocks, TextRows, column_names, is_parquet
+from cepe_data.corpus.parquet import TextRows, column_names, is_parquet, parquet_blocks
 from cepe_data.errors import DamagedFileError
 
 MAX_LISTED_LINES = 20
@@ -85,7 +86,7 @@ def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
     surroundings of their boundaries are read."""
     size, start = path.stat().st_size, 0
     with path.open("rb") as file:
-        _check_is_no_array(path, file.read(sniff.HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK))
+        _check_not_array(path, file.read(sniff.HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK))
         while start < size:
             stop = min(start + range_bytes, size)
             file.seek(stop - 1)
@@ -112,93 +113,74 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
     return block if start else block.removeprefix(_BYTE_ORDER_MARK)
 
 
-class Blocks(Protocol):
-    """Blocks of a file, each with the number of its first line or row; and how many bytes of the file were read."""
+def line_blocks(path: Path, block_bytes: int = 4 << 20) -> Iterator[tuple[int, bytes, int]]:
+    """Blocks of whole lines of a file of JSON lines, plain, gzip or zstandard (several members or frames are one
+    stream): number of the first line, lines, and how many bytes of the file on disk were read so far.
 
-    bytes_read: int
+    Each block ends at a line end or at the end of the file, and all but the last have at least `block_bytes` bytes.
 
-    def __iter__(self) -> Iterator[tuple[int, bytes | TextRows]]: ...
-
-
-class LineBlocks:
-    """Blocks of whole lines of a jsonl file, plain, gzip or zstandard (several members or frames are one stream).
-
-    Iterating gives `(number of the first line, bytes)`; each block ends at a line end, or is the end of the file, and
-    has at least `block_bytes` bytes unless it is the last. `bytes_read` counts bytes of the file on disk.
-
-    Raises (while iterating):
+    Raises:
         DamagedFileError: if a compressed file is truncated, damaged, or has something else behind it.
     """
+    pieces = _decompressed(path, max(block_bytes, _MIN_READ_BYTES))
+    head, head_read = next(pieces, (b"", 0))
+    head = head.removeprefix(_BYTE_ORDER_MARK)
+    _check_not_array(path, head)
+    pending: list[bytes] = []
+    pending_bytes, next_line = 0, 1
+    for piece, bytes_read in itertools.chain([(head, head_read)], pieces):
+        pending.append(piece)
+        pending_bytes += len(piece)
+        end = piece.rfind(b"\n") + 1
+        if pending_bytes >= block_bytes and end:
+            block = b"".join([*pending[:-1], piece[:end]])
+            yield next_line, block, bytes_read
+            next_line += block.count(b"\n")
+            pending, pending_bytes = [piece[end:]], len(piece) - end
+    if pending_bytes:
+        yield next_line, b"".join(pending), bytes_read
 
-    def __init__(self, path: Path, block_bytes: int = 4 << 20) -> None:
-        self.path, self.block_bytes, self.bytes_read = path, block_bytes, 0
 
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        pending: list[bytes] = []
-        pending_bytes, next_line, is_start = 0, 1, True
-        for decompressed in self._decompressed():
-            piece = decompressed.removeprefix(_BYTE_ORDER_MARK) if is_start else decompressed
-            if is_start:
-                _check_is_no_array(self.path, piece)
-            is_start = False
-            pending.append(piece)
-            pending_bytes += len(piece)
-            end = piece.rfind(b"\n") + 1
-            if pending_bytes >= self.block_bytes and end:
-                block = b"".join([*pending[:-1], piece[:end]])
-                yield next_line, block
-                next_line += block.count(b"\n")
-                pending, pending_bytes = [piece[end:]], len(piece) - end
-        if pending_bytes:
-            yield next_line, b"".join(pending)
-
-    def _decompressed(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            if is_compressed(self.path):
-                _check_is_archive(self.path, file.read(sniff.HEAD_BYTES))
-                file.seek(0)
-            try:
-                if self.path.name.endswith(".gz"):
-                    yield from self._gzip(file)
-                elif self.path.name.endswith(".zst"):
-                    yield from self._zstandard(file)
-                else:
-                    while piece := file.read(max(self.block_bytes, _MIN_READ_BYTES)):
-                        self.bytes_read = file.tell()
-                        yield piece
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DamagedFileError(f"{self.path} is a damaged gzip file ({error}): download it again") from None
-
-    def _gzip(self, file: IO[bytes]) -> Iterator[bytes]:
-        with gzip.GzipFile(fileobj=file) as archive:
-            while piece := archive.read(max(self.block_bytes, _MIN_READ_BYTES)):
-                self.bytes_read = file.tell()
-                yield piece
-
-    def _zstandard(self, file: IO[bytes]) -> Iterator[bytes]:
-        import zstandard
-
-        # The stream reader of this library takes a truncated file for the end; frame by frame the end is certain.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        frame, frame_bytes = decompressor.decompressobj(), 0
+def _decompressed(path: Path, piece_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """The content of a file in pieces, each with the bytes on disk that were read so far."""
+    with path.open("rb") as file:
+        if is_compressed(path):
+            _check_is_archive(path, file.read(sniff.HEAD_BYTES))
+            file.seek(0)
+        if path.suffix == ".zst":
+            yield from _decompressed_zstandard(path, file)
+            return
+        decompressed = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
         try:
-            while compressed := file.read(_COMPRESSED_READ_BYTES):
-                self.bytes_read = file.tell()
-                while compressed:
-                    frame_bytes += len(compressed)
-                    if piece := frame.decompress(compressed):
-                        yield piece
-                    compressed = b""
-                    if frame.eof:
-                        compressed = frame.unused_data
-                        frame, frame_bytes = decompressor.decompressobj(), 0
-        except zstandard.ZstdError as error:
-            raise DamagedFileError(f"{self.path} is a damaged zstandard file ({error}): download it again") from None
-        if frame_bytes:
-            raise DamagedFileError(f"{self.path} is truncated in the middle of a zstandard frame: download it again")
+            while piece := decompressed.read(piece_bytes):
+                yield piece, file.tell()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DamagedFileError(f"{path} is a damaged gzip file ({error}): download it again") from None
 
 
-def _check_is_no_array(path: Path, head: bytes) -> None:
+def _decompressed_zstandard(path: Path, file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    import zstandard
+
+    # The stream reader of this library takes a truncated file for the end; frame by frame the end is certain.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame, frame_bytes = decompressor.decompressobj(), 0
+    try:
+        while compressed := file.read(_COMPRESSED_READ_BYTES):
+            while compressed:
+                frame_bytes += len(compressed)
+                if piece := frame.decompress(compressed):
+                    yield piece, file.tell()
+                compressed = b""
+                if frame.eof:
+                    compressed = frame.unused_data
+                    frame, frame_bytes = decompressor.decompressobj(), 0
+    except zstandard.ZstdError as error:
+        raise DamagedFileError(f"{path} is a damaged zstandard file ({error}): download it again") from None
+    if frame_bytes:
+        raise DamagedFileError(f"{path} is truncated in the middle of a zstandard frame: download it again")
+
+
+def _check_not_array(path: Path, head: bytes) -> None:
     """Raise DamagedFileError if a file called `.json` begins as one JSON array, which may be a single endless line."""
     if head.lstrip()[:1] == b"[" and ".json" in path.suffixes[-2:]:
         raise DamagedFileError(
@@ -227,10 +209,9 @@ def _check_is_archive(path: Path, head: bytes) -> None:
                 )
 
 
-def open_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Blocks:
-    """The blocks of a file, each with the number of its first line or row, for `parse_block`. Raises as LineBlocks and
-    ParquetBlocks."""
-    return ParquetBlocks(path, keys, block_bytes) if is_parquet(path) else LineBlocks(path, block_bytes)
+def read_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Iterator[tuple[int, bytes | TextRows, int]]:
+    """`line_blocks`, or `parquet_blocks`, of a file, for `parse_block`."""
+    return parquet_blocks(path, keys, block_bytes) if is_parquet(path) else line_blocks(path, block_bytes)
 
 
 def parse_block(first: int, block: bytes | TextRows, keys: RecordKeys) -> ParsedLines:
@@ -240,7 +221,7 @@ def parse_block(first: int, block: bytes | TextRows, keys: RecordKeys) -> Parsed
 
 def read_beginning(path: Path) -> bytes:
     """The first lines of a file of JSON lines, decompressed; nothing of a parquet file."""
-    return b"" if is_parquet(path) else next((block for _, block in LineBlocks(path, 1)), b"")
+    return b"" if is_parquet(path) else next((block for _, block, _ in line_blocks(path, 1)), b"")
 
 
 def first_record_keys(path: Path) -> list[str]:
@@ -300,7 +281,7 @@ def parse_documents(first_line: int, block: bytes, keys: RecordKeys) -> ParsedLi
         except orjson.JSONDecodeError:
             if not line.strip():
                 continue
-            try:  # the standard library reads lone surrogate escapes and NaN, which orjson refuses
+            try:  # the standard library reads lone surrogate escapes and NaN, which orjson rejects
                 record, may_have_surrogates = json.loads(line.decode("utf-8")), True
             except (ValueError, RecursionError) as error:
                 skipped.add(_reason_to_skip(line, error, number == last), number)

@@ -90,7 +90,8 @@ class BitsOfDomains:
 
     def write(self, progress: Callable[[int], object]) -> None:
         """Write them. Every document is told to `progress` twice: when its hash was read, and when it was compared."""
-        with duplicates.CopyFinder(self.num_documents(), self.tokens.folder, self.partition_documents) as finder:
+        folder = self.tokens.folder
+        with duplicates.DuplicateFinder(self.num_documents(), folder, self.partition_documents) as finder:
             for file in self.files:
                 with self.tokens.open(file) as token_file:
                     for first, _, _, hashes in token_file.document_blocks():

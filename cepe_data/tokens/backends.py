@@ -10,6 +10,7 @@ looked for, so a literal `<s>` in a document is three characters. Added tokens t
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -17,14 +18,17 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
 from cepe_data.tokens.sentencepiece_models import BYTE_PIECE, LLAMA_DECODER, SPACE
-from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, is_text_token, read_content
+from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, read_content
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 BACKENDS = ("gigatoken", "tokenizers", "sentencepiece")  # fastest first
 HARD_TEXTS = (
@@ -85,7 +89,8 @@ def choose_backend(tokenizer: TokenizerFiles, requested: str | None, documents: 
         ArgumentError: if the requested one cannot be used.
     """
     reference = reference_backend(tokenizer)
-    candidates = [requested] if requested else [name for name in BACKENDS if name != "gigatoken" or _is_installed()]
+    is_installed = importlib.util.find_spec("gigatoken") is not None
+    candidates = [requested] if requested else [name for name in BACKENDS if name != "gigatoken" or is_installed]
     texts: list[str] = []
     reasons: list[str] = []
     for backend in candidates:
@@ -99,14 +104,14 @@ def choose_backend(tokenizer: TokenizerFiles, requested: str | None, documents: 
                 raise
             reasons.append(str(error))
             continue
-        check_documents_have_no_borders(tokenizer, encode)
+        check_boundaries_unambiguous(tokenizer, encode)
         if reasons:
             cli.say(f"the backend is {backend}: {'; '.join(reasons)}")
         return backend
     raise AssertionError("the reference can always be used")
 
 
-def check_documents_have_no_borders(tokenizer: TokenizerFiles, encode: Encoder) -> None:
+def check_boundaries_unambiguous(tokenizer: TokenizerFiles, encode: Encoder) -> None:
     """Raise ArgumentError if the text of BOS or EOS in a document gets its id: the vocabulary of some tokenizers has
     pieces that make it."""
     identity = tokenizer.identity
@@ -121,18 +126,14 @@ def check_documents_have_no_borders(tokenizer: TokenizerFiles, encode: Encoder) 
             )
 
 
-def _is_installed() -> bool:
-    return importlib.util.find_spec("gigatoken") is not None
-
-
 def check_same_ids(backend: str, encode: Encoder, reference: Encoder, texts: Sequence[str]) -> None:
     """Raise ArgumentError, with the text, if a backend gives other ids than the reference for any text."""
     for start in range(0, len(texts), _COMPARED_TEXTS):
         batch = texts[start : start + _COMPARED_TEXTS]
-        of_batch = (np.split(ids, np.cumsum(lengths)[:-1]) for ids, lengths in (encode(batch), reference(batch)))
+        of_batch = (_split(*encode(batch)), _split(*reference(batch)))
         for text, ids, expected in zip(batch, *of_batch, strict=True):
-            if not np.array_equal(ids, expected):
-                pairs = zip(ids.tolist(), expected.tolist(), strict=False)
+            if ids != expected:
+                pairs = zip(ids, expected, strict=False)
                 differing = (index for index, (one, other) in enumerate(pairs) if one != other)
                 first = next(differing, min(len(ids), len(expected)))
                 raise ArgumentError(
@@ -144,14 +145,15 @@ def check_same_ids(backend: str, encode: Encoder, reference: Encoder, texts: Seq
 def generated_texts(tokenizer: TokenizerFiles) -> list[str]:
     """Texts that a tokenizer's own pieces and added tokens make, in seeded random order; and, if it splits text by
     classes of characters, every assigned character beside letters, digits and spaces."""
-    draw = random.Random(0)
+    rng = random.Random(0)
     content = read_content(tokenizer.tokenizer_json or "{}")
-    pieces = [piece.replace(SPACE, " ") for piece in _pieces(tokenizer)]
+    names = map(make_piece_names(tokenizer), range(tokenizer.identity.vocab_size))
+    pieces = [name.replace(SPACE, " ") for name in names if name]
     added = [token["content"] for token in content.get("added_tokens", ())]
     texts = []
     for _ in range(_NUM_GENERATED_TEXTS):
-        parts = draw.choices(pieces, k=draw.randrange(1, 12)) + draw.choices(added or [" "], k=draw.randrange(3))
-        draw.shuffle(parts)
+        parts = rng.choices(pieces, k=rng.randrange(1, 12)) + rng.choices(added or [" "], k=rng.randrange(3))
+        rng.shuffle(parts)
         texts.append("".join(parts))
     if content.get("pre_tokenizer") or (content.get("normalizer") and not _is_table_free(content["normalizer"])):
         characters = [chr(code) for code in itertools.chain(*_ASSIGNED) if code not in _SURROGATES]
@@ -159,11 +161,6 @@ def generated_texts(tokenizer: TokenizerFiles) -> list[str]:
             block = characters[start : start + _CODE_POINTS_PER_TEXT]
             texts.append("\n".join(f"a{one}1{one} {one}" for one in block))
     return texts
-
-
-def _pieces(tokenizer: TokenizerFiles) -> list[str]:
-    name_of = make_piece_names(tokenizer)
-    return [name for number in range(tokenizer.identity.vocab_size) if (name := name_of(number))]
 
 
 def _is_table_free(normalizer: Mapping[str, Any]) -> bool:
@@ -195,7 +192,7 @@ def _require_tokenizer_json(backend: str, tokenizer: TokenizerFiles) -> dict[str
         raise ArgumentError(
             f"{backend} cannot take this SentencePiece model, which no tokenizer.json describes exactly"
         )
-    return read_content(tokenizer.tokenizer_json)
+    return read_content(tokenizer.tokenizer_json, {tokenizer.bos, tokenizer.eos})
 
 
 def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
@@ -204,7 +201,7 @@ def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
     except ImportError:
         raise ArgumentError("gigatoken is not installed: `pip install gigatoken`") from None
     content = _require_tokenizer_json("gigatoken", tokenizer)
-    if any(is_text_token(token, tokenizer.special_tokens) for token in content["added_tokens"]):
+    if not all(token["special"] for token in content["added_tokens"]):
         raise ArgumentError("gigatoken cannot take this tokenizer: it has added tokens that are ordinary text")
     if content["normalizer"] and not _is_table_free(content["normalizer"]):
         raise ArgumentError("gigatoken cannot take this tokenizer: it normalises with other Unicode tables")
@@ -231,9 +228,7 @@ def _tokenizers_encoder(tokenizer: TokenizerFiles) -> Encoder:
     from tokenizers import Tokenizer
 
     content = _require_tokenizer_json("tokenizers", tokenizer)
-    for token in content["added_tokens"]:
-        token["special"] = not is_text_token(token, tokenizer.special_tokens)
-    _hide_special_pieces(content, hidden_pieces(content, tokenizer.special_tokens))
+    _hide_special_pieces(content, hidden_pieces(content))
     content.update(post_processor=None, truncation=None, padding=None)
     library = Tokenizer.from_str(json.dumps(content))
     library.encode_special_tokens = True  # as the ordinary text that they are in a document
@@ -259,16 +254,20 @@ def _hide_special_pieces(content: dict[str, Any], pieces: set[str]) -> None:
 
 
 def _sentencepiece_encoder(tokenizer: TokenizerFiles) -> Encoder:
-    from sentencepiece import SentencePieceProcessor
-
     if tokenizer.sentencepiece_model is None:
         raise ArgumentError("sentencepiece needs a SentencePiece model, and this tokenizer has none")
-    processor = SentencePieceProcessor(model_proto=tokenizer.sentencepiece_model)
+    processor = _processor(tokenizer)
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return _flatten(processor.encode(list(texts), num_threads=1))
 
     return encode
+
+
+def _processor(tokenizer: TokenizerFiles) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=tokenizer.sentencepiece_model)
 
 
 def _flatten(id_lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -277,15 +276,18 @@ def _flatten(id_lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
     return (np.concatenate(parts) if parts else np.empty(0, np.int32)), lengths
 
 
+def _split(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+    """The reverse of `_flatten`."""
+    return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+
+
 # -- decoders ----------------------------------------------------------------------------------------------------------
 
 
 def make_piece_names(tokenizer: TokenizerFiles) -> Callable[[int], str | None]:
     """id → the piece as the vocabulary has it; None for an id that it does not have."""
     if tokenizer.tokenizer_json is None:
-        from sentencepiece import SentencePieceProcessor
-
-        return SentencePieceProcessor(model_proto=tokenizer.sentencepiece_model).id_to_piece
+        return _processor(tokenizer).id_to_piece
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(tokenizer.tokenizer_json).id_to_token
@@ -296,38 +298,25 @@ def make_decoder(tokenizer: TokenizerFiles, keep_special_tokens: bool = False) -
     `clean_up_tokenization_spaces=False`; LLaMA's way by a table, which is faster. Without a tokenizer.json, what
     sentencepiece's `decode` gives."""
     if tokenizer.tokenizer_json is None:
-        return _sentencepiece_decoder(tokenizer, keep_special_tokens)
+        processor = _processor(tokenizer)
+        decode = functools.partial(_decode_kept, processor) if keep_special_tokens else processor.decode
+        return lambda ids, lengths: [decode(text) for text in _split(ids, lengths)]
     content = read_content(tokenizer.tokenizer_json)
     if content["decoder"] == LLAMA_DECODER and not keep_special_tokens:
         return _PieceTable(content)
     from tokenizers import Tokenizer
 
     library = Tokenizer.from_str(tokenizer.tokenizer_json)
-
-    def decode(ids: np.ndarray, lengths: np.ndarray) -> list[str]:
-        texts = [text.tolist() for text in np.split(ids, np.cumsum(lengths)[:-1])]
-        return library.decode_batch(texts, skip_special_tokens=not keep_special_tokens)
-
-    return decode
+    return lambda ids, lengths: library.decode_batch(_split(ids, lengths), skip_special_tokens=not keep_special_tokens)
 
 
-def _sentencepiece_decoder(tokenizer: TokenizerFiles, keep_special_tokens: bool) -> Decoder:
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor(model_proto=tokenizer.sentencepiece_model)
-
-    def decode_kept(ids: list[int]) -> str:
-        runs = itertools.groupby(ids, processor.is_control)
-        return "".join(
-            "".join(map(processor.id_to_piece, run)) if is_control else processor.decode(list(run))
-            for is_control, run in runs
-        )
-
-    def decode(ids: np.ndarray, lengths: np.ndarray) -> list[str]:
-        texts = [text.tolist() for text in np.split(ids, np.cumsum(lengths)[:-1])]
-        return [decode_kept(text) if keep_special_tokens else processor.decode(text) for text in texts]
-
-    return decode
+def _decode_kept(processor: SentencePieceProcessor, ids: list[int]) -> str:
+    """The text of ids with its special tokens, which sentencepiece leaves out."""
+    runs = itertools.groupby(ids, processor.is_control)
+    return "".join(
+        "".join(map(processor.id_to_piece, run)) if is_control else processor.decode(list(run))
+        for is_control, run in runs
+    )
 
 
 class _PieceTable:

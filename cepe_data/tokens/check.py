@@ -1,7 +1,7 @@
-"""Check the token files: that they are there, whole, made from the listed jsonl files with one tokenizer, and right.
+"""Check the token files: that they are there, whole, made from the listed corpus files with one tokenizer, and right.
 
 Quick by default: headers, sizes, lengths, and a seeded sample of documents. `--deep` reads every number and compares
-hashes. Where a jsonl file still exists, some of its documents are tokenized once more and compared. `--plot` draws how
+hashes. Where a corpus file still exists, some of its documents are tokenized again and compared. `--plot` draws how
 long the documents are, which windows they hold, and tokens by domain beside RedPajama's own.
 """
 
@@ -71,10 +71,10 @@ def check_tokenizer(report: Report, options: TokenCheck) -> tokenizers.Tokenizer
 
 
 def check_duplicates(report: Report, options: TokenCheck, files: Sequence[listing.ListedFile]) -> None:
-    """The bits that mark copies, where there are any: these are not made again with a token file."""
+    """The bits that mark duplicates, where there are any: these are not made again with a token file."""
     paths = [duplicates.bits_path(options.tokenized_dir / file.token_file) for file in files]
     paths = [path for path in paths if path.exists() or provenance.meta_path(path).exists()]
-    verify.check_files(report, options, paths, "sanity_check.py duplicates --overwrite marks copies again")
+    verify.check_files(report, options, paths, "sanity_check.py duplicates --overwrite marks duplicates again")
 
 
 def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
@@ -161,8 +161,8 @@ def print_remedy(
     if options.num_shards is None:
         report.say(f"make them: python {home / 'tokenize_jsonl.py'}{flags}   (pass --num_shards for the array ids)")
         return
-    assigned = shards.assign_files([(file.path, file.num_bytes or 0) for file in listed.files], options.num_shards)
-    ids = shards.array_ids(shard for shard, paths in enumerate(assigned) if broken.intersection(paths))
+    by_shard = [{file.path for file in files} for files in listed.by_shard(options.num_shards)]
+    ids = shards.array_ids(shard for shard, paths in enumerate(by_shard) if broken & paths)
     data_dir = listed.root or "DATA_DIR"
     where = "" if home == Path() else f"CEPE_DATA_HOME={home.absolute()} "  # slurm runs a copy of the batch file
     script = home / "run_tokenize.sh"

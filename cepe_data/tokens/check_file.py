@@ -1,4 +1,4 @@
-"""Check one token file: its records, lengths and ids, and some of its texts, tokenized once more."""
+"""Check one token file: its meta file, lengths and ids, and some of its texts, tokenized again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
 from cepe_data.corpus.domains import RecordDomains, RecordKeys
-from cepe_data.corpus.parquet import ParquetBlocks, TextRows, is_parquet
+from cepe_data.corpus.parquet import TextRows, is_parquet, parquet_blocks
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.encoding import hash_text
@@ -32,8 +32,8 @@ MAX_TEXT_CHARACTERS = 1 << 20  # the slowest reference takes a second for it
 
 @dataclass
 class DomainCounts:
-    """What the table and the figure have of a domain. `windows`: those of so many tokens inside one document, each
-    WINDOW_STEP after the last, whatever its split. `lengths`: int64 [NUM_LENGTH_BINS], documents by `length_bins`."""
+    """The counts of a domain for the table and the figure. `windows`: by length, the windows inside single documents,
+    one every WINDOW_STEP tokens, in all splits. `lengths`: int64 [NUM_LENGTH_BINS], documents by `length_bins`."""
 
     files: int = 0
     documents: int = 0
@@ -86,7 +86,7 @@ class FileResult:
 
 @dataclass(frozen=True)
 class TokenCheck(verify.Effort):
-    """The options. `texts`: so many of a jsonl file are tokenized once more."""
+    """The options. `texts`: how many of a corpus file are tokenized again."""
 
     file_list: Path
     tokenized_dir: Path
@@ -133,26 +133,25 @@ class FileChecker:
         found = []
         for name, value in (("documents", tokens.num_documents), ("tokens", tokens.num_tokens)):
             if meta.get(name) != value:
-                found.append((tokens.path, f"has {value:,} {name}, its meta file says {meta.get(name)}"))
+                found.append(f"has {value:,} {name}, its meta file says {meta.get(name)}")
         if tokens.dtype != TOKEN_DTYPE:
-            found.append((tokens.path, f"has dtype {tokens.dtype}, not {TOKEN_DTYPE}"))
+            found.append(f"has dtype {tokens.dtype}, not {TOKEN_DTYPE}")
         source = (meta["made_with"].get("source"), meta["made_with"].get("source_bytes"))
         if file.num_bytes is None:
             source = source[0], None
         if source != (file.path, file.num_bytes):
-            what = f"was made from {source[0]} with {source[1]} bytes, the list says {file.path} with {file.num_bytes}"
-            found.append((tokens.path, what))
+            listed = f"the list says {file.path} with {file.num_bytes}"
+            found.append(f"was made from {source[0]} with {source[1]} bytes, {listed}")
         if file.domain is None and not tokens.domain_names:
-            found.append((tokens.path, "does not say the domains of its documents, the list says that records do"))
+            found.append("does not say the domains of its documents, the list says that records do")
         identity = read_tokenizer(tokens.path, meta)
         for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
             if number is not None and not 0 <= number < identity.vocab_size:
-                found.append((tokens.path, f"has the {name} {number} of a vocabulary of {identity.vocab_size:,}"))
+                found.append(f"has the {name} {number} of a vocabulary of {identity.vocab_size:,}")
         made_by = result.tokenizer = identity.fingerprint
         if self.saved is not None and made_by != self.saved.fingerprint:
-            what = f"was made with another tokenizer ({made_by}) than the saved one ({self.saved.fingerprint})"
-            found.append((tokens.path, what))
-        result.findings += found
+            found.append(f"was made with another tokenizer ({made_by}) than the saved one ({self.saved.fingerprint})")
+        result.findings += [(tokens.path, what) for what in found]
 
     def _check_documents(self, tokens: TokenFile, domain: str | None, result: FileResult) -> None:
         """Lengths and domains; BOS and EOS at the boundaries of documents, and their ids: of all, or of a sample."""
@@ -162,11 +161,8 @@ class FileChecker:
         counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
         for first, position, lengths, _ in tokens.document_blocks():
             ends = position + np.cumsum(lengths)
-            chosen = (
-                slice(None)
-                if self.options.deep
-                else sample[(sample >= first) & (sample < first + len(lengths))] - first
-            )
+            is_here = (sample >= first) & (sample < first + len(lengths))
+            chosen = slice(None) if self.options.deep else sample[is_here] - first
             ids.check(np.arange(first, first + len(lengths))[chosen], (ends - lengths)[chosen], ends[chosen])
             for name, of_domain in lengths_by_domain(tokens, domain, first, lengths):
                 counts[name].add_lengths(of_domain)
@@ -186,18 +182,18 @@ class FileChecker:
         result.counts = {name: one for name, one in counts.items() if one.documents}
 
     def _compare_texts(self, tokens: TokenFile, file: listing.ListedFile, result: FileResult) -> None:
-        """Tokenize some documents of the jsonl file once more."""
+        """Tokenize some documents of the corpus file again."""
         source = self.root / file.path if self.root else None
         if source is None or not source.exists() or tokens.meta is None or self.saved is None or not self.options.texts:
             return
         if source.stat().st_size != file.num_bytes:
             result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
             return
-        draw = np.random.default_rng([self.options.seed, int(hashing.key(file.path))])
+        rng = np.random.default_rng([self.options.seed, int(hashing.key(file.path))])
         made_with = tokens.meta["made_with"]
         keys = RecordKeys(made_with["text_key"], RecordDomains.recorded(made_with))
         texts: dict[tuple[int, int], tuple[str, str]] = {}
-        for where, block in sample_blocks(source, self.options.texts, draw, keys):
+        for where, block in sample_blocks(source, self.options.texts, rng, keys):
             parsed = readers.parse_block(1, block, keys)
             for text, domain in zip(parsed.texts, parsed.domains or [0] * len(parsed.texts), strict=True):
                 if len(text) <= MAX_TEXT_CHARACTERS:
@@ -227,19 +223,18 @@ def lengths_by_domain(
 
 
 class DocumentIds:
-    """Looks at the ids of documents; `first_wrong` has the first document of each kind of finding. Of a file made
-    elsewhere, nothing is known but that ids are not negative."""
+    """Checks the ids of documents; `first_wrong` has the first document of each kind of finding. Of a file that was
+    made elsewhere, it is known only that ids are not negative."""
 
     def __init__(self, tokens: TokenFile, identity: tokenizers.TokenizerIdentity | None, with_digest: bool) -> None:
         self._tokens, self._identity = tokens, identity
         self._highest = identity.vocab_size - 1 if identity else int(np.iinfo(np.int32).max)
         self._digest = tokens.digest_to(tokens.tokens_start) if with_digest else None
-        self._position = tokens.tokens_start
         self.first_wrong: dict[str, int] = {}
 
     @property
     def digest(self) -> str | None:
-        """The hash of the file, once all documents were looked at."""
+        """The hash of the file, once all its documents were looked at, in order."""
         return self._digest and self._digest.hexdigest()
 
     def check(self, documents: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
@@ -247,70 +242,61 @@ class DocumentIds:
         bos = self._identity.bos_id if self._identity else None
         shortest = 0 if self._identity is None else 1 if bos is None else 2
         self._note(f"is shorter than {shortest} tokens", documents, ends - starts < shortest)
-        first = 0
-        while first < len(documents):
-            # Neighbours are read together, a long document in pieces.
-            last = first + int(np.searchsorted(ends[first:], starts[first] + READ_TOKENS, "right"))
-            last = max(first + 1, first + _run_length(starts[first:last], ends[first:last]))
-            self._check_run(documents[first:last], starts[first:last], ends[first:last], bos)
-            first = last
+        is_text = ends > starts
+        documents, starts, ends = documents[is_text], starts[is_text], ends[is_text]
+        gaps = np.flatnonzero(starts[1:] != ends[:-1]) + 1
+        for run in np.split(np.arange(len(documents)), gaps):
+            if len(run):
+                self._check_run(documents[run], starts[run], ends[run])
 
-    def _check_run(self, documents: np.ndarray, starts: np.ndarray, ends: np.ndarray, bos: int | None) -> None:
-        """Look at documents that follow each other without a gap."""
+    def _check_run(self, documents: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
+        """Look at documents that follow each other without a gap: they are read together, in pieces."""
         for start in range(int(starts[0]), int(ends[-1]), READ_TOKENS):
             stop = min(start + READ_TOKENS, int(ends[-1]))
             ids = self._tokens.tokens(start, stop)
-            if self._digest and start == self._position:
+            if self._digest:
                 self._digest.update(ids.data)
-                self._position = stop
             if ids.min() < 0 or ids.max() > self._highest:
                 wrong = start + int(np.argmax((ids < 0) | (ids > self._highest)))
                 which = np.searchsorted(ends, [wrong], "right")
                 self._note(f"has ids outside of 0 … {self._highest}", documents[which], np.ones(1, bool))
-            if self._identity is not None:
-                is_begun = (starts >= start) & (starts < np.minimum(stop, ends))
-                is_ended = (ends > np.maximum(start, starts)) & (ends <= stop)
-                if bos is not None:
-                    is_wrong = ids[starts[is_begun] - start] != bos
-                    self._note(f"does not begin with BOS ({bos})", documents[is_begun], is_wrong)
-                is_wrong = ids[ends[is_ended] - 1 - start] != self._identity.eos_id
-                self._note(f"does not end with EOS ({self._identity.eos_id})", documents[is_ended], is_wrong)
+            if self._identity is None:
+                continue
+            bos, eos = self._identity.bos_id, self._identity.eos_id
+            begun = slice(*np.searchsorted(starts, [start, stop]))
+            ended = slice(*np.searchsorted(ends, [start, stop], "right"))
+            if bos is not None:
+                self._note(f"does not begin with BOS ({bos})", documents[begun], ids[starts[begun] - start] != bos)
+            self._note(f"does not end with EOS ({eos})", documents[ended], ids[ends[ended] - 1 - start] != eos)
 
     def _note(self, what: str, documents: np.ndarray, is_wrong: np.ndarray) -> None:
         if is_wrong.any():
             self.first_wrong.setdefault(what, int(documents[np.argmax(is_wrong)]))
 
 
-def _run_length(starts: np.ndarray, ends: np.ndarray) -> int:
-    """How many of these documents follow each other without a gap."""
-    gaps = np.flatnonzero(starts[1:] != ends[:-1])
-    return int(gaps[0]) + 1 if len(gaps) else len(starts)
-
-
 def sample_blocks(
-    path: Path, number: int, draw: np.random.Generator, keys: RecordKeys
+    path: Path, number: int, rng: np.random.Generator, keys: RecordKeys
 ) -> Iterator[tuple[str, bytes | TextRows]]:
     """Lines of a corpus file, or rows of a parquet file's beginning, and where each is."""
     if not is_parquet(path):
-        for start, line in sample_lines(path, number, draw):
+        for start, line in sample_lines(path, number, rng):
             yield f"byte {start}", line
         return
-    for first, rows in itertools.islice(ParquetBlocks(path, keys, SAMPLED_BYTES), 1):
-        for row in draw.permutation(len(rows))[:number].tolist():
+    for first, rows, _ in itertools.islice(parquet_blocks(path, keys, SAMPLED_BYTES), 1):
+        for row in rng.permutation(len(rows))[:number].tolist():
             yield f"row {first + row}", rows.row(row)
 
 
-def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tuple[int, bytes]]:
+def sample_lines(path: Path, number: int, rng: np.random.Generator) -> list[tuple[int, bytes]]:
     """Lines of a jsonl file with the byte each starts at: of a plain one the first, and some that follow random bytes;
     of a compressed one, whose bytes are counted decompressed, from its beginning."""
     if readers.is_compressed(path):
-        block = next(iter(readers.LineBlocks(path)), (1, b""))[1]
-        lines = block.splitlines(keepends=True)
+        lines = next((block for _, block, _ in readers.line_blocks(path)), b"").splitlines(keepends=True)
         starts = np.cumsum([0, *map(len, lines)]).tolist()
-        return [(starts[index], lines[index]) for index in draw.permutation(len(lines))[:number].tolist()]
+        return [(starts[index], lines[index]) for index in rng.permutation(len(lines))[:number].tolist()]
     sample = []
     with path.open("rb") as file:
-        for offset in [0, *draw.integers(1, max(2, path.stat().st_size), number - 1).tolist()]:
+        for offset in [0, *rng.integers(1, max(2, path.stat().st_size), number - 1).tolist()]:
             file.seek(max(0, offset - 1))
             if offset:
                 file.readline()
@@ -319,8 +305,8 @@ def sample_lines(path: Path, number: int, draw: np.random.Generator) -> list[tup
 
 
 def find_documents(tokens: TokenFile, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], Place]:
-    """The first document with each of these pairs of a hash and the number of a domain, 0 where documents do not say
-    theirs; of those that are there."""
+    """The first document with each of these pairs of a hash and the number of a domain (0 where documents do not say
+    their domain); a pair without a document is left out."""
     hashes = np.array(sorted(text_hash for text_hash, _ in keys), np.uint64)
     found: dict[tuple[int, int], Place] = {}
     for first, position, lengths, of_block in tokens.document_blocks():

@@ -2,12 +2,12 @@
 
 `X.duplicates.npy`       uint8 [⌈documents / 8⌉]: bit d mod 8 (the lowest is 0) of byte ⌊d / 8⌋ belongs to document d of
                          `X.npy`. It is 1 if a document before it, in an earlier file of the domain or earlier in this
-                         one, has the same hash; files stand in sorted order of their jsonl path. Unused bits are 0
+                         one, has the same hash; files are sorted by their jsonl path. Unused bits are 0
 `X.duplicates.meta.json` see storage/provenance.py; `made_with` names all token files of the domain (by a fingerprint),
-                         on which the bits depend, and the `document_hash`; further documents and copies
+                         on which the bits depend, and the `document_hash`; further `documents` and `copies`
 
-Hashes are those of tokens/token_file.py, 64 bits: among a billion different texts, one is taken for a copy of another
-in three runs of a hundred.
+Hashes are those of tokens/token_file.py, 64 bits: among a billion different texts, the probability that one is taken
+for the duplicate of another is 3 %.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -39,13 +39,13 @@ def bits_path(path: Path) -> Path:
 
 
 def made_with(token_files: str, document_hash: str) -> provenance.Meta:
-    """The record of the bits of a domain: `token_files` is the fingerprint of all its token files."""
+    """The provenance of the bits of a domain: `token_files` is the fingerprint of all its token files."""
     return {"kind": "duplicates", "token_files": token_files, "document_hash": document_hash}
 
 
 def is_made(bits: outputs.Output) -> bool:
-    """Whether the bits of a token file are there. Reads them; raises as `Output.is_done`, and a DamagedFileError if
-    they are not what was written."""
+    """Whether the bits of a token file are there. Reads them. Raises as `Output.is_done`, and DamagedFileError if they
+    are not what was written."""
     if not bits.is_done():
         return False
     if damaged := provenance.damaged_files(bits.path, provenance.read_meta(bits.path) or {"files": {}}):
@@ -53,21 +53,21 @@ def is_made(bits: outputs.Output) -> bool:
     return True
 
 
-def write_bits(bits: outputs.Output, num_documents: int, copies: Iterable[np.ndarray]) -> None:
+def write_bits(bits: outputs.Output, num_documents: int, blocks: Iterable[np.ndarray]) -> None:
     """Write the bits of a token file.
 
     Args:
-        copies: bool [documents] each, blocks of documents in order: whether each is a copy. All blocks but the last
-            have a multiple of 8 documents.
+        blocks: bool [documents] each, in order: whether each document is a duplicate. All blocks but the last have a
+            multiple of 8 documents.
     """
-    num_copies = 0
+    num_duplicates = 0
     with bits.draft() as draft:
         with draft.path.open("wb") as file:
             write_header(file, np.dtype(np.uint8), num_bytes(num_documents))
-            for is_copy in copies:
-                file.write(np.packbits(is_copy, bitorder="little").data)
-                num_copies += int(np.count_nonzero(is_copy))
-        draft.publish({"documents": num_documents, "copies": num_copies})
+            for is_duplicate in blocks:
+                file.write(np.packbits(is_duplicate, bitorder="little").data)
+                num_duplicates += int(np.count_nonzero(is_duplicate))
+        draft.publish({"documents": num_documents, "copies": num_duplicates})
 
 
 def num_bytes(num_documents: int) -> int:
@@ -79,7 +79,7 @@ class DuplicateBits:
     """Reads the bits beside the token file `path`, which has so many documents.
 
     Raises:
-        ArgumentError: if there are none, or they are those of another file; it ends with `remedy`, the command that
+        ArgumentError: if there are none, or they are those of another file. It ends with `remedy`, the command that
             makes them.
         DamagedFileError: if they are not such an array.
     """
@@ -87,14 +87,12 @@ class DuplicateBits:
     def __init__(self, path: Path, num_documents: int, remedy: str) -> None:
         bits = bits_path(path)
         if not bits.exists():
-            raise ArgumentError(
-                f"{bits} is missing, which says what the copies in {path} are. Make it with\n  {remedy}"
-            )
+            raise ArgumentError(f"{bits} is missing, which marks the duplicates in {path}. Make it with\n  {remedy}")
         self._bytes = NpyRows(bits)
         self.version = self._bytes.version
         if self._bytes.dtype != np.uint8:
             raise DamagedFileError(
-                f"{bits} holds {self._bytes.dtype}, no bits: remove it, and make it with\n  {remedy}"
+                f"{bits} holds {self._bytes.dtype}, not bits: remove it, and make it with\n  {remedy}"
             )
         if self._bytes.size != num_bytes(num_documents):
             raise _outdated(bits, f"it has {self._bytes.size:,} bytes for {num_documents:,} documents", remedy)
@@ -104,17 +102,17 @@ class DuplicateBits:
         self._bytes.close()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """bool [stop - start]: whether each of these documents is a copy of one before it."""
+        """bool [stop - start]: whether each of these documents is a duplicate of one before it."""
         first = start // 8
         bits = np.unpackbits(self._bytes.read(first, num_bytes(stop)), bitorder="little")
         return bits[start - 8 * first : stop - 8 * first].view(bool)
 
 
-def fingerprint(paths: Sequence[Path], record: provenance.Meta, remedy: str) -> str:
-    """What stands for the bits beside all token files of a domain.
+def fingerprint(paths: Sequence[Path], expected: provenance.Meta, remedy: str) -> str:
+    """The fingerprint of the bits beside all token files of a domain; `expected` is their provenance.
 
     Raises:
-        ArgumentError: if some were made from other token files; it ends with `remedy`, the command that makes them.
+        ArgumentError: if some were made from other token files. It ends with `remedy`, the command that makes them.
         DamagedFileError: if a file is not what was written.
     """
     metadata = []
@@ -123,7 +121,7 @@ def fingerprint(paths: Sequence[Path], record: provenance.Meta, remedy: str) -> 
         meta = provenance.read_meta(bits)
         if meta is None:
             raise _outdated(bits, "nothing says what made it", remedy)
-        if differences := provenance.describe_differences(meta["made_with"], record):
+        if differences := provenance.describe_differences(meta["made_with"], expected):
             raise _outdated(bits, differences, remedy)
         if damaged := provenance.damaged_files(bits, meta):  # a bit a document: reading them takes no time
             raise DamagedFileError(f"{damaged[0]} is not what was written. Make it again with\n  {remedy}")
@@ -133,7 +131,7 @@ def fingerprint(paths: Sequence[Path], record: provenance.Meta, remedy: str) -> 
 
 @cache
 def present_fingerprint(paths: tuple[Path, ...]) -> str | None:
-    """The same of the bits that are there, as their meta files say; None if some are missing or damaged."""
+    """The same fingerprint from the meta files alone; None if some are missing or damaged."""
     try:
         metas = [provenance.read_meta(bits_path(path)) for path in paths]
     except DamagedFileError:
@@ -147,43 +145,45 @@ def _outdated(bits: Path, why: str, remedy: str) -> ArgumentError:
     )
 
 
-class CopyFinder:
-    """Finds the documents whose hash stood before, in memory that does not grow with them; a context manager.
+class DuplicateFinder:
+    """Finds the documents whose hash occurred before, in bounded memory; a context manager.
 
-        with CopyFinder(num_documents, folder) as finder:
+        with DuplicateFinder(num_documents, folder) as finder:
             finder.add(hashes)          for all documents, in order, in blocks of any size
             finder.compare()
-            finder.take(number)         the same documents in the same order: is each a copy?
+            finder.take(number)         the same documents in the same order: is each a duplicate?
 
-    The lowest bits of a hash say into which of at most 256 spool files it goes, where documents keep their order. Each
-    file is sorted alone, and its hashes then make room for a byte per document: is it a copy. Another spool has the
-    number of the file of every document, by which `take` puts these bytes back in order. So the hashes are read twice
-    and written once, and 28 bytes a document are moved (8 to read, 9 to spool, 8 to compare, 3 for the answers), where
-    a spool that keeps the number of the document with each hash moves 40, and reading all hashes again for every
-    partition 8 each time. The disk needs room for 9 bytes a document. Spool files have no names: no kill leaves one
+    The lowest bits of a hash choose one of at most 256 spool files, in which documents keep their order. Each spool is
+    sorted alone; its hashes are then replaced by a byte per document: is it a duplicate. One more spool has the number
+    of the spool of every document, by which `take` restores the order. So 28 bytes a document are moved (8 to read, 9
+    to spool, 8 to compare, 3 for the results). A spool of pairs of hash and document would move 40; reading all hashes
+    again for every partition, 8 each time. The disk needs 9 bytes a document. Spools have no names: no kill leaves one
     behind.
 
     Args:
-        folder: where the spool files are.
-        partition_documents: how many documents a spool file is meant for. Above 256 times as many it gets more: a
-            billion are 4 million in each, sorted in 0.2 GB.
+        folder: where the spools are.
+        partition_documents: how many documents a spool is meant for. With 256 spools it gets more: of a billion
+            documents, 4 million, sorted in 0.2 GB.
     """
 
     def __init__(self, num_documents: int, folder: Path, partition_documents: int = PARTITION_DOCUMENTS) -> None:
         self._folder, self._num_partitions = folder, 1
         while self._num_partitions < MAX_PARTITIONS and num_documents > self._num_partitions * partition_documents:
             self._num_partitions *= 2
-        # Many copies of a few texts make a spool long, though it has no more different hashes than others.
+        # Many duplicates of a few texts make a spool long, though it has no more different hashes than others.
         self._piece = 2 * max(1, -(-num_documents // self._num_partitions))
         self._files = contextlib.ExitStack()
+        self._spools: list[IO[bytes]] = []
 
-    def __enter__(self) -> CopyFinder:
+    def __enter__(self) -> DuplicateFinder:
         try:
-            spools = [self._files.enter_context(self._open_spool()) for _ in range(1 + self._num_partitions)]
-        except OSError as error:  # it names a file that nobody knows
+            for _ in range(1 + self._num_partitions):
+                spool = tempfile.TemporaryFile(dir=self._folder, buffering=_BUFFER_BYTES)
+                self._spools.append(self._files.enter_context(spool))
+        except OSError as error:  # it names the nameless file
             error.filename = str(self._folder)
             raise
-        self._numbers, self._spools = spools[0], spools[1:]
+        self._numbers = self._spools.pop()
         return self
 
     def __exit__(
@@ -194,13 +194,8 @@ class CopyFinder:
         with contextlib.suppress(OSError):  # what a full disk did not take is tried once more
             self._files.close()
 
-    @contextlib.contextmanager
-    def _open_spool(self) -> Iterator[IO[bytes]]:
-        with tempfile.TemporaryFile(dir=self._folder, buffering=_BUFFER_BYTES) as file:
-            yield file
-
     def add(self, hashes: np.ndarray) -> None:
-        """Note the next documents, by their hashes, uint64 [documents]."""
+        """Add the next documents, by their hashes, uint64 [documents]."""
         numbers = (hashes & np.uint64(self._num_partitions - 1)).astype(np.uint8)
         order, counts = self._by_spool(numbers)
         self._numbers.write(numbers.data)
@@ -208,7 +203,7 @@ class CopyFinder:
             spool.write(of_spool.data)
 
     def compare(self, progress: Callable[[int], object] = lambda _: None) -> None:
-        """Find the copies among all documents; `progress` is told of so many documents at a time."""
+        """Find the duplicates among all documents; `progress` is told the number of documents at a time."""
         for spool in (self._numbers, *self._spools):
             spool.seek(0)
         for spool in self._spools:
@@ -217,24 +212,24 @@ class CopyFinder:
             for start in range(0, size, self._piece):
                 spool.seek(start * _HASH_DTYPE.itemsize)
                 hashes = np.frombuffer(spool.read(self._piece * _HASH_DTYPE.itemsize), _HASH_DTYPE)
-                is_copy = find_repeated(hashes)
+                is_duplicate = find_repeated(hashes)
                 if start:
-                    is_copy |= seen[np.searchsorted(seen, hashes) % len(seen)] == hashes
+                    is_duplicate |= seen[np.searchsorted(seen, hashes) % len(seen)] == hashes
                 if start + len(hashes) < size:
                     seen = np.union1d(seen, hashes)
                 spool.seek(start)  # what was there has been read
-                spool.write(is_copy.data)
+                spool.write(is_duplicate.data)
                 progress(len(hashes))
             spool.truncate(size)
             spool.seek(0)
 
     def take(self, number: int) -> np.ndarray:
-        """bool [number]: whether each of the next documents is a copy of one before it."""
+        """bool [number]: whether each of the next documents is a duplicate of one before it."""
         order, counts = self._by_spool(np.frombuffer(self._numbers.read(number), np.uint8))
         of_spools = (spool.read(count) for spool, count in zip(self._spools, counts.tolist(), strict=True))
-        is_copy = np.empty(number, bool)
-        is_copy[order] = np.frombuffer(b"".join(of_spools), bool)
-        return is_copy
+        is_duplicate = np.empty(number, bool)
+        is_duplicate[order] = np.frombuffer(b"".join(of_spools), bool)
+        return is_duplicate
 
     def _by_spool(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The order of documents that puts those of a spool together, and how many each spool has."""
@@ -242,9 +237,9 @@ class CopyFinder:
 
 
 def find_repeated(hashes: np.ndarray) -> np.ndarray:
-    """bool [n]: whether each hash, uint64 [n], stood before in the array."""
-    # The index takes the place of the lowest bits, so that one fast sort of numbers gives the order of both. Neighbours
-    # whose other bits are the same are then compared by all bits, still in the order in which they came.
+    """bool [n]: whether each hash, uint64 [n], occurred before in the array."""
+    # The index replaces the lowest bits, so that one fast sort of numbers orders both. Neighbours whose other bits are
+    # the same are then compared by all bits, still in their first order.
     lowest = np.uint64((1 << len(hashes).bit_length()) - 1)
     keys = np.arange(len(hashes), dtype=_HASH_DTYPE)
     keys |= hashes & ~lowest

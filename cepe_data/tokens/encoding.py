@@ -6,8 +6,9 @@ words and starts each batch with an empty cache.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,12 +57,11 @@ class TokenizeOptions(outputs.WriteOptions):
 
 @dataclass(frozen=True)
 class Segment:
-    """Some lines or rows of a file on their way to a worker; the last one of a file is empty and may say why it ends
-    there.
+    """Some lines or rows of a file, bytes [start, stop) of the source on disk.
 
-    Bytes [start, stop) of the source on disk. Of a plain file, `block` is None and the worker reads it; what was
-    decompressed comes along, and the range tells progress only. The last one has the `version` of the source when its
-    reading began.
+    Of a plain file, `block` is None, and the worker reads it. Of other files, `block` was decompressed by the reader,
+    and the range is for the progress bar. The last segment of a file is empty. It has the `failure` that ended the
+    reading, and the `version` of the source when the reading began.
     """
 
     file: listing.ListedFile
@@ -87,9 +87,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """What a worker makes of a segment: ids with BOS and EOS (uint16 where they fit, to travel light, else int32),
-    lengths int64, hashes uint64; where records say it, the number of their domain, uint8; the number of lines, and the
-    reports, whose lines count from 1 in the segment."""
+    """The documents of a segment: ids with BOS and EOS (uint16 where they fit, half as much to send, else int32),
+    lengths int64, hashes uint64; where records say their domain, its number, uint8. Lines in the reports count from 1
+    in the segment."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -101,10 +101,12 @@ class EncodedSegment:
     failure: str = ""
 
 
+EncodedSegments = Iterator[tuple[Segment, EncodedSegment]]
+
+
 @dataclass(frozen=True)
 class SegmentEncoder:
-    """The task that encodes a batch of segments with the tokenizer that is saved in `folder`, one result a segment.
-    Small files share a batch: a backend's cache of words starts empty."""
+    """The task that encodes a batch of segments with the tokenizer that is saved in `folder`, one result a segment."""
 
     backend: str
     folder: Path
@@ -118,11 +120,10 @@ class SegmentEncoder:
     def __call__(self, segments: Sequence[Segment]) -> list[EncodedSegment]:
         parsed, failures = [], []
         for segment in segments:
-            block, failure = segment.block or b"", ""
             try:
-                block = segment.read()
+                block, failure = segment.read(), ""
             except (OSError, DamagedFileError) as error:
-                failure = _describe(segment.source, error)
+                block, failure = b"", _describe(segment.source, error)
             parsed.append(readers.parse_block(1, block, self.keys.of(segment.file.domain)))
             failures.append(failure)
         texts = [text for lines in parsed for text in lines.texts]
@@ -143,7 +144,7 @@ class SegmentEncoder:
 
 
 def describe_missing_key(source: Path, text_key: str) -> str:
-    """What to say of a file no record of which has the key of the text."""
+    """The message for a file in which no record has the key of the text."""
     keys = readers.first_record_keys(source)
     return (
         f"no record of {source} has the key {text_key!r}: its first one has {', '.join(map(repr, keys)) or 'no key'}. "
@@ -178,11 +179,6 @@ def batch_segments(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
             batch, num_bytes = [], 0
     if batch:
         yield batch
-
-
-def count_bytes(segments: Sequence[Segment]) -> int:
-    """Bytes of json lines."""
-    return sum(segment.num_bytes for segment in segments)
 
 
 @dataclass
@@ -225,8 +221,8 @@ class Job:
         return self.options.output_at(self.output_dir / file.token_file, self.made_with(file))
 
     def is_done(self, file: listing.ListedFile, totals: Totals) -> bool:
-        """Whether there is nothing to do for a file: it is made, and its source is gone or as it was listed; or one of
-        them is damaged, which goes into the totals."""
+        """Whether nothing is to be done for a file: its token file is there, and its source is gone or as it was
+        listed; or one of them is damaged, which is added to the failures."""
         try:
             is_made = self.output(file).is_done()
             if is_made and (self.root / file.path).exists():
@@ -243,18 +239,86 @@ class Job:
         encoder = SegmentEncoder(backend, self.output_dir / "tokenizer", self.identity, self.keys)
         with (
             workers.Workers(num_workers, encoder) as pool,
-            _Publisher(self, totals) as publisher,
+            _Publisher() as publisher,
             cli.progress_bar(sum(file.num_bytes or 0 for file in files), "B", name, unit_scale=True) as bar,
         ):
             batches = batch_segments(segment for file in files for segment in self.read(file))
             max_bytes = (num_workers + 2) * BATCH_BYTES
-            for segments, encoded in pool.map_in_order(batches, count_bytes, max_bytes):
-                for segment, result in zip(segments, encoded, strict=True):
-                    publisher.take(segment, result)
-                    bar.update(segment.stop - segment.start)
-                    if (number := len(totals.without_key)) >= MAX_FILES_WITHOUT_KEY:
-                        message = describe_missing_key(totals.without_key[0], self.keys.text)
-                        raise ArgumentError(f"{number} files failed alike: {message}")
+            results = pool.map_in_order(batches, lambda batch: sum(one.num_bytes for one in batch), max_bytes)
+            segments = _single_segments(results, bar.update)
+            for file in files:
+                self._write(file, segments, publisher, totals)
+                if (number := len(totals.without_key)) >= MAX_FILES_WITHOUT_KEY:
+                    message = describe_missing_key(totals.without_key[0], self.keys.text)
+                    raise ArgumentError(f"{number} files failed alike: {message}")
+
+    def _write(
+        self, file: listing.ListedFile, segments: EncodedSegments, publisher: _Publisher, totals: Totals
+    ) -> None:
+        """Write the token file of the next segments, up to the last one of a file, and hand it to the publisher."""
+        source, domains = self.root / file.path, self.keys.of(file.domain).domains
+        writer = token_file.TokenFileWriter(self.output(file), domains.names if domains else ())
+        skipped, repaired = readers.LineReport(), readers.LineReport()
+        num_lines, failure = 0, ""
+        with contextlib.ExitStack() as unless_published:
+            unless_published.callback(writer.close)
+            for segment, encoded in segments:
+                writer.append(encoded.ids, encoded.lengths, encoded.hashes, encoded.domains)
+                skipped.merge(encoded.skipped, num_lines)
+                repaired.merge(encoded.repaired, num_lines)
+                num_lines += encoded.num_lines
+                failure = failure or segment.failure or encoded.failure
+                if segment.is_last:
+                    failure = failure or _describe_change(segment)
+                    break
+            failure = failure or self._describe_bad_content(source, skipped, writer.num_documents, totals)
+            if failure:
+                totals.failures.append(failure)
+                cli.warn(failure)
+                return
+            for what, report in (("skipped", skipped), ("repaired", repaired)):
+                if report.total:
+                    cli.warn(f"{source}: {report.total:,} lines {what} ({report})")
+            if not writer.num_documents:
+                cli.warn(f"{source} has no document")
+            totals.files += 1
+            totals.documents += writer.num_documents
+            totals.tokens += writer.num_tokens
+            totals.skipped += skipped.total
+            totals.repaired += repaired.total
+            publisher.publish(writer, {"skipped_lines": skipped.as_json(), "mended_lines": repaired.as_json()})
+            unless_published.pop_all()
+
+    def _describe_bad_content(self, source: Path, skipped: readers.LineReport, num_good: int, totals: Totals) -> str:
+        """Why a file fails for its lines: it was cut off, or it has more bad lines than are allowed."""
+        num_bad, share = skipped.total, self.max_bad_lines
+        damage = next((reason for reason in (readers.HOLE, readers.CUT_OFF) if reason in skipped.counts), None)
+        if not damage and num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
+            return ""
+        what = f"{source} has {num_bad:,} bad lines and {num_good:,} good ones ({skipped})"
+        if described := sniff.describe_not_json_lines(readers.read_beginning(source)[: sniff.HEAD_BYTES]):
+            return f"{what}: {described}. Then list the files again"
+        if damage:
+            is_cut, line = damage == readers.CUT_OFF, skipped.lines[damage][0]
+            where = "ends inside a record" if is_cut else f"has {damage}"
+            return (
+                f"{source} {where}, in line {line:,}: it {'was cut off' if is_cut else 'is damaged'}. Download it "
+                f"again, or remove that line; then list the files again"
+            )
+        if self.keys.no_text in skipped.counts and not num_good:
+            totals.without_key.append(source)
+            if len(totals.without_key) > 1:
+                return f"no record of {source} has the key {self.keys.text!r} either"
+            return describe_missing_key(source, self.keys.text)
+        if self.keys.domains and any(reason.startswith("unknown domain") for reason in skipped.counts):
+            return f"{what}: get_all_jsonl.py --domain_map VALUE=DOMAIN,… adds domains, --max_bad_lines allows more"
+        if self.keys.domains and any(reason.startswith("no domain") for reason in skipped.counts):
+            names = ", ".join(readers.first_record_keys(source))
+            return (
+                f"{what}: its first record has {names}. get_all_jsonl.py --domain_key names the key of the domain, "
+                f"--max_bad_lines allows more"
+            )
+        return f"{what}: is it the right file? --max_bad_lines allows more"
 
     def _check_size(self, file: listing.ListedFile) -> None:
         source = self.root / file.path
@@ -273,10 +337,10 @@ class Job:
             version = _version(source)
             self._check_size(file)
             if readers.is_compressed(source) or is_parquet(source):
-                blocks = readers.open_blocks(source, self.keys.of(file.domain), BATCH_BYTES)
-                for _, block in blocks:
-                    yield Segment(file, source, position, blocks.bytes_read, block)
-                    position = blocks.bytes_read
+                blocks = readers.read_blocks(source, self.keys.of(file.domain), BATCH_BYTES)
+                for _, block, stop in blocks:
+                    yield Segment(file, source, position, stop, block)
+                    position = stop
             else:
                 for start, stop in readers.line_ranges(source, BATCH_BYTES):
                     yield Segment(file, source, start, stop)
@@ -286,15 +350,31 @@ class Job:
         yield Segment(file, source, position, file.num_bytes or 0, b"", is_last=True, failure=failure, version=version)
 
 
-class _Publisher:
-    """Takes encoded segments in order, writes the token files, and publishes them: a large one in a thread, while the
-    next is taken; small ones many at a time, because threads that do little but call the system wait for each other."""
+def _single_segments(
+    results: Iterable[tuple[Sequence[Segment], Sequence[EncodedSegment]]], progress: Callable[[int], object]
+) -> EncodedSegments:
+    """The segments of batches one by one, each with its result; `progress` is told of their bytes."""
+    for segments, encoded in results:
+        for segment, result in zip(segments, encoded, strict=True):
+            progress(segment.stop - segment.start)
+            yield segment, result
 
-    def __init__(self, job: Job, totals: Totals) -> None:
-        self._job, self._totals = job, totals
-        self._writer: token_file.TokenFileWriter | None = None
-        self._skipped, self._repaired = readers.LineReport(), readers.LineReport()
-        self._num_lines, self._failure = 0, ""
+
+def _describe_change(last: Segment) -> str:
+    """The message if a source changed since its reading began; empty if not. All of it is read by now."""
+    try:
+        if _version(last.source) == last.version:
+            return ""
+    except OSError:
+        pass
+    return f"{last.source} changed while it was being read: run get_all_jsonl.py again"
+
+
+class _Publisher:
+    """Publishes token files: a large one in a thread, while the next is written; small ones many at a time, because
+    threads that do little but call the system wait for each other."""
+
+    def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
         self._publishing: deque[Future[None]] = deque()
         self._sealed: list[token_file.TokenFileWriter] = []
@@ -305,7 +385,7 @@ class _Publisher:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None or not issubclass(kind, KeyboardInterrupt):
-                self._publish_sealed()  # these are whole, whatever became of others
+                self._publish_sealed()  # these are whole, whatever failed after them
             if kind is None:
                 while self._publishing:
                     self._publishing.popleft().result()
@@ -314,85 +394,11 @@ class _Publisher:
                 raise
         finally:
             self._threads.shutdown(wait=True, cancel_futures=True)
-            for writer in [*self._sealed, *filter(None, [self._writer])]:
+            for writer in self._sealed:
                 writer.close()
 
-    def take(self, segment: Segment, encoded: EncodedSegment) -> None:
-        """Append a segment to its token file; the last one sends the file off."""
-        if self._writer is None:
-            domains = self._job.keys.of(segment.file.domain).domains
-            self._writer = token_file.TokenFileWriter(self._job.output(segment.file), domains.names if domains else ())
-            self._skipped, self._repaired = readers.LineReport(), readers.LineReport()
-            self._num_lines, self._failure = 0, ""
-        self._writer.append(encoded.ids, encoded.lengths, encoded.hashes, encoded.domains)
-        self._skipped.merge(encoded.skipped, self._num_lines)
-        self._repaired.merge(encoded.repaired, self._num_lines)
-        self._num_lines += encoded.num_lines
-        self._failure = self._failure or segment.failure or encoded.failure
-        if segment.is_last:
-            failure = self._failure or self._changed(segment) or self._describe_bad_content(segment.source)
-            self._finish(segment.file, self._writer, failure)
-            self._writer = None
-
-    @staticmethod
-    def _changed(segment: Segment) -> str:
-        """All of the file is read by now: whether it is still what it was when its reading began."""
-        try:
-            changed = _version(segment.source) != segment.version
-        except OSError:
-            changed = True
-        return f"{segment.source} changed while it was being read: run get_all_jsonl.py again" if changed else ""
-
-    def _describe_bad_content(self, source: Path) -> str:
-        """Why a file fails for its lines: it was cut off, or it has more bad lines than are allowed."""
-        num_bad, num_good = self._skipped.total, self._writer.num_documents if self._writer else 0
-        share = self._job.max_bad_lines
-        damage = next((reason for reason in (readers.HOLE, readers.CUT_OFF) if reason in self._skipped.counts), None)
-        if not damage and num_bad <= (max(MIN_BAD_LINES, share * (num_bad + num_good)) if share and num_good else 0):
-            return ""
-        what = f"{source} has {num_bad:,} bad lines and {num_good:,} good ones ({self._skipped})"
-        if described := sniff.describe_not_json_lines(readers.read_beginning(source)[: sniff.HEAD_BYTES]):
-            return f"{what}: {described}. Then list the files again"
-        if damage:
-            is_cut, line = damage == readers.CUT_OFF, self._skipped.lines[damage][0]
-            where = "ends inside a record" if is_cut else f"has {damage}"
-            return (
-                f"{source} {where}, in line {line:,}: it {'was cut off' if is_cut else 'is damaged'}. Download it "
-                f"again, or remove that line; then list the files again"
-            )
-        keys = self._job.keys
-        if keys.no_text in self._skipped.counts and not num_good:
-            self._totals.without_key.append(source)
-            if len(self._totals.without_key) > 1:
-                return f"no record of {source} has the key {keys.text!r} either"
-            return describe_missing_key(source, keys.text)
-        if keys.domains and any(reason.startswith("unknown domain") for reason in self._skipped.counts):
-            return f"{what}: get_all_jsonl.py --domain_map VALUE=DOMAIN,… adds domains, --max_bad_lines allows more"
-        if keys.domains and any(reason.startswith("no domain") for reason in self._skipped.counts):
-            names = ", ".join(readers.first_record_keys(source))
-            return (
-                f"{what}: its first record has {names}. get_all_jsonl.py --domain_key names the key of the domain, "
-                f"--max_bad_lines allows more"
-            )
-        return f"{what}: is it the right file? --max_bad_lines allows more"
-
-    def _finish(self, file: listing.ListedFile, writer: token_file.TokenFileWriter, failure: str) -> None:
-        if failure:
-            writer.close()
-            self._totals.failures.append(failure)
-            cli.warn(failure)
-            return
-        for what, report in (("skipped", self._skipped), ("repaired", self._repaired)):
-            if report.total:
-                cli.warn(f"{self._job.root / file.path}: {report.total:,} lines {what} ({report})")
-        if not writer.num_documents:
-            cli.warn(f"{self._job.root / file.path} has no document")
-        self._totals.files += 1
-        self._totals.documents += writer.num_documents
-        self._totals.tokens += writer.num_tokens
-        self._totals.skipped += self._skipped.total
-        self._totals.repaired += self._repaired.total
-        metadata = {"skipped_lines": self._skipped.as_json(), "mended_lines": self._repaired.as_json()}
+    def publish(self, writer: token_file.TokenFileWriter, metadata: provenance.Meta) -> None:
+        """Publish a token file, at the latest on leaving, and close its writer."""
         if writer.num_tokens < _SMALL_TOKENS:
             writer.seal(metadata)
             self._sealed.append(writer)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property
 from typing import Any
 
 from cepe_data.corpus import sniff
@@ -33,7 +32,8 @@ LLAMA_DECODER = {
 
 
 class SentencePieceModel:
-    """A SentencePiece model, from the content of its file.
+    """A SentencePiece model, from the content of its file: `pieces` by id, `ids` by piece, and the ids of BOS and EOS,
+    None if it has none.
 
     Raises:
         ArgumentError: if it is not one; `name` is that of the file.
@@ -48,39 +48,16 @@ class SentencePieceModel:
         self._proto = protocol.ModelProto()  # type: ignore[attr-defined]
         try:
             self._proto.ParseFromString(self.content)
-            self._processor = SentencePieceProcessor(model_proto=self.content)
+            processor = SentencePieceProcessor(model_proto=self.content)
         except (DecodeError, RuntimeError):
             raise ArgumentError(f"{name} is not a SentencePiece model{_what_else(self.content)}") from None
         # Without them, the file was cut off between two fields, and defaults would stand for what it said.
         if not (self._proto.HasField("trainer_spec") and self._proto.HasField("normalizer_spec")):
             raise ArgumentError(f"{name} is empty or was cut off: download it again")
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of pieces."""
-        return self._processor.vocab_size()
-
-    @property
-    def bos_id(self) -> int | None:
-        """The id of BOS, None if it has none."""
-        return None if self._processor.bos_id() < 0 else self._processor.bos_id()
-
-    @property
-    def eos_id(self) -> int | None:
-        """The id of EOS, None if it has none."""
-        return None if self._processor.eos_id() < 0 else self._processor.eos_id()
-
-    def piece(self, number: int) -> str:
-        """The piece with an id."""
-        return self._processor.id_to_piece(number)
-
-    def id_of(self, piece: str) -> int | None:
-        """The id of a piece, None if it does not exist."""
-        return self._ids.get(piece)
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {piece.piece: number for number, piece in enumerate(self._proto.pieces)}
+        self.pieces = [piece.piece for piece in self._proto.pieces]
+        self.ids = {piece: number for number, piece in enumerate(self.pieces)}
+        bos_id, eos_id, self._unk_id = processor.bos_id(), processor.eos_id(), processor.unk_id()
+        self.bos_id, self.eos_id = (None if number < 0 else number for number in (bos_id, eos_id))
 
     @property
     def determining(self) -> dict[str, Any]:
@@ -109,7 +86,7 @@ class SentencePieceModel:
         scores = [piece.score for piece in merged if piece.piece.strip(SPACE)]
         return (
             trainer.model_type == _BPE
-            and self._processor.unk_id() >= 0
+            and self._unk_id >= 0
             and len({*scores}) == len(scores)
             and trainer.byte_fallback
             and not trainer.treat_whitespace_as_suffix  # the ▁ stands behind the text then
@@ -148,13 +125,13 @@ class SentencePieceModel:
             "model": {
                 "type": "BPE",
                 "dropout": None,
-                "unk_token": self.piece(self._processor.unk_id()),
+                "unk_token": self.pieces[self._unk_id],
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
                 "fuse_unk": True,
                 "byte_fallback": True,
                 "ignore_merges": False,
-                "vocab": self._ids,
+                "vocab": self.ids,
                 "merges": self._merges(),
             },
         }
@@ -164,7 +141,7 @@ class SentencePieceModel:
         """BOS before each text, for those who read the saved folder with transformers."""
         if self.bos_id is None:
             return None
-        bos = self.piece(self.bos_id)
+        bos = self.pieces[self.bos_id]
 
         def begin(sequence: str, number: int) -> list[dict[str, Any]]:
             return [
@@ -192,7 +169,7 @@ class SentencePieceModel:
             text = piece.piece
             for cut in range(1, len(text)):
                 left, right = text[:cut], text[cut:]
-                if left in self._ids and right in self._ids:
+                if left in self.ids and right in self.ids:
                     merges.append((-piece.score, -len(left), -len(right), left, right))
         return [(left, right) for *_, left, right in sorted(merges, key=lambda merge: merge[:3])]
 

@@ -15,10 +15,11 @@ document is then xxh3_64 of its tokens as little-endian int32.
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import IO
 
 import numpy as np
@@ -36,7 +37,7 @@ TOKEN_DTYPE = np.dtype("<i4")
 DOMAIN_DTYPE = np.dtype("u1")
 HASH_DTYPE = np.dtype("<u8")
 _BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
-_SPOOL_MEMORY_BYTES = 1 << 20
+_SPOOL_BYTES = 1 << 20  # in memory
 
 
 def hash_path(path: Path) -> Path:
@@ -87,7 +88,10 @@ class TokenFileWriter:
     def __init__(self, output: outputs.Output, domain_names: Sequence[str] = ()) -> None:
         self.path = output.path
         self.draft = output.draft().__enter__()
-        self._lengths, self._tokens, self._hashes, self._domains = (_Spool(self.path.parent) for _ in range(4))
+        # In memory while they are small, then in nameless files, which no kill can leave behind.
+        folder = str(self.path.parent)
+        self._spools = [SpooledTemporaryFile(_SPOOL_BYTES, dir=folder) for _ in range(4)]  # noqa: SIM115
+        self._lengths, self._tokens, self._hashes, self._domains = self._spools
         self.num_documents = self.num_tokens = 0
         self._domain_names = domain_names
         self._by_domain = np.zeros((2, len(domain_names)), np.int64)  # documents, tokens
@@ -98,11 +102,11 @@ class TokenFileWriter:
         """Append documents: ids int32 [total] with BOS and EOS; lengths int64, hashes uint64, both [documents]; and
         where documents say their domain, its number, uint8 [documents]."""
         with outputs.naming(self.path):
-            self._lengths.write(lengths.astype(TOKEN_DTYPE))
-            self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False))
-            self._hashes.write(hashes.astype(HASH_DTYPE, copy=False))
+            self._lengths.write(lengths.astype(TOKEN_DTYPE).data)
+            self._tokens.write(ids.astype(TOKEN_DTYPE, copy=False).data)
+            self._hashes.write(hashes.astype(HASH_DTYPE, copy=False).data)
             if domains is not None:
-                self._domains.write(domains)
+                self._domains.write(domains.data)
                 self._by_domain += count_by_domain(domains, lengths, len(self._domain_names))
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
@@ -115,29 +119,24 @@ class TokenFileWriter:
     def seal(self, metadata: provenance.Meta) -> None:
         """Assemble the files; see `outputs.Draft.seal`."""
         with outputs.naming(self.path):
-            self._assemble(metadata)
-
-    def _assemble(self, metadata: provenance.Meta) -> None:
-        with self.draft.path.open("wb") as file:
-            write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
-            file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
-            self._lengths.copy_to(file)
-            self._tokens.copy_to(file)
-        with self.draft.sidecar(hash_path(self.path)).open("wb") as file:
-            write_header(file, HASH_DTYPE, self.num_documents)
-            self._hashes.copy_to(file)
-        counts = {"documents": self.num_documents, "tokens": self.num_tokens}
-        if self._domain_names:
-            with self.draft.sidecar(domain_path(self.path)).open("wb") as file:
-                write_header(file, DOMAIN_DTYPE, self.num_documents)
-                self._domains.copy_to(file)
-            documents, tokens = self._by_domain.tolist()
-            metadata = {
-                **metadata,
-                "domains": {"names": list(self._domain_names), "documents": documents, "tokens": tokens},
-            }
-        self._close_spools()
-        self.draft.seal({**counts, **metadata})
+            with self.draft.path.open("wb") as file:
+                write_header(file, TOKEN_DTYPE, 1 + self.num_documents + self.num_tokens)
+                file.write(np.array([self.num_documents], TOKEN_DTYPE).data)
+                _append_spool(self._lengths, file)
+                _append_spool(self._tokens, file)
+            with self.draft.sidecar(hash_path(self.path)).open("wb") as file:
+                write_header(file, HASH_DTYPE, self.num_documents)
+                _append_spool(self._hashes, file)
+            counts = {"documents": self.num_documents, "tokens": self.num_tokens}
+            if self._domain_names:
+                with self.draft.sidecar(domain_path(self.path)).open("wb") as file:
+                    write_header(file, DOMAIN_DTYPE, self.num_documents)
+                    _append_spool(self._domains, file)
+                documents, tokens = self._by_domain.tolist()
+                by_domain = {"names": list(self._domain_names), "documents": documents, "tokens": tokens}
+                metadata = {**metadata, "domains": by_domain}
+            self._close_spools()
+            self.draft.seal({**counts, **metadata})
 
     def close(self) -> None:
         """Remove everything that was not published."""
@@ -145,45 +144,20 @@ class TokenFileWriter:
         self.draft.__exit__(None, None, None)
 
     def _close_spools(self) -> None:
-        for spool in (self._lengths, self._tokens, self._hashes, self._domains):
-            spool.close()
+        for spool in self._spools:
+            with contextlib.suppress(OSError):  # what a full disk did not take is tried once more
+                spool.close()
 
 
-class _Spool:
-    """Bytes on their way into a file: in memory at first, then in a nameless file, which no kill can leave behind."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._buffer: bytearray | None = bytearray()
-        self._file: IO[bytes] | None = None
-
-    def write(self, array: np.ndarray) -> None:
-        if self._file is None and self._buffer is not None:
-            self._buffer += array.data.cast("B") if array.size else b""
-            if len(self._buffer) > _SPOOL_MEMORY_BYTES:
-                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
-                _write_all(self._file, memoryview(self._buffer))
-                self._buffer = None
-        elif self._file is not None and array.size:
-            _write_all(self._file, array.data.cast("B"))
-
-    def copy_to(self, target: IO[bytes]) -> None:
-        """Append everything to a file, inside the kernel where it can do that."""
+def _append_spool(spool: IO[bytes], target: IO[bytes]) -> None:
+    """Append all of a spool to a file, inside the kernel where it can do that."""
+    if spool.tell() > _SPOOL_BYTES:
+        spool.flush()
         target.flush()
-        if self._file is None:
-            target.write(self._buffer or b"")
-            return
-        system.copy_file(self._file, target)
-
-    def close(self) -> None:
-        self._buffer = None
-        if self._file is not None:
-            self._file.close()
-
-
-def _write_all(file: IO[bytes], view: memoryview) -> None:
-    while view:
-        view = view[file.write(view) :]
+        system.copy_file(spool, target)
+    else:  # it is in memory still, and asking for its descriptor would make it a file
+        spool.seek(0)
+        target.write(spool.read())
 
 
 def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:

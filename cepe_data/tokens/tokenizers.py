@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -59,11 +59,6 @@ class TokenizerFiles:
     bos: str | None
     eos: str
 
-    @property
-    def special_tokens(self) -> set[str | None]:
-        """BOS and EOS, which are special whatever tokenizer.json says of them."""
-        return {self.bos, self.eos}
-
     @cached_property
     def identity(self) -> TokenizerIdentity:
         """The identity, computed from the files."""
@@ -72,7 +67,7 @@ class TokenizerFiles:
         assert self.sentencepiece_model is not None
         model = SentencePieceModel(self.sentencepiece_model, _MODEL_NAME)
         assert model.eos_id is not None
-        return TokenizerIdentity(_fingerprint(model.determining), model.vocab_size, model.bos_id, model.eos_id)
+        return TokenizerIdentity(_fingerprint(model.determining), len(model.pieces), model.bos_id, model.eos_id)
 
     @property
     def decoding_fingerprint(self) -> str:
@@ -206,15 +201,18 @@ def _check_model(model: Mapping[str, Any], path: Path) -> None:
         raise ArgumentError(f'{path}: "unk_id" of its model is null: a text with another character has no ids')
 
 
-def read_content(tokenizer_json: str) -> dict[str, Any]:
-    """The content of a tokenizer.json, with what older ones leave out."""
+def read_content(tokenizer_json: str, special_tokens: Collection[str | None] = ()) -> dict[str, Any]:
+    """The content of a tokenizer.json, with what older ones leave out, and `special_tokens` marked as special, whatever
+    the file says of them."""
     defaults = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"))
     content = {**defaults, **json.loads(tokenizer_json)}
     content["added_tokens"] = content.get("added_tokens") or []
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in special_tokens
     return content
 
 
-def hidden_pieces(content: Mapping[str, Any], special_tokens: set[str | None]) -> set[str]:
+def hidden_pieces(content: Mapping[str, Any]) -> set[str]:
     """The special tokens that the model of a tokenizer.json would find in a text as pieces of its vocabulary, which an
     encoder must keep from it: it looks up whole pieces, as Unigram and WordPiece do, and BPE with `ignore_merges`.
 
@@ -223,11 +221,7 @@ def hidden_pieces(content: Mapping[str, Any], special_tokens: set[str | None]) -
     model = content["model"]
     if model.get("type", "BPE") == "BPE" and not model.get("ignore_merges"):
         return set()
-    special = {
-        token["content"]
-        for token in content["added_tokens"]
-        if not is_text_token(token, special_tokens) and len(token["content"]) > 1
-    }
+    special = {token["content"] for token in content["added_tokens"] if token["special"] and len(token["content"]) > 1}
     if model.get("byte_fallback"):
         special = {piece for piece in special if not BYTE_PIECE.fullmatch(piece)}
     for merge in model.get("merges") or ():  # a merge needs the pieces that it names
@@ -292,7 +286,7 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
     from tokenizers import Tokenizer
 
     library = Tokenizer.from_str(tokenizer_json)
-    content = json.loads(library.to_str())  # with the library's defaults filled in
+    content = read_content(library.to_str(), {bos, eos})  # with the library's defaults filled in
     model = {
         key: value for key, value in content["model"].items() if not (value is None or value is False or value == "")
     }
@@ -305,17 +299,12 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
         "bos_id": bos_id,
         "eos_id": eos_id,
     }
-    if of_text := [token for token in content["added_tokens"] if is_text_token(token, {bos, eos})]:
+    if of_text := [token for token in content["added_tokens"] if not token["special"]]:
         determining["added_tokens"] = of_text
-    if hidden := hidden_pieces(content, {bos, eos}):
+    if hidden := hidden_pieces(content):
         determining["hidden"] = sorted(hidden)
     vocab_size = max(library.get_vocab(with_added_tokens=True).values()) + 1
     return TokenizerIdentity(_fingerprint(determining), vocab_size, bos_id, eos_id)
-
-
-def is_text_token(token: Mapping[str, Any], special_tokens: set[str | None]) -> bool:
-    """Whether an added token of a tokenizer.json is ordinary text: not special, and none of `special_tokens`."""
-    return not token["special"] and token["content"] not in special_tokens
 
 
 def _fingerprint(determining: Mapping[str, Any]) -> str:
@@ -335,17 +324,17 @@ def _from_sentencepiece(path: Path, configs: Mapping[Path, Mapping[str, Any]] | 
     model = SentencePieceModel(path.read_bytes(), str(path))
     if model.eos_id is None:
         raise ArgumentError(f"{path} has no EOS: it was trained with eos_id=-1. Train it with one")
-    bos = None if model.bos_id is None else model.piece(model.bos_id)
-    eos = model.piece(model.eos_id)
+    bos = None if model.bos_id is None else model.pieces[model.bos_id]
+    eos = model.pieces[model.eos_id]
     configs = configs or {}
     for where, token, number in _named_added_tokens(configs):
-        if model.id_of(token) != number:
+        if model.ids.get(token) != number:
             raise ArgumentError(
                 f"{where} adds the token {token!r} with the id {number} to {path}: save the tokenizer as "
                 f"tokenizer.json, or remove the entry"
             )
     for key, own in (("bos_token", bos), ("eos_token", eos)):
-        named = _configured_token(key, configs, model.id_of, path)
+        named = _configured_token(key, configs, model.ids.get, path)
         if any(key in config for config in configs.values()) and named != own:
             raise ArgumentError(f'the files beside {path} name {named!r} as "{key}", its own is {own!r}: correct them')
     tokenizer_json = model.tokenizer_json() if model.converts_exactly else None
@@ -443,14 +432,16 @@ def find(name: str | None, tokenized_dir: Path, fingerprint: str | None) -> Toke
         ArgumentError: if none is saved and none is named, or it is not the one that made the tokens.
     """
     folder = tokenized_dir / "tokenizer"
-    identity = saved_identity(folder) if name is None else None
-    if name is None and identity is None:
+    if name is not None:
+        tokenizer = load(name)
+        found = tokenizer.identity.fingerprint
+    elif identity := saved_identity(folder):
+        tokenizer, found = read_saved(folder), identity.fingerprint
+    else:
         raise ArgumentError(
             f"{folder} is not there: pass --tokenized_dir, the folder of the token files, or name their tokenizer with "
             f"--tokenizer"
         )
-    tokenizer = read_saved(folder) if name is None else load(name)
-    found = (identity or tokenizer.identity).fingerprint
     if fingerprint not in {None, found}:
         raise ArgumentError(
             f"the tokenizer {name or folder} ({found}) is not the one that made the tokens ({fingerprint}): pass "

@@ -18,7 +18,7 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.retrieval.embeddings import passage_ids
+from cepe_data.retrieval.embeddings import keys_path, passage_ids
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
@@ -291,10 +291,10 @@ def retrieved_passages(
     folder: Path, row: int, content: Mapping[str, Any], num_passages: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """A title with score and id, and the token ids, of the best passages of a row of a set."""
-    keys_path, meta = folder.with_name(f"{folder.name}.keys.npy"), provenance.read_meta(folder)
+    keys, meta = keys_path(folder), provenance.read_meta(folder)
     names = [""] * len(content["retrieval_scores"])
-    if meta and keys_path.exists():
-        names = passage_ids(meta["corpus_files"], read_row(keys_path, row, len(names)))
+    if meta and keys.exists():
+        names = passage_ids(meta["corpus_files"], read_row(keys, row, len(names)))
     best = zip(names, content["retrieval_scores"].tolist(), content["retrieved_token_ids"], strict=True)
     for number, (name, score, ids) in enumerate(itertools.islice(best, num_passages)):
         yield f"passage {number} {name}, score {score:.4f}", ids

@@ -82,17 +82,17 @@ def main() -> int:
     parts = Parts.of(args.output, [part.output for part in planned])
     todo = [planned[part] for part in parts.todo(shard_id, num_shards)]
     num_rows = 0
-    for folder in {part.output.path.parent for part in todo if not args.dry_run}:
-        outputs.remove_stale_temporaries(folder)
     if todo:
         model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         if args.dry_run:
             return report_dry_run(todo, encoder, PassageReader(core, args.passage_prefix), args)
+        for folder in {part.output.path.parent for part in todo}:
+            outputs.remove_stale_temporaries(folder)
         args.require_disk(args.output, sum(part.num_bytes for part in todo))
         num_rows = embed(todo, encoder, core, args)
-    if args.dry_run:
+    elif args.dry_run:
         cli.say("nothing is left to do")
         return cli.EXIT_OK
     outputs.remove_stale_temporaries(args.output)
@@ -106,8 +106,8 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of a chunk: numbers in their file, int64 [n]; ids, int [n, chunk size]; ids of what follows, flat with
-    lengths, and word pieces, flat with lengths."""
+    """The passages of a chunk: numbers in their file, int64 [n]; token ids, int [n, chunk size]; token ids of their
+    neighbors, and word pieces, each concatenated, with lengths."""
 
     numbers: np.ndarray
     ids: np.ndarray
@@ -122,7 +122,7 @@ class PassageReader:
     """The task that parses and tokenizes the lines of a chunk.
 
     Raises (when called):
-        DamagedFileError: naming the file and the line, for one that is not a passage.
+        DamagedFileError: if a line is not a passage; names the file and the line.
     """
 
     tokenizer_json: str
@@ -171,16 +171,9 @@ def report_dry_run(todo: Sequence[PlannedPart], encoder: Encoder, read: PassageR
     """Print what embedding these parts takes, from some timed passages."""
     part = todo[0]
     passages = read(Chunk(part, part.start, min(part.start + MEASURED_BYTES, part.stop)))
-    encoder.embed(passages.word_pieces, passages.lengths)  # the first call chooses kernels
-    start = time.perf_counter()
-    encoder.embed(passages.word_pieces, passages.lengths)
-    seconds = (time.perf_counter() - start) / max(1, len(passages.numbers))
     num_rows, num_bytes = (sum(getattr(part, name) for part in todo) for name in ("num_passages", "num_bytes"))
-    cli.say(
-        f"of all shards, {len(todo)} parts are left, about {int(num_rows):,} passages and as many vectors; "
-        f"{len(passages.numbers)} took {seconds * len(passages.numbers):.2f} s\n"
-        f"about {num_rows * seconds / 3600:,.2f} hours on one such device, if reading keeps up"
-    )
+    left = f"{len(todo)} parts are left, about {int(num_rows):,} passages and as many vectors"
+    encoder.report_time(passages.word_pieces, passages.lengths, left, num_rows)
     cli.report_disk(args.output, int(num_bytes))
     return cli.EXIT_OK
 
@@ -194,7 +187,7 @@ def token_ids(ids: object, dtype: np.dtype) -> np.ndarray:
 
 
 def embed(todo: Sequence[PlannedPart], encoder: Encoder, core: str, args: EmbeddingOptions) -> int:
-    """Make these parts; while one is embedded, the workers read and tokenize the next. Returns how many passages."""
+    """Write these parts; workers read and tokenize the next while one is embedded. Returns the number of passages."""
     num_rows = 0
     chunks = (chunk for part in todo for chunk in part.chunks())
     num_bytes = sum(part.stop - part.start for part in todo)
@@ -217,7 +210,7 @@ def write_embeddings(part: PlannedPart, collected: Sequence[Passages], encoder: 
     """Embed the passages of a part and publish it. Returns their number.
 
     Raises:
-        DamagedFileError: if they are not numbered one after the other.
+        DamagedFileError: if their numbers are not consecutive, their lengths differ, or a vector is too large.
     """
     kept = [passages for passages in collected if len(passages.numbers)]
 

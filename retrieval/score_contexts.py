@@ -19,8 +19,16 @@ from typing import Any
 import numpy as np
 
 from cepe_data import cli, shards, workers
-from cepe_data.retrieval.context_scores import COLUMN, SHARD_BYTES, ScoredSet, ScoreOptions, plan_scores, scores_of
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, add_encoder_arguments, word_piece_json
+from cepe_data.retrieval.context_scores import (
+    COLUMN,
+    SHARD_BYTES,
+    ScoredSet,
+    ScoreOptions,
+    plan_scores,
+    scores_of,
+    texts_of,
+)
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
 from cepe_data.retrieval.row_texts import RowTexts, add_query_arguments
 from cepe_data.storage import mds
 from cepe_data.storage.parts import add_parted_set_arguments
@@ -40,7 +48,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--passage_prefix", default="", help="put before every chunk, as in embed_passages")
     add_query_arguments(parser)
-    add_encoder_arguments(parser)
     add_parted_set_arguments(parser, SHARD_BYTES)
     return parser.parse_args(arguments)
 
@@ -72,24 +79,16 @@ def main() -> int:
 
 
 def report_dry_run(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSet, list[int]]]) -> int:
-    """Print what is left of all shards, and what it takes, from a timed block of rows."""
+    """Print what is left of all shards, and what it takes, from the time of a block of rows."""
     if not todo:
         cli.say("nothing is left to do")
         return cli.EXIT_OK
-    num_texts = sum(one.of_set.count_rows(parts) * (1 + one.num_chunks) for one, parts in todo)
     one, (part, *_) = todo[0]
     [(encoder, reader)] = open_encoders(args, model, [one])
-    ids, lengths = reader(blocks_of(one, part)[0])
-    encoder.embed(ids, lengths)  # the first call chooses kernels
-    start = time.perf_counter()
-    encoder.embed(ids, lengths)
-    seconds = (time.perf_counter() - start) / len(lengths)
     num_rows = sum(one.of_set.count_rows(parts) for one, parts in todo)
-    cli.say(
-        f"of all shards, {num_rows:,} rows of {len(todo)} sets are left, {num_texts:,} texts to embed; {len(lengths)} "
-        f"took {seconds * len(lengths):.2f} s\n"
-        f"about {num_texts * seconds / 3600:,.2f} hours on one such device, if reading keeps up"
-    )
+    num_texts = sum(one.of_set.count_rows(parts) * (1 + one.num_chunks) for one, parts in todo)
+    left = f"{num_rows:,} rows of {len(todo)} sets are left, {num_texts:,} texts to embed"
+    encoder.report_time(*reader(blocks_of(one, part)[0]), left, num_texts)
     cli.report_disk(args.output, count_bytes(todo))
     return cli.EXIT_OK
 
@@ -100,11 +99,11 @@ def count_bytes(todo: Sequence[tuple[ScoredSet, list[int]]]) -> int:
 
 
 def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSet, list[int]]]) -> None:
-    """Write these parts; while one is embedded, the workers read and tokenize the next."""
+    """Write these parts; workers read and tokenize the next rows while some are embedded."""
     opened = open_encoders(args, model, [one for one, _ in todo])
     for (one, parts), (encoder, reader) in zip(todo, opened, strict=True):
         one.of_set.remove_stale_temporaries()
-        # Blocks begin anew with every part: so its bytes do not depend on which parts are made by the same run.
+        # A block is of one part: the bytes of a part do not depend on which parts the same run makes.
         blocks = [block for part in parts for block in blocks_of(one, part)]
         with (
             workers.Workers(min(args.num_workers, len(blocks)), reader) as pool,
@@ -128,12 +127,11 @@ def open_encoders(
     for one in sets:
         tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.metadata["tokenizer"])
         encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
-        sizes = (args.query_tokens, args.query_prefix, args.chunk_tokens, args.passage_prefix)
-        yield encoder, RowTexts(one.source, tokenizer, word_pieces, *sizes)
+        yield encoder, texts_of(one.source, tokenizer, word_pieces, one.of_set.made_with)
 
 
 def blocks_of(one: ScoredSet, part: int) -> list[tuple[int, int]]:
-    """The rows of a part, some at a time: first row, and the row after the last."""
+    """The rows of a part in blocks: first row, and the row after the last."""
     start, stop = one.of_set.part_ranges[part]
     step = max(1, TEXTS_AT_ONCE // (1 + one.num_chunks))
     return [(first, min(first + step, stop)) for first in range(start, stop, step)]

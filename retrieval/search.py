@@ -1,8 +1,8 @@
 """Find the best passages for every row of a set, exactly.
 
 reads   QUERIES/{domain}/ (MDS of a sampler), EMB (of embed_passages), the same text encoder, TOKENIZED_DIR/tokenizer
-writes  HITS/{domain}/: keys.npy, scores.npy; before they are joined, what was found in each shard of the corpus is in
-        {domain}.parts/, and the embedded queries are in {domain}.queries/
+writes  HITS/{domain}/: keys.npy, scores.npy; before the merge, the hits in each shard of the corpus are in
+        {domain}.parts/, and the embedded queries in {domain}.queries/
 
     python -m retrieval.search --queries 8k_concat/test --domain all --embeddings EMB --output HITS \\
         --model_dir facebook/contriever --topk 100 --shard_id 0 --num_shards 20
@@ -22,13 +22,14 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.encoder import Encoder, EncoderModel, add_encoder_arguments, word_piece_json
-from cepe_data.retrieval.plan_search import Search, SearchOptions, find_encoder, plan_search, query_dtype
+from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
+from cepe_data.retrieval.plan_search import HIT_BYTES, Search, SearchOptions, find_encoder, plan_search
 from cepe_data.retrieval.row_texts import RowTexts, add_query_arguments
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header, write_npy
+from cepe_data.storage.parts import part_ranges
 from cepe_data.teacher import devices
 from cepe_data.tokens import tokenizers
 
@@ -57,7 +58,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--overfetch", type=float, default=2.0, help="with --exclude_overlap, find so many times --topk first"
     )
     add_query_arguments(parser)
-    add_encoder_arguments(parser)
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")
     parser.add_argument("--delete_parts", action="store_true", help="remove what the shards found once it is joined")
     parser.add_argument("--allow_shortage", action="store_true", help="exit 0 where rows have fewer than --topk")
@@ -80,15 +80,15 @@ def main() -> int:
         if one not in todo:
             cli.say(f"{one.hits.path}: skipped, made before with the same arguments")
     if todo and not args.merge:
-        missing = {one.domain: one.parts.todo(shard_id, num_shards) for one in todo}
-        num_bytes = sum(len(missing[one.domain]) * one.part_bytes for one in todo)
+        missing = [(one, one.parts.todo(shard_id, num_shards)) for one in todo]
+        num_bytes = sum(len(numbers) * one.num_rows * one.fetch * HIT_BYTES for one, numbers in missing)
         num_bytes += sum(4 * model.dimension * one.num_rows for one in todo if not one.embedded_queries.is_done())
         if args.dry_run:
-            return report_dry_run(args, corpus, [(one, missing[one.domain]) for one in todo], num_bytes)
+            return report_dry_run(args, corpus, missing, num_bytes)
         args.require_disk(args.output, num_bytes)
-        search(args, corpus, [(one, missing[one.domain]) for one in todo if missing[one.domain]], model)
+        search(args, corpus, [(one, numbers) for one, numbers in missing if numbers], model)
         num_queries = sum(one.num_rows for one in todo)
-        num_searched = len(set().union(*missing.values()))
+        num_searched = len({number for _, numbers in missing for number in numbers})
         cli.say(
             f"shard {shard_id} of {num_shards}: {num_queries:,} queries, {num_searched} shards of the corpus, "
             f"{cli.seconds_since(start)} → {args.output}"
@@ -112,7 +112,7 @@ def main() -> int:
 def report_dry_run(
     args: SearchOptions, corpus: Embeddings, todo: Sequence[tuple[Search, Sequence[int]]], num_bytes: int
 ) -> int:
-    """Print what searching for these takes, from a timed block of passages and vectors as random as it gets."""
+    """Print what searching takes, from the time of one block of passages and random queries."""
     num_pairs = 0
     for one, numbers in todo:
         of_shards = [part for number in numbers for part in corpus.parts_of(corpus.shards[number])]
@@ -143,7 +143,7 @@ def search(
     todo: Sequence[tuple[Search, Sequence[int]]],
     model: EncoderModel,
 ) -> None:
-    """Make these parts of each search. A shard of the corpus is read once for the rows of all sets."""
+    """Write these parts of each search. A shard of the corpus is read once for the rows of all sets."""
     if not todo:
         return
     sets = [one for one, _ in todo]
@@ -181,14 +181,13 @@ def embed_queries(
         return
     model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
     word_pieces = workers.run_in_child(word_piece_json, model)
-    encoder = Encoder(model, query_dtype(args, corpus), device, corpus.kind["normalize"], args.batch_size)
+    dtype = todo[0].embedded_queries.made_with["dtype"]  # that of the passages, unless --dtype is another
+    encoder = Encoder(model, dtype, device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
         fingerprint = (provenance.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
         tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
         vectors = np.empty((one.num_rows, model.dimension), np.float32)
-        ranges = [
-            (start, min(start + QUERIES_AT_ONCE, one.num_rows)) for start in range(0, one.num_rows, QUERIES_AT_ONCE)
-        ]
+        ranges = part_ranges(one.num_rows, QUERIES_AT_ONCE)
         read = RowTexts(one.queries, tokenizer, word_pieces, args.query_tokens, args.query_prefix)
         with (
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
@@ -209,7 +208,7 @@ def read_queries(one: Search) -> np.ndarray:
 
 
 def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: float) -> None:
-    """Join what was found in all shards of the corpus, drop what overlaps, and publish it."""
+    """Merge the hits of all shards of the corpus, drop passages that overlap their row, and publish the rest."""
     rows = mds.Rows(one.queries) if args.exclude_overlap else None
     num_dropped, num_short = 0, 0
     outputs.remove_stale_temporaries(one.hits.path.parent)
@@ -254,7 +253,7 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
 def best_of_all(
     found: Sequence[tuple[NpyRows, NpyRows]], start: int, stop: int, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best of what was found in all shards for rows [start, stop), int64 keys and float32 scores [rows, number]."""
+    """The best hits of all shards for rows [start, stop): int64 keys and float32 scores, [rows, number]."""
     keys = np.concatenate([of_shard.read(start, stop) for of_shard, _ in found], axis=1)
     scores = np.concatenate([of_shard.read(start, stop) for _, of_shard in found], axis=1)
     order = np.lexsort((keys, -scores), axis=1)[:, :number]
@@ -262,7 +261,7 @@ def best_of_all(
 
 
 def overlapping(corpus: Embeddings, rows: Any, start: int, keys: np.ndarray, span: int) -> np.ndarray:
-    """bool [rows, found]: which passages share a span of tokens with their row, of rows from `start` on."""
+    """bool [rows, found]: which passages share a span of tokens with their row. `start` is the number of the first."""
     dropped = np.zeros(keys.shape, bool)
     there = keys != NO_KEY
     distinct, place = np.unique(keys[there], return_inverse=True)
@@ -278,7 +277,7 @@ def overlapping(corpus: Embeddings, rows: Any, start: int, keys: np.ndarray, spa
 
 
 def without(dropped: np.ndarray, keys: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is not dropped, in its order, then nothing: −1 and −inf."""
+    """The hits that are not dropped, in their order, padded with −1 and −inf."""
     order = np.argsort(dropped, axis=1, kind="stable")
     gone = np.take_along_axis(dropped, order, 1)
     keys, scores = np.take_along_axis(keys, order, 1), np.take_along_axis(scores, order, 1)
@@ -295,8 +294,8 @@ def report_shortage(args: SearchOptions, sets: Sequence[Search]) -> int:
             lines.append((one.domain, one.num_rows, meta["short_rows"], meta["dropped"]))
     if not lines:
         return cli.EXIT_OK
-    cli.say(f"shortage: rows with fewer than {args.topk} passages, for --exclude_overlap dropped too many. A larger "
-            f"--overfetch finds more first, or write_mds --topk takes fewer:")  # fmt: skip
+    cli.say(f"shortage: rows with fewer than {args.topk} passages, because --exclude_overlap dropped too many. Pass a "
+            f"larger --overfetch, or a smaller --topk to write_mds:")  # fmt: skip
     cli.say(cli.table(("domain", "rows", "short rows", "dropped passages"), lines))
     return cli.EXIT_OK if args.allow_shortage else cli.EXIT_SHORTAGE
 

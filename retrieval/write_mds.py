@@ -19,13 +19,14 @@ import numpy as np
 
 from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
-from cepe_data.retrieval.plan_search import RetrievedSetOptions, find_inputs, written_topk
+from cepe_data.retrieval.embeddings import NO_KEY, Embeddings, keys_path
+from cepe_data.retrieval.plan_search import RetrievedSetOptions, find_inputs
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header
-from cepe_data.storage.parts import PartedSet, add_parted_set_arguments
+from cepe_data.storage.parts import PartedSet, add_parted_set_arguments, part_ranges
 
 SHARD_BYTES = 64 << 20
+KEYS_AT_ONCE = 1 << 16
 MEASURED_ROWS = 16
 
 
@@ -63,7 +64,7 @@ def main() -> int:
 
 
 def report_dry_run(args: RetrievedSetOptions, todo: Sequence[RetrievedSet]) -> int:
-    """Print what is left of all shards, and what it takes, from some timed rows of each set."""
+    """Print what is left of all shards, and what it takes, from the time of some rows of each set."""
     num_left, num_hits, num_bytes, seconds = 0, 0, 0.0, 0.0
     for one in todo:
         num_rows = one.of_set.count_rows(one.of_set.todo(0, 1))
@@ -101,11 +102,12 @@ class RetrievedSet:
                 f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
                 f"{corpus.folder}: {differences}"
             )
-        found, self.topk = int(meta["made_with"]["topk"]), written_topk(args, meta)
+        found = int(meta["made_with"]["topk"])
+        self.topk = args.topk or found
         if self.topk > found:
             raise ArgumentError(f"--topk {self.topk} is more than the {found} that {self._hits} has for a row")
         num_rows = mds.num_rows(queries)
-        self._require_hits(num_rows)
+        self._require_hits()
         passages, _ = corpus.passages(np.array([corpus.parts[0].first_key]))
         columns = {
             "retrieved_token_ids": mds.array_column(passages.dtype, self.topk, passages.shape[1]),
@@ -125,19 +127,24 @@ class RetrievedSet:
             "vocab_size": corpus.parts[0].meta.get("vocab_size"),
         }
 
-    def _require_hits(self, num_rows: int) -> None:
+    def _key_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The keys of all rows, some at a time, int64 [rows, topk], each block with the number of its first row."""
         with NpyRows(self._hits / "keys.npy", num_axes=2) as keys:
-            for start in range(0, num_rows, 1 << 16):
-                short = keys.read(start, min(start + (1 << 16), num_rows))[:, self.topk - 1] == NO_KEY
-                if short.any():
-                    row = start + int(short.argmax())
-                    raise ArgumentError(
-                        f"row {row} of {self._hits} has fewer than {self.topk} passages: lower --topk, or search "
-                        f"again with a larger --overfetch"
-                    )
+            for start, stop in part_ranges(keys.size, KEYS_AT_ONCE):
+                yield start, keys.read(start, stop)[:, : self.topk]
+
+    def _require_hits(self) -> None:
+        for start, keys in self._key_blocks():
+            short = keys[:, -1] == NO_KEY
+            if short.any():
+                row = start + int(short.argmax())
+                raise ArgumentError(
+                    f"row {row} of {self._hits} has fewer than {self.topk} passages: lower --topk, or search again "
+                    f"with a larger --overfetch"
+                )
 
     def write(self, shard_id: int, num_shards: int) -> None:
-        """Write the parts of a shard that are not there."""
+        """Write the missing parts of a shard."""
         self.of_set.restore_parts(shard_id, num_shards)
         todo = self.of_set.todo(shard_id, num_shards)
         self.of_set.options.require_disk(self.of_set.folder, self.of_set.count_rows(todo) * self.row_bytes)
@@ -164,13 +171,11 @@ class RetrievedSet:
             }
 
     def write_keys(self, draft: outputs.Draft) -> None:
-        """Which passages the rows have, int64 [rows, topk], beside the set."""
-        target = draft.sidecar(draft.final.with_name(f"{draft.final.name}.keys.npy"))
-        with NpyRows(self._hits / "keys.npy", num_axes=2) as keys, target.open("wb") as file:
-            write_header(file, np.dtype(np.int64), keys.size, self.topk)
-            for start in range(0, keys.size, 1 << 16):
-                rows = keys.read(start, min(start + (1 << 16), keys.size))[:, : self.topk]
-                file.write(np.ascontiguousarray(rows).data)
+        """Write the keys of the passages of all rows, int64 [rows, topk], beside the set."""
+        with draft.sidecar(keys_path(draft.final)).open("wb") as file:
+            write_header(file, np.dtype(np.int64), self.of_set.num_rows, self.topk)
+            for _, keys in self._key_blocks():
+                file.write(np.ascontiguousarray(keys).data)
 
 
 if __name__ == "__main__":

@@ -475,7 +475,7 @@ def test_damage_is_said_as_json_too_and_is_worse_than_what_cannot_be_checked(
     assert "nope holds no hits" in done.stderr and "Nothing incomplete" not in done.stderr
     for flag in ("--queries", "--corpus"):
         done = run("sanity_check.py", "retrieval", "RET/test", flag, "nope", cwd=made, status=2)
-        assert f"{flag} nope is not there" in done.stderr
+        assert f"{flag} nope does not exist" in done.stderr
 
 
 def test_what_show_cannot_read_is_said(run: Run, made: Path, tmp_path: Path) -> None:

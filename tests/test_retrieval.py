@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cepe_data import workers
-from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
+from cepe_data.errors import ArgumentError
+from cepe_data.retrieval.embeddings import NO_KEY, Embeddings, passage_ids
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
 from cepe_data.retrieval.topk import TopK
 from cepe_data.samples.spans import shares_span
@@ -32,32 +33,12 @@ from tests.conftest import PROJECT, Run, World, make_encoder
 from tests.conftest import read_rows as rows_of
 
 CHUNK = 32
-EMBED: tuple[Any, ...] = (
-    "retrieval.embed_passages",
-    "--corpus",
-    "OUT/retrieval",
-    "--output",
-    "EMB",
-    "--model_dir",
-    "encoder",
-)
-EMBED += ("--part_bytes", 30_000)
-SEARCH: tuple[Any, ...] = ("retrieval.search", "--queries", "OUT/test", "--embeddings", "EMB", "--output", "HITS")
-SEARCH += ("--model_dir", "encoder", "--topk", 7, "--query_tokens", 20)
-WRITE = (
-    "retrieval.write_mds",
-    "--hits",
-    "HITS",
-    "--embeddings",
-    "EMB",
-    "--queries",
-    "OUT/test",
-    "--output",
-    "RET/test",
-)
-
-SPLITS: tuple[Any, ...] = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--allow_shortage")
-SPLITS += ("--domains", "arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1")
+EMBED = "retrieval.embed_passages --corpus OUT/retrieval --output EMB --model_dir encoder --part_bytes 30000".split()
+SEARCH = "retrieval.search --queries OUT/test --embeddings EMB --output HITS --model_dir encoder".split()
+SEARCH += "--topk 7 --query_tokens 20".split()
+WRITE = "retrieval.write_mds --hits HITS --embeddings EMB --queries OUT/test --output RET/test".split()
+SPLITS = "--test_fraction 0.2 --train_fraction 0.2 --allow_shortage".split()
+SPLITS += "--domains arxiv=0.3,book=0.3,cc=0.2,github=0.1,wiki=0.1".split()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +84,11 @@ def corpus_records(folder: Path) -> dict[str, dict[str, Any]]:
     return {record["id"]: record for record in map(json.loads, lines)}
 
 
+def names_of(embedded: Embeddings, keys: np.ndarray) -> list[str]:
+    """The ids of passages."""
+    return passage_ids([file.name for file in embedded.files], keys)
+
+
 def hidden_states(folder: Path, texts: list[str]) -> Iterator[np.ndarray]:
     """float64 [word pieces, dimension]: one text at a time through transformers' own classes."""
     from transformers import AutoModel, AutoTokenizer
@@ -130,8 +116,7 @@ def test_embeddings_are_means_of_hidden_states_and_everything_else_is_the_corpus
             np.load(part.path / f"{name}.npy") for name in ("embeddings", "passages", "neighbors", "neighbor_offsets")
         )
         assert vectors.dtype == np.float16 and passages.dtype == np.int16 and passages.shape[1] == CHUNK
-        ids = embedded.passage_ids(part.first_key + np.arange(part.num_rows))
-        for row, name in enumerate(ids):
+        for row, name in enumerate(names_of(embedded, part.first_key + np.arange(part.num_rows))):
             found[name] = vectors[row], passages[row], neighbors[offsets[row] : offsets[row + 1]].tolist()
     assert found.keys() == records.keys()
     for name, (_, passage, neighbor) in found.items():
@@ -170,7 +155,7 @@ def test_vectors_are_pooled_and_scaled_as_the_encoder_says_after_the_prefixes(
     assert 'passage_prefix: was "passage: ", now absent' in run(*EMBED, cwd=tmp_path, status=2).stderr
     search = (*SEARCH, "--domain", "wiki")
     told = run(*search, "--query_prefix", "", cwd=tmp_path).stderr
-    assert "--query_prefix 'query: ' does" in told
+    assert "add --query_prefix 'query: '" in told
     run(*search, "--query_prefix", "query: ", "--overwrite", cwd=tmp_path)
     assert 'query_prefix: was "query: ", now absent' in run(*search, cwd=tmp_path, status=2).stderr
     model = EncoderModel.find(str(tmp_path / "encoder"))
@@ -178,7 +163,7 @@ def test_vectors_are_pooled_and_scaled_as_the_encoder_says_after_the_prefixes(
     records = corpus_records(tmp_path)
     embedded = Embeddings(tmp_path / "EMB")
     part = embedded.parts[-1]
-    names = embedded.passage_ids(part.first_key + np.arange(5))
+    names = names_of(embedded, part.first_key + np.arange(5))
     queries = rows_of(tmp_path / "OUT/test/wiki")[:5]
     texts = ["passage: " + records[name]["contents"] for name in names]
     texts += ["query: " + text for text in decode(tmp_path, [row["token_ids"][:20] for row in queries])]
@@ -203,11 +188,9 @@ def first_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
         pytest.param({"pooling_mode_mean_tokens": True}, ("Dense",), "module Dense", id="dense"),
     ],
 )
-def test_encoders_pool_in_a_known_way_or_are_refused(
+def test_encoders_pool_in_a_known_way_or_are_rejected(
     corpus: Path, tmp_path: Path, pooling: dict[str, Any], others: tuple[str, ...], found: Any
 ) -> None:
-    from cepe_data.errors import ArgumentError
-
     shutil.copytree(corpus / "encoder", tmp_path / "encoder")
     write_modules(tmp_path / "encoder", pooling, *others)
     if isinstance(found, str):
@@ -254,7 +237,7 @@ def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whol
     for domain in ("arxiv", "wiki"):
         folder = whole / "RET/test" / domain
         keys = np.load(folder.with_name(f"{domain}.keys.npy"))
-        ids = [Embeddings(whole / "EMB").passage_ids(row) for row in keys]
+        ids = [names_of(Embeddings(whole / "EMB"), row) for row in keys]
         retrieved = streaming.StreamingDataset(streams=[streaming.Stream(local=str(folder))], batch_size=1)
         windows = mds.Rows(whole / "OUT/test" / domain)
         assert len(retrieved) == len(windows) == len(ids)
@@ -270,13 +253,10 @@ def test_rows_stand_beside_the_queries_and_go_through_what_the_trainer_does(whol
             assert (np.diff(row["retrieval_scores"]) <= 0).all()
             # Slice, pad, concatenate: passages with their neighbours as contexts of one size.
             contexts = []
-            for passage, neighbor in list(
-                zip(row["retrieved_token_ids"][:4], row["retrieved_neighbor_token_ids"][:4], strict=True)
-            ):
-                joined = np.concatenate([passage, neighbor])[: 2 * CHUNK]
+            for pair in zip(row["retrieved_token_ids"][:4], row["retrieved_neighbor_token_ids"][:4], strict=True):
+                joined = np.concatenate(pair)[: 2 * CHUNK]
                 contexts.append(np.pad(joined, (0, 2 * CHUNK - len(joined))))
-            tensor = torch.tensor(np.stack(contexts), dtype=torch.long)
-            assert tensor.shape == (4, 2 * CHUNK)
+            assert torch.tensor(np.stack(contexts), dtype=torch.long).shape == (4, 2 * CHUNK)
 
 
 def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Path, tmp_path: Path) -> None:
@@ -303,10 +283,9 @@ def test_shards_merged_are_what_one_run_makes(run: Run, corpus: Path, whole: Pat
 
 
 def test_passages_of_queries_that_grew_keep_the_parts_of_the_same_rows(
-    run: Run, world: World, corpus: Path, whole: Path, tmp_path: Path
+    run: Run, world: World, whole: Path, tmp_path: Path
 ) -> None:
-    lay_out(tmp_path, corpus)
-    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    lay_out(tmp_path, whole, "EMB")
     shutil.copytree(whole / "RET", tmp_path / "RET")
     sample = ("sample_mds_concat.py", "GROWN", 96, 32, 90, 0, 0, 0, "--retrieval_shards", 0, *SPLITS)
     run(*sample, *world.source_flags, cwd=tmp_path)
@@ -329,11 +308,10 @@ def test_passages_of_queries_that_grew_keep_the_parts_of_the_same_rows(
 
 @pytest.mark.parametrize("overfetch", [1, 10])
 def test_passages_that_overlap_their_row_are_dropped_and_counted(
-    run: Run, corpus: Path, whole: Path, tmp_path: Path, overfetch: int
+    run: Run, whole: Path, tmp_path: Path, overfetch: int
 ) -> None:
     """Against brute force over the passages that a search without it finds."""
-    lay_out(tmp_path, corpus)
-    (tmp_path / "EMB").symlink_to(whole / "EMB")
+    lay_out(tmp_path, whole, "EMB")
     span = 3  # short: the texts of the corpus are random words
     run(*SEARCH, "--domain", "arxiv", "--topk", 7 * overfetch, "--output", "WIDE", cwd=tmp_path)
     flags = ("--domain", "arxiv", "--exclude_overlap", span, "--overfetch", overfetch)
@@ -345,7 +323,7 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
         ids = [*window["prev_token_ids"].tolist(), *window["token_ids"].tolist()]
         spans = {tuple(ids[start : start + span]) for start in range(len(ids) - span + 1)}
         kept = []
-        for key, name in zip(row_keys.tolist(), embedded.passage_ids(row_keys), strict=True):
+        for key, name in zip(row_keys.tolist(), names_of(embedded, row_keys), strict=True):
             tokens = records[name]["contents_token_ids"]
             if spans.isdisjoint(tuple(tokens[start : start + span]) for start in range(CHUNK - span + 1)):
                 kept.append(key)
@@ -386,14 +364,14 @@ def test_passages_that_overlap_their_row_are_dropped_and_counted(
         ((*EMBED, "--part_bytes", 40_000), "part_bytes: was 30000, now 40000"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(
+def test_what_does_not_belong_together_is_an_error(
     run: Run, corpus: Path, whole: Path, tmp_path: Path, command: tuple[Any, ...], message: str
 ) -> None:
     lay_out(tmp_path, whole, "EMB", "HITS")
     assert message in run(*command, cwd=tmp_path, status=2).stderr
 
 
-def test_parts_of_two_versions_of_a_file_are_refused_and_empty_ones_do_no_harm(
+def test_parts_of_two_versions_of_a_file_are_rejected_and_empty_ones_do_no_harm(
     run: Run, corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
     lay_out(tmp_path, corpus)
@@ -428,7 +406,7 @@ def test_a_set_that_lost_its_index_is_not_left_out_and_temporaries_are(
     assert "queries/book has shards and no index.json" in run(*SEARCH, *flags, cwd=tmp_path, status=1).stderr
 
 
-def test_passages_of_other_rows_are_refused(run: Run, world: World, whole: Path, tmp_path: Path) -> None:
+def test_passages_of_other_rows_are_rejected(run: Run, world: World, whole: Path, tmp_path: Path) -> None:
     lay_out(tmp_path, whole)
     shutil.copytree(whole / "RET/test", tmp_path / "RET/test")
     for path in (tmp_path / "RET/test").glob("wiki*"):
@@ -468,8 +446,7 @@ def test_damage_in_the_corpus_and_missing_parts_are_named(run: Run, corpus: Path
 
 
 def test_the_teacher_reads_the_rows_and_show_prints_them(run: Run, world: World, whole: Path, tmp_path: Path) -> None:
-    lay_out(tmp_path, whole, "RET")
-    (tmp_path / "RET").unlink()
+    lay_out(tmp_path, whole)
     shutil.copytree(whole / "RET", tmp_path / "RET")
     flags = ("--num_decoder_tokens", 32, "--retrieval_input_dir", "RET/test", "--retrieval_k", 3, "--topk", 5)
     model = ("--model_dir", world.folder / "teacher")
@@ -548,11 +525,10 @@ def test_a_real_encoder_finds_the_other_half_of_a_text_and_a_random_one_does_not
     assert found["real"] > 0.7 and found["random"] < 0.5 * found["real"], found
 
 
-def test_encoders_without_weights_and_other_tokenizers_are_refused(corpus: Path, tmp_path: Path) -> None:
-    from cepe_data.errors import ArgumentError
+def test_encoders_without_weights_are_rejected(corpus: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
 
     shutil.copytree(corpus / "encoder", tmp_path / "broken")
-    from safetensors.torch import load_file, save_file
 
     path = tmp_path / "broken/model.safetensors"
     weights = load_file(path)

@@ -18,8 +18,7 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, DamagedFileError
-from cepe_data.retrieval.check import keys_path
-from cepe_data.retrieval.embeddings import passage_ids
+from cepe_data.retrieval.embeddings import keys_path, passage_ids
 from cepe_data.samples.writer import rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows

@@ -1,9 +1,9 @@
-"""Check retrieved passages: rows that belong to the queries', passages that are those of their keys, scores.
+"""Check retrieved passages: each row belongs to its query, the passages are those of their keys, the scores descend.
 
-Quick by default: files, sizes, indexes, columns, the queries they were found for, and a seeded sample of rows. `--deep`
-looks at every row, and compares the hashes of all files. With `--corpus` the best passages of a row are looked up in
-the retrieval corpus; with `--embeddings` all of them in the embedded one, whose parts are checked, too. With `--hits`
-keys and scores are compared with what was found; with both, the scores are computed once more.
+Quick by default: files, sizes, indexes, columns, the queries that the passages were found for, and a seeded sample of
+rows. `--deep` checks every row, and the hashes of all files. `--corpus` compares the best passages of a row with the
+retrieval corpus; `--embeddings` compares all of them with the embedded corpus, whose parts are checked, too. `--hits`
+compares keys and scores with the hits; with `--embeddings` as well, the scores are recomputed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.retrieval import check_hits
-from cepe_data.retrieval.embeddings import Embeddings, passage_ids
+from cepe_data.retrieval.embeddings import Embeddings, keys_path, passage_ids
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.report import Report
@@ -46,16 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, checked: set[Path] | None = None) -> int:
-    """Check every set of RET."""
+    """Check every set of RET. Raises as `check`."""
     return check(Report("retrieval", args.json), cli.typed(RetrievalCheck, args), checked)
 
 
 def check(report: Report, options: RetrievalCheck, checked: set[Path] | None = None) -> int:
-    """Check every set of RET. Embeddings and hits in `checked` are not looked at again; what is looked at is added."""
+    """Check every set of RET. Embeddings and hits in `checked` are not checked again; those that are checked here are
+    added to it.
+
+    Raises:
+        ArgumentError: if a folder of the options is not what it should be.
+    """
     checked = set() if checked is None else checked
     for flag, folder in (("--queries", options.queries), ("--corpus", options.corpus)):
         if folder is not None and not folder.is_dir():
-            raise ArgumentError(f"{flag} {folder} is not there, or no folder")
+            raise ArgumentError(f"{flag} {folder} does not exist, or is not a folder")
     folders = verify.find_sets(options.folder)
     find_missing_sets(report, options, folders)
     warn_of_what_is_not_checked(options)
@@ -69,34 +74,34 @@ def check(report: Report, options: RetrievalCheck, checked: set[Path] | None = N
 
 
 def find_missing_sets(report: Report, options: RetrievalCheck, folders: Sequence[Path]) -> None:
-    """Queries of domains that have no passages are findings, unless RET is a single domain."""
+    """Report the domains of the queries that have no passages, unless RET is a single domain."""
     if options.queries is None or verify.has_set(options.folder):
         return
     there = {folder.name for folder in folders}
     for queries in sorted(options.queries.glob("*")):
-        if verify.is_domain_folder(queries) and verify.has_set(queries) and queries.name not in there:
-            if options.hits is not None and options.hits.is_dir() and not (options.hits / queries.name).exists():
-                cli.warn(f"nothing was searched for {queries}: there are neither hits nor passages")
-                continue
+        if queries.name in there or not verify.is_domain_folder(queries) or not verify.has_set(queries):
+            continue
+        if options.hits is not None and options.hits.is_dir() and not (options.hits / queries.name).exists():
+            cli.warn(f"nothing was searched for {queries}: there are neither hits nor passages")
+        else:
             report.found(options.folder / queries.name, f"is missing: {queries} has rows, and no passages were written")
 
 
 def warn_of_what_is_not_checked(options: RetrievalCheck) -> None:
-    """Say what the flags leave out."""
+    """Warn of the checks that need another flag."""
     if options.queries is None:
-        cli.warn("that the rows are those of the queries is not checked without --queries")
+        cli.warn("without --queries, the rows are not compared with those of the queries")
     if options.corpus is None and options.embeddings is None:
-        cli.warn("the texts of passages is not checked without --corpus")
+        cli.warn("without --corpus or --embeddings, the passages are not compared with their source")
     if options.hits is not None and options.embeddings is None:
-        cli.warn("scores are compared with those in --hits, and not computed once more without --embeddings")
+        cli.warn("without --embeddings, the scores are compared with those in --hits, and not recomputed")
 
 
 def usable_inputs(report: Report, options: RetrievalCheck, checked: set[Path]) -> RetrievalCheck:
-    """The options without the embeddings, where rows cannot be compared with these; what is wrong with them and with
-    the hits is found.
+    """Check the embeddings and the hits. Returns the options, without embeddings that rows cannot be compared with.
 
     Raises:
-        ArgumentError: if there is nothing of the kind.
+        ArgumentError: if a folder holds no embeddings or no hits.
     """
     inputs = ((options.embeddings, check_hits.check_embedded), (options.hits, check_hits.check_hits))
     for folder, check_input in inputs:
@@ -112,14 +117,9 @@ def usable_inputs(report: Report, options: RetrievalCheck, checked: set[Path]) -
     return options
 
 
-def keys_path(folder: Path) -> Path:
-    """`RET/test/wiki` → `RET/test/wiki.keys.npy`."""
-    return folder.with_name(f"{folder.name}.keys.npy")
-
-
 @dataclass(frozen=True)
 class RetrievalCheck(verify.SetCheck):
-    """The options: what passages are compared with, as far as it is named; and the check of a set and its rows."""
+    """The options: the folders that passages are compared with; and the check of a set and its rows."""
 
     folder: Path
     queries: Path | None = None
@@ -145,7 +145,7 @@ class RetrievalCheck(verify.SetCheck):
             if columns["retrieved_neighbor_token_ids"] != "json":
                 raise ValueError
         except (KeyError, ValueError):
-            report.found(folder, f"has not the columns of retrieved passages, but {columns}")
+            report.found(folder, f"does not have the columns of retrieved passages, but {columns}")
             return False
         with NpyRows(keys_path(folder), num_axes=2) as keys:
             if (shape := [keys.size, *keys.row_shape]) != [mds.num_rows(folder), topk]:
@@ -162,30 +162,31 @@ class RetrievalCheck(verify.SetCheck):
         return len(report.findings) == before
 
     def _check_hits(self, report: Report, folder: Path, found: Path, fingerprint: str | None) -> None:
-        """That a set was written from the hits that are there."""
+        """Check that a set was written from the hits that are there."""
         metas = verify.readable_metas([found]).values()
         if not check_hits.is_hit_folder(found):
             report.found(folder, f"has no hits: {found} is not there")
         elif self.hits_of(folder) is None:
-            return  # what is wrong with them was found before
+            return  # they are damaged: reported before
         elif [fingerprint] != [provenance.fingerprint(meta["files"]) for meta in metas]:
             report.found(folder, f"was written from other hits than those that are in {found} now")
         elif not (vectors := check_hits.query_vectors_path(found)).exists():
-            cli.warn(f"{vectors} is not there: the scores of {folder} are not computed once more")
+            cli.warn(f"{vectors} does not exist: the scores of {folder} are not recomputed")
 
     def hits_of(self, folder: Path) -> Path | None:
-        """The hits of a set, where its rows can be compared with them."""
+        """The hits of a set; None if there are none, or they are damaged."""
         hits = self.hits / folder.name if self.hits else None
         return hits if hits and not verify.output_findings(hits) else None
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Scores that descend, passages that differ and are what their keys say."""
+        """Check that the scores descend, and that the passages differ and are those of their keys."""
         meta, result = provenance.read_meta(folder), verify.Result()
         assert meta is not None
         vocab_size = meta.get("vocab_size") or 1 << 31
         found = self.hits_of(folder)
         vectors = check_hits.query_vectors_path(found) if found else None
-        vectors = vectors if vectors and not verify.output_findings(vectors.parent) else None
+        if vectors and verify.output_findings(vectors.parent):
+            vectors = None
         with NpyRows(keys_path(folder), num_axes=2) as all_keys:
             for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
                 keys = all_keys.read(number, number + 1)[0]
@@ -196,58 +197,62 @@ class RetrievalCheck(verify.SetCheck):
                     continue
                 what = describe_wrong(row, keys, vocab_size)
                 if not what and self.embedded is not None:
-                    what = self._compare_with_embedded(row, keys, names)
+                    what = compare_with_embedded(self.embedded, row, keys, names)
                     result.num_compared += len(keys)
                 if not what and self.corpus is not None:
-                    what = self._compare_with_corpus(row, names[: self.passages])
+                    what = compare_with_corpus(self.corpus, row, names[: self.passages])
                     result.num_compared += len(names[: self.passages])
                 if not what and found is not None:
                     what = compare_with_hits(found, number, row, keys)
                 if not what and self.embedded is not None and vectors is not None:
-                    what = self._compare_scores(vectors, number, row, keys)
+                    what = compare_scores(self.embedded, vectors, number, row, keys)
                 if what:
                     result.findings.append((number, what))
         return result
 
-    def _compare_with_embedded(self, row: dict[str, Any], keys: np.ndarray, names: list[str]) -> str:
-        assert self.embedded is not None
-        passages, neighbors = self.embedded.passages(keys)
-        for place, name in enumerate(names):
-            is_same = np.array_equal(passages[place], row["retrieved_token_ids"][place])
-            if not is_same or neighbors[place].tolist() != row["retrieved_neighbor_token_ids"][place]:
-                return f"has at place {place} not the passage {name} of {self.embeddings}, whose key is there"
-        return ""
 
-    def _compare_with_corpus(self, row: dict[str, Any], names: list[str]) -> str:
-        assert self.corpus is not None
-        for place, name in enumerate(names):
-            domain, shard, number = name.rsplit("_", 2)
-            path = self.corpus / shard / f"{domain}.jsonl"
-            record = find_passage(path, int(number)) if path.exists() else None
-            if record is None or record["id"] != name:
-                return f"has at place {place} the passage {name}, which is not in {path}"
-            if (
-                record.get("contents_token_ids") != row["retrieved_token_ids"][place].tolist()
-                or record.get("neighbor_token_ids") != row["retrieved_neighbor_token_ids"][place]
-            ):
-                return f"has at place {place} not the passage {name} of {path}, whose key is there"
-        return ""
+# What is wrong with a row, compared with what it was made from; empty if nothing.
 
-    def _compare_scores(self, vectors: Path, number: int, row: dict[str, Any], keys: np.ndarray) -> str:
-        assert self.embedded is not None
-        with NpyRows(vectors, "f", 2) as queries:
-            query = queries.read(number, number + 1)[0].astype(np.float64)
-        expected = self.embedded.vectors(keys).astype(np.float64) @ query
-        wrong = np.abs(expected - row["retrieval_scores"]) > SCORE_TOLERANCE * np.maximum(1, np.abs(expected))
-        if not wrong.any():
-            return ""
-        place = int(np.argmax(wrong))
-        stored = row["retrieval_scores"][place]
-        return f"has at place {place} the score {stored:.6g}; query and passage give {expected[place]:.6g}"
+
+def compare_with_embedded(embedded: Embeddings, row: dict[str, Any], keys: np.ndarray, names: list[str]) -> str:
+    """Compare passages and neighbors with those that have these keys in the embedded corpus."""
+    passages, neighbors = embedded.passages(keys)
+    for place, name in enumerate(names):
+        is_same = np.array_equal(passages[place], row["retrieved_token_ids"][place])
+        if not is_same or neighbors[place].tolist() != row["retrieved_neighbor_token_ids"][place]:
+            return f"has at place {place} not the passage {name} of {embedded.folder}, whose key is there"
+    return ""
+
+
+def compare_with_corpus(corpus: Path, row: dict[str, Any], names: list[str]) -> str:
+    """Compare passages and neighbors with those that have these names in the retrieval corpus."""
+    for place, name in enumerate(names):
+        domain, shard, number = name.rsplit("_", 2)
+        path = corpus / shard / f"{domain}.jsonl"
+        record = find_passage(path, int(number)) if path.exists() else None
+        if record is None or record["id"] != name:
+            return f"has at place {place} the passage {name}, which is not in {path}"
+        expected = [row["retrieved_token_ids"][place].tolist(), row["retrieved_neighbor_token_ids"][place]]
+        if [record.get("contents_token_ids"), record.get("neighbor_token_ids")] != expected:
+            return f"has at place {place} not the passage {name} of {path}, whose key is there"
+    return ""
+
+
+def compare_scores(embedded: Embeddings, vectors: Path, number: int, row: dict[str, Any], keys: np.ndarray) -> str:
+    """Compare scores with the inner products of the query, row `number` of the file `vectors`, and the passages."""
+    with NpyRows(vectors, "f", 2) as queries:
+        query = queries.read(number, number + 1)[0].astype(np.float64)
+    expected = embedded.vectors(keys).astype(np.float64) @ query
+    wrong = np.abs(expected - row["retrieval_scores"]) > SCORE_TOLERANCE * np.maximum(1, np.abs(expected))
+    if not wrong.any():
+        return ""
+    place = int(np.argmax(wrong))
+    stored = row["retrieval_scores"][place]
+    return f"has at place {place} the score {stored:.6g}; query and passage give {expected[place]:.6g}"
 
 
 def compare_with_hits(found: Path, number: int, row: dict[str, Any], keys: np.ndarray) -> str:
-    """Where a row has other keys, or scores, than the best of its hits; empty if nowhere."""
+    """Compare keys and scores with the best hits of row `number`."""
     for name, kind, values in (("keys", "iu", keys), ("scores", "f", row["retrieval_scores"])):
         with NpyRows(found / f"{name}.npy", kind, 2) as rows:
             if number >= rows.size or rows.row_shape[0] < len(values):
@@ -259,7 +264,7 @@ def compare_with_hits(found: Path, number: int, row: dict[str, Any], keys: np.nd
 
 
 def describe_wrong(row: dict[str, Any], keys: np.ndarray, vocab_size: int) -> str:
-    """What cannot be right about a row; empty if nothing."""
+    """Check a row by itself."""
     scores, ids, neighbors = row["retrieval_scores"], row["retrieved_token_ids"], row["retrieved_neighbor_token_ids"]
     if not np.isfinite(scores).all():
         return "has scores that are not numbers"
@@ -275,8 +280,8 @@ def describe_wrong(row: dict[str, Any], keys: np.ndarray, vocab_size: int) -> st
 
 
 def find_passage(path: Path, number: int) -> dict[str, Any] | None:
-    """The passage with this number in a file of the retrieval corpus, in which they stand in order; None if it is not
-    there. By bisection over the bytes of the file."""
+    """The passage with this number in a file of the retrieval corpus; None if it is not there. Passages are in order
+    of their numbers: the line is found by bisection over the bytes of the file."""
     with path.open("rb") as file:
         low, high = 0, path.stat().st_size
         while low < high:  # the line begins in [low, high)

@@ -1,5 +1,5 @@
-"""Is what embed_passages and search wrote whole: every output with its meta file, and its files with their sizes, with
-`--deep` their hashes, too. What is in hits is compared with the passages written from them, in check.py.
+"""Check that the outputs of embed_passages and search are complete: meta files, sizes, and with `--deep` hashes.
+check.py compares the content of hits with the passages that were written from them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ HIT_FILES = ("keys.npy", "scores.npy")
 
 
 def hit_folders(folder: Path) -> list[Path]:
-    """The hits of every domain."""
+    """The folders of the hits of all domains."""
     return [one for one in sorted(folder.glob("*")) if is_hit_folder(one)]
 
 
 def is_hit_folder(path: Path) -> bool:
-    """Whether there are the hits of a domain, or what is left of them."""
+    """Whether a folder has the hits of a domain, complete or not."""
     return verify.is_domain_folder(path) and any((path / name).exists() for name in (*HIT_FILES, "meta.json"))
 
 
 def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:
-    """That all parts of an embedded corpus are there, and fit each other.
+    """Check that all parts of an embedded corpus are there, and belong together.
 
     Raises:
-        ArgumentError: if no embedded corpus is there at all.
+        ArgumentError: if there is not one part.
     """
     if not (folder / embeddings.MANIFEST).exists() and not any(folder.glob("*/*/part-*/neighbor_offsets.npy")):
-        what = f"no {embeddings.MANIFEST} is in it"
-        raise ArgumentError(f"{folder} holds no embeddings: {what}. Pass what embed_passages wrote")
+        raise ArgumentError(
+            f"{folder} holds no embeddings: no {embeddings.MANIFEST} is in it. Pass the output of embed_passages"
+        )
     before = len(report.findings)
     try:
         files = embeddings.read_manifest(folder)
@@ -49,18 +50,20 @@ def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:
 
 
 def check_hits(report: Report, effort: verify.Effort, folder: Path) -> None:
-    """That the hits of all domains that are there are whole; what is left of the search, too.
+    """Check the hits of all domains, the parts that they were joined from, and the embedded queries.
 
     Raises:
-        ArgumentError: if there are none at all.
+        ArgumentError: if there are no hits.
     """
     if not any((one / name).exists() for one in hit_folders(folder) for name in HIT_FILES):
-        what = f"no domain folder with {' and '.join(HIT_FILES)} is in it"
-        raise ArgumentError(f"{folder} holds no hits: {what}. Pass what search wrote")
+        raise ArgumentError(
+            f"{folder} holds no hits: no domain folder with {' and '.join(HIT_FILES)} is in it. Pass the output of "
+            f"search"
+        )
     paths: list[Path] = []
     for hits in hit_folders(folder):
-        queries = [path for path in [query_vectors_path(hits).parent] if path.exists()]  # --delete_parts removes them
-        paths += [hits, *queries, *parts.paths_there(hits)]
+        queries = query_vectors_path(hits).parent  # --delete_parts removes them
+        paths += [hits, *([queries] if queries.exists() else []), *parts.paths_there(hits)]
     verify.check_files(report, effort, paths)
 
 

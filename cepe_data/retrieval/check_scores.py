@@ -1,8 +1,8 @@
-"""Check scores of the chunks before a query: rows that are the input's with one column more, numbers, and with
-`--model_dir`, some rows computed once more.
+"""Check scores of the chunks before a query: the rows are those of the input, and the scores are finite numbers. With
+`--model_dir`, the scores of some rows are recomputed.
 
-Quick by default: files, sizes, indexes, columns, the input they were made from, and a seeded sample of rows. `--deep`
-looks at every row, and compares the hashes of all files.
+Quick by default: files, sizes, indexes, columns, the input, and a seeded sample of rows. `--deep` checks every row, and
+the hashes of all files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
-from cepe_data.retrieval.context_scores import COLUMN, scores_of
+from cepe_data.retrieval.context_scores import COLUMN, scores_of, texts_of
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
-from cepe_data.retrieval.row_texts import RowTexts
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report
 from cepe_data.teacher import devices
@@ -31,7 +30,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 3e-2  # of the largest score of a row
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="what score_contexts wrote, or one domain in it")
     parser.add_argument("--input_dir", type=Path, default=None, help="the rows that were scored (default: beside DIR)")
-    parser.add_argument("--model_dir", default=None, help="the encoder, to compute some rows once more")
+    parser.add_argument("--model_dir", default=None, help="the encoder, to recompute some rows")
     parser.add_argument(
         "--recomputed_rows", type=cli.count, default=ScoreCheck.recomputed_rows, help="with --model_dir, of every set"
     )
@@ -57,16 +56,16 @@ def check(report: Report, options: ScoreCheck, added: None = None) -> int:
     report.results |= {"sets": len(folders), "rows": num_rows, "rows_compared": num_compared}
     report.results["rows_recomputed"] = num_recomputed
     return report.finish(
-        f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} compared with the input, {num_recomputed} computed "
-        f"once more: {len(report.findings)} findings",
+        f"{len(folders)} sets, {num_rows:,} rows, {num_compared:,} compared with the input, {num_recomputed} "
+        f"recomputed: {len(report.findings)} findings",
         options.folder,
     )
 
 
 @dataclass(frozen=True)
 class ScoreCheck(verify.SetCheck):
-    """The options: by which encoder, and from what, how many rows of every set are computed once more; and the check of
-    a set and its rows."""
+    """The options: the encoder, how many rows of every set it recomputes, and from what; and the check of a set and its
+    rows."""
 
     folder: Path
     input_dir: Path | None = None
@@ -76,7 +75,7 @@ class ScoreCheck(verify.SetCheck):
     tokenizer: str | None = None
 
     def check_set(self, report: Report, folder: Path) -> bool:
-        """Columns and input."""
+        """Check the columns, and that the set was made from its input."""
         before, columns = len(report.findings), mds.read_columns(folder)
         source = input_folder(folder, self.input_dir)
         if not verify.has_set(source):
@@ -87,13 +86,12 @@ class ScoreCheck(verify.SetCheck):
         _, (num_tokens,) = mds.column_array(expected["prev_token_ids"])
         num_chunks = num_tokens // made_with.get("chunk_tokens", 256)
         if columns != {**expected, COLUMN: mds.array_column(np.dtype(np.float32), num_chunks)}:
-            report.found(
-                folder, f"has not the columns of {source} and the scores of {num_chunks} chunks, but {columns}"
-            )
+            what = f"does not have the columns of {source} and the scores of {num_chunks} chunks, but {columns}"
+            report.found(folder, what)
         return len(report.findings) == before
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Rows that are those of the input, and scores that are numbers."""
+        """Check that rows are those of the input, and scores finite numbers."""
         result, windows = verify.Result(), mds.Rows(input_folder(folder, self.input_dir))
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
             if not np.isfinite(row[COLUMN]).all():
@@ -105,22 +103,14 @@ class ScoreCheck(verify.SetCheck):
 
 
 def recompute(report: Report, options: ScoreCheck, model_dir: str, folder: Path) -> int:
-    """Compute some rows of a set once more; returns how many."""
+    """Recompute the scores of some rows of a set, and report those that differ. Returns how many rows."""
     meta = provenance.read_meta(folder) or {"made_with": {}}
     made_with, model = meta["made_with"], EncoderModel.find(model_dir)
     if made_with.get("model") != model.fingerprint:
         report.found(folder, f"was made with another encoder than {model_dir}")
         return 0
     tokenizer = tokenizers.find(options.tokenizer, options.tokenized_dir, meta.get("tokenizer"))
-    read = RowTexts(
-        input_folder(folder, options.input_dir),
-        tokenizer,
-        word_piece_json(model),
-        made_with["query_tokens"],
-        made_with.get("query_prefix", ""),
-        made_with["chunk_tokens"],
-        made_with.get("passage_prefix", ""),
-    )
+    read = texts_of(input_folder(folder, options.input_dir), tokenizer, word_piece_json(model), made_with)
     [device] = devices.choose_devices(None, 1)
     encoder, rows = Encoder(model, "float32", device, normalize=False), mds.Rows(folder)
     tolerance = TOLERANCE if made_with["dtype"] == "float32" else HALF_TOLERANCE

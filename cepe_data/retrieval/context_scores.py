@@ -1,6 +1,6 @@
-"""Scores of the chunks before a row's query: which rows, by which encoder, go where; and the scores.
+"""Scores of the chunks before a row's query: the plan of the sets, and the formula.
 
-`OUTPUT/{domain}/` has the rows of its input, with one column more:
+`OUTPUT/{domain}/` has the columns of its input, and one more:
 
     context_scores   ndarray:float32:CHUNKS   Σ qᵢ cᵢ of the query's vector and that of each chunk of prev_token_ids
 
@@ -18,33 +18,26 @@ import numpy as np
 
 from cepe_data.errors import ArgumentError
 from cepe_data.retrieval.encoder import GPU_DTYPE, EncoderModel
+from cepe_data.retrieval.row_texts import QueryOptions, RowTexts
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
 from cepe_data.teacher.plan import choose_dtype, name_beside, require_column
+from cepe_data.tokens.tokenizers import TokenizerFiles
 
 SHARD_BYTES = 64 << 20
 COLUMN = "context_scores"
 
 
 @dataclass(frozen=True)
-class ScoreOptions(PartedSetOptions):
+class ScoreOptions(QueryOptions, PartedSetOptions):
     """The arguments of retrieval/score_contexts.py."""
 
     input_dir: Path
     output: Path
     domain: str
     chunk_tokens: int
-    query_tokens: int
-    query_prefix: str
     passage_prefix: str
-    tokenized_dir: Path
-    tokenizer: str | None
-    model_dir: str
-    dtype: str
-    device: str | None
-    batch_size: int | None
-    num_workers: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class ScoredSet:
 
 
 def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredSet:
-    """What is to be made of a domain; reads meta files only.
+    """The plan for one domain; reads meta files only.
 
     Raises:
         ArgumentError: if the input is missing, has scores, or does not consist of whole chunks.
@@ -73,7 +66,9 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     _, (num_tokens,) = mds.column_array(columns["prev_token_ids"])
     num_chunks, rest = divmod(num_tokens, args.chunk_tokens)
     if rest:
-        raise ArgumentError(f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are no multiple of it")
+        raise ArgumentError(
+            f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are not a multiple of it"
+        )
     columns[COLUMN] = mds.array_column(np.dtype(np.float32), num_chunks)
     dtype = choose_dtype(args.dtype, args.device, folder, args.overwrite, GPU_DTYPE)
     prefixes = {name: getattr(args, name) for name in ("query_prefix", "passage_prefix") if getattr(args, name)}
@@ -100,8 +95,14 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     return ScoredSet(of_set, source, num_chunks, dtype, metadata)
 
 
+def texts_of(source: Path, tokenizer: TokenizerFiles, word_pieces: str, made_with: provenance.Meta) -> RowTexts:
+    """The task that reads the texts of rows of `source`, for scores with the provenance `made_with`."""
+    names = ("query_tokens", "query_prefix", "chunk_tokens", "passage_prefix")
+    return RowTexts(source, tokenizer, word_pieces, **{name: made_with[name] for name in names if name in made_with})
+
+
 def scores_of(vectors: np.ndarray, num_chunks: int) -> np.ndarray:
-    """float32 [rows, chunks], summed in float64, from float32 [rows · (1 + chunks), dimension]: of every row the vector
-    of its query, then those of its chunks."""
+    """float32 [rows, chunks], summed in float64, from float32 [rows · (1 + chunks), dimension]: for every row the
+    vector of its query, then those of its chunks."""
     by_row = vectors.astype(np.float64).reshape(-1, 1 + num_chunks, vectors.shape[1])
     return np.einsum("rd,rcd->rc", by_row[:, 0], by_row[:, 1:]).astype(np.float32)

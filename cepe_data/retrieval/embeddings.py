@@ -1,22 +1,23 @@
-"""The embeddings of a retrieval corpus: `EMB/{shard}/{domain}/part-00000/`, a part for some bytes of a jsonl file.
+"""The embeddings of a retrieval corpus: `EMB/{shard}/{domain}/part-00000/`, a part for a byte range of a jsonl file.
 
 embeddings.npy        float16 [rows, dimension]
 passages.npy          int16 or int32 [rows, chunk size], the ids of the passages
-neighbors.npy         int16 or int32 [total], the ids of what follows each, one after the other
-neighbor_offsets.npy  int64 [rows + 1], where each begins in it
-meta.json             records.py; metadata: rows, first_number (of the first passage in its jsonl file)
+neighbors.npy         int16 or int32 [total], the ids of the neighbors of all passages, concatenated
+neighbor_offsets.npy  int64 [rows + 1], where each neighbor begins in neighbors.npy
+meta.json             storage/provenance.py; metadata: rows, first_number (of the first passage in its jsonl file)
 
-`EMB/embeddings.json` names all corpus files and the number of their parts. A passage `{domain}_{shard}_{n}` is known by
-its key, file << 40 | n, with file the number of its corpus file in the manifest, sorted by domain and shard: so keys
-are sorted as (domain, shard, n) are.
+The manifest `EMB/embeddings.json` lists all corpus files, sorted by domain and shard, and the number of their parts.
+The key of a passage `{domain}_{shard}_{n}` is file << 40 | n, where file is the number of its corpus file in the
+manifest: keys have the order of (domain, shard, n).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import outputs, parts, provenance
 from cepe_data.storage.npy import NpyRows
+from cepe_data.storage.parts import part_ranges
 
 KEY_SHIFT = 40
 NO_KEY = -1
@@ -43,7 +45,7 @@ class CorpusFile:
 
     @property
     def name(self) -> str:
-        """How the ids of its passages begin, without the last `_`."""
+        """`{domain}_{shard}`, the prefix of the ids of its passages."""
         return f"{self.domain}_{self.shard}"
 
 
@@ -54,7 +56,7 @@ def part_path(folder: Path, file: CorpusFile, part: int) -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """A part that is there."""
+    """A part on the disk."""
 
     path: Path
     file_number: int
@@ -67,7 +69,7 @@ class Part:
 
     @property
     def first_key(self) -> int:
-        """The key of its first passage; those of the others follow."""
+        """The key of its first passage; the next passages have the next keys."""
         return self.file_number << KEY_SHIFT | int(self.meta["first_number"])
 
 
@@ -75,18 +77,16 @@ class Embeddings:
     """All parts of an embedded corpus, in the order of their keys.
 
     Raises:
-        ArgumentError: if the folder does not exist, or parts are missing, with what makes them.
-        DamagedFileError: if parts were made by different encoders, or files of them are lost.
+        ArgumentError: if the folder does not exist, or parts are missing.
+        DamagedFileError: if parts were made by different encoders, or lack files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = read_manifest(folder)
-        self.parts: list[Part] = []
+        found: list[Part] = []
         missing: list[Path] = []
-        of_file: list[list[Part]] = []
         for number, file in enumerate(self.files):
-            of_file.append([])
             for part in range(file.num_parts):
                 path = part_path(folder, file, part)
                 meta = provenance.read_meta(path) if path.exists() else None
@@ -95,16 +95,16 @@ class Embeddings:
                 elif lost := provenance.lost_files(path, meta):
                     raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {path} and make it again")
                 else:
-                    of_file[-1].append(Part(path, number, file.shard, meta))
-        self.parts = [part for parts_of_file in of_file for part in parts_of_file if part.num_rows]
+                    found.append(Part(path, number, file.shard, meta))
         if missing:
             num_parts = sum(file.num_parts for file in self.files)
             raise ArgumentError(
                 f"{len(missing)} of {num_parts} parts are missing in {folder}, such as {missing[0]}: run "
                 f"embed_passages for all shards"
             )
-        for parts_of_file in of_file:
-            _check_no_gaps(parts_of_file)
+        for _, of_file in itertools.groupby(found, lambda part: part.file_number):
+            _check_no_gaps([*of_file])
+        self.parts = [part for part in found if part.num_rows]
         kinds = {json.dumps(self._kind(part.meta), sort_keys=True): part.path for part in self.parts}
         if len(kinds) > 1:
             (one, path), (other, other_path) = list(kinds.items())[:2]
@@ -136,30 +136,23 @@ class Embeddings:
         return [part for part in self.parts if part.shard == shard]
 
     def fingerprint(self, parts: Sequence[Part]) -> str:
-        """A hash of the content of these parts and of what the keys mean."""
+        """A hash of the content of these parts, and of the file names that keys stand for."""
         names = [file.name for file in self.files]
         return provenance.fingerprint([names, [[part.first_key, part.meta["files"]] for part in parts]])
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[tuple[int, np.ndarray]]:
-        """The embeddings of these parts, some at a time, float16 [rows, dimension], each with its first key. The next
-        block is read while this one is used."""
-        with ThreadPoolExecutor(1) as reader:
-            expected = self._ranges(parts)
-            ahead = reader.submit(_read_block, *first) if (first := next(expected, None)) else None
-            while ahead is not None:
-                block = ahead.result()
-                ahead = reader.submit(_read_block, *following) if (following := next(expected, None)) else None
-                yield block
-
-    def _ranges(self, parts: Iterable[Part]) -> Iterator[tuple[Part, int, int]]:
+        """The embeddings of these parts in blocks, each with its first key: float16 [rows, dimension]. The next block
+        is read while one is used."""
         rows_at_once = max(1, BLOCK_BYTES // (2 * int(self.kind["dimension"])))
-        for part in parts:
-            for start in range(0, part.num_rows, rows_at_once):
-                yield part, start, min(start + rows_at_once, part.num_rows)
-
-    def passage_ids(self, keys: np.ndarray) -> list[str]:
-        """The ids `{domain}_{shard}_{n}` of keys, int64 [n]."""
-        return passage_ids([file.name for file in self.files], keys)
+        pending: deque[Future[tuple[int, np.ndarray]]] = deque()
+        with ThreadPoolExecutor(1) as reader:
+            for part in parts:
+                for start, stop in part_ranges(part.num_rows, rows_at_once):
+                    pending.append(reader.submit(_read_block, part, start, stop))
+                    if len(pending) == 2:
+                        yield pending.popleft().result()
+            if pending:
+                yield pending.popleft().result()
 
     def vectors(self, keys: np.ndarray) -> np.ndarray:
         """The embeddings of passages by their keys, int64 [n]: float16 [n, dimension]. Raises as `passages`."""
@@ -171,10 +164,11 @@ class Embeddings:
         return out
 
     def _find(self, keys: np.ndarray) -> Iterator[tuple[Part, list[int], list[int]]]:
-        """The parts that have the passages of keys, int64 [n]; which of the keys those are; and the rows in the part.
+        """The parts that have the passages of keys, int64 [n], each with the places of its keys in `keys`, and their
+        rows in the part.
 
         Raises:
-            DamagedFileError: if a key is not that of a passage here.
+            DamagedFileError: if no passage here has a key.
         """
         first_keys = np.array([part.first_key for part in self.parts])
         number = np.searchsorted(first_keys, keys, "right") - 1
@@ -184,15 +178,15 @@ class Embeddings:
             rows = keys[group] - part.first_key
             if number[group[0]] < 0 or rows[-1] >= part.num_rows:
                 raise DamagedFileError(
-                    f"{self.folder} has no passage with the key {keys[group[-1]]}: hits of another one"
+                    f"{self.folder} has no passage with the key {keys[group[-1]]}: the hits are of other embeddings"
                 )
             yield part, group.tolist(), rows.tolist()
 
     def passages(self, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The token ids of passages, int16 or int32 [n, chunk size], and of what follows each, by keys, int64 [n].
+        """The token ids of passages, int16 or int32 [n, chunk size], and of their neighbors, by keys, int64 [n].
 
         Raises:
-            DamagedFileError: if a key is not that of a passage here.
+            DamagedFileError: if no passage here has a key.
         """
         found: np.ndarray | None = None
         neighbors: list[np.ndarray] = [np.empty(0)] * len(keys)
@@ -219,7 +213,7 @@ class Embeddings:
 
 
 def _check_no_gaps(parts: Sequence[Part]) -> None:
-    """Raise DamagedFileError unless these parts of a file are parts of the same file, one after the other."""
+    """Raise DamagedFileError unless these parts were made from the same version of a file, and follow each other."""
     for before, part in itertools.pairwise(parts):
         one, other = ({name: meta["made_with"].get(name) for name in ("source", "part_bytes")}
                       for meta in (before.meta, part.meta))  # fmt: skip
@@ -239,21 +233,25 @@ def _read_block(part: Part, start: int, stop: int) -> tuple[int, np.ndarray]:
         return part.first_key + start, rows.read(start, stop)
 
 
+def keys_path(folder: Path) -> Path:
+    """The keys of the passages of a set: `RET/test/wiki` → `RET/test/wiki.keys.npy`."""
+    return folder.with_name(f"{folder.name}.keys.npy")
+
+
 def passage_ids(names: Sequence[str], keys: np.ndarray) -> list[str]:
-    """The ids `{domain}_{shard}_{n}` of keys, int64 [n]: file << 40 | n, with the number of the file in `names`, its
-    `{domain}_{shard}`.
+    """The ids `{domain}_{shard}_{n}` of keys, int64 [n]. `names` are those of the corpus files, `{domain}_{shard}`.
 
     Raises:
         DamagedFileError: if a key is of none of these files.
     """
     for key in keys.tolist():
         if not 0 <= key >> KEY_SHIFT < len(names):
-            raise DamagedFileError(f"{key} is the key of no passage: there are {len(names)} corpus files")
+            raise DamagedFileError(f"{key} is not a key of a passage: there are {len(names)} corpus files")
     return [f"{names[key >> KEY_SHIFT]}_{key & (1 << KEY_SHIFT) - 1}" for key in keys.tolist()]
 
 
 def read_manifest(folder: Path) -> list[CorpusFile]:
-    """The corpus files that `folder` has embeddings of, sorted by domain and shard.
+    """The corpus files of the embeddings in `folder`, sorted by domain and shard.
 
     Raises:
         ArgumentError: if there is no manifest.
@@ -271,6 +269,6 @@ def read_manifest(folder: Path) -> list[CorpusFile]:
 
 
 def write_manifest(folder: Path, files: Sequence[CorpusFile]) -> None:
-    """Write it, unless it is there as it is."""
+    """Write the manifest, unless one with the same content exists."""
     listed = [{"domain": file.domain, "shard": file.shard, "parts": file.num_parts} for file in files]
     outputs.write_json(folder / MANIFEST, {"files": listed})

@@ -1,9 +1,9 @@
 """A text encoder: text → word pieces → one vector, pooled from the last hidden states of its word pieces.
 
-A folder of sentence-transformers (sbert.net) says in modules.json and 1_Pooling/config.json how: the mean, or the state
-of the first word piece (cls), scaled to length 1 by a Normalize module. Without these files it is the mean, as
-Contriever does it (Izacard et al. 2022, github.com/facebookresearch/contriever). Torch and transformers are imported
-when they are needed.
+In a folder of sentence-transformers (sbert.net), modules.json and 1_Pooling/config.json select the pooling: the mean,
+or the state of the first word piece (cls), and scaling to length 1 by a Normalize module. Without these files it is
+the mean, as in Contriever (Izacard et al. 2022, github.com/facebookresearch/contriever). Torch and transformers are
+imported when they are needed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,18 @@ CPU_BATCH = 16
 CUDA_BATCH_TOKENS = 1 << 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """Which encoder runs where: the arguments of `add_encoder_arguments`."""
+
+    model_dir: str
+    dtype: str
+    device: str | None
+    batch_size: int | None
+
+
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which encoder runs where."""
+    """Add the arguments of EncoderOptions."""
     group = parser.add_argument_group("encoder")
     group.add_argument("--model_dir", default="facebook/contriever", help="the text encoder: a folder or a hub name")
     group.add_argument(
@@ -71,7 +82,7 @@ class EncoderModel:
         """The encoder called `model_dir`, a folder or a hub name.
 
         Raises:
-            ArgumentError: if there is none, or its vectors are made in a way that is not known here.
+            ArgumentError: if there is none, or its pooling is not supported.
         """
         checkpoint = Checkpoint.find(model_dir, "encoder")
         config = checkpoint.config
@@ -79,25 +90,27 @@ class EncoderModel:
             dimension = int(config.get("hidden_size") or config["dim"])
             positions = int(config.get("max_position_embeddings", MAX_WORD_PIECES))
         except (ValueError, KeyError, TypeError) as error:
-            raise ArgumentError(f"no encoder {model_dir!r}: its config.json is not that of one ({error})") from None
+            raise ArgumentError(
+                f"no encoder {model_dir!r}: its config.json is not that of an encoder ({error})"
+            ) from None
         pooling, normalize = _read_modules(checkpoint.folder)
         fingerprint = checkpoint.fingerprint(TOKENIZER_FILES)
         return cls(checkpoint, fingerprint, dimension, min(MAX_WORD_PIECES, positions), pooling, normalize)
 
     def check_prefix(self, prefix: str, flag: str, names: Sequence[str]) -> None:
-        """Warn if texts are embedded without a prefix, and the encoder's folder has one under one of these names."""
+        """Warn if `prefix` is empty, and the encoder's configuration has a prompt with one of these names."""
         path = self.checkpoint.folder / "config_sentence_transformers.json"
         prompts = _read_json(path).get("prompts") if path.exists() else None
         named = [prompts[name] for name in names if prompts.get(name)] if isinstance(prompts, dict) else []
         if named and not prefix:
-            cli.warn(f"{path} names a prefix, which is not put before texts: {flag} {shlex.quote(named[0])} does")
+            cli.warn(f"{path} names a prefix, which is not used: add {flag} {shlex.quote(named[0])}")
 
 
 def _read_modules(folder: Path) -> tuple[str, bool]:
-    """Pooling, `mean` or `cls`, and whether vectors are scaled to length 1, as sentence-transformers does it.
+    """Pooling, `mean` or `cls`, and whether vectors are scaled to length 1, as in sentence-transformers.
 
     Raises:
-        ArgumentError: if a module of the encoder is of another kind.
+        ArgumentError: if a module or a pooling mode is not supported.
     """
     path, pooling, normalize = folder / "modules.json", folder / "1_Pooling/config.json", False
     modules = _read_json(path, list) if path.exists() else []
@@ -108,7 +121,7 @@ def _read_modules(folder: Path) -> tuple[str, bool]:
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
-            raise ArgumentError(f"{path} has a module {kind}, which is not supported: its vectors would be others")
+            raise ArgumentError(f"{path} has a module {kind}, which is not supported")
     if not modules and not pooling.exists():
         return MEAN, normalize
     config = _read_json(pooling)
@@ -116,7 +129,7 @@ def _read_modules(folder: Path) -> tuple[str, bool]:
     modes = {_POOLING_FLAGS.get(flag, flag) for flag in flags} or {str(config.get("pooling_mode"))}
     if modes not in ({MEAN}, {CLS}) or config.get("include_prompt") is False:
         raise ArgumentError(
-            f"{pooling} asks for {' and '.join(sorted(modes))} (include_prompt: {config.get('include_prompt', True)}): "
+            f"{pooling} requires {' and '.join(sorted(modes))} (include_prompt: {config.get('include_prompt', True)}): "
             f"only mean and cls of all word pieces are supported"
         )
     return modes.pop(), normalize
@@ -133,7 +146,8 @@ def _read_json(path: Path, kind: type = dict) -> Any:
 
 
 def word_piece_json(model: EncoderModel) -> str:
-    """The fast tokenizer of an encoder, cutting at its longest input. For a child process: transformers takes seconds.
+    """The fast tokenizer of an encoder as JSON; it truncates at the longest input. For a child process: importing
+    transformers takes seconds.
 
     Raises:
         ArgumentError: if it has none.
@@ -152,7 +166,7 @@ def word_piece_json(model: EncoderModel) -> str:
 
 
 class WordPieces:
-    """Texts, each after a prefix, → word pieces, with the special ones of the encoder at both ends."""
+    """Texts, each with a prefix → word pieces, with the special tokens of the encoder."""
 
     def __init__(self, tokenizer_json: str, prefix: str = "") -> None:
         from tokenizers import Tokenizer
@@ -178,10 +192,13 @@ class Encoder:
     def __init__(
         self, model: EncoderModel, dtype: str, device: str, normalize: bool, batch_size: int | None = None
     ) -> None:
+        import torch
+
         self._device, self._batch_size = device, batch_size
         self._pooling, self._normalize = model.pooling, normalize or model.normalize
         with devices.memory_errors(device):
-            self._model = _load(model, dtype, device)
+            loaded = model.checkpoint.load("AutoModel", "encoder", unused="pooler.", dtype=getattr(torch, dtype))
+            self._model = loaded.to(device)
 
     def embed(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """float32 [texts, dimension] from int32 [total] word pieces and int64 [texts] lengths.
@@ -201,8 +218,20 @@ class Encoder:
         if vectors is None:
             return np.empty((0, 0), np.float32)
         if not np.isfinite(vectors).all():
-            raise PipelineError("the encoder gives vectors that are not numbers: try another --dtype")
+            raise PipelineError("the encoder gives vectors that are not finite: try another --dtype")
         return vectors
+
+    def report_time(self, ids: np.ndarray, lengths: np.ndarray, left: str, num_texts: float) -> None:
+        """For a dry run: print what is left, and how long `num_texts` take, from the time of these texts."""
+        self.embed(ids, lengths)  # the first call chooses kernels
+        start = time.perf_counter()
+        self.embed(ids, lengths)
+        seconds = time.perf_counter() - start
+        hours = num_texts * seconds / max(1, len(lengths)) / 3600
+        cli.say(
+            f"of all shards, {left}; {len(lengths)} took {seconds:.2f} s\n"
+            f"about {hours:,.2f} hours on one such device, if reading keeps up"
+        )
 
     def batches(
         self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray
@@ -223,7 +252,7 @@ class Encoder:
 
     @devices.inference_mode
     def compute(self, ids: torch.Tensor, lengths: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor]:
-        """float32 [batch, dimension]: the mean, in float32, of the hidden states inside each text, or the first one."""
+        """float32 [batch, dimension]: the mean, in float32, of the hidden states of each text, or the first one."""
         import torch
 
         del rows
@@ -236,10 +265,3 @@ class Encoder:
         if self._normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return (pooled,)
-
-
-def _load(model: EncoderModel, dtype: str, device: str) -> Any:
-    import torch
-
-    loaded = model.checkpoint.load("AutoModel", "encoder", unused="pooler.", dtype=getattr(torch, dtype))
-    return loaded.to(device)

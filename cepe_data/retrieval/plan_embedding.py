@@ -1,4 +1,4 @@
-"""What is embedded: the files of a retrieval corpus in parts of so many bytes, and where each part goes."""
+"""The plan of embedding: the parts of a retrieval corpus, byte ranges of its files, and the output of each."""
 
 from __future__ import annotations
 
@@ -12,24 +12,20 @@ from cepe_data import cli, shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.embeddings import CorpusFile
-from cepe_data.retrieval.encoder import EncoderModel
+from cepe_data.retrieval.encoder import EncoderModel, EncoderOptions
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.outputs import Output, WriteOptions
 
 CHUNK_BYTES = 4_000_000
-USUAL_CHUNK = 256  # tokens of a passage
+USUAL_CHUNK = 256  # tokens of a passage; its word pieces are as many
 
 
 @dataclass(frozen=True)
-class EmbeddingOptions(WriteOptions):
+class EmbeddingOptions(EncoderOptions, WriteOptions):
     """The arguments of retrieval/embed_passages.py."""
 
     corpus: Path
     output: Path
-    model_dir: str
-    dtype: str
-    device: str | None
-    batch_size: int | None
     normalize: bool
     passage_prefix: str
     part_bytes: int
@@ -44,10 +40,14 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
 
     Raises:
         ArgumentError: if there is none.
-        DamagedFileError: if one has not the size it was written with, or is gone.
+        DamagedFileError: if a file has another size than it was written with, or a manifest names passages of a file
+            that is gone.
     """
     for manifest in sorted(corpus.glob("*/manifest.json")):
-        require_listed_files(manifest)
+        for domain, metadata in provenance.read_signed(manifest, "make the shard again")["sets"].items():
+            path = manifest.with_name(f"{domain}.jsonl")
+            if metadata["written"] and not path.exists():
+                raise DamagedFileError(f"{path} is gone, which has {metadata['written']:,} passages: make it again")
     files = []
     num_shards = 1
     for path in corpus.glob("*/*.jsonl"):
@@ -66,7 +66,7 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
 
 
 def source_path(corpus: Path, file: CorpusFile) -> Path:
-    """Where a jsonl file of a corpus is."""
+    """The path of a jsonl file of a corpus."""
     return corpus / str(file.shard) / f"{file.domain}.jsonl"
 
 
@@ -76,7 +76,7 @@ def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
 
 
 def provenance_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
-    """What the record of a part says of its jsonl file, whose meta file has `meta`."""
+    """The provenance of a part as far as its jsonl file, with the meta file `meta`, gives it."""
     made_with = meta["made_with"] if meta else {}
     return {
         "source": meta["files"][source.name] if meta else {"bytes": source.stat().st_size},
@@ -86,23 +86,14 @@ def provenance_of_source(source: Path, meta: provenance.Meta | None) -> provenan
 
 
 def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
-    """What the record of a part has from the arguments, but for the encoder, what its files say, and its dtype."""
+    """The provenance of a part as far as the arguments give it, without the encoder and its dtype."""
     prefix = {"passage_prefix": args.passage_prefix} if args.passage_prefix else {}
     return {"part": part, "part_bytes": args.part_bytes, **prefix, **({"normalize": True} if args.normalize else {})}
 
 
-def require_listed_files(manifest: Path) -> None:
-    """Raise DamagedFileError if a file is gone of which the manifest of a shard of the corpus says that it has
-    passages."""
-    for domain, metadata in provenance.read_signed(manifest, "make the shard again")["sets"].items():
-        path = manifest.with_name(f"{domain}.jsonl")
-        if metadata["written"] and not path.exists():
-            raise DamagedFileError(f"{path} is gone, which has {metadata['written']:,} passages: make it again")
-
-
 @dataclass(frozen=True)
 class PlannedPart:
-    """The lines of a corpus file that begin at bytes [start, stop), and where they go."""
+    """The lines of a corpus file that begin at bytes [start, stop), and their output."""
 
     source: Path
     file: CorpusFile
@@ -110,6 +101,7 @@ class PlannedPart:
     stop: int
     output: Output
     vocab_size: int | None
+    token_dtype: np.dtype
     num_passages: float  # in proportion to its bytes
     num_bytes: float  # of its arrays
 
@@ -133,23 +125,19 @@ class PlannedPart:
         start, stop = part_range(source, part, args.part_bytes)
         chunk_size = made_with["chunk_size"] or USUAL_CHUNK
         rows = meta["rows"] * (stop - start) / source.stat().st_size if meta else (stop - start) / 17 / chunk_size
-        token_bytes = 2 * chunk_size * (mds.token_dtype(vocab_size).itemsize if vocab_size else 4)
-        num_bytes = rows * (2 * model.dimension + token_bytes + 8)
-        return cls(source, file, start, stop, output, vocab_size, rows, num_bytes)
-
-    @property
-    def token_dtype(self) -> np.dtype:
-        return mds.token_dtype(self.vocab_size) if self.vocab_size else np.dtype(np.int32)
+        token_dtype = mds.token_dtype(vocab_size) if vocab_size else np.dtype(np.int32)
+        num_bytes = rows * (2 * model.dimension + 2 * chunk_size * token_dtype.itemsize + 8)
+        return cls(source, file, start, stop, output, vocab_size, token_dtype, rows, num_bytes)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Its lines, some at a time."""
+        """Its lines in chunks."""
         for start in range(self.start, self.stop, CHUNK_BYTES):
             yield Chunk(self, start, min(start + CHUNK_BYTES, self.stop))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some lines of a part on their way to a worker: those that begin at bytes [start, stop) of its source."""
+    """The lines of a part that begin at bytes [start, stop) of its source: what a worker reads at a time."""
 
     part: PlannedPart
     start: int

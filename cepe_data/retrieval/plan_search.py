@@ -1,4 +1,4 @@
-"""What is searched: the rows of which sets, in which embeddings, and where the hits go."""
+"""The plan of a search: the rows of which sets are the queries, in which embeddings, and the outputs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import xxhash
 from cepe_data.errors import ArgumentError
 from cepe_data.retrieval.embeddings import Embeddings
 from cepe_data.retrieval.encoder import EncoderModel
+from cepe_data.retrieval.row_texts import QueryOptions
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.inputs import Input, SetInput
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.outputs import Output, WriteOptions
 from cepe_data.storage.parts import PartedSetOptions, Parts, part_path, parts_dir
 
+HIT_BYTES = 12  # a key and a score
+
 
 @dataclass(frozen=True)
-class SearchOptions(WriteOptions):
+class SearchOptions(QueryOptions, WriteOptions):
     """The arguments of retrieval/search.py."""
 
     queries: Path
@@ -27,20 +30,11 @@ class SearchOptions(WriteOptions):
     embeddings: Path
     output: Path
     topk: int
-    query_tokens: int
     exclude_overlap: int | None
     overfetch: float
-    tokenized_dir: Path
-    tokenizer: str | None
-    model_dir: str
-    query_prefix: str
-    dtype: str
-    device: str | None
-    batch_size: int | None
     merge: bool
     delete_parts: bool
     allow_shortage: bool
-    num_workers: int
     dry_run: bool
     shard_id: int | None
     num_shards: int | None
@@ -60,7 +54,7 @@ class RetrievedSetOptions(PartedSetOptions):
 
 @dataclass(frozen=True)
 class Search:
-    """The search for the rows of one domain; `fetch` passages are found for each, before some are dropped."""
+    """The search for the rows of one domain: `fetch` passages for each, some of which may then be dropped."""
 
     domain: str
     queries: Path
@@ -68,19 +62,14 @@ class Search:
     embedded_queries: Output
     hits: Output
     fetch: int
-    parts: Parts  # what is found in each shard of the corpus
-
-    @property
-    def part_bytes(self) -> int:
-        """Bytes of a part: a key and a score for every hit."""
-        return 12 * self.num_rows * self.fetch
+    parts: Parts  # the hits in each shard of the corpus
 
 
 def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
-    """The encoder of the queries, not loaded yet, once it is known that the arguments fit the corpus.
+    """The encoder of the queries, not loaded yet. Checks the arguments against the corpus.
 
     Raises:
-        ArgumentError: if it is not that of the corpus, or there are fewer passages than asked for.
+        ArgumentError: if the encoder is not that of the corpus, or an argument does not fit the corpus.
     """
     if args.topk > corpus.num_passages:
         raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
@@ -123,7 +112,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         "query_tokens": args.query_tokens,
         "model": corpus.kind["model"],
         "normalize": corpus.kind["normalize"],
-        "dtype": query_dtype(args, corpus),
+        "dtype": str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype,
         **({"query_prefix": args.query_prefix} if args.query_prefix else {}),
     }
     overfetch = args.overfetch if args.exclude_overlap else 1
@@ -153,11 +142,6 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
     )
 
 
-def query_dtype(args: SearchOptions, corpus: Embeddings) -> str:
-    """That of the encoder when it embedded the passages, unless another is asked for."""
-    return str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype
-
-
 @dataclass(frozen=True)
 class HitsInput:
     """The hits of a domain, of every row its keys and scores, as an input."""
@@ -177,14 +161,9 @@ class HitsInput:
         return provenance.fingerprint(hashes)
 
     def files_fingerprint(self, start: int, stop: int) -> None:
-        """A kilobyte a row is read sooner than anything is known of it."""
+        """None: reading a kilobyte a row is as quick as looking up metadata."""
 
 
 def find_inputs(args: RetrievedSetOptions, domain: str) -> dict[str, Input]:
-    """What the retrieved passages of a domain are made from, by its name in the provenance."""
+    """The inputs of the retrieved passages of a domain, by their names in the provenance."""
     return {"input": SetInput(args.queries / domain), "hits": HitsInput(args.hits / domain)}
-
-
-def written_topk(args: RetrievedSetOptions, hits: provenance.Meta) -> int:
-    """How many passages of a row are written, of hits whose meta file has `hits`."""
-    return args.topk or int(hits["made_with"]["topk"])

@@ -10,14 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from cepe_data import cli, workers
-from cepe_data.retrieval.encoder import WordPieces
+from cepe_data.retrieval.encoder import EncoderOptions, WordPieces, add_encoder_arguments
 from cepe_data.storage import mds
 from cepe_data.tokens import backends
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
 
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions(EncoderOptions):
+    """What the texts of queries are, how many processes tokenize them, and which encoder reads them: the arguments of
+    `add_query_arguments`."""
+
+    query_tokens: int
+    query_prefix: str
+    tokenized_dir: Path
+    tokenizer: str | None
+    num_workers: int
+
+
 def add_query_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say what the texts of queries are, and how many processes tokenize them."""
+    """Add the arguments of QueryOptions."""
     parser.add_argument(
         "--query_tokens", type=cli.positive_count, default=256, help="the query is the text of so many of token_ids"
     )
@@ -29,6 +41,7 @@ def add_query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that tokenize"
     )
+    add_encoder_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -36,8 +49,8 @@ class RowTexts:
     """The task that reads rows [start, stop) of a set and tokenizes them for the encoder: int32 [total], the ids of
     word pieces, and int64 [texts], lengths.
 
-    The texts of a row are its query, the first `query_tokens` of `token_ids`; and with `chunk_tokens`, behind it, all
-    of `prev_token_ids` in chunks of so many. Each comes after its prefix.
+    The texts of a row are its query, the first `query_tokens` of `token_ids`; and with `chunk_tokens`, after it, all of
+    `prev_token_ids` in chunks of that length. Each has its prefix.
     """
 
     folder: Path
@@ -46,7 +59,7 @@ class RowTexts:
     query_tokens: int
     query_prefix: str = ""
     chunk_tokens: int | None = None
-    chunk_prefix: str = ""
+    passage_prefix: str = ""
 
     @cached_property
     def _rows(self) -> mds.Rows:
@@ -68,7 +81,7 @@ class RowTexts:
             ids.append(row["token_ids"][: self.query_tokens].astype(np.int32))
             if self.chunk_tokens:
                 ids.extend(row["prev_token_ids"].astype(np.int32).reshape(-1, self.chunk_tokens))
-            prefixes += [self.query_prefix, *[self.chunk_prefix] * (len(ids) - len(prefixes) - 1)]
+            prefixes += [self.query_prefix, *[self.passage_prefix] * (len(ids) - len(prefixes) - 1)]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         texts = self._decode(np.concatenate(ids), lengths)
         return self._word_pieces.encode([prefix + text for prefix, text in zip(prefixes, texts, strict=True)])

@@ -1,17 +1,19 @@
-"""What embedding, searching and writing are as steps. No model is loaded."""
+"""The steps of retrieval: embed, search, write. No model is loaded."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from cepe_data import hub, shards
 from cepe_data.errors import PipelineError
 from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.plan_embedding import (
+    USUAL_CHUNK,
     EmbeddingOptions,
     list_corpus,
     part_range,
@@ -20,15 +22,15 @@ from cepe_data.retrieval.plan_embedding import (
     source_path,
 )
 from cepe_data.retrieval.plan_search import (
+    HIT_BYTES,
     RetrievedSetOptions,
     Search,
     SearchOptions,
     find_inputs,
     plan_search,
-    written_topk,
 )
 from cepe_data.storage import mds, parts, provenance
-from cepe_data.storage.inputs import Input, describe_set
+from cepe_data.storage.inputs import describe_set
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
@@ -45,38 +47,43 @@ from cepe_data.storage.steps import (
     unknown_tasks,
 )
 
-USUAL_PARAMETERS = 88e6  # in the layers of an encoder of BERT's size, if it is not here to be looked at
+USUAL_PARAMETERS = 88e6  # in the layers of an encoder of BERT's size, for one that is not a local folder
 USUAL_DIMENSION = 768
-USUAL_CHUNK = 256  # tokens of a passage; its word pieces are as many
-NEIGHBOR = 0.83  # of a passage: how long what follows one is, because documents end
+NEIGHBOR = 0.83  # mean length of a neighbor, for a passage of length 1: documents end
 JSON_BYTES = 6  # of a token id
-HIT_BYTES = 12  # a key and a score
+
+Result = TypeVar("Result")
 
 
 def dimension(model_dir: str) -> int:
-    """Of the vectors of an encoder that is a folder here; else a usual one."""
+    """The dimension of the vectors of an encoder that is a local folder; else a usual one."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         config = json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8"))
         return int(config.get("hidden_size") or config.get("dim") or USUAL_DIMENSION)
     return USUAL_DIMENSION
 
 
-def look_at_embeddings(args: EmbeddingOptions, before: Sequence[OutputStatus] = ()) -> Step:
-    """Parts of the embedded corpus; the first task has their list, too. Of a corpus that is gone, which no later step
-    reads, or of files of it, that list says what there is to be, in parts whose bytes are not known."""
-    num_shards, output = args.num_shards or 1, args.output
-    there: list[embeddings.CorpusFile] = []
+def if_complete(read: Callable[..., Result], *arguments: object) -> Result | None:
+    """What a function returns; None where one of its inputs is missing or damaged."""
     with contextlib.suppress(PipelineError):
-        there = list_corpus(args.corpus, args.part_bytes)
+        return read(*arguments)
+    return None
+
+
+def look_at_embeddings(args: EmbeddingOptions, before: Sequence[OutputStatus] = ()) -> Step:
+    """The parts of the embedded corpus; the first task also has their manifest. Where the corpus or files of it are
+    gone, which no later step reads, the manifest says which parts there are; their bytes are not known."""
+    num_shards, output = args.num_shards or 1, args.output
+    there = if_complete(list_corpus, args.corpus, args.part_bytes) or []
+    listed = if_complete(embeddings.read_manifest, output) or []
     corpus = below(before, args.corpus)
     num_passages = sum(output.total for output in corpus)
     passage_bytes = 2 * dimension(args.model_dir) + 8 + 2 * USUAL_CHUNK * (1 + NEIGHBOR)
-    ratio = num_passages * passage_bytes / (sum(output.num_bytes for output in corpus) or 1)  # for a byte of the corpus
+    bytes_per_byte = num_passages * passage_bytes / (sum(output.num_bytes for output in corpus) or 1)
     flops = 2 * num_passages * USUAL_CHUNK * hub.num_parameters(args.model_dir, USUAL_PARAMETERS)
-    listed = listed_corpus(output)
     files = listed if set(there) <= set(listed) else there
     if files:
-        outputs = [output for file in files for output in embedded_outputs(args, file, file in there, ratio)]
+        outputs = [part for file in files for part in embedded_outputs(args, file, file in there, bytes_per_byte)]
         ranges = [shards.row_range(shard, num_shards, len(outputs)) for shard in range(num_shards)]
         of_tasks = [outputs[first:stop] for first, stop in ranges]
         state = DONE if listed == files else MISSING
@@ -88,17 +95,10 @@ def look_at_embeddings(args: EmbeddingOptions, before: Sequence[OutputStatus] = 
     return Step(output, *names, tasks, True, [args.corpus], [output], Takes(flops=flops))
 
 
-def listed_corpus(output: Path) -> list[embeddings.CorpusFile]:
-    """What the list of an embedded corpus says; nothing if it cannot be read: every task writes it anew."""
-    with contextlib.suppress(PipelineError):
-        return embeddings.read_manifest(output)
-    return []
-
-
 def embedded_outputs(
     args: EmbeddingOptions, file: embeddings.CorpusFile, is_there: bool, bytes_per_byte: float
 ) -> list[OutputStatus]:
-    """The parts of a file of the corpus, which may be gone."""
+    """The parts of a file of the corpus, which may be gone. `bytes_per_byte`: of a part, for a byte of the file."""
     source = source_path(args.corpus, file)
     of_source = provenance_of_source(source, provenance.read_meta(source)) if is_there else {}
     outputs = []
@@ -113,13 +113,11 @@ def embedded_outputs(
 @functools.cache
 def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
     """The embedded corpus; None if it is not complete."""
-    with contextlib.suppress(PipelineError):
-        return embeddings.Embeddings(folder)
-    return None
+    return if_complete(embeddings.Embeddings, folder)
 
 
 def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[OutputStatus]) -> dict[str, int]:
-    """The rows of every domain of the queries; those that are to come where there are no queries."""
+    """The rows of every domain of the queries; where there are no queries yet, the rows that there will be."""
     with contextlib.suppress(PipelineError):
         names = mds.find_domains(args.queries, args.domain)
         return {name: mds.num_rows(args.queries / name) for name in names}
@@ -127,55 +125,51 @@ def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[
 
 
 def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> Step:
-    """What is found in shards of the corpus, a part a domain and shard; with --merge, the hits of every domain."""
+    """The hits in each shard of the corpus, a part for a domain and shard; with --merge, the hits of every domain."""
     num_shards, num_rows = args.num_shards or 1, rows_of_queries(args, before)
+    corpus = open_embeddings(args.embeddings)
+    plans = {name: if_complete(plan_search, args, corpus, name) if corpus else None for name in num_rows}
+    hits = {name: look_at_hits(args, name, rows, plans[name]) for name, rows in num_rows.items()}
     reads = [args.queries, args.embeddings, args.tokenized_dir / "tokenizer"]
-    searches = {domain: plan for domain in num_rows if (plan := plan_of_search(args, domain))}
-    joined = {domain: look_at_hits(args, domain, rows) for domain, rows in num_rows.items()}
-    pools = [parts.parts_dir(args.output / domain) for domain in num_rows]
+    directories = [parts.parts_dir(args.output / name) for name in num_rows]
     if args.merge:
-        outputs = [*joined.values()] or [OutputStatus(args.output, is_counted=False)]
-        hits = [output.path for output in outputs]
-        return Step(args.output, "sets", "rows", [Task(outputs)], True, [*reads, *pools], hits)
+        outputs = [*hits.values()] or [OutputStatus(args.output, is_counted=False)]
+        paths = [output.path for output in outputs]
+        return Step(args.output, "sets", "rows", [Task(outputs)], True, [*reads, *directories], paths)
     passages = [output for output in before if output.path.suffix == ".jsonl"]
-    corpus_shards = len({output.path.parent for output in passages})
     flops = 2.0 * dimension(args.model_dir) * sum(output.total for output in passages) * sum(num_rows.values())
-    queries = [args.output / f"{domain}.queries" for domain in num_rows]
-    corpus = open_embeddings(args.embeddings)
     fetch = round(args.topk * (args.overfetch if args.exclude_overlap else 1))
-    part_bytes = {domain: rows * fetch * HIT_BYTES for domain, rows in num_rows.items()}
-    of_queries = sum(num_rows.values()) * 4 * dimension(args.model_dir)
-    if corpus is None or len(searches) < len(num_rows) or not num_rows:
-        is_done = bool(joined) and all(output.state == DONE for output in joined.values())
-        found = OutputStatus(args.output, DONE if is_done else MISSING)
-        num_bytes = 0 if is_done else of_queries + corpus_shards * sum(part_bytes.values())
-        tasks = unknown_tasks(args.output, num_shards, num_bytes, found)
-        return Step(args.output, "", "", tasks, True, reads, [*pools, *queries], Takes(flops=flops))
-    tasks = []
-    for shard in range(num_shards):
-        first, stop = shards.row_range(shard, num_shards, len(corpus.shards))
-        outputs = []
-        for number in range(first, stop):
-            for domain, one in searches.items():
-                part, of_set = one.parts.outputs[number], joined[domain]
-                num_bytes = part_bytes[domain] if of_set.state != DONE or part.path.exists() else 0
-                known = functools.partial(getattr, part, "made_with")
-                outputs.append(look_at_part(part.path, known, one.num_rows, num_bytes, of_set))
-        tasks.append(Task(outputs))
-    return Step(args.output, "parts", "rows", tasks, True, reads, [*pools, *queries], Takes(flops=flops))
+    part_bytes = {name: rows * fetch * HIT_BYTES for name, rows in num_rows.items()}
+    searches = {name: plan for name, plan in plans.items() if plan}
+    if corpus is None or len(searches) < len(plans) or not plans:
+        state = DONE if hits and all(output.state == DONE for output in hits.values()) else MISSING
+        corpus_shards = len({output.path.parent for output in passages})
+        query_bytes = sum(num_rows.values()) * 4 * dimension(args.model_dir)
+        num_bytes = 0 if state == DONE else query_bytes + corpus_shards * sum(part_bytes.values())
+        tasks = unknown_tasks(args.output, num_shards, num_bytes, OutputStatus(args.output, state))
+        names = ("", "")
+    else:
+        tasks = []
+        for shard in range(num_shards):
+            numbers = range(*shards.row_range(shard, num_shards, len(corpus.shards)))
+            found = [(number, name) for number in numbers for name in searches]
+            tasks.append(
+                Task([look_at_found(searches[name], number, part_bytes[name], hits[name]) for number, name in found])
+            )
+        names = ("parts", "rows")
+    intermediates = [*directories, *(args.output / f"{name}.queries" for name in num_rows)]
+    return Step(args.output, *names, tasks, True, reads, intermediates, Takes(flops=flops))
 
 
-def plan_of_search(args: SearchOptions, domain: str) -> Search | None:
-    """The search for a domain; None where an input is missing."""
-    corpus = open_embeddings(args.embeddings)
-    with contextlib.suppress(PipelineError):
-        return plan_search(args, corpus, domain) if corpus else None
-    return None
+def look_at_found(search: Search, number: int, num_bytes: float, hits: OutputStatus) -> OutputStatus:
+    """The hits of a domain in one shard of the corpus, which may be removed once they are merged."""
+    part = search.parts.outputs[number]
+    num_bytes = 0 if hits.state == DONE and not part.path.exists() else num_bytes
+    return look_at_part(part.path, lambda: part.made_with, search.num_rows, num_bytes, hits)
 
 
-def look_at_hits(args: SearchOptions, domain: str, num_rows: int) -> OutputStatus:
+def look_at_hits(args: SearchOptions, domain: str, num_rows: int, plan: Search | None) -> OutputStatus:
     """The hits of a domain."""
-    plan = plan_of_search(args, domain)
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
     known = plan.hits.made_with if plan else {"domain": domain, **of_arguments}
     return look(args.output / domain, known, num_rows, num_rows * args.topk * HIT_BYTES)
@@ -185,18 +179,15 @@ def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[OutputStatus] 
     """The sets of retrieved passages."""
     outputs = []
     for domain, num_rows in rows_of_queries(args, before).items():
-        known: provenance.Meta = {"domain": domain}
-        found_inputs: Mapping[str, Input] = {}
-        with contextlib.suppress(PipelineError):
-            if meta := provenance.read_meta(args.hits / domain):
-                known["topk"] = written_topk(args, meta)
-                there = find_inputs(args, domain)
-                describe_set(there)  # raises where one is gone or damaged: then the arguments alone are compared
-                found_inputs = there
+        meta = if_complete(provenance.read_meta, args.hits / domain)
+        known = {"domain": domain, **({"topk": args.topk or meta["made_with"]["topk"]} if meta else {})}
+        inputs = find_inputs(args, domain) if meta else {}
+        if if_complete(describe_set, inputs) is None:  # one is missing or damaged: only the arguments are compared
+            inputs = {}
         of_hits = below(before, args.hits / domain)
         topk = args.topk or sum(output.num_bytes for output in of_hits) // (HIT_BYTES * max(1, num_rows))
         row_bytes = topk * (USUAL_CHUNK * (2 + NEIGHBOR * JSON_BYTES) + HIT_BYTES)
-        outputs.append(look_at_set(args.output / domain, known, num_rows, num_rows * row_bytes, found_inputs))
+        outputs.append(look_at_set(args.output / domain, known, num_rows, num_rows * row_bytes, inputs))
     tasks = [Task(outputs)] if outputs else unknown_tasks(args.output, 1)
     return Step(args.output, "sets", "rows", tasks, True, [args.queries, args.embeddings, args.hits])
 

@@ -1,12 +1,12 @@
 """Exact search: a running top-k of inner products over blocks of passages.
 
-Every pair is ranked by a fast matrix product whose error is bounded, and only pairs that may belong to the top-k are
-scored exactly: float32(Σ q_i p_i), summed in float64. So hits do not depend on blocks, shards, threads or device; ties
-go to the smallest key.
+Every pair is ranked by a fast matrix product whose error is bounded. Only pairs that may belong to the top-k are scored
+exactly: float32(Σ q_i p_i), summed in float64. So hits do not depend on blocks, shards, threads or device; ties go to
+the smallest key.
 
-The bound: with u the unit roundoff of what is rounded (queries and scores in float16, 2⁻¹¹; nothing where the product
-is in float32) and float32 sums over d numbers, |fl(q·p) − q·p| ≤ (2u + d 2⁻²³) |q| |p| (Higham, Accuracy and Stability
-of Numerical Algorithms, section 3.1, with room to spare).
+The bound: let u be the unit roundoff of queries and scores (2⁻¹¹ in float16; 0 where the product is in float32). With
+float32 sums over d numbers, |fl(q·p) − q·p| ≤ (2u + d 2⁻²³) |q| |p| (Higham, Accuracy and Stability of Numerical
+Algorithms, section 3.1, with room to spare).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 QUERIES_AT_ONCE = 8192
-SCORE_BYTES = 2 << 20  # of the scores that are there at a time: what the cache of a core holds
+SCORE_BYTES = 2 << 20  # of the scores in memory at a time: what the cache of a core holds
 SCORE_BYTES_CUDA = 512 << 20
 LONGEST_IN_HALF = 2.0**14  # a query of length 2 and such a passage have a score that float16 holds
 EXACT_AT_ONCE = 256
@@ -33,13 +33,12 @@ EXACT_AT_ONCE_CUDA = 1 << 17
 
 
 class TopK:
-    """The best passages of every query, of those that were added so far. On a CPU, each core has its
-    share of the queries.
+    """The best passages of every query among those added so far. On a CPU, the queries are partitioned over the cores.
 
     Args:
         queries: float32 [queries, dimension].
         topk: how many are kept.
-        in_half: rank in float16; what a GPU does.
+        in_half: rank in float16; the default on a GPU.
 
     Raises:
         PipelineError: if the memory of the device is not enough.
@@ -61,7 +60,7 @@ class TopK:
         self._pool = ThreadPoolExecutor(num_shares)
 
     def add(self, embeddings: np.ndarray, first_key: int) -> None:
-        """Add passages, float16 [passages, dimension], with consecutive keys. Keys must not come twice."""
+        """Add passages, float16 [passages, dimension], with consecutive keys. No key may be added twice."""
         import torch
 
         with devices.memory_errors(self._device):
@@ -70,8 +69,7 @@ class TopK:
                 added.result()
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [queries, topk] keys and float32 [queries, topk] scores, the best first; −1 and −inf where there are
-        fewer."""
+        """int64 [queries, topk] keys and float32 [queries, topk] scores, the best first, padded with −1 and −inf."""
         with devices.memory_errors(self._device):
             keys, scores = zip(*(share.best() for share in self._shares), strict=True)
         return np.concatenate(keys), np.concatenate(scores)
@@ -123,7 +121,7 @@ class _Share:
             error = self._error[of_chunk] * longest
             threshold = self._scores[of_chunk, -1] * self._scale[of_chunk] - error
             if len(rows) >= self._topk and bool(torch.isinf(threshold).any()):
-                # As long as fewer than top-k are known: at least so many of these rows are exactly as good as this.
+                # While fewer than top-k are known: at least top-k of these rows have an exact score of this or more.
                 least = scores.topk(self._topk).values[:, -1].float() - 2 * error
                 threshold = torch.maximum(threshold, least)
             if in_half:  # so that rounding to float16 loses nothing
@@ -148,7 +146,7 @@ class _Share:
         self._num_pending += len(query)
 
     def _merge(self) -> None:
-        """Put what is pending among the best."""
+        """Merge the pending candidates into the best."""
         import torch
 
         if not self._pending:
@@ -158,7 +156,7 @@ class _Share:
         query, score, key = columns
         order = query.argsort()
         query, score, key = query[order], score[order], key[order]
-        # Some queries at a time: sorting takes several times the memory of what is sorted.
+        # In ranges of queries: sorting takes several times the memory of what is sorted.
         boundaries = torch.arange(0, len(self._queries) + QUERIES_AT_ONCE, QUERIES_AT_ONCE, device=query.device)
         places = torch.searchsorted(query, boundaries).tolist()
         for number, (start, stop) in enumerate(itertools.pairwise(places)):

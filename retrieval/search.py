@@ -166,7 +166,7 @@ def search(
                 keys, scores = best.best()
             for (one, missing), start, stop in zip(todo, boundaries[:-1], boundaries[1:], strict=True):
                 if number in missing:
-                    with one.parts.outputs[number].draft(is_folder=True) as draft:
+                    with one.parts[number].draft(is_folder=True) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
                         write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
@@ -223,7 +223,7 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
                 opened.enter_context(NpyRows(part.path / "keys.npy", num_axes=2)),
                 opened.enter_context(NpyRows(part.path / "scores.npy", "f", 2)),
             )
-            for part in one.parts.outputs
+            for part in one.parts
         ]
         keys_file, scores_file = (
             opened.enter_context((draft.path / name).open("wb")) for name in ("keys.npy", "scores.npy")

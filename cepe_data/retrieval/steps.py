@@ -157,7 +157,7 @@ def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> 
         outputs = []
         for number in range(first, stop):
             for domain, one in searches.items():
-                part, of_set = one.parts.outputs[number], joined[domain]
+                part, of_set = one.parts[number], joined[domain]
                 num_bytes = part_bytes[domain] if of_set.state != DONE or part.path.exists() else 0
                 known = functools.partial(getattr, part, "made_with")
                 outputs.append(look_at_part(part.path, known, one.num_rows, num_bytes, of_set))

@@ -252,7 +252,7 @@ class WindowSampler:
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
             missing = []
             for number, (start, stop) in enumerate(of_set.part_ranges):
-                part = Part(of_set.parts.outputs[number], split, domain, plan.rows(start, stop))
+                part = Part(of_set.parts[number], split, domain, plan.rows(start, stop))
                 if self._is_part_made(part):
                     bar.update(len(part.plan))
                 else:

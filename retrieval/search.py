@@ -71,7 +71,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(SearchOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
+    shard_id, num_shards = args.resolve_shard()
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
@@ -194,7 +194,7 @@ def embed_queries(
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
         ):
-            for (start, stop), (ids, lengths) in pool.map_in_order(ranges, lambda _: 1, 2 * args.num_workers):
+            for (start, stop), (ids, lengths) in pool.map_in_order(ranges):
                 vectors[start:stop] = encoder.embed(ids, lengths)
                 bar.update(stop - start)
         with one.embedded_queries.draft(is_folder=True) as draft:

@@ -40,9 +40,7 @@ def test_results_come_in_order_and_what_is_in_flight_is_bounded(num_workers: int
 
     with workers.Workers(num_workers, functools.partial(add_offset, 1000)) as pool:
         processes = set()
-        for number, (item, (result, process)) in enumerate(
-            pool.map_in_order(items(), num_bytes=lambda _: 10, max_bytes=50)
-        ):
+        for number, (item, (result, process)) in enumerate(pool.map_in_order(items(), lambda _: 10, 50)):
             assert item == 100 + number and result == item + 1000
             assert num_taken <= number + 6
             processes.add(process)
@@ -54,7 +52,7 @@ def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> 
         workers.Workers(2, functools.partial(add_offset, 0)) as pool,
         pytest.raises(PipelineError, match=r"a worker process died.*--num_workers"),
     ):
-        list(pool.map_in_order(range(20), num_bytes=lambda _: 1, max_bytes=100))
+        list(pool.map_in_order(range(20), lambda _: 1, 100))
     with pytest.raises(ArgumentError, match="no luck"):
         workers.run_in_child(refuse, "luck")
 

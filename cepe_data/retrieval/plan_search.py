@@ -14,12 +14,12 @@ from cepe_data.retrieval.encoder import EncoderModel
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.inputs import Input, SetInput
 from cepe_data.storage.npy import NpyRows
-from cepe_data.storage.outputs import Output, WriteOptions
-from cepe_data.storage.parts import PartedSetOptions, Parts, part_path, parts_dir
+from cepe_data.storage.outputs import Output
+from cepe_data.storage.parts import MergeOptions, PartedSetOptions, Parts, part_path, parts_dir
 
 
 @dataclass(frozen=True)
-class SearchOptions(WriteOptions):
+class SearchOptions(MergeOptions):
     """The arguments of retrieval/search.py."""
 
     queries: Path
@@ -37,13 +37,8 @@ class SearchOptions(WriteOptions):
     dtype: str
     device: str | None
     batch_size: int | None
-    merge: bool
-    delete_parts: bool
     allow_shortage: bool
     num_workers: int
-    dry_run: bool
-    shard_id: int | None
-    num_shards: int | None
 
 
 @dataclass(frozen=True)

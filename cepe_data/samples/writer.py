@@ -257,7 +257,7 @@ class WindowSampler:
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
-            for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
+            for part, _ in pool.map_in_order(missing):
                 bar.update(len(part.plan))
 
         def prepare(draft: outputs.Draft) -> None:

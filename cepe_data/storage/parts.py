@@ -123,15 +123,33 @@ def add_parted_set_arguments(parser: argparse.ArgumentParser, shard_bytes: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartedSetOptions(outputs.WriteOptions):
-    """The options of a step whose shards write parts of sets, and which then joins them."""
+class MergeOptions(outputs.WriteOptions):
+    """The options of a step whose shards write parts, which `--merge` then joins."""
 
     merge: bool
     delete_parts: bool
-    rows_per_part: int | None
     dry_run: bool
     shard_id: int | None
     num_shards: int | None
+
+    def resolve_shard(self) -> tuple[int, int]:
+        """The shard id and count, as `shards.resolve_shard`; a merge is of all shards.
+
+        Raises:
+            ArgumentError: as `shards.resolve_shard`, and for a dry run of a merge.
+        """
+        if not self.merge:
+            return shards.resolve_shard(self.shard_id, self.num_shards, self.dry_run)
+        if self.dry_run:
+            raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
+        return 0, self.num_shards or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartedSetOptions(MergeOptions):
+    """The options of a step that writes MDS sets in parts."""
+
+    rows_per_part: int | None
 
     def part_rows(self, folder: Path, default: int) -> int:
         """The rows of a part of the set `folder`: the argument's; for a merge, by default, those of the parts."""

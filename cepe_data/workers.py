@@ -211,7 +211,7 @@ def _naming_shared_memory() -> Iterator[None]:
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
     """Submit. A process that this starts has signals blocked from its first instruction on: one that is stopped during
     its start would end with a traceback, or never end."""
-    with cli.Stopped.held():
+    with cli.Stopped.deferred():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return executor.submit(function, *arguments)

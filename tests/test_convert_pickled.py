@@ -114,7 +114,7 @@ def test_nothing_that_a_pickle_asks_for_is_run(run: Run, tmp_path: Path) -> None
     pickles["a set"] = pickle.dumps({1, 2})
     pickles["nothing"] = pickle.dumps(None)
     for name, one in pickles.items():
-        with pytest.raises(convert_pickled.RefusedPickleError):
+        with pytest.raises(convert_pickled.RejectedPickleError):
             convert_pickled.load_values(one)
         assert not seen.exists(), name
     pickle.loads(pickles["alone"])

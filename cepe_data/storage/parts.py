@@ -1,8 +1,8 @@
-"""Numbered parts: outputs that many processes make together, in any order, and that are joined when all are there.
+"""Numbered parts: outputs that many processes make in any order, and that are joined when all of them exist.
 
-    arxiv.parts/part-00000/  arxiv.parts/part-00001/  …        beside the set `arxiv` that they become
+    arxiv.parts/part-00000/  arxiv.parts/part-00001/  …        beside the joined set `arxiv`
 
-Shard i of N makes a contiguous range of the parts, whatever N is: a run that was stopped may go on with another number.
+Shard i of N makes a contiguous range of the parts: a run that was stopped may go on with another N.
 """
 
 from __future__ import annotations

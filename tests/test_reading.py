@@ -21,10 +21,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 from cepe_data.reading import Documents, PairedRows, PipelineError, collate
 from cepe_data.storage import mds, outputs, provenance
 from tests import reference
-from tests.conftest import PROJECT, Run, World
+from tests.conftest import PROJECT, Run, World, read_rows
 
 NUM_FOUND, CHUNK = 3, 256
 TEACHER = "8k_concat/train-logits-enc2048-dec2048-teacher"
+
+
+def sample_rows(run: Run, world: World, cwd: Path, name: str, num_rows: int, *flags: object) -> None:
+    """Sample rows of two domains for training."""
+    domains = ("--domains", "book=0.5,cc=0.5", "--test_fraction", 0.05, "--train_fraction", 0.9)
+    run("sample_mds_concat.py", name, 4096, 4096, 0, num_rows, 0, *domains, *world.source_flags, *flags, cwd=cwd)
 
 
 def write_passages(folder: Path, queries: Path) -> None:
@@ -52,8 +58,7 @@ def folder(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     """8k_concat of two domains, its teacher's sets, passages in RET, and token files, as docs/python.md names them."""
     folder = tmp_path_factory.mktemp("reading")
     (folder / "tokenized").symlink_to(world.tokenized)
-    flags = ("--domains", "book=0.5,cc=0.5", "--test_fraction", 0.05, "--train_fraction", 0.9, *world.source_flags)
-    run("sample_mds_concat.py", "8k_concat", 4096, 4096, 0, 8, 0, "--rows_per_part", 3, *flags, cwd=folder)
+    sample_rows(run, world, folder, "8k_concat", 8, "--rows_per_part", 3)
     for domain in ("book", "cc"):
         teacher = ("--model_dir", world.folder / "teacher", "--domain", domain, "--batch_size", 2)
         run("calculate_logits.py", "--input_dir", "8k_concat/train", *teacher, cwd=folder)
@@ -63,8 +68,7 @@ def folder(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def plain(folder: Path) -> list[dict[str, Any]]:
     """All rows of the two domains as streaming reads them."""
-    streaming = mds.import_streaming()
-    return [row for domain in ("book", "cc") for row in streaming.LocalDataset(str(folder / domain))]
+    return [*read_rows(folder / "book"), *read_rows(folder / "cc")]
 
 
 def test_rows_are_those_of_the_three_sets_cut_and_cast(folder: Path) -> None:
@@ -108,9 +112,8 @@ def test_rows_are_those_of_the_three_sets_cut_and_cast(folder: Path) -> None:
 def test_sets_that_do_not_belong_together_are_rejected_with_the_remedy(
     folder: Path, run: Run, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--domains", "book=0.5,cc=0.5", "--test_fraction", 0.05, "--train_fraction", 0.9, *world.source_flags)
-    for name, number, seed in (("other", 8, 1), ("fewer", 6, 42)):
-        run("sample_mds_concat.py", name, 4096, 4096, 0, number, 0, "--seed", seed, *flags, cwd=tmp_path)
+    sample_rows(run, world, tmp_path, "other", 8, "--seed", 1)
+    sample_rows(run, world, tmp_path, "fewer", 6)
     train, teacher, found = folder / "8k_concat/train", folder / TEACHER, folder / "RET/train"
     (tmp_path / "part").mkdir()
     (tmp_path / "part/book").symlink_to(teacher / "book")

@@ -78,12 +78,6 @@ def row_bytes(columns: Columns) -> int:
     return 4 + sum(_column_bytes(column) or 0 for column in columns.values())
 
 
-def check_shard_size(columns: Columns, num_rows: int, flag: str) -> None:
-    """Raise ArgumentError, naming `flag`, if an MDS shard cannot hold so many rows."""
-    if num_rows > (most := rows_per_shard(columns, MAX_SHARD_BYTES)):
-        raise ArgumentError(f"{flag} {num_rows}: an MDS shard holds at most {most} such rows")
-
-
 def window_rows(columns: Columns, texts: Mapping[str, str], num_rows: int) -> np.ndarray:
     """Rows to be filled, a structured array [num_rows] with a field for every column in the layout of `_encode_row`:
     arrays are empty, a `str` column has its text from `texts` in every row."""
@@ -274,7 +268,7 @@ class Rows:
 
     Args:
         columns: the columns to decode; all by default.
-        decoders: functions for columns of types that this pipeline does not write.
+        decoders: functions for column types that this pipeline does not write. Without one, such a set is rejected.
 
     Raises:
         as `read_index`; and while reading, DamagedFileError if a shard is damaged.

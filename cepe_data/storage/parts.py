@@ -175,7 +175,8 @@ class PartedSet:
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mds.check_shard_size(self.columns, self.part_rows, "--rows_per_part")
+        if self.part_rows > (most := mds.rows_per_shard(self.columns, mds.MAX_SHARD_BYTES)):
+            raise ArgumentError(f"--rows_per_part {self.part_rows}: an MDS shard holds at most {most} such rows")
 
     @cached_property
     def joined(self) -> Output:

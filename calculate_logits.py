@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cepe_data import cli, shards, workers
+from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices, vocabulary
@@ -108,7 +108,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(AnnotationOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
+    shard_id, num_shards = args.resolve_shard()
     if args.delete_parts and not args.merge and num_shards > 1:
         raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
     todo: list[tuple[Annotation, list[int]]] = []  # sets that are not joined, and the parts of them to make

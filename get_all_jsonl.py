@@ -212,7 +212,7 @@ def write_list(
     keys = record_domains.made_with if record_domains else {}
     # The json first: a list that names a file is then never without its size and domain.
     outputs.write_json(output.with_suffix(".json"), provenance.signed({"root": str(root), "files": listed, **keys}))
-    outputs.write_text(output, "".join(f"{file.path}\n" for file in files))
+    outputs.write_bytes(output, "".join(f"{file.path}\n" for file in files).encode())
 
 
 def report_files(files: list[listing.ListedFile], domain_key: str | None) -> None:

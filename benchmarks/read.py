@@ -52,7 +52,7 @@ def write_windows(folder: Path, num_rows: int, num_tokens: int) -> None:
         rows = mds.window_rows(columns, {"domain": folder.name}, stop - start)
         numbers = np.arange(start, stop)
         rows["token_ids"], rows["prev_token_ids"] = ids[numbers % len(ids)], ids[numbers // len(ids) % len(ids)]
-        mds.write_shard(of_set.parts.outputs[part], columns, len(rows), rows)
+        mds.write_shard(of_set.parts[part], columns, len(rows), rows)
     of_set.publish({}, lambda draft: None)
     outputs.remove(of_set.parts.directory)
 

@@ -1,4 +1,4 @@
-"""What the scripts of the CEPE data pipeline must agree on: one module per format or rule, and nothing else."""
+"""The library of the CEPE data pipeline: one module for each format or rule that the scripts share."""
 
 import importlib.util
 import signal
@@ -12,7 +12,7 @@ if importlib.util.find_spec("xxhash") is None:
 
 
 def end_silently_on_ctrl_c() -> None:
-    """For a script that still makes its imports: Ctrl-C ends it without a traceback, until `cli.run` takes over."""
+    """Let Ctrl-C end a script during its imports without a traceback; then `cli.run` handles it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,7 +1,7 @@
 """What every command line shares: counts such as 2e6, exit statuses, errors as one line, the progress bar, tables.
 
-Exit statuses: 0 everything asked for is there; 1 failed, or damage was found; 2 wrong arguments; 3 fewer samples than
-asked for. Nothing here imports a heavy library, so that `--help` and argument errors answer at once.
+Exit statuses: 0 complete; 1 failed, or damage was found; 2 wrong arguments; 3 fewer samples than requested. No heavy
+library is imported here, so that `--help` and argument errors answer at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXIT_OK, EXIT_FAILED, EXIT_WRONG_ARGUMENTS, EXIT_SHORTAGE = 0, 1, 2, 3
 
 
 def count(text: str) -> int:
-    """A number of things, at least 0, as `5000000`, `5_000_000` or `5e6`.
+    """A whole number, at least 0, as `5000000`, `5_000_000` or `5e6`.
 
     Raises:
         argparse.ArgumentTypeError: if it is not a whole number, or negative.
@@ -61,11 +61,7 @@ def positive_count(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """A share between 0 and 1, both allowed.
-
-    Raises:
-        argparse.ArgumentTypeError: if it is not such a number.
-    """
+    """A number from 0 to 1. Raises argparse.ArgumentTypeError if it is not one."""
     try:
         number = float(text)
     except ValueError:
@@ -76,14 +72,14 @@ def fraction(text: str) -> float:
 
 
 def typed(kind: type[Options], args: argparse.Namespace) -> Options:
-    """Parsed arguments as the dataclass `kind`, which has a field for each that its step takes."""
+    """Parsed arguments as the dataclass `kind`, which has a field for each argument of its step."""
     fields = dataclasses.fields(cast(Any, kind))
     taken = [field.name for field in fields if field.name in args or field.default is dataclasses.MISSING]
     return kind(**{name: getattr(args, name) for name in taken})
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults that say something, and the script's docstring as it was written."""
+    """Shows defaults other than None, False and an empty text, and the script's docstring unchanged."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
@@ -102,18 +98,18 @@ def add_overwrite_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def add_disk_argument(parser: argparse._ActionsContainer) -> None:
-    """The flag of steps that compare what they will write with what is free."""
+    """The flag that turns off the check for free disk space."""
     parser.add_argument(
         "--ignore_disk_space", action="store_true", help="start although less is free than is to be written"
     )
 
 
 def run_command() -> None:
-    """Run the script that this command on the PATH is called after: `tokenize_jsonl.py …` is
-    `python tokenize_jsonl.py …`, and `retrieval.search …` is `python -m retrieval.search …`.
+    """Run the script that an installed command is named after: `tokenize_jsonl.py …` is `python tokenize_jsonl.py …`,
+    and `retrieval.search …` is `python -m retrieval.search …`.
 
-    The scripts are not modules of an installation, because names such as `retrieval` belong to everybody. They are in
-    the folder `scripts` of this package, or, in an editable installation, where the checkout has them.
+    An installation does not have the scripts as modules, since names such as `retrieval` are too general. They are in
+    the folder `scripts` of this package; in an editable installation, in the checkout.
     """
     import runpy
 
@@ -127,8 +123,8 @@ def run_command() -> None:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a script's `main` and leave with its exit status; errors that a user can mend are printed as one message, and
-    so is where a signal stopped it."""
+    """Run a script's `main` and exit with its status. An error that a user can fix, or a signal, is printed as one
+    message."""
     script = Path(sys.argv[0]).name
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -136,7 +132,7 @@ def run(main: Callable[[], int]) -> None:
     try:
         Stopped.on_signals()
         status = _exit_status_of(main, script)
-        Stopped.ignore_signals()  # the exit status is known: nothing is left to be stopped
+        Stopped.ignore_signals()  # the exit status is final
     except Stopped as stopped:
         stopped.end()
     sys.exit(status)
@@ -150,7 +146,7 @@ def _exit_status_of(main: Callable[[], int], script: str) -> int:
     except PipelineError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
         status = error.exit_status
-    except BrokenPipeError:  # `| head` has seen enough; what is unwritten must not fail once more at exit
+    except BrokenPipeError:  # `| head` has ended; what is unwritten must not fail once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_FAILED
     except OSError as error:
@@ -165,11 +161,8 @@ def _exit_status_of(main: Callable[[], int], script: str) -> int:
 
 
 def _require_own_library(script: Path) -> None:
-    """A script uses the library beside it: that of another clone, such as an installed one, may write other bytes.
-
-    Raises:
-        ArgumentError: if it is another one.
-    """
+    """Raise ArgumentError if this library is not the one beside the script: that of another clone, such as an installed
+    one, may write other bytes."""
     for folder in script.parents[:2]:  # the second is for retrieval/
         if (folder / "cepe_data/cli.py").exists() and (folder / "cepe_data").resolve() != LIBRARY:
             raise ArgumentError(
@@ -179,10 +172,10 @@ def _require_own_library(script: Path) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGINT came: what is in flight is dropped, and the process ends, after GRACE_SECONDS at the latest."""
+    """SIGTERM or SIGINT: unpublished work is dropped, and the process ends, after GRACE_SECONDS at the latest."""
 
-    _holds: ClassVar[bool] = False
-    _held: ClassVar[Stopped | None] = None
+    _is_deferred: ClassVar[bool] = False
+    _deferred: ClassVar[Stopped | None] = None
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -190,41 +183,41 @@ class Stopped(KeyboardInterrupt):
 
     @classmethod
     def on_signals(cls) -> None:
-        """From now on, the first of these signals raises Stopped in the main thread; more of them change nothing."""
+        """From now on, the first of these signals raises Stopped in the main thread; later ones are ignored."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, cls._come)
+            signal.signal(number, cls._handle)
 
     @staticmethod
     def ignore_signals() -> None:
-        """From now on, these signals change nothing."""
+        """From now on, ignore these signals."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
     @classmethod
     @contextlib.contextmanager
-    def held(cls) -> Iterator[None]:
-        """Of a signal that comes meanwhile, Stopped is raised at the end of this. For what must not be done by half."""
-        cls._holds = True
+    def deferred(cls) -> Iterator[None]:
+        """Raise Stopped for a signal only at the end of this block, which must not be left halfway."""
+        cls._is_deferred = True
         try:
             yield
         finally:
-            cls._holds = False
-            if cls._held is not None:
-                raise cls._held
+            cls._is_deferred = False
+            if cls._deferred is not None:
+                raise cls._deferred
 
     @classmethod
-    def _come(cls, number: int, _: object) -> None:
+    def _handle(cls, number: int, _: object) -> None:
         cls.ignore_signals()
         stopped = cls(number)
-        too_late = threading.Timer(GRACE_SECONDS, stopped.end)  # something does not let go: a device, a disk
-        too_late.daemon = True
-        too_late.start()
-        if not cls._holds:
+        timer = threading.Timer(GRACE_SECONDS, stopped.end)  # in case a device or a disk does not answer
+        timer.daemon = True
+        timer.start()
+        if not cls._is_deferred:
             raise stopped
-        cls._held = stopped
+        cls._deferred = stopped
 
     def end(self) -> None:
-        """Say where the run stands and how to go on, and end the process without waiting for its threads."""
+        """Print where the run was stopped and how to go on, and end the process without waiting for its threads."""
         where = ""
         if _bars and (bar := _bars[-1]).total:
             unit = bar.unit if bar.unit == "B" else f"{bar.unit}s"
@@ -241,36 +234,26 @@ class Stopped(KeyboardInterrupt):
         os._exit(128 + self._number)
 
 
-command_name: str | None = None  # of an installed command
-_bars: list[tqdm] = []  # the last one is that of this process
+command_name: str | None = None  # the name of an installed command
+_bars: list[tqdm] = []  # the progress bar of this process
 
 
 def say(message: str) -> None:
-    """A message to the user on stdout, at once even when stdout is a log file."""
+    """Print a message on stdout, and flush it: stdout may be a log file."""
     print(message, flush=True)
 
 
 def warn(message: str) -> None:
-    """A message on stderr about something that deserves a look, though the run goes on."""
+    """Print a warning on stderr."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def progress_bar(total: int, unit: str, description: str, **options: Any) -> tqdm:
-    """The progress bar of this process, on stderr, for what takes more than a second; seldom refreshed in a log file.
-    There is one at a time."""
+    """The only progress bar of this process, on stderr. It appears after a second; in a log file it changes rarely."""
     from tqdm import tqdm
 
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(
-        total=total,
-        unit=unit,
-        desc=description,
-        file=sys.stderr,
-        mininterval=interval,
-        dynamic_ncols=True,
-        delay=1,
-        **options,
-    )
+    options |= {"mininterval": 0.1 if sys.stderr.isatty() else 30.0, "dynamic_ncols": True, "delay": 1}
+    bar = tqdm(total=total, unit=unit, desc=description, file=sys.stderr, **options)
     _bars[:] = [bar]
     return bar
 
@@ -281,7 +264,7 @@ def seconds_since(start: float) -> str:
 
 
 def this_command(*added: object) -> str:
-    """The running command as one can paste it, with more arguments at its end."""
+    """The running command, to be pasted into a shell, with more arguments at its end."""
     script, *arguments = sys.argv
     module = getattr(sys.modules["__main__"], "__spec__", None)
     what = ["python", "-m", module.name] if module else ["python", script]
@@ -289,7 +272,7 @@ def this_command(*added: object) -> str:
 
 
 def report_disk(output: Path, num_bytes: int) -> None:
-    """For a dry run: what would be written, and the space that is free where `output` is or will be."""
+    """Print, for a dry run, the bytes to be written and those that are free on the disk of `output`."""
     place, free_bytes = free_space(output)
     say(f"about {num_bytes:,} bytes to write, {free_bytes:,} bytes are free at {place}")
     if num_bytes > free_bytes:
@@ -297,13 +280,13 @@ def report_disk(output: Path, num_bytes: int) -> None:
 
 
 def free_space(output: Path) -> tuple[Path, int]:
-    """The folder that is there where `output` is or will be, and the bytes that are free on its disk."""
+    """The deepest existing folder of the path `output`, and the bytes that are free on its disk."""
     place = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
     return place, shutil.disk_usage(place).free
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A plain text table: the first column left-aligned, numbers right-aligned with thousands separators."""
+    """A plain text table: the first column left-aligned, the others right-aligned, integers as `1,000`."""
     cells = [list(header)]
     for row in rows:
         cells.append([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: the message names the file and the remedy, the class decides the exit status."""
+"""Errors that a user can fix: the message names the file and the remedy, the class decides the exit status."""
 
 
 class PipelineError(Exception):
@@ -8,10 +8,10 @@ class PipelineError(Exception):
 
 
 class ArgumentError(PipelineError):
-    """The arguments are wrong, or do not fit what is already on disk: exit status 2."""
+    """The arguments are wrong, or do not fit the files on the disk: exit status 2."""
 
     exit_status = 2
 
 
 class DamagedFileError(PipelineError):
-    """A file is not what its format says."""
+    """A file does not follow its format."""

@@ -1,4 +1,4 @@
-"""Keyed 64-bit hashing in numpy: the one source of randomness. No global state, the same numbers in every version.
+"""64-bit hashing in numpy: the only source of randomness. No global state, the same numbers in every version.
 
 `key(text)` is xxh3_64 of the UTF-8 text. `mix` is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), which is a bijection of 64-bit numbers.
@@ -16,7 +16,7 @@ def key(text: str) -> np.uint64:
 
 
 def mix(numbers: np.ndarray) -> np.ndarray:
-    """uint64 array → uint64 array of the same shape, every bit depending on all bits."""
+    """uint64 array → uint64 array of the same shape: every bit depends on all bits of its number."""
     mixed = numbers ^ (numbers >> np.uint64(30))
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)

@@ -1,4 +1,4 @@
-"""Names on the model hub: what a tokenizer or a model that is not a folder here is taken for."""
+"""The Hugging Face hub: a tokenizer or model name that is not a local folder is looked up there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
 def silence_transformers() -> None:
-    """Let transformers draw no progress bars, and not report what it loaded: a process has a bar of its own, and what
-    is missing in a model is an error."""
+    """Turn off the progress bars and loading reports of transformers: a process has its own bar, and raises an error if
+    weights are missing."""
     from transformers.utils import logging as of_transformers
 
     of_transformers.disable_progress_bar()
@@ -23,17 +23,14 @@ def silence_transformers() -> None:
 
 
 def find_folder(name: str, what: str) -> Path:
-    """The folder of a model: `name` itself, or what the hub has under that name.
-
-    Args:
-        what: what is looked for, for the message: `model`.
-
-    Raises:
-        ArgumentError: if there is none.
-    """
+    """The folder of a model: `name` itself, or its download from the hub. Raises ArgumentError, calling it `what`, if
+    there is none."""
     name = name.rstrip("/")
     try:
-        return Path(name) if Path(name).is_dir() else _download(name)
+        if Path(name).is_dir():
+            return Path(name)
+        folder = download(name, [*_SMALL_FILES, "*.safetensors"])
+        return folder if any(folder.glob("*.safetensors")) else download(name, [*_SMALL_FILES, "*.bin"])
     except (OSError, ValueError) as error:
         raise ArgumentError(
             f"no {what} {name!r}: {str(error).splitlines()[0]} Pass a folder that save_pretrained wrote, or a hub name"
@@ -41,7 +38,7 @@ def find_folder(name: str, what: str) -> Path:
 
 
 def num_parameters(name: str, usual: float) -> float:
-    """Parameters of a model that is a folder here, from the bytes of its weights; else `usual`."""
+    """Parameters of a model in a local folder, from the bytes of its weights; else `usual`."""
     folder = Path(name)
     files = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
     try:
@@ -52,16 +49,9 @@ def num_parameters(name: str, usual: float) -> float:
     return sum(file.stat().st_size for file in files) / (2 if is_half else 4) or usual
 
 
-def _download(name: str) -> Path:
-    folder = download(name, [*_SMALL_FILES, "*.safetensors"])
-    if not any(folder.glob("*.safetensors")):
-        folder = download(name, [*_SMALL_FILES, "*.bin"])
-    return folder
-
-
 def download(name: str, patterns: Sequence[str]) -> Path:
-    """The folder with the files of these names of a hub repository, from its cache where they are there. Says that it
-    looks for them, and silences the many lines that the hub's library prints on every retry."""
+    """The folder with the files of a hub repository that match `patterns`, from the cache if they are there. Warns that
+    it looks for them, and silences the many lines that the hub's library prints on every retry."""
     from huggingface_hub import snapshot_download
 
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Which items belong to shard i of N, and where i and N come from.
+"""The items of shard i of N, and where i and N come from. A shard is one of N tasks that partition the work of a step.
 
 Rows go to shards as contiguous balanced ranges; files go, largest first, to the shard with the fewest bytes so far.
 The id may come from slurm (`SLURM_ARRAY_TASK_ID`); the count never does: `sbatch --array=3,17` would re-partition.
@@ -29,7 +29,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_shard(shard_id: int | None, num_shards: int | None, dry_run: bool = False) -> tuple[int, int]:
-    """The shard id and count to use, from the arguments and the slurm task. A dry run is of all shards.
+    """The shard id and count, from the arguments and the slurm task. A dry run covers all shards.
 
     Raises:
         ArgumentError: for an id without a count, a count without an id, or an id that is not below the count.
@@ -57,16 +57,6 @@ def resolve_shard(shard_id: int | None, num_shards: int | None, dry_run: bool = 
     return shard_id, num_shards
 
 
-def resolve_shard_or_merge(
-    merge: bool, shard_id: int | None, num_shards: int | None, dry_run: bool = False
-) -> tuple[int, int]:
-    """`resolve_shard` of a step that has `--merge`, which is of no shard. Raises as `resolve_shard`, and ArgumentError
-    for a dry run of a merge."""
-    if dry_run and merge:
-        raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
-    return (0, num_shards or 1) if merge else resolve_shard(shard_id, num_shards, dry_run)
-
-
 def slurm_task_id() -> int | None:
     """The id of this task of a slurm array, None outside of one."""
     task = os.environ.get(SLURM_TASK_ID, "")
@@ -74,7 +64,7 @@ def slurm_task_id() -> int | None:
 
 
 def row_range(shard_id: int, num_shards: int, num_rows: int) -> tuple[int, int]:
-    """First row, and the row after the last, of a shard: contiguous, sizes differ by at most one."""
+    """[start, stop) of the rows of a shard: contiguous, sizes differ by at most one."""
     return shard_id * num_rows // num_shards, (shard_id + 1) * num_rows // num_shards
 
 
@@ -91,7 +81,7 @@ def assign_files(files: Sequence[tuple[str, int]], num_shards: int) -> list[list
 
 
 def array_ids(shard_ids: Iterable[int]) -> str:
-    """Ids as `sbatch --array` wants them: `0-3,7`."""
+    """Ids in the syntax of `sbatch --array`: `0-3,7`."""
     runs: list[list[int]] = []
     for shard in sorted(set(shard_ids)):
         if runs and runs[-1][1] == shard - 1:

@@ -1,6 +1,6 @@
-"""What is done otherwise on Linux than elsewhere, each with a fallback that any Unix has.
+"""Features of Linux, each with a fallback for any Unix.
 
-Linux has more: memory files, copies inside the kernel, the affinity mask, `/proc`. All of these are optimisations. The
+These are memory files, copies inside the kernel, the affinity mask and `/proc`. All of them are optimisations. The
 outputs have the same bytes without them: tests/test_portability.py runs the pipeline in a Python that lacks them.
 """
 
@@ -30,7 +30,7 @@ def usable_cores() -> int:
 
 
 def free_memory_bytes() -> int:
-    """The memory that is free for a process, else half of the machine's."""
+    """The memory that is available to a process, else half of the machine's."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
@@ -39,7 +39,7 @@ def free_memory_bytes() -> int:
 
 
 def process_namespace() -> int | None:
-    """A number of the process namespace in a container, where process numbers begin anew; None outside of one."""
+    """The number of the process namespace in a container, where process numbers begin anew; None outside of one."""
     try:
         inode = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
@@ -48,11 +48,11 @@ def process_namespace() -> int | None:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is such a process, and not a dead one which its parent has not noticed: workers of a killed run
-    stay like that in a container whose first process is not an init. Without `/proc`, these count as running."""
+    """Whether there is such a process, and not a zombie: workers of a killed run remain zombies in a container whose
+    first process is not an init. Without `/proc`, zombies count as running."""
     try:
         os.kill(process, 0)
-    except PermissionError:  # it is another user's
+    except PermissionError:  # a process of another user
         pass
     except (ProcessLookupError, OverflowError):
         return False
@@ -79,7 +79,7 @@ def _await_end_of(parent: int) -> None:
 
 
 def open_shared_file() -> tuple[IO[bytes], Path]:
-    """A file that is gone when it is closed, and the path under which other processes can open it until then."""
+    """A file that is removed when it is closed, and the path under which other processes can open it until then."""
     if hasattr(os, "memfd_create"):
         file = os.fdopen(os.memfd_create("shared"), "wb")
         path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
@@ -91,7 +91,7 @@ def open_shared_file() -> tuple[IO[bytes], Path]:
 
 
 def copy_file(source: IO[bytes], target: IO[bytes]) -> None:
-    """Append everything of a file to another one, inside the kernel where it can do that. Both must be flushed.
+    """Append a whole file to another one, inside the kernel if it can do that. Both must be flushed.
 
     Raises:
         OSError: if reading or writing fails.
@@ -114,18 +114,18 @@ def copy_file(source: IO[bytes], target: IO[bytes]) -> None:
 
 
 def start_flushing(folder: Path) -> None:
-    """Write what waits to be written on the file system of a folder, all at once: to flush a file after that is quick.
-    Whether it went well is left to that, since Linux before 5.8 does not say it here."""
+    """Write all cached data of a folder's file system to the disk: flushing its files is quick after that. It is those
+    flushes that report errors, since Linux before 5.8 does not report them here."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         ctypes.CDLL(None).syncfs(descriptor)
-    except AttributeError:  # then each file is waited for
+    except AttributeError:  # no syncfs: each file is waited for
         pass
     finally:
         os.close(descriptor)
 
 
 def will_need(descriptor: int, start: int, num_bytes: int) -> None:
-    """Ask the system to fetch a range of a file, without waiting: a disk serves many requests at once."""
+    """Ask the system to read a range of a file ahead, without waiting: a disk serves many requests at once."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, start, num_bytes, os.POSIX_FADV_WILLNEED)

@@ -1,7 +1,7 @@
-"""Worker processes: one pool for a whole run, results in order, a bound on what is in flight.
+"""Worker processes: one pool for a whole run, results in order, a bound on the items in flight.
 
-Workers are spawned, not forked (forking a process that has threads can hang), die with their parent, and leave Ctrl-C
-to it. A pool of one worker runs in this process.
+Workers are spawned, not forked (forking a process that has threads can hang), die with their parent, and ignore Ctrl-C,
+which the parent handles. A pool of one worker runs in this process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from cepe_data.errors import PipelineError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_OF_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
 def default_num_workers() -> int:
@@ -40,70 +39,69 @@ class Workers(Generic[Item, Result]):
 
     Args:
         num_workers: with 1, the task runs in this process.
-        task: what is called with each item. Every worker gets a pickled copy of it once, before the first item, so what
-            is large or cannot be pickled is a `cached_property` of it, made where it is needed first.
+        task: called with each item. Every worker gets a pickled copy of it once, before the first item. State that is
+            large or cannot be pickled is a `cached_property` of it, made in the worker.
     """
 
     def __init__(self, num_workers: int, task: Callable[[Item], Result]) -> None:
         self.num_workers = num_workers
         self._task = task
         self._executor: ProcessPoolExecutor | None = None
-        self._packed: IO[bytes] | None = None
+        self._task_file: IO[bytes] | None = None
 
     def __enter__(self) -> Workers[Item, Result]:
         if self.num_workers > 1:
-            self._packed, path = _pack(self._task)
+            # Not sent through the pipe of multiprocessing, which can be too small, and would wait forever for a process
+            # that is killed before it has read all of it.
+            self._task_file, path = system.open_shared_file()
+            pickle.dump(self._task, self._task_file)
+            self._task_file.flush()
             self._executor = _open_executor(self.num_workers, _read_task, (path,))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._executor is not None and self._packed is not None:
+        if self._executor is not None and self._task_file is not None:
             _close_executor(self._executor, kind)
-            self._packed.close()
+            self._task_file.close()
 
     def map_in_order(
-        self, items: Iterable[Item], num_bytes: Callable[[Item], int], max_bytes: int
+        self, items: Iterable[Item], size_of: Callable[[Item], int] = lambda _: 1, max_size: int | None = None
     ) -> Iterator[tuple[Item, Result]]:
-        """Each item with its result, in order. Items in flight have at most `max_bytes` bytes, or are one.
+        """Each item with its result, in order. The sizes of the items in flight add up to at most `max_size`, or there
+        is one; by default, there are two for each worker.
 
         Raises:
             PipelineError: if a worker died.
         """
+        max_size = 2 * self.num_workers if max_size is None else max_size
         pending: deque[tuple[Item, Future[Result]]] = deque()
-        bytes_in_flight = 0
-        for item in items:
-            while pending and bytes_in_flight + num_bytes(item) > max_bytes:
-                done = pending.popleft()
-                bytes_in_flight -= num_bytes(done[0])
-                yield done[0], self._result_of(done[1])
-            pending.append((item, self._submit(item)))
-            bytes_in_flight += num_bytes(item)
-        while pending:
-            item, future = pending.popleft()
-            yield item, self._result_of(future)
+        size_in_flight = 0
+        try:
+            for item in items:
+                while pending and size_in_flight + size_of(item) > max_size:
+                    done, future = pending.popleft()
+                    size_in_flight -= size_of(done)
+                    yield done, future.result()
+                pending.append((item, self._submit(item)))
+                size_in_flight += size_of(item)
+            while pending:
+                done, future = pending.popleft()
+                yield done, future.result()
+        except BrokenProcessPool:
+            raise _worker_died() from None
 
     def _submit(self, item: Item) -> Future[Result]:
         if self._executor is not None:
-            try:
-                return _submit(self._executor, _run_task, item)
-            except BrokenProcessPool:
-                raise _worker_died() from None
+            return _submit(self._executor, _run_task, item)
         future: Future[Result] = Future()
         future.set_result(self._task(item))
         return future
 
-    @staticmethod
-    def _result_of(future: Future[Result]) -> Result:
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            raise _worker_died() from None
-
 
 def run_in_child(function: Callable[..., Result], *arguments: Any) -> Result:
-    """The result of a function in a short-lived process: what it imports is gone with it.
+    """The result of a function in a short-lived process, so that its imports do not stay in memory.
 
     Raises:
         PipelineError: if the process died; otherwise what the function raises.
@@ -123,11 +121,11 @@ def run_shares(
     """Call a function once per share of the work, each in a process of its own; a single share in this one.
 
     Args:
-        function: called with the values of a share, and last with a function that it tells what it has done.
-        progress: told the same, summed over all shares, here.
+        function: called with the values of a share, and a function to report progress: it takes the number of items.
+        progress: called in this process with the sum over all shares.
 
     Raises:
-        What the first function to fail raises, after the other processes were killed; PipelineError if one died.
+        the first error of a function, after the other processes were killed; PipelineError if a process died.
     """
     if len(shares) == 1:
         function(*shares[0], progress)
@@ -154,25 +152,25 @@ def run_shares(
         _close_executor(executor, sys.exc_info()[0])
 
 
-# What a worker process keeps from its start to its end: its task, or the counter that all shares add to.
-_own: dict[str, Any] = {}
+# The state of a worker process: its task, or the counter that all shares add to.
+_state: dict[str, Any] = {}
 
 
 def _read_task(path: Path) -> None:
     with path.open("rb") as file:
-        _own["task"] = pickle.load(file)
+        _state["task"] = pickle.load(file)
 
 
 def _run_task(item: Any) -> Any:
-    return _own["task"](item)
+    return _state["task"](item)
 
 
 def _share_progress(done_by_all: Any) -> None:
-    _own["done by all"] = done_by_all
+    _state["done by all"] = done_by_all
 
 
 def _run_share(function: Callable[..., None], share: tuple[Any, ...]) -> None:
-    done_by_all = _own["done by all"]
+    done_by_all = _state["done by all"]
 
     def add(number: int) -> None:
         with done_by_all.get_lock():
@@ -182,10 +180,10 @@ def _run_share(function: Callable[..., None], share: tuple[Any, ...]) -> None:
 
 
 def _spawning() -> SpawnContext:
-    """How processes are started. What a stopped run leaves of them, multiprocessing's tracker clears away: it need not
-    warn of that."""
-    if _OF_TRACKER not in sys.warnoptions:
-        sys.warnoptions.append(_OF_TRACKER)
+    """The start method. The resource tracker of multiprocessing removes what a stopped run leaves; its warning is
+    turned off."""
+    if (option := "ignore:resource_tracker:UserWarning") not in sys.warnoptions:
+        sys.warnoptions.append(option)
     return multiprocessing.get_context("spawn")
 
 
@@ -198,7 +196,7 @@ def _open_executor(
 
 @contextlib.contextmanager
 def _naming_shared_memory() -> Iterator[None]:
-    """Say where the locks of worker processes are, in an error that names no file."""
+    """Name shared memory, which has the locks of worker processes, in an error that names no file."""
     try:
         yield
     except OSError as error:
@@ -210,19 +208,10 @@ def _naming_shared_memory() -> Iterator[None]:
         ) from error
 
 
-def _pack(task: Callable[..., Any]) -> tuple[IO[bytes], Path]:
-    """A file from which processes take their task. The pipe through which multiprocessing
-    would send it can be too small, and waits forever for a process that is killed before it has read all of it."""
-    file, path = system.open_shared_file()
-    pickle.dump(task, file)
-    file.flush()
-    return file, path
-
-
 def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """Submit; a process that this starts inherits that signals are blocked, from its first instruction on. One that is
-    started by half would end with a traceback, or be waited for."""
-    with cli.Stopped.held():
+    """Submit. A process that this starts has signals blocked from its first instruction on: one that is stopped during
+    its start would end with a traceback, or never end."""
+    with cli.Stopped.deferred():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return executor.submit(function, *arguments)
@@ -236,8 +225,8 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[..., Result], *arg
 
 def _close_executor(executor: ProcessPoolExecutor, kind: type[BaseException] | None) -> None:
     """Wait for the workers to end. They are killed after Ctrl-C or SIGTERM (`cli.Stopped` is a KeyboardInterrupt), also
-    when the signal comes during the wait: a worker that is still starting would not find its task any more. So are
-    those of a pool that broke, which does not know of one that it was just starting."""
+    if the signal comes during the wait: a worker that is still starting would not find its task any more. Those of a
+    broken pool are killed, too: it does not know of one that it was just starting."""
     if executor._broken or (kind is not None and issubclass(kind, KeyboardInterrupt)):
         _kill(executor)
     try:
@@ -255,7 +244,7 @@ def _kill(executor: ProcessPoolExecutor) -> None:
 
 def _start_worker(parent: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     system.die_with_parent(parent)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ctrl-C is for the parent alone
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # SIGINT stays blocked
     if prepare is not None:
         prepare(*arguments)
 

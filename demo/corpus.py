@@ -195,13 +195,8 @@ def c4(name: str, text: str) -> dict[str, Any]:
 
 
 def common_crawl(name: str, text: str) -> dict[str, Any]:
-    return {
-        "text": text,
-        "pred_label": "__label__wiki",
-        "pred_label_prob": 0.5,
-        "wiki_prob": 0.5,
-        "source": f"cc/{name}",
-    }
+    labels = {"pred_label": "__label__wiki", "pred_label_prob": 0.5, "wiki_prob": 0.5}
+    return {"text": text, **labels, "source": f"cc/{name}"}
 
 
 def github(name: str, text: str) -> dict[str, Any]:

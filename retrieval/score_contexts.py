@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import cli, shards, workers
+from cepe_data import cli, workers
 from cepe_data.retrieval.context_scores import (
     COLUMN,
     SHARD_BYTES,
@@ -55,7 +55,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(ScoreOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
+    shard_id, num_shards = args.resolve_shard()
     domains = mds.find_domains(args.input_dir, args.domain)
     model = EncoderModel.find(args.model_dir)
     sets = [plan_scores(args, domain, model) for domain in domains]
@@ -109,7 +109,7 @@ def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSe
             workers.Workers(min(args.num_workers, len(blocks)), reader) as pool,
             cli.progress_bar(one.of_set.count_rows(parts), "row", f"score {one.source.name}") as bar,
         ):
-            read = pool.map_in_order(blocks, lambda _: 1, 2 * args.num_workers)
+            read = pool.map_in_order(blocks)
             scores = (scores_of(encoder.embed(*texts), one.num_chunks) for _, texts in read)
             for part in parts:
                 one.of_set.write_part(part, scored_rows(one, part, scores))

@@ -71,7 +71,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(SearchOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
+    shard_id, num_shards = args.resolve_shard()
     corpus = Embeddings(args.embeddings)
     model = find_encoder(args, corpus)
     sets = [plan_search(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
@@ -166,7 +166,7 @@ def search(
                 keys, scores = best.best()
             for (one, missing), start, stop in zip(todo, boundaries[:-1], boundaries[1:], strict=True):
                 if number in missing:
-                    with one.parts.outputs[number].draft(is_folder=True) as draft:
+                    with one.parts[number].draft(is_folder=True) as draft:
                         write_npy(draft.path / "keys.npy", keys[start:stop])
                         write_npy(draft.path / "scores.npy", scores[start:stop])
                         draft.publish({"rows": one.num_rows})
@@ -193,7 +193,7 @@ def embed_queries(
             workers.Workers(min(args.num_workers, len(ranges)), read) as pool,
             cli.progress_bar(one.num_rows, "query", f"embed {one.domain}") as bar,
         ):
-            for (start, stop), (ids, lengths) in pool.map_in_order(ranges, lambda _: 1, 2 * args.num_workers):
+            for (start, stop), (ids, lengths) in pool.map_in_order(ranges):
                 vectors[start:stop] = encoder.embed(ids, lengths)
                 bar.update(stop - start)
         with one.embedded_queries.draft(is_folder=True) as draft:
@@ -222,7 +222,7 @@ def merge(args: SearchOptions, corpus: Embeddings, one: Search, start_time: floa
                 opened.enter_context(NpyRows(part.path / "keys.npy", num_axes=2)),
                 opened.enter_context(NpyRows(part.path / "scores.npy", "f", 2)),
             )
-            for part in one.parts.outputs
+            for part in one.parts
         ]
         keys_file, scores_file = (
             opened.enter_context((draft.path / name).open("wb")) for name in ("keys.npy", "scores.npy")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cepe_data import cli, shards
+from cepe_data import cli
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.retrieval.embeddings import NO_KEY, Embeddings, keys_path
 from cepe_data.retrieval.plan_search import RetrievedSetOptions, find_inputs
@@ -47,7 +47,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = cli.typed(RetrievedSetOptions, parse_args())
     start = time.monotonic()
-    shard_id, num_shards = shards.resolve_shard_or_merge(args.merge, args.shard_id, args.num_shards, args.dry_run)
+    shard_id, num_shards = args.resolve_shard()
     corpus = Embeddings(args.embeddings)
     sets = [RetrievedSet(args, corpus, domain) for domain in mds.find_domains(args.queries, args.domain)]
     todo = [one for one in sets if not args.merge and not one.of_set.joined.is_done()]

@@ -20,7 +20,7 @@ def test_counts(text: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "", "many", "inf", "nan", "1e400"])
-def test_what_is_no_count_is_refused(text: str) -> None:
+def test_other_texts_are_rejected_as_counts(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="not a count"):
         cli.count(text)
 

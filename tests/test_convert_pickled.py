@@ -32,12 +32,12 @@ class Asks:
 
 
 def row(number: int) -> dict[str, Any]:
-    draw = np.random.default_rng(number)
+    rng = np.random.default_rng(number)
     return {
-        "token_ids": draw.integers(0, 32_000, 64).astype(np.int32),
-        "prev_token_ids": draw.integers(0, 32_000, (128, 2)).astype(">u2")[:, 0],
+        "token_ids": rng.integers(0, 32_000, 64).astype(np.int32),
+        "prev_token_ids": rng.integers(0, 32_000, (128, 2)).astype(">u2")[:, 0],
         "domain": "wiki",
-        "scores": np.asfortranarray(draw.random((3, 2)).astype(np.float16)),
+        "scores": np.asfortranarray(rng.random((3, 2)).astype(np.float16)),
         "extra": [[1, number], (2.5, "ä"), np.arange(number)],
     }
 
@@ -114,7 +114,7 @@ def test_nothing_that_a_pickle_asks_for_is_run(run: Run, tmp_path: Path) -> None
     pickles["a set"] = pickle.dumps({1, 2})
     pickles["nothing"] = pickle.dumps(None)
     for name, one in pickles.items():
-        with pytest.raises(convert_pickled.RefusedPickleError):
+        with pytest.raises(convert_pickled.RejectedPickleError):
             convert_pickled.load_values(one)
         assert not seen.exists(), name
     pickle.loads(pickles["alone"])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,11 @@ COLUMNS = {"ids": "ndarray:int16:4", "name": "str", "lists": "json"}
 
 def row(number: int) -> dict:
     return {"ids": np.full(4, number, np.int16), "name": f"row {number}", "lists": [[number], []]}
+
+
+def write_set(folder: Path, num_rows: int, rows: Iterable[dict] | None = None) -> None:
+    rows = map(row, range(num_rows)) if rows is None else rows
+    mds.write_shard(outputs.Output(folder, {}), COLUMNS, num_rows, rows)
 
 
 def parted(folder: Path, num_rows: int) -> PartedSet:
@@ -55,36 +61,33 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
 def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:
     columns = {**COLUMNS, "half": "ndarray:float16:2,3", "umlaut": "str"}
     rows = [{**row(number), "half": np.full((2, 3), number, np.float16), "umlaut": "ü" * number} for number in range(5)]
-    mds.write_shard(outputs.Output(tmp_path / "ours", {}), columns, 5, rows)
     windows = {"token_ids": "ndarray:int16:5", "prev_token_ids": "ndarray:int16:3", "domain": "str"}
     filled = mds.window_rows(windows, {"domain": "größe"}, 4)
     ids = np.arange(32, dtype=np.int32).reshape(4, 8)
     filled["prev_token_ids"], filled["token_ids"] = ids[:, :3], ids[:, 3:]
-    mds.write_shard(outputs.Output(tmp_path / "our windows", {}), windows, 4, filled)
     as_rows = [{"prev_token_ids": one[:3], "token_ids": one[3:], "domain": "größe"} for one in ids.astype(np.int16)]
-    for name, of_columns, of_rows in (("ours", columns, rows), ("our windows", windows, as_rows)):
-        writer = mds.import_streaming().MDSWriter(
-            columns=of_columns, out=str(tmp_path / "theirs" / name), size_limit=mds.MAX_SHARD_BYTES
-        )
-        for one in of_rows:
-            writer.write(one)
-        writer.finish()
-        for path in (tmp_path / "theirs" / name).iterdir():
+    for name, types, given, expected in (("rows", columns, rows, rows), ("windows", windows, filled, as_rows)):
+        mds.write_shard(outputs.Output(tmp_path / name, {}), types, len(expected), given)
+        folder = tmp_path / "streaming" / name
+        with mds.import_streaming().MDSWriter(columns=types, out=str(folder), size_limit=mds.MAX_SHARD_BYTES) as writer:
+            for one in expected:
+                writer.write(one)
+        for path in folder.iterdir():
             assert path.read_bytes() == (tmp_path / name / path.name).read_bytes(), path.name
 
 
 def test_rows_are_read_as_localdataset_reads_them(tmp_path: Path) -> None:
     streaming = mds.import_streaming()
     columns = {**COLUMNS, "half": "ndarray:float16:2,3", "count": "int", "share": "float32", "small": "uint8"}
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with streaming.MDSWriter(columns=columns, out=str(tmp_path / "set"), size_limit=400) as writer:
         for number in range(23):
             scalars = {"count": -number, "share": number / 3, "small": number}
             # One shard has rows of the same sizes, the others have not.
-            writer.write({**row(number), **scalars, "half": draw.random((2, 3)).astype(np.float16),
+            writer.write({**row(number), **scalars, "half": rng.random((2, 3)).astype(np.float16),
                           "name": "ü" * (number % 3 if number > 5 else 1)})  # fmt: skip
-    rows, theirs = mds.Rows(tmp_path / "set"), streaming.LocalDataset(str(tmp_path / "set"))
-    assert len(rows.shards) > 3 and len(rows) == len(theirs) == 23
+    rows, expected = mds.Rows(tmp_path / "set"), streaming.LocalDataset(str(tmp_path / "set"))
+    assert len(rows.shards) > 3 and len(rows) == len(expected) == 23
     blocks = list(rows.blocks(3))
     assert [number for block in blocks for number in range(*block)] == list(range(23))
     of_blocks: dict[int, dict] = {}
@@ -93,8 +96,8 @@ def test_rows_are_read_as_localdataset_reads_them(tmp_path: Path) -> None:
         of_blocks |= {n: {name: values[name][n - start] for name in values} for n in range(start, stop)}
     for number in [*range(23), 0]:
         for one in (rows[number], of_blocks[number]):
-            assert one.keys() == theirs[number].keys()
-            for name, value in theirs[number].items():
+            assert one.keys() == expected[number].keys()
+            for name, value in expected[number].items():
                 if name in {"ids", "half"}:
                     assert one[name].dtype == value.dtype and (one[name] == value).all() and one[name].flags.writeable
                 else:
@@ -112,7 +115,7 @@ def test_rows_are_read_as_localdataset_reads_them(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int, message: str) -> None:
-    mds.write_shard(outputs.Output(tmp_path / "set", {}), COLUMNS, 4, map(row, range(4)))
+    write_set(tmp_path / "set", 4)
     shard = tmp_path / "set/shard.00000.mds"
     damaged = bytearray(shard.read_bytes())
     damaged[position] = 0xFF
@@ -121,17 +124,17 @@ def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, position: int
         list(mds.Rows(tmp_path / "set"))
 
 
-def test_where_links_are_refused_shards_are_copied_and_it_says_so(
+def test_without_hard_links_shards_are_copied_and_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_parts(parted(tmp_path / "linked", 8))
     shutil.copytree(tmp_path / "linked.parts", tmp_path / "copied.parts")
     join(parted(tmp_path / "linked", 8))
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "links are refused here")
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, "this file system has no hard links")
 
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", fail)
     join(parted(tmp_path / "copied", 8))
     assert "2 shards were copied" in capsys.readouterr().err
     assert reference.tree_bytes(tmp_path / "copied") == reference.tree_bytes(tmp_path / "linked")
@@ -149,19 +152,17 @@ def test_parts_that_are_not_what_they_should_be_are_not_joined(tmp_path: Path) -
 
 
 def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
-    def rows():  # type: ignore[no-untyped-def]
+    def rows() -> Iterator[dict]:
         yield row(0)
         raise RuntimeError("the teacher fell ill")
 
     with pytest.raises(RuntimeError):
-        mds.write_shard(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 2, rows())
+        write_set(tmp_path / "set", 2, rows())
     for expected, given in ((0, 0), (2, 1), (2, 3)):
         with pytest.raises(PipelineError, match=f"{given} rows of {expected}"):
-            mds.write_shard(outputs.Output(tmp_path / "part-00000", {}), COLUMNS, expected, map(row, range(given)))
+            write_set(tmp_path / "set", expected, map(row, range(given)))
     with pytest.raises(ValueError, match="ids is int16"):
-        mds.write_shard(
-            outputs.Output(tmp_path / "part-00000", {}), COLUMNS, 1, [{**row(0), "ids": np.zeros(5, np.int16)}]
-        )
+        write_set(tmp_path / "set", 1, [{**row(0), "ids": np.zeros(5, np.int16)}])
     assert os.listdir(tmp_path) == []
 
 
@@ -176,7 +177,7 @@ def test_an_exception_while_writing_leaves_no_part(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_is_checked_before_anything_is_decoded(tmp_path: Path, change: dict, message: str) -> None:
-    mds.write_shard(outputs.Output(tmp_path / "set", {}), COLUMNS, 1, [row(0)])
+    write_set(tmp_path / "set", 1)
     index = json.loads((tmp_path / "set/index.json").read_text())
     index["shards"][0].update(change)
     (tmp_path / "set/index.json").write_text(json.dumps(index))

@@ -21,15 +21,21 @@ from torch.utils.data import DataLoader, DistributedSampler
 from cepe_data.reading import Documents, PairedRows, PipelineError, collate
 from cepe_data.storage import mds, outputs, provenance
 from tests import reference
-from tests.conftest import PROJECT, Run, World
+from tests.conftest import PROJECT, Run, World, read_rows
 
 NUM_FOUND, CHUNK = 3, 256
 TEACHER = "8k_concat/train-logits-enc2048-dec2048-teacher"
 
 
+def sample_rows(run: Run, world: World, cwd: Path, name: str, num_rows: int, *flags: object) -> None:
+    """Sample rows of two domains for training."""
+    domains = ("--domains", "book=0.5,cc=0.5", "--test_fraction", 0.05, "--train_fraction", 0.9)
+    run("sample_mds_concat.py", name, 4096, 4096, 0, num_rows, 0, *domains, *world.source_flags, *flags, cwd=cwd)
+
+
 def write_passages(folder: Path, queries: Path) -> None:
     """Random passages for the rows of a set, as write_mds writes them; neighbors have from 0 to 256 ids."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     columns = {
         "retrieved_token_ids": mds.array_column(np.dtype(np.int16), NUM_FOUND, CHUNK),
         "retrieved_neighbor_token_ids": "json",
@@ -38,9 +44,9 @@ def write_passages(folder: Path, queries: Path) -> None:
     num_rows = mds.num_rows(queries)
     rows = [
         {
-            "retrieved_token_ids": draw.integers(0, 800, (NUM_FOUND, CHUNK), np.int16),
-            "retrieved_neighbor_token_ids": [draw.integers(0, 800, size).tolist() for size in (256, 31 + row, 0)],
-            "retrieval_scores": np.sort(draw.random(NUM_FOUND).astype(np.float32))[::-1],
+            "retrieved_token_ids": rng.integers(0, 800, (NUM_FOUND, CHUNK), np.int16),
+            "retrieved_neighbor_token_ids": [rng.integers(0, 800, size).tolist() for size in (256, 31 + row, 0)],
+            "retrieval_scores": np.sort(rng.random(NUM_FOUND).astype(np.float32))[::-1],
         }
         for row in range(num_rows)
     ]
@@ -52,8 +58,7 @@ def folder(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     """8k_concat of two domains, its teacher's sets, passages in RET, and token files, as docs/python.md names them."""
     folder = tmp_path_factory.mktemp("reading")
     (folder / "tokenized").symlink_to(world.tokenized)
-    flags = ("--domains", "book=0.5,cc=0.5", "--test_fraction", 0.05, "--train_fraction", 0.9, *world.source_flags)
-    run("sample_mds_concat.py", "8k_concat", 4096, 4096, 0, 8, 0, "--rows_per_part", 3, *flags, cwd=folder)
+    sample_rows(run, world, folder, "8k_concat", 8, "--rows_per_part", 3)
     for domain in ("book", "cc"):
         teacher = ("--model_dir", world.folder / "teacher", "--domain", domain, "--batch_size", 2)
         run("calculate_logits.py", "--input_dir", "8k_concat/train", *teacher, cwd=folder)
@@ -63,8 +68,7 @@ def folder(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def plain(folder: Path) -> list[dict[str, Any]]:
     """All rows of the two domains as streaming reads them."""
-    streaming = mds.import_streaming()
-    return [row for domain in ("book", "cc") for row in streaming.LocalDataset(str(folder / domain))]
+    return [*read_rows(folder / "book"), *read_rows(folder / "cc")]
 
 
 def test_rows_are_those_of_the_three_sets_cut_and_cast(folder: Path) -> None:
@@ -105,16 +109,15 @@ def test_rows_are_those_of_the_three_sets_cut_and_cast(folder: Path) -> None:
     assert "prev_token_ids" not in PairedRows(folder / "8k_concat/train", num_contexts=0)[0]
 
 
-def test_what_does_not_belong_together_is_refused_with_the_remedy(
+def test_sets_that_do_not_belong_together_are_rejected_with_the_remedy(
     folder: Path, run: Run, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--domains", "book=0.5,cc=0.5", "--test_fraction", 0.05, "--train_fraction", 0.9, *world.source_flags)
-    for name, number, seed in (("other", 8, 1), ("fewer", 6, 42)):
-        run("sample_mds_concat.py", name, 4096, 4096, 0, number, 0, "--seed", seed, *flags, cwd=tmp_path)
+    sample_rows(run, world, tmp_path, "other", 8, "--seed", 1)
+    sample_rows(run, world, tmp_path, "fewer", 6)
     train, teacher, found = folder / "8k_concat/train", folder / TEACHER, folder / "RET/train"
     (tmp_path / "part").mkdir()
     (tmp_path / "part/book").symlink_to(teacher / "book")
-    refused: list[tuple[Callable[[], object], str]] = [
+    rejected: list[tuple[Callable[[], object], str]] = [
         (lambda: PairedRows(tmp_path / "other/train", teacher_dir=teacher), "made from other rows than those of"),
         (lambda: PairedRows(tmp_path / "other/train", passages_dir=found), "made from other rows than those of"),
         (lambda: PairedRows(tmp_path / "fewer/train", teacher_dir=teacher), "has 4 rows, .* has 3: they do not belong"),
@@ -130,11 +133,11 @@ def test_what_does_not_belong_together_is_refused_with_the_remedy(
         (lambda: PairedRows(train, teacher_dir=found), "has no arrays target_index"),
         (lambda: PairedRows(train, with_neighbors=True), "pass passages_dir"),
     ]
-    for open_rows, message in refused:
+    for open_rows, message in rejected:
         with pytest.raises(PipelineError, match=message):
             open_rows()
     assert not capsys.readouterr().err
-    for domain in ("book", "cc"):  # nothing says what these were made from
+    for domain in ("book", "cc"):  # sets without provenance
         copy = tmp_path / "elsewhere" / domain
         copy.mkdir(parents=True)
         for path in (teacher / domain).glob("[!m]*"):
@@ -201,9 +204,9 @@ def test_documents_are_those_of_the_file_by_number(world: World, tmp_path: Path)
         assert pickle.loads(pickle.dumps(documents))[3].tolist() == expected[3].tolist()
         with pytest.raises(IndexError):
             documents[len(expected)]
-    draw = np.random.default_rng(0)  # one from elsewhere, of more documents than one position is kept for
-    lengths = draw.integers(0, 5, 3000)
-    ids = draw.integers(0, 1 << 40, int(lengths.sum()))
+    rng = np.random.default_rng(0)  # a file of another program, with more than 1,024 documents
+    lengths = rng.integers(0, 5, 3000)
+    ids = rng.integers(0, 1 << 40, int(lengths.sum()))
     np.save(tmp_path / "X.npy", np.concatenate([[3000], lengths, ids]))
     with Documents(tmp_path / "X.npy") as documents:
         ends = np.cumsum(lengths)

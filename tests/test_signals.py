@@ -21,18 +21,16 @@ from tests import reference
 from tests.conftest import PROJECT, Run, World, make_encoder
 
 AB = ("sample_mds_ab.py", "OUT", 64, 4, 0, 400, "--domains", "book=1", "--train_fraction", 0.9, "--allow_shortage")
+ANNOTATE = ("calculate_logits.py", "--input_dir", "OUT/train", "--model_dir", "teacher", "--domain", "book",
+            "--num_encoder_tokens", 60, "--num_decoder_tokens", 4, "--topk", 5, "--rows_per_part", 25)  # fmt: skip
 STEPS: dict[str, tuple[Any, ...]] = {
     "tokenize": ("tokenize_jsonl.py", "--output_dir", "MADE", "--tokenizer", "tokenizer.model"),
     "sample": (*AB[:1], "MADE", *AB[2:5], 2500, *AB[6:], "--rows_per_part", 20),
-    "annotate": ("calculate_logits.py", "--input_dir", "OUT/train", "--model_dir", "teacher", "--domain", "book",
-                 "--num_encoder_tokens", 60, "--num_decoder_tokens", 4, "--topk", 5, "--rows_per_part", 25),
-    "annotate on two": ("--num_gpus", 2, "--device", "cpu"),
+    "annotate": ANNOTATE,
+    "annotate on two": (*ANNOTATE, "--num_gpus", 2, "--device", "cpu"),
     "embed": ("retrieval.embed_passages", "--corpus", "OUT/retrieval", "--output", "MADE", "--model_dir", "encoder",
               "--part_bytes", 5000),
 }  # fmt: skip
-STEPS["annotate on two"] = (*STEPS["annotate"], *STEPS["annotate on two"])
-MADE = {"annotate": "OUT/train-logits-enc60-dec4-teacher", "annotate on two": "OUT/train-logits-enc60-dec4-teacher"}
-MADE["tokenize"] = "MADE"
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +47,10 @@ def inputs(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def arguments_of(step: str) -> list[str]:
-    script, *arguments = map(str, STEPS[step])
+def command(script: str, *arguments: object) -> list[str]:
+    """The command that starts a script, or a module such as retrieval.search, as a process."""
     what = ["-m", script] if script.startswith("retrieval.") else [str(PROJECT / script)]
-    return [sys.executable, *what, *arguments]
+    return [sys.executable, *what, *map(str, arguments)]
 
 
 def lay_out(folder: Path, inputs: Path) -> None:
@@ -74,10 +72,10 @@ def test_a_signal_ends_a_step_in_seconds_and_a_rerun_goes_on(
         lay_out(tmp_path / name, inputs)
     whole = STEPS[step.removesuffix(" on two")]  # any number of workers makes the same bytes
     run(*whole, cwd=tmp_path / "whole")
-    out = MADE.get(step, "MADE")
+    out = "OUT/train-logits-enc60-dec4-teacher" if step.startswith("annotate") else "MADE"
     environment = {**os.environ, "SLURM_CPUS_PER_TASK": "2", "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(
-        arguments_of(step), cwd=tmp_path / "stopped", env=environment, start_new_session=True, text=True,
+        command(*STEPS[step]), cwd=tmp_path / "stopped", env=environment, start_new_session=True, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     is_at_work = "**/.tmp-*" if step != "tokenize" else "**/*.npy"
@@ -96,9 +94,9 @@ def test_a_signal_ends_a_step_in_seconds_and_a_rerun_goes_on(
         for _ in range(100):
             os.killpg(process.pid, 0)
             time.sleep(0.1)
-    command = error.rpartition("  python ")[2].strip()
+    to_paste = error.rpartition("  python ")[2].strip()
     shown = STEPS[step][0] if step != "embed" else f"-m {STEPS[step][0]}"
-    assert command.startswith(str(shown)) or f"/{shown} " in command
+    assert to_paste.startswith(shown) or f"/{shown} " in to_paste
     for path in (tmp_path / "stopped" / out).rglob("*"):
         if path.is_file() and not any(part.startswith(".tmp-") for part in path.parts) and ".parts" not in str(path):
             relative = path.relative_to(tmp_path / "stopped")
@@ -111,14 +109,9 @@ def test_a_signal_ends_a_step_in_seconds_and_a_rerun_goes_on(
 @pytest.mark.parametrize("script", ["tokenize_jsonl.py", "calculate_logits.py", "retrieval.search"])
 def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path: Path, script: str) -> None:
     (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    what = ["-m", script] if script.startswith("retrieval.") else [str(PROJECT / script)]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
     done = subprocess.run(
-        [sys.executable, *what],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        command(script), env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"},
+        capture_output=True, text=True, check=False,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -24,7 +25,7 @@ def add_offset(offset: int, number: int) -> tuple[int, int]:
     return number + offset, os.getpid()
 
 
-def refuse(name: str) -> None:
+def fail(name: str) -> None:
     raise ArgumentError(f"no {name}")
 
 
@@ -40,9 +41,7 @@ def test_results_come_in_order_and_what_is_in_flight_is_bounded(num_workers: int
 
     with workers.Workers(num_workers, functools.partial(add_offset, 1000)) as pool:
         processes = set()
-        for number, (item, (result, process)) in enumerate(
-            pool.map_in_order(items(), num_bytes=lambda _: 10, max_bytes=50)
-        ):
+        for number, (item, (result, process)) in enumerate(pool.map_in_order(items(), lambda _: 10, 50)):
             assert item == 100 + number and result == item + 1000
             assert num_taken <= number + 6
             processes.add(process)
@@ -54,28 +53,21 @@ def test_a_worker_that_dies_is_an_error_and_an_error_in_a_child_comes_back() -> 
         workers.Workers(2, functools.partial(add_offset, 0)) as pool,
         pytest.raises(PipelineError, match=r"a worker process died.*--num_workers"),
     ):
-        list(pool.map_in_order(range(20), num_bytes=lambda _: 1, max_bytes=100))
+        list(pool.map_in_order(range(20), lambda _: 1, 100))
     with pytest.raises(ArgumentError, match="no luck"):
-        workers.run_in_child(refuse, "luck")
+        workers.run_in_child(fail, "luck")
 
 
-def _run(script: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script in its folder."""
+def start(folder: Path, script: str) -> subprocess.Popen[str]:
+    """Start a Python script in a folder."""
+    (folder / "parent.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    return subprocess.run(
-        [sys.executable, script],
-        cwd=script.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return subprocess.Popen([sys.executable, "parent.py"], cwd=folder, env=environment, stderr=PIPE, text=True)
 
 
-def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error_too(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(
+def test_a_worker_that_is_killed_before_it_has_read_its_task_is_an_error_too(tmp_path: Path) -> None:
+    parent = start(
+        tmp_path,
         "import functools, os, signal\n"
         "from multiprocessing import util\n"
         "from cepe_data import cli, workers\n"
@@ -90,10 +82,10 @@ def test_a_worker_that_is_killed_before_it_has_read_what_it_is_to_do_is_an_error
         "    spawn = util.spawnv_passfds\n"
         "    workers.run_in_child(abs, 1)  # starts the tracker of multiprocessing, too\n"
         "    util.spawnv_passfds = kill_at_once\n"
-        "    cli.run(main)\n"
+        "    cli.run(main)\n",
     )
-    done = _run(script)
-    assert done.returncode == 1 and "a worker process died" in done.stderr, done.stderr
+    _, error = parent.communicate(timeout=60)
+    assert parent.returncode == 1 and "a worker process died" in error, error
 
 
 def test_the_number_of_workers_is_what_slurm_or_the_affinity_mask_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +96,8 @@ def test_the_number_of_workers_is_what_slurm_or_the_affinity_mask_gives(monkeypa
 
 
 def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(
+    parent = start(
+        tmp_path,
         "import os, time\n"
         "from cepe_data.workers import Workers\n"
         "def work(number):\n"
@@ -113,9 +105,8 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    with Workers(2, work) as pool:\n"
-        "        list(pool.map_in_order(range(4), lambda item: 1, 100))\n"
+        "        list(pool.map_in_order(range(4), lambda item: 1, 100))\n",
     )
-    parent = subprocess.Popen([sys.executable, script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)})
     deadline = time.monotonic() + 30
     while len(pids := [int(path.name[3:]) for path in tmp_path.glob("pid*")]) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -128,8 +119,8 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_signal_after_the_last_result_ends_workers_that_are_still_starting(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(
+    parent = start(
+        tmp_path,
         "import os, signal, threading, time\n"
         "from pathlib import Path\n"
         "from cepe_data import cli, workers\n"
@@ -147,8 +138,8 @@ def test_a_signal_after_the_last_result_ends_workers_that_are_still_starting(tmp
         "if __name__ == '__main__':\n"
         "    end = os._exit\n"
         "    os._exit = lambda status: (os.closerange(3, 99), time.sleep(3), end(status))  # a slow kernel\n"
-        "    cli.run(main)\n"
+        "    cli.run(main)\n",
     )
-    done = _run(script)
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert "stopped by SIGTERM" in done.stderr and "Traceback" not in done.stderr
+    _, error = parent.communicate(timeout=60)
+    assert parent.returncode == 128 + signal.SIGTERM, error
+    assert "stopped by SIGTERM" in error and "Traceback" not in error

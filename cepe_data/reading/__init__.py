@@ -1,8 +1,8 @@
-"""What a trainer imports to read the pipeline's outputs: docs/python.md shows each with an example.
+"""The interface for training code that reads the pipeline's outputs: docs/python.md shows each with an example.
 
 Documents    the documents of a token file, by number
-PairedRows   rows of windows with their teacher's targets and their retrieved passages, as a map-style torch Dataset
-collate      rows, of PairedRows or of streaming, as a padded batch
+PairedRows   windows with their teacher's targets and their retrieved passages, as a map-style torch Dataset
+collate      makes a padded batch of rows, of PairedRows or of streaming
 """
 
 from cepe_data.errors import PipelineError

@@ -1,4 +1,4 @@
-"""The documents of a token file by number. The file is never loaded: a document takes two reads of what it needs."""
+"""The documents of a token file by number. The file is never loaded as a whole: a document takes two reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cepe_data.errors import DamagedFileError
 from cepe_data.tokens.token_file import DOCUMENTS_PER_BLOCK, TokenFile, read_tokenizer
 from cepe_data.tokens.tokenizers import TokenizerIdentity
 
-_DOCUMENTS_PER_START = 1 << 10  # one position is kept for so many documents: 8 KB for a million
+_DOCUMENTS_PER_START = 1 << 10  # one position is kept per 1,024 documents: 8 KB for a million
 
 
 class Documents:
@@ -41,7 +41,7 @@ class Documents:
         return Documents, (self.path,)
 
     def close(self) -> None:
-        """Close the file; reading is then over."""
+        """Close the file."""
         self._file.__exit__()
 
     @property
@@ -51,15 +51,17 @@ class Documents:
 
     @property
     def tokenizer(self) -> TokenizerIdentity | None:
-        """Fingerprint, vocabulary size, BOS and EOS of the tokenizer; None for a file that was made elsewhere."""
+        """Fingerprint, vocabulary size, BOS and EOS of the tokenizer; None for a file of another program."""
         return read_tokenizer(self.path, self._file.meta) if self._file.meta else None
 
     def __len__(self) -> int:
         return self._file.num_documents
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """The ids of a document with BOS and EOS, int32 [tokens] (in a file from elsewhere, of its dtype)."""
-        first = self._checked(number)
+        """The ids of a document with BOS and EOS, int32 [tokens] (of a file of another program, in its dtype)."""
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.path} has {len(self):,} documents: there is no number {number}")
+        first = number % len(self)
         start = self._start_of(first)
         return self._file.tokens(start, start + int(self._file.lengths(first, first + 1)[0]))
 
@@ -76,16 +78,11 @@ class Documents:
         return self._file.lengths(start, max(start, stop))
 
     def hashes(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """uint64 [documents]: xxh3_64 of the UTF-8 text of documents [start, stop), all by default. In a file that was
-        made elsewhere, of the ids as int32: those are read for it."""
+        """uint64 [documents]: xxh3_64 of the UTF-8 text of documents [start, stop), all by default. For a file of
+        another program it is of the ids as int32, which are read."""
         lengths = self.lengths(start, stop)
         start, _, _ = slice(start, stop).indices(len(self))
         return self._file.hashes(start, self._start_of(start) if len(lengths) else 0, lengths)
-
-    def _checked(self, number: int) -> int:
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"{self.path} has {len(self):,} documents: there is no number {number}")
-        return number % len(self)
 
     @cached_property
     def _starts(self) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Rows of windows, each with its teacher's targets and its retrieved passages, as tensors; and batches of them.
+"""Windows, each with its teacher's targets and its retrieved passages, as tensors; and batches of them.
 
-Columns keep the names that docs/formats.md gives them. Ids become int64 and probabilities and scores float32, because
-the rows on the disk are read-only int16 and float16, which embeddings and losses refuse.
+Columns have the names of docs/formats.md. Ids become int64, probabilities and scores float32: embeddings and losses do
+not take the read-only int16 and float16 of the disk.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class PairedRows(Dataset[dict[str, Any]]):
 
     @property
     def vocab_size(self) -> int | None:
-        """The vocabulary of the tokenizer; None if the sets do not say it."""
+        """The vocabulary size of the tokenizer; None if the meta files do not have it."""
         return next((size for one in self._sets if (size := (one.meta or {}).get("vocab_size"))), None)
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class PairedRows(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class _Cut:
-    """What of the columns is wanted; see `PairedRows`."""
+    """The selected part of the columns; see `PairedRows`."""
 
     num_contexts: int | None
     context_size: int | None
@@ -140,7 +140,7 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _PairedSets:
-    """The sets of one domain. `slices` says which part of a column is wanted, along its first axis."""
+    """The sets of one domain. `slices` selects a part of a column, along its first axis."""
 
     meta: provenance.Meta | None
     rows: mds.Rows
@@ -152,7 +152,7 @@ class _PairedSets:
     def open(
         cls, rows_dir: Path, teacher_dir: Path | None, passages_dir: Path | None, cut: _Cut, max_open: int
     ) -> _PairedSets:
-        """Open what belongs together. Raises as `PairedRows`."""
+        """Open the sets of one domain. Raises as `PairedRows`."""
         columns = mds.read_columns(rows_dir)
         left_out = {"prev_token_ids"} if cut.num_contexts == 0 else set()
         rows = mds.Rows(rows_dir, columns.keys() - left_out, max_open)
@@ -171,9 +171,9 @@ class _PairedSets:
             _check_pair(rows_dir, passages_dir, len(rows), None)
             num_found = _length(passages_dir, mds.read_columns(passages_dir), PASSAGES)
             number = _at_most(num_found, cut.num_passages, "num_passages", f"passages of a row in {passages_dir}")
-            wanted = (PASSAGES, SCORES, *[NEIGHBORS] * cut.with_neighbors)
-            slices |= dict.fromkeys(wanted, slice(number))
-            others.append(mds.Rows(passages_dir, wanted, max_open))
+            names = (PASSAGES, SCORES, *[NEIGHBORS] * cut.with_neighbors)
+            slices |= dict.fromkeys(names, slice(number))
+            others.append(mds.Rows(passages_dir, names, max_open))
         length = _length(rows_dir, columns, "token_ids")
         slices["token_ids"] = slice(_at_most(length, num_tokens, "num_decoder_tokens", f"token_ids in {rows_dir}"))
         return cls(provenance.read_meta(rows_dir), rows, tuple(others), slices, cut.context_size)
@@ -191,12 +191,12 @@ class _PairedSets:
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int = 0) -> dict[str, Any]:
-    """Rows as a batch: arrays and tensors are stacked, ids as int64 and other numbers as float32; lists of ids of
-    different lengths are padded. It takes the rows of PairedRows, and those of a StreamingDataset as they are.
+    """A batch of rows of PairedRows or of a StreamingDataset: arrays and tensors are stacked, ids as int64 and other
+    numbers as float32; lists of ids of different lengths are padded.
 
     Returns:
-        Of lists such as `retrieved_neighbor_token_ids`: int64 [batch, lists, longest], and where the ids are, bool of
-        the same shape, as `retrieved_neighbor_mask`. Texts are lists [batch].
+        For lists such as `retrieved_neighbor_token_ids`: int64 [batch, lists, longest], and `retrieved_neighbor_mask`,
+        bool of the same shape, True for ids and False for padding. Texts are lists [batch].
     """
     batch: dict[str, Any] = {}
     for name in rows[0]:
@@ -211,7 +211,7 @@ def collate(rows: Sequence[Mapping[str, Any]], pad_id: int = 0) -> dict[str, Any
 
 
 def _padded(rows: Sequence[Sequence[torch.Tensor]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 and bool [rows, lists, longest]: ids with `pad_id` behind them, and where they are no padding."""
+    """int64 and bool [rows, lists, longest]: ids padded with `pad_id`, and which of them are not padding."""
     num_lists, longest = max(map(len, rows)), max((len(ids) for row in rows for ids in row), default=0)
     padded = torch.full((len(rows), num_lists, longest), pad_id)
     mask = torch.zeros(padded.shape, dtype=torch.bool)
@@ -223,7 +223,7 @@ def _padded(rows: Sequence[Sequence[torch.Tensor]], pad_id: int) -> tuple[torch.
 
 
 def _as_tensors(value: Any) -> Any:
-    """Arrays and lists of ids as tensors of their own, int64 or float32; texts and numbers as they are."""
+    """Arrays and lists of ids as writable tensors, int64 or float32; texts and numbers unchanged."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(np.float32 if value.dtype.kind == "f" else np.int64))
     if isinstance(value, list):
@@ -232,7 +232,7 @@ def _as_tensors(value: Any) -> Any:
 
 
 def _chosen_domains(rows_dir: Path, domains: str | Sequence[str] | None) -> list[str]:
-    """The domains that are asked for, once it is known that they are there."""
+    """The requested domains. Raises ArgumentError if one is missing."""
     if (rows_dir / mds.INDEX_NAME).exists():
         raise ArgumentError(f"{rows_dir} is the folder of one domain: {EXPECTED_FOLDER}")
     if domains is None:
@@ -245,7 +245,7 @@ def _chosen_domains(rows_dir: Path, domains: str | Sequence[str] | None) -> list
 
 
 def _require_domains(folder: Path, domains: Sequence[str]) -> None:
-    """Raise ArgumentError if a domain has no set in a folder, with those that have one."""
+    """Raise ArgumentError if a domain has no set in a folder. It names the domains that have one."""
     there = [one.name for one in verify.find_sets(folder)]
     if missing := [domain for domain in domains if domain not in there]:
         common = [domain for domain in domains if domain in there]
@@ -256,8 +256,8 @@ def _require_domains(folder: Path, domains: Sequence[str]) -> None:
 
 
 def _check_pair(rows_dir: Path, other: Path, num_rows: int, passages_dir: Path | None) -> None:
-    """Raise ArgumentError unless row i of `other` belongs to row i of `rows_dir`, as provenance says; and where a
-    teacher's context were passages, to those of `passages_dir`. Where nothing says it, only numbers are compared."""
+    """Raise ArgumentError unless, by its provenance, row i of `other` was made from row i of `rows_dir`, and, if a
+    teacher read passages, from those of `passages_dir`. Without meta files only the numbers of rows are compared."""
     if (number := mds.num_rows(other)) != num_rows:
         raise ArgumentError(f"{other} has {number:,} rows, {rows_dir} has {num_rows:,}: they do not belong together")
     of_rows, of_other = provenance.read_meta(rows_dir), provenance.read_meta(other)
@@ -278,7 +278,7 @@ def _check_pair(rows_dir: Path, other: Path, num_rows: int, passages_dir: Path |
 def _context_slices(
     folder: Path, columns: Mapping[str, str], num_contexts: int | None, context_size: int
 ) -> dict[str, slice]:
-    """The end of `prev_token_ids` that is cut into contexts, and of their scores where there are any."""
+    """Slices of the end of `prev_token_ids` that is cut into contexts, and of their scores, if there are any."""
     num_there = _length(folder, columns, "prev_token_ids") // context_size
     if not num_there or (num_contexts or 0) > num_there:
         raise ArgumentError(
@@ -305,7 +305,7 @@ def _length(folder: Path, columns: Mapping[str, str], name: str) -> int:
         raise ArgumentError(f"{folder} has no arrays {name}, only {', '.join(columns)}: {EXPECTED_FOLDER}") from None
 
 
-def _at_most(available: int, wanted: int | None, argument: str, what: str) -> int:
-    if wanted is not None and not 1 <= wanted <= available:
-        raise ArgumentError(f"{argument}={wanted}: there are {available} {what}")
-    return available if wanted is None else wanted
+def _at_most(available: int, requested: int | None, argument: str, what: str) -> int:
+    if requested is not None and not 1 <= requested <= available:
+        raise ArgumentError(f"{argument}={requested}: there are {available} {what}")
+    return available if requested is None else requested

@@ -15,14 +15,14 @@ from cepe_data.retrieval.row_texts import QueryOptions
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.inputs import Input, SetInput
 from cepe_data.storage.npy import NpyRows
-from cepe_data.storage.outputs import Output, WriteOptions
-from cepe_data.storage.parts import PartedSetOptions, Parts, part_path, parts_dir
+from cepe_data.storage.outputs import Output
+from cepe_data.storage.parts import MergeOptions, PartedSetOptions, Parts, part_path, parts_dir
 
 HIT_BYTES = 12  # a key and a score
 
 
 @dataclass(frozen=True)
-class SearchOptions(QueryOptions, WriteOptions):
+class SearchOptions(QueryOptions, MergeOptions):
     """The arguments of retrieval/search.py."""
 
     queries: Path
@@ -32,12 +32,7 @@ class SearchOptions(QueryOptions, WriteOptions):
     topk: int
     exclude_overlap: int | None
     overfetch: float
-    merge: bool
-    delete_parts: bool
     allow_shortage: bool
-    dry_run: bool
-    shard_id: int | None
-    num_shards: int | None
 
 
 @dataclass(frozen=True)

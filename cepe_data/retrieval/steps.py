@@ -163,7 +163,7 @@ def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> 
 
 def look_at_found(search: Search, number: int, num_bytes: float, hits: OutputStatus) -> OutputStatus:
     """The hits of a domain in one shard of the corpus, which may be removed once they are merged."""
-    part = search.parts.outputs[number]
+    part = search.parts[number]
     num_bytes = 0 if hits.state == DONE and not part.path.exists() else num_bytes
     return look_at_part(part.path, lambda: part.made_with, search.num_rows, num_bytes, hits)
 

@@ -252,12 +252,12 @@ class WindowSampler:
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
             missing = []
             for number, (start, stop) in enumerate(of_set.part_ranges):
-                part = Part(of_set.parts.outputs[number], split, domain, plan.rows(start, stop))
+                part = Part(of_set.parts[number], split, domain, plan.rows(start, stop))
                 if self._is_part_made(part):
                     bar.update(len(part.plan))
                 else:
                     missing.append(part)
-            for part, _ in pool.map_in_order(missing, lambda _: 1, 2 * pool.num_workers):
+            for part, _ in pool.map_in_order(missing):
                 bar.update(len(part.plan))
 
         def prepare(draft: outputs.Draft) -> None:

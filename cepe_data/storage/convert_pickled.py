@@ -1,13 +1,13 @@
-"""Convert MDS sets with pickled columns, as the original pipeline writes them and as its authors published theirs, to
-the typed columns that all other commands read.
+"""Convert MDS sets with pickled columns, which the original pipeline writes and its authors published, to the typed
+columns that all other commands read.
 
 reads   SRC/{domain}/, or the one set SRC: MDS with columns of type pkl
 writes  OUT/{domain}/: the same rows and columns, typed
 
     python -m cepe_data.storage.convert_pickled original/ab_32k/test 32k_original/test
 
-A pickle is a program that the reader runs. The unpickler here makes numpy arrays, texts, numbers, and lists of these. A
-pickle that asks for anything more is an error, and what it asks for is neither imported nor called.
+A pickle is a program that the reader runs. The unpickler here makes numpy arrays, texts, numbers, and lists of these.
+For anything else a pickle is rejected: what it names is neither imported nor called.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def main() -> int:
 
 
 def convert(source: Path, target: Path, args: ConvertOptions, start_time: float) -> int:
-    """Convert one set. Returns how many rows it has.
+    """Convert one set. Returns the number of its rows.
 
     Raises:
-        PipelineError: if a pickle asks for more than values, or rows differ in what they hold.
+        PipelineError: if a pickle is rejected, or rows differ in types or shapes.
     """
     rows = mds.Rows(source, decoders={PICKLED: load_values})
     types = dict(zip(rows.shards[0]["column_names"], rows.shards[0]["column_encodings"], strict=True))
@@ -90,16 +90,16 @@ def convert(source: Path, target: Path, args: ConvertOptions, start_time: float)
 
 
 def read_rows(rows: mds.Rows, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """Rows [start, stop). Raises PipelineError, naming the row, where a pickle is refused."""
+    """Rows [start, stop). Raises PipelineError, naming the row, if a pickle is rejected."""
     for number in range(start, stop):
         try:
             yield rows[number]
-        except RefusedPickleError as error:
+        except RejectedPickleError as error:
             raise PipelineError(f"row {number} of {rows.folder}: {error}") from None
 
 
 def column_of(source: Path, name: str, value: Any) -> str:
-    """The type of the column that holds such values."""
+    """The column type for such values."""
     if isinstance(value, np.ndarray):
         if value.shape:
             return mds.array_column(value.dtype, *value.shape)
@@ -107,8 +107,8 @@ def column_of(source: Path, name: str, value: Any) -> str:
     return {str: "str", int: "int64", float: "float64", list: "json"}[type(value)]
 
 
-class RefusedPickleError(PipelineError):
-    """A pickle asks for more than arrays, texts, numbers and lists of them, or is none."""
+class RejectedPickleError(PipelineError):
+    """A pickle asks for more than arrays, texts, numbers and lists of them, or it is damaged."""
 
 
 def load_values(pickled: bytes) -> Any:
@@ -116,22 +116,22 @@ def load_values(pickled: bytes) -> Any:
     list, and those of Python objects, become lists.
 
     Raises:
-        RefusedPickleError: if it asks for anything else.
+        RejectedPickleError: if it asks for anything else.
     """
     try:
         return _plain(_ValueUnpickler(io.BytesIO(pickled)).load())
-    except RefusedPickleError:
+    except RejectedPickleError:
         raise
-    except Exception as error:  # a damaged program fails in any way
-        raise RefusedPickleError(f"its pickle cannot be read ({type(error).__name__}: {error})") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        raise RejectedPickleError(f"its pickle cannot be read ({type(error).__name__}: {error})") from None
 
 
 class _Dtype:
-    """What a pickle calls for numpy.dtype: of numbers, or of Python objects."""
+    """Stands for numpy.dtype in a pickle: of numbers, or of Python objects."""
 
     def __init__(self, name: str, *_: object) -> None:
         if not (isinstance(name, str) and re.fullmatch(r"b1|[iu][1248]|f[248]|O8?", name)):
-            raise RefusedPickleError(f"its pickle asks for arrays of dtype {name!r}")
+            raise RejectedPickleError(f"its pickle asks for arrays of dtype {name!r}")
         self._name, self._order = name, "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -147,7 +147,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickle calls for numpy.ndarray: its content comes in the state."""
+    """Stands for numpy.ndarray in a pickle: its content comes in the state."""
 
     value: np.ndarray | list[Any] | None = None
 
@@ -158,7 +158,7 @@ class _Array:
         _, shape, dtype, is_fortran, content = state
         if dtype.of_objects:
             if len(shape) != 1:
-                raise RefusedPickleError(f"its pickle has an array of Python objects of shape {shape}")
+                raise RejectedPickleError(f"its pickle has an array of Python objects of shape {shape}")
             self.value = list(content)
         else:
             self.value = dtype.read(content).reshape(shape, order="F" if is_fortran else "C")
@@ -175,22 +175,18 @@ def _scalar(dtype: _Dtype, content: bytes) -> Any:
 
 
 def _bytes_of_text(text: str, encoding: str) -> bytes:
-    """How protocols before 3 write bytes."""
+    """Stands for `_codecs.encode`: protocols before 3 write bytes as text."""
     if encoding != "latin1":
-        raise RefusedPickleError(f"its pickle asks for the encoding {encoding!r}")
+        raise RejectedPickleError(f"its pickle asks for the encoding {encoding!r}")
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    return b""
-
-
-# What pickles of values ask for, and what they get instead: nothing of numpy is called with what a pickle says.
+# What pickles of values name, and what they get instead: numpy is not called with the arguments of a pickle.
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     ("_codecs", "encode"): _bytes_of_text,
-    ("__builtin__", "bytes"): _no_bytes,
+    ("__builtin__", "bytes"): lambda: b"",
     **{(module, "_reconstruct"): _Array for module in _ARRAY_MODULES},
     **{(module, "scalar"): _scalar for module in _ARRAY_MODULES},
     **{(module, "_frombuffer"): _array_from_buffer for module in _NUMERIC_MODULES},
@@ -202,7 +198,7 @@ class _ValueUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise RefusedPickleError(
+            raise RejectedPickleError(
                 f"its pickle asks for {module}.{name}, which is neither array, text nor number: it was not run. Do not "
                 f"load this set with anything that allows unsafe types"
             )
@@ -210,7 +206,7 @@ class _ValueUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, inside_list: bool = False) -> Any:
-    """What a pickle made, without the classes that stand for numpy's."""
+    """The value of a pickle, without the classes that stand for numpy's."""
     if isinstance(value, _Array):
         value = value.value
     if isinstance(value, np.ndarray):
@@ -219,7 +215,7 @@ def _plain(value: Any, inside_list: bool = False) -> Any:
         return [_plain(one, inside_list=True) for one in value]
     if type(value) in {str, int, float}:
         return value
-    raise RefusedPickleError(f"its pickle holds a {type(value).__name__}, which is neither array, text nor number")
+    raise RejectedPickleError(f"its pickle holds a {type(value).__name__}, which is neither array, text nor number")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What parts are made from: inputs with a row for every row of the set, of which a part depends on its own rows only.
+"""The inputs of parted sets: they have a row for every row of the set, and a part depends on its own rows only.
 
-A part is done while the content of these rows is the same, whatever becomes of the others: an input may grow.
+A part stays done while the content of these rows is the same: an input may grow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import mds, provenance
 
-FILES = "input_files"  # what the meta file of a part calls the fingerprints of the files that its rows were in
+FILES = "input_files"  # the key of a part's meta file for the fingerprints of the files that have its input rows
 
 
 class Input(Protocol):
@@ -23,16 +23,16 @@ class Input(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all of it, which no row is read for."""
+        """A hash of the whole input. No row is read."""
         ...
 
     def rows_fingerprint(self, start: int, stop: int) -> str:
-        """A hash of the content of rows [start, stop), as far as there are such rows. They are read."""
+        """A hash of the content of rows [start, stop), as far as they exist. They are read."""
         ...
 
     def files_fingerprint(self, start: int, stop: int) -> str | None:
-        """A hash of what is known, without reading, of the files that have rows [start, stop): while it is the same, so
-        is the content of the rows. None if nothing is known."""
+        """A hash of the known metadata of the files that have rows [start, stop): while it is the same, so is the
+        content of the rows. No row is read. None if no metadata are known."""
         ...
 
 
@@ -64,20 +64,20 @@ class SetInput:
         return provenance.read_meta(self.folder)
 
     def __getstate__(self) -> dict[str, Path]:
-        """For another process: what is open is open in this one."""
+        """For another process, without the open files of this one."""
         return {"folder": self.folder}
 
 
 def describe_set(inputs: Mapping[str, Input]) -> provenance.Meta:
-    """What the provenance of a set says of its inputs: their fingerprints."""
+    """The inputs in the provenance of a set: their fingerprints."""
     return {name: one.fingerprint for name, one in inputs.items()}
 
 
 def describe_part(inputs: Mapping[str, Input], part: Path, start: int, stop: int) -> provenance.Meta:
-    """What the provenance of the part that has rows [start, stop) says of its inputs: hashes of their rows. A part that
-    is there, and was made from the files that are there now, is asked: then no row is read."""
+    """The inputs in the provenance of the part that has rows [start, stop): hashes of their rows. If the part exists,
+    made from the present files, the hashes are those of its meta file, and no row is read."""
     meta = None
-    with contextlib.suppress(DamagedFileError):  # whoever asks whether the part is done says so
+    with contextlib.suppress(DamagedFileError):  # Output.is_done raises it again
         meta = provenance.read_meta(part) if part.exists() else None
     found, files = {}, describe_files(inputs, start, stop)
     for name, one in inputs.items():
@@ -87,6 +87,6 @@ def describe_part(inputs: Mapping[str, Input], part: Path, start: int, stop: int
 
 
 def describe_files(inputs: Mapping[str, Input], start: int, stop: int) -> provenance.Meta:
-    """What the meta file of that part says of the files that have its rows, as far as anything is known of them."""
+    """The fingerprints of the files that have rows [start, stop), by input, as far as they are known."""
     found = {name: one.files_fingerprint(start, stop) for name, one in inputs.items()}
     return {name: files for name, files in found.items() if files is not None}

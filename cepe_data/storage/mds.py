@@ -40,11 +40,8 @@ _NO_DECODERS: Decoders = {}
 
 
 def import_streaming() -> types.ModuleType:
-    """mosaicml-streaming, without its vision datasets.
-
-    They import torchvision, which fails where it was built for another torch; nothing here needs them, so an empty
-    module takes their place. This also saves a second.
-    """
+    """mosaicml-streaming, with an empty module in place of its vision datasets. They import torchvision, which fails if
+    it was built for another torch. This also saves a second."""
     sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
     import streaming
 
@@ -53,7 +50,7 @@ def import_streaming() -> types.ModuleType:
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest signed integer dtype, int16 or more, that holds every id below `vocab_size`. (Signed, because torch
-    before 2.3 refuses uint16.)"""
+    before 2.3 has no uint16.)"""
     return np.dtype(np.int16 if vocab_size <= 1 << 15 else np.int32)
 
 
@@ -63,11 +60,7 @@ def array_column(dtype: np.dtype, *shape: int) -> str:
 
 
 def column_array(column: str) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape of a column type that `array_column` made.
-
-    Raises:
-        ValueError: for another column type.
-    """
+    """dtype and shape of a column type that `array_column` made. Raises ValueError for another one."""
     kind, _, rest = column.partition(":")
     dtype, _, shape = rest.partition(":")
     if kind != "ndarray" or not shape:
@@ -81,37 +74,28 @@ def rows_per_shard(columns: Columns, shard_bytes: int) -> int:
 
 
 def row_bytes(columns: Columns) -> int:
-    """Bytes of a row in a shard; columns of variable size count nothing."""
+    """Bytes of a row in a shard, without columns of variable size."""
     return 4 + sum(_column_bytes(column) or 0 for column in columns.values())
 
 
-def check_shard_size(columns: Columns, num_rows: int, flag: str) -> None:
-    """Raise ArgumentError, naming `flag`, if an MDS shard cannot hold so many rows."""
-    if num_rows > (most := rows_per_shard(columns, MAX_SHARD_BYTES)):
-        raise ArgumentError(f"{flag} {num_rows}: an MDS shard holds at most {most} such rows")
-
-
 def window_rows(columns: Columns, texts: Mapping[str, str], num_rows: int) -> np.ndarray:
-    """Encoded rows to be filled, a structured array [num_rows] with a field for every column: arrays are empty, a `str`
-    has the same text, from `texts`, in every row. See `_encode_row` for the layout."""
+    """Rows to be filled, a structured array [num_rows] with a field for every column in the layout of `_encode_row`:
+    arrays are empty, a `str` column has its text from `texts` in every row."""
     encoded = {name: texts[name].encode() for name, column in columns.items() if column == "str"}
-    head, names = np.array([len(encoded[name]) for name in sorted(encoded)], "<u4"), sorted(columns)
-    fields: list[Any] = [("(sizes)", head.dtype, head.shape)]
-    for name in names:
+    sizes = np.array([len(encoded[name]) for name in sorted(encoded)], "<u4")
+    fields: list[Any] = [("(sizes)", sizes.dtype, sizes.shape)]
+    for name in sorted(columns):
         fields.append((name, f"S{len(encoded[name])}") if name in encoded else (name, *column_array(columns[name])))
     rows = np.empty(num_rows, fields)
-    rows["(sizes)"] = head
+    rows["(sizes)"] = sizes
     for name, text in encoded.items():
         rows[name] = text
     return rows
 
 
 def _encode_row(columns: Columns, row: Mapping[str, Any]) -> bytes:
-    """A row as it stands in a shard: the bytes of its columns in the order of their names, and before them the sizes of
-    texts and JSON, uint32 (streaming/base/format/mds/writer.py of mosaicml-streaming).
-
-    Raises:
-        ValueError: if an array is not of its column's dtype and shape.
+    """The bytes of a row in a shard: the sizes of texts and JSON, uint32, then the columns in the order of their names
+    (streaming/base/format/mds/writer.py of mosaicml-streaming). Raises ValueError if an array does not fit its column.
     """
     sizes, values = [], []
     for name in sorted(columns):
@@ -135,32 +119,42 @@ def write_shard(
     rows: np.ndarray | Iterable[Mapping[str, Any]],
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write and publish a set of one MDS shard. Its bytes are those that MDSWriter writes, which
-    copies them three times, holds the shard in memory, and takes seconds to import.
+    """Write and publish a set of one MDS shard, with the bytes of MDSWriter, which copies them three times, holds the
+    shard in memory, and takes seconds to import.
 
     Args:
-        rows: what `window_rows` made; or one value for every column each.
-        metadata: what the meta file says beside the number of rows.
+        rows: what `window_rows` made; or dicts with a value for every column.
+        metadata: what the meta file has beside the number of rows.
 
     Raises:
         PipelineError: if there are not `num_rows` rows, or more than a shard can hold.
     """
-    config = _shard_config(columns)
+    names = sorted(columns)
+    config = {
+        "column_encodings": [columns[name] for name in names],
+        "column_names": names,
+        "column_sizes": [_column_bytes(columns[name]) for name in names],
+        "compression": None,
+        "format": "mds",
+        "hashes": [],
+        "size_limit": MAX_SHARD_BYTES,
+        "version": 2,
+    }
     text = json.dumps(config, sort_keys=True).encode()
-    offsets = np.zeros(num_rows + 1, np.int64)
-    offsets[0], done = 4 + 4 * len(offsets) + len(text), 0
+    sizes, done = np.zeros(num_rows + 1, np.int64), 0  # of what comes before the rows, and of each row
+    sizes[0] = 4 + 4 * len(sizes) + len(text)
     with output.draft(is_folder=True) as draft:
         with (draft.path / SHARD_NAME).open("wb") as file:
-            file.seek(offsets[0])
+            file.seek(sizes[0])
             if isinstance(rows, np.ndarray):
-                offsets[1:], done = rows.itemsize, len(rows)
+                sizes[1:], done = rows.itemsize, len(rows)
                 file.write(rows.view(np.uint8).data)
             else:
                 for done, row in enumerate(rows, 1):
                     encoded = _encode_row(columns, row)
-                    offsets[min(done, num_rows)] = len(encoded)
+                    sizes[min(done, num_rows)] = len(encoded)
                     file.write(encoded)
-            ends = np.cumsum(offsets)
+            ends = np.cumsum(sizes)
             if done != num_rows or not num_rows or ends[-1] > MAX_SHARD_BYTES:
                 raise PipelineError(
                     f"{output.path}: {done} rows of {num_rows}, {ends[-1]:,} bytes; lower --rows_per_part"
@@ -172,30 +166,15 @@ def write_shard(
         draft.publish({**(metadata or {}), "rows": num_rows})
 
 
-def _shard_config(columns: Columns) -> dict[str, Any]:
-    """What a shard and the index say of a shard's format."""
-    names = sorted(columns)
-    return {
-        "column_encodings": [columns[name] for name in names],
-        "column_names": names,
-        "column_sizes": [_column_bytes(columns[name]) for name in names],
-        "compression": None,
-        "format": "mds",
-        "hashes": [],
-        "size_limit": MAX_SHARD_BYTES,
-        "version": 2,
-    }
-
-
 def write_index(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Write the index of a set, from what it says of every shard."""
+    """Write the index of a set from its entries, one for each shard."""
     index = json.dumps({"shards": shards, "version": 2}, sort_keys=True)
     (folder / INDEX_NAME).write_text(index, encoding="utf-8")
 
 
 def read_index(folder: Path, decoded_types: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The shards of an MDS set, from its index, checked before anything is decoded. Columns of `decoded_types` are
-    allowed too, because the caller decodes them.
+    """The entries of an MDS set's index, one for each shard, checked before anything is decoded. Columns of
+    `decoded_types`, which the caller decodes, are allowed, too.
 
     Raises:
         ArgumentError: if there is no set.
@@ -248,10 +227,10 @@ def num_rows(folder: Path) -> int:
 
 
 def find_domains(folder: Path, domains: str) -> list[str]:
-    """The domains of the sets in a folder, for `all`; else the names in a list with commas.
+    """The domains of the sets in a folder, for `all`; else the names in a comma-separated list.
 
     Raises:
-        ArgumentError: if there is none, or a name is not one.
+        ArgumentError: if there are none, or a name cannot be that of a folder.
         DamagedFileError: if a set has lost its index.
     """
     if domains != "all":
@@ -270,14 +249,9 @@ def find_domains(folder: Path, domains: str) -> list[str]:
 
 
 def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
-    """A hash of an MDS set's index and shards: from its meta file, or where it was made elsewhere, of their bytes.
-    `decoded_types` as in `read_index`.
-
-    Raises:
-        DamagedFileError: if they are not what the meta file says.
-    """
-    meta = provenance.read_meta(folder)
-    if meta is not None:
+    """A hash of an MDS set's index and shards, from its meta file; from their bytes if another program made the set.
+    `decoded_types` as in `read_index`. Raises DamagedFileError if files differ in size from the meta file."""
+    if (meta := provenance.read_meta(folder)) is not None:
         if lost := provenance.lost_files(folder, meta):
             raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
         return provenance.fingerprint(
@@ -288,15 +262,13 @@ def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
 
 
 class Rows:
-    """The rows of an MDS set by number, as LocalDataset gives them, without the seconds that importing streaming takes;
-    and many rows at once. Nothing is unpickled. Any number of processes may read. Memory does not grow with the set but
-    for its index; `max_open_shards` file descriptors are kept open. Where many sets are read, use it as a context
-    manager, which closes them.
+    """The rows of an MDS set by number, as LocalDataset returns them, without the seconds of importing streaming; and
+    blocks of rows. Nothing is unpickled. Any number of processes may read. Memory grows with the index only. At most
+    `max_open_shards` files stay open; as a context manager, it closes them.
 
     Args:
         columns: the columns to decode; all by default.
-        decoders: how columns of other types than those of this pipeline are decoded; else a set that has them is
-            refused.
+        decoders: functions for column types that this pipeline does not write. Without one, such a set is rejected.
 
     Raises:
         as `read_index`; and while reading, DamagedFileError if a shard is damaged.
@@ -323,31 +295,30 @@ class Rows:
             self._open.popitem()[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A file descriptor means nothing in the process that a DataLoader spawns."""
+        """Without file descriptors, which a process that a DataLoader spawns does not share."""
         return {**self.__dict__, "_open": {}}
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        shard, first = self._shard_of(row, row + 1)
-        return shard.row(row - first, first)
+        number, row_of_shard = self._find(row, row + 1)
+        return self._shard(number).row(row_of_shard)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(len(self)))
 
     def read(self, start: int, stop: int) -> dict[str, Any]:
-        """The columns of rows [start, stop), which must be of one shard (see `blocks`): arrays [rows, *shape] of those
-        that are arrays, lists of the others."""
-        shard, first = self._shard_of(start, stop)
-        return shard.read(start - first, stop - first, first)
+        """The columns of rows [start, stop) of one shard (see `blocks`): arrays [rows, *shape], or lists of values."""
+        number, first = self._find(start, stop)
+        return self._shard(number).read(first, first + stop - start)
 
-    def _shard_of(self, start: int, stop: int) -> tuple[_ShardRows, int]:
-        """The shard that has row `start`, and the number of its first row."""
+    def _find(self, start: int, stop: int) -> tuple[int, int]:
+        """The number of the shard that has row `start`, and the number of the row there."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"{self.folder} has {len(self)} rows: there are no rows {start} to {stop}")
         number = bisect_right(self._ends, start)
-        return self._shard(number), self._first_row(number)
+        return number, start - self._first_row(number)
 
     def blocks(self, rows_at_once: int) -> Iterator[tuple[int, int]]:
         """Ranges of at most so many rows, each in one shard, that cover the set."""
@@ -356,8 +327,7 @@ class Rows:
                 yield start, min(start + rows_at_once, end)
 
     def places(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Where rows [start, stop) are, as far as there are such rows: numbers of shards, each with a range of its
-        rows."""
+        """The shards that have rows [start, stop), as far as these exist: their numbers, and a row range of each."""
         for number in range(bisect_right(self._ends, start), len(self.shards)):
             first = self._first_row(number)
             if first >= stop:
@@ -365,8 +335,8 @@ class Rows:
             yield number, max(start - first, 0), min(stop - first, self.shards[number]["samples"])
 
     def fingerprint(self, start: int, stop: int) -> str:
-        """A hash of the columns, and of the content of rows [start, stop), as far as there are such rows. It does not
-        depend on where shards begin."""
+        """A hash of the columns, and of the content of rows [start, stop), as far as these exist. It does not depend on
+        where shards begin."""
         columns = [self.shards[0][name] for name in ("column_names", "column_encodings")]
         sizes, content = xxhash.xxh3_64(), xxhash.xxh3_64()
         for number, first, last in self.places(start, stop):
@@ -383,24 +353,30 @@ class Rows:
         if number not in self._open:
             if len(self._open) == self._max_open_shards:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[number] = _ShardRows(self.folder, self.shards[number], self._columns, self._decoders)
+            first, entry = self._first_row(number), self.shards[number]
+            self._open[number] = _ShardRows(self.folder, entry, first, self._columns, self._decoders)
         return self._open[number]
 
 
 class _ShardRows:
-    """The rows of one shard. See `_encode_row` for the layout. Offsets are read with the rows that they are of: a table
-    of all would be more bytes than a row that is asked for at random."""
+    """The rows of one shard, in the layout of `_encode_row`. Row numbers begin anew in each shard; messages add
+    `first_row`. Offsets are read together with their rows: a table of all of them would be larger than a row."""
 
     def __init__(
-        self, folder: Path, shard: Mapping[str, Any], columns: Collection[str] | None, decoders: Decoders
+        self,
+        folder: Path,
+        entry: Mapping[str, Any],
+        first_row: int,
+        columns: Collection[str] | None,
+        decoders: Decoders,
     ) -> None:
-        self.path = folder / shard["raw_data"]["basename"]
-        names_and_types = zip(shard["column_names"], shard["column_encodings"], strict=True)
-        self._columns = [_Column(name, of_type, columns is None or name in columns, decoders)
-                         for name, of_type in names_and_types]  # fmt: skip
-        self._num_sizes = sum(column.num_bytes is None for column in self._columns)
-        self._sizes = struct.Struct(f"<{self._num_sizes}I")
-        self._num_rows, self._num_bytes = shard["samples"], shard["raw_data"]["bytes"]
+        self.path, self._first_row = folder / entry["raw_data"]["basename"], first_row
+        self._columns = [
+            _Column(name, of_type, columns is None or name in columns, decoders)
+            for name, of_type in zip(entry["column_names"], entry["column_encodings"], strict=True)
+        ]
+        self._sizes = struct.Struct(f"<{sum(column.num_bytes is None for column in self._columns)}I")
+        self._num_rows, self._num_bytes = entry["samples"], entry["raw_data"]["bytes"]
         self._descriptor = os.open(self.path, os.O_RDONLY)
         number, end = (struct.unpack("<I", self._read_bytes(4 * at, 4 * at + 4))[0] for at in (0, 1 + self._num_rows))
         if (number, end) != (self._num_rows, self._num_bytes):
@@ -421,48 +397,49 @@ class _ShardRows:
     def _wrong_offsets(self) -> DamagedFileError:
         return DamagedFileError(f"{self.path} does not begin with the offsets of its {self._num_rows} rows")
 
-    def row(self, number: int, first_row: int) -> dict[str, Any]:
-        """Row `number` of the shard; `first_row` is the number of its first, for messages."""
+    def row(self, number: int) -> dict[str, Any]:
         start, stop = struct.unpack("<II", self._read_bytes(4 * (1 + number), 4 * (3 + number)))
         if not start <= stop <= self._num_bytes:
             raise self._wrong_offsets()
-        return self._decode_row(self._read_bytes(start, stop), first_row + number)
+        return self._decode_row(self._read_bytes(start, stop), number)
 
     def encoded(self, start: int, stop: int) -> tuple[np.ndarray, bytes]:
-        """The sizes of rows [start, stop), int64 [rows], and their bytes, one row after the other."""
+        """The sizes of rows [start, stop), int64 [rows], and the bytes of all of them."""
         offsets = np.frombuffer(self._read_bytes(4 * (1 + start), 4 * (2 + stop)), "<u4").astype(np.int64)
         sizes = np.diff(offsets)
         if sizes.min() < 0 or offsets[-1] > self._num_bytes:
             raise self._wrong_offsets()
         return sizes, self._read_bytes(int(offsets[0]), int(offsets[-1]))
 
-    def read(self, start: int, stop: int, first_row: int) -> dict[str, Any]:
-        """Rows [start, stop) of the shard; `first_row` is the number of its first, for messages."""
+    def read(self, start: int, stop: int) -> dict[str, Any]:
+        """The columns of rows [start, stop): at once if all rows have the same sizes, else row by row."""
         sizes, block = self.encoded(start, stop)
-        rows = np.frombuffer(block, np.uint8).reshape(len(sizes), -1) if (sizes == sizes[0]).all() else None
-        if rows is not None and (rows[:, : self._sizes.size] == rows[0, : self._sizes.size]).all():
-            with self._naming(first_row + start):
-                cells = self._cells(rows[0, : self._sizes.size].tobytes(), rows.shape[1])
-                return {column.name: column.decode_all(rows[:, first:last]) for column, first, last in cells}
-        ends = [0, *np.cumsum(sizes).tolist()]
-        decoded = [self._decode_row(block[ends[row] : ends[row + 1]], first_row + start + row)
-                   for row in range(len(sizes))]  # fmt: skip
+        if (sizes == sizes[0]).all():
+            rows = np.frombuffer(block, np.uint8).reshape(len(sizes), -1)
+            heads = rows[:, : self._sizes.size]
+            if (heads == heads[0]).all():
+                with self._naming(start):
+                    cells = self._cells(heads[0].tobytes(), rows.shape[1])
+                    return {column.name: column.decode_all(rows[:, first:last]) for column, first, last in cells}
+        ends = np.cumsum(sizes).tolist()
+        decoded = [self._decode_row(block[end - size : end], start + row)
+                   for row, (size, end) in enumerate(zip(sizes.tolist(), ends, strict=True))]  # fmt: skip
         columns = {name: [row[name] for row in decoded] for name in decoded[0]}
         return {
             name: np.stack(column) if isinstance(column[0], np.ndarray) else column for name, column in columns.items()
         }
 
-    def _decode_row(self, cells: bytes, row: int) -> dict[str, Any]:
-        with self._naming(row):
-            return {column.name: column.decode(cells[first:last])
-                    for column, first, last in self._cells(cells, len(cells))}  # fmt: skip
+    def _decode_row(self, row: bytes, number: int) -> dict[str, Any]:
+        with self._naming(number):
+            cells = self._cells(row, len(row))
+            return {column.name: column.decode(row[first:last]) for column, first, last in cells}
 
     def _cells(self, row: bytes, num_bytes: int) -> list[tuple[_Column, int, int]]:
-        """The columns that are wanted, and where they begin and end in a row that begins with these bytes."""
+        """The selected columns, and where each begins and ends in a row that begins with these bytes."""
         sizes, at, cells = iter(self._sizes.unpack_from(row)), self._sizes.size, []
         for column in self._columns:
             size = next(sizes) if column.num_bytes is None else column.num_bytes
-            if column.is_wanted:
+            if column.is_selected:
                 cells.append((column, at, at + size))
             at += size
         if at != num_bytes:
@@ -470,28 +447,28 @@ class _ShardRows:
         return cells
 
     @contextlib.contextmanager
-    def _naming(self, row: int) -> Iterator[None]:
-        """Name the row in what is wrong with its bytes."""
+    def _naming(self, number: int) -> Iterator[None]:
+        """Name the row in an error about its bytes."""
         try:
             yield
         except (ValueError, struct.error) as error:
+            row = self._first_row + number
             raise DamagedFileError(f"row {row} of {self.path} cannot be read ({error}): make the set again") from None
 
 
 class _Column:
-    """A column: how many bytes it has in every row (None where they vary), and how it is decoded."""
+    """A column: how many bytes it has in every row (None if they vary), and how it is decoded."""
 
-    def __init__(self, name: str, of_type: str, is_wanted: bool, decoders: Decoders) -> None:
-        self.name, self.is_wanted = name, is_wanted
-        self.num_bytes = _column_bytes(of_type)
+    def __init__(self, name: str, of_type: str, is_selected: bool, decoders: Decoders) -> None:
+        self.name, self.is_selected, self.num_bytes = name, is_selected, _column_bytes(of_type)
         self._dtype, self._shape, self._decode_text = np.dtype(np.uint8), None, None
         if of_type.startswith("ndarray:"):
             self._dtype, self._shape = column_array(of_type)
         elif self.num_bytes is not None:
             self._dtype = np.dtype(of_type)
         else:
-            known: Decoders = {"str": bytes.decode, "json": json.loads}
-            self._decode_text = {**known, **decoders}[of_type]
+            known: Decoders = {"str": bytes.decode, "json": json.loads, **decoders}
+            self._decode_text = known[of_type]
 
     def decode(self, cell: bytes) -> Any:
         """The value of a cell."""
@@ -509,7 +486,7 @@ class _Column:
 
 
 def _column_bytes(column: str) -> int | None:
-    """Bytes of a column in every row; None where it varies."""
+    """Bytes of a column in every row; None if they vary."""
     if column.startswith("ndarray:"):
         dtype, shape = column_array(column)
         return dtype.itemsize * int(np.prod(shape))

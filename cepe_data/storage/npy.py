@@ -1,6 +1,6 @@
 """`.npy` files. They are read by rows with `preadv`, never by memory map: a truncated file is then an error message,
 not a bus error. They are written by plain writes: np.save leaves the last bytes to C, where a full disk goes unnoticed.
-Nothing is ever pickled."""
+Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ROWS_AT_ONCE = 1 << 18
 
 
 class NpyRows:
-    """Reads rows of a `.npy` file: numbers of one with one axis, arrays of the other axes of one with more.
+    """Reads a `.npy` file along its first axis.
 
     Args:
-        kinds: the kinds of dtype that are taken, as numpy abbreviates them: `iu` for integers, `f` for floats.
-        num_axes: how many axes the array must have.
+        kinds: the allowed kinds of dtype, as numpy abbreviates them: `iu` for integers, `f` for floats.
+        num_axes: the number of axes of the array.
 
     Raises:
         DamagedFileError: if the file is not such an array, or its size is not what its header says.
@@ -63,7 +63,7 @@ class NpyRows:
         self.close()
 
     def close(self) -> None:
-        """Close the file; reading is then over."""
+        """Close the file."""
         os.close(self._descriptor)
 
     def will_need(self, start: int, stop: int) -> None:
@@ -72,7 +72,7 @@ class NpyRows:
         system.will_need(self._descriptor, self._offset + start * size, (stop - start) * size)
 
     def digest_to(self, row: int) -> xxhash.xxh3_64:
-        """The hash of the file's bytes up to a row, to be continued with the rows from there on."""
+        """The hash of the file's bytes up to a row, to be updated with the rows from there on."""
         digest = xxhash.xxh3_64(os.pread(self._descriptor, self._offset, 0))
         for start in range(0, row, _ROWS_AT_ONCE):
             digest.update(self.read(start, min(start + _ROWS_AT_ONCE, row)).data)
@@ -98,6 +98,6 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def write_header(file: IO[bytes], dtype: np.dtype, *shape: int) -> None:
-    """Write what comes before the numbers, format 1.0."""
+    """Write the header of an array, format 1.0."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

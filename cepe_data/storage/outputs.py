@@ -1,9 +1,8 @@
 """Complete or absent: how outputs get their final names.
 
-An output is one file or one folder, together with the files beside it that belong to it (sidecars). It is
-written under temporary names, `.tmp-{name}-{host}-{pid}` beside the place, flushed, and published by a rename that
-never replaces; sidecars come first, so that whoever sees the output sees all of it. Each has a record of what made it:
-see storage/provenance.py.
+An output is one file or one folder, together with sidecar files beside it. It is written under temporary names,
+`.tmp-{name}-{host}-{pid}` in the same folder, flushed, and published by a rename that never replaces. Sidecar files are
+renamed first, so that a reader who sees the output sees all of it. Each output has a meta file: storage/provenance.py.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ STALE_SECONDS = 7 * 24 * 3600
 
 
 def _host_name() -> str:
-    """The name of this host, without `-` (else node1 would take gpu-node1's temporaries for its own); in a container,
-    where process numbers begin anew, also that of its process namespace."""
+    """The name of this host, without `-` (else node1 would take gpu-node1's temporaries for its own). In a container,
+    where process numbers begin anew, it has the number of the process namespace, too."""
     name, namespace = socket.gethostname().replace("-", "_"), system.process_namespace()
     return name if namespace is None else f"{name}_{namespace}"
 
@@ -41,13 +40,13 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, er
 
 
 def temporary_path(final: Path) -> Path:
-    """The name under which this process writes what will be called `final`."""
+    """The path under which this process writes `final`."""
     return final.with_name(f"{TEMPORARY_PREFIX}{final.name}-{_HOST}-{os.getpid()}")
 
 
 def remove_stale_temporaries(folder: Path) -> None:
-    """Remove temporaries in `folder` of dead processes of this host, of an earlier process with our own number, and
-    those of any host that are older than a week. Call it before this process makes its first one there."""
+    """Remove temporaries in `folder`: those of dead processes of this host, of an earlier process with this process's
+    number, and those of any host that are older than a week. Call it before this process makes its first one there."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
@@ -68,7 +67,7 @@ def _is_stale(temporary: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder; being gone already is fine, also where nothing may be written."""
+    """Remove a file or a folder, if it exists: where it does not, the place may even be read-only."""
     if not os.path.lexists(path):
         return
     if path.is_dir() and not path.is_symlink():
@@ -78,7 +77,7 @@ def remove(path: Path) -> None:
 
 
 def retract(output: Path) -> None:
-    """Take away a published folder, all at once; being gone already is fine."""
+    """Remove a published folder, if it exists, in one step: a reader sees all of it or nothing."""
     aside = temporary_path(output.with_name(f"{output.name}.old"))
     if output.exists():
         remove(aside)
@@ -94,18 +93,13 @@ def write_json(path: Path, content: object) -> None:
 def _json_bytes(content: object) -> bytes:
     try:
         import orjson
-    except ModuleNotFoundError:  # on a machine that was made for models: the same but for numbers such as 1e-05
+    except ModuleNotFoundError:  # a machine that was set up for models: same bytes, except for numbers such as 1e-05
         return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write or replace a small text file, as `write_bytes` does."""
-    write_bytes(path, text.encode())
-
-
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write or replace a small file, atomically; one that has this content already is left alone."""
+    """Write or replace a small file, atomically. A file that has this content already is not touched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_bytes() == content:
         return
@@ -122,7 +116,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Output:
-    """An output: its place, what determines its bytes, and whether it replaces one that something else made."""
+    """An output: its path, its provenance, and whether it replaces one of other provenance."""
 
     path: Path
     made_with: provenance.Meta
@@ -130,10 +124,10 @@ class Output:
     _is_verified: bool = field(default=False, init=False, repr=False, compare=False)
 
     def is_done(self) -> bool:
-        """Whether it is there, so that nothing is left to do. Raises as `provenance.is_made`.
+        """Whether it exists and is right. Raises as `provenance.is_made`.
 
-        Where it may be replaced, one that other arguments made, or that is damaged, is not done. All its files are
-        hashed to know that, but only once: a set may have a terabyte.
+        With `overwrite`, an output of other provenance, or a damaged one, is not done. For that all its files are
+        hashed, but only once: a set may have a terabyte.
         """
         if not self._is_verified:
             is_made = provenance.is_made_and_intact if self.overwrite else provenance.is_made
@@ -157,7 +151,7 @@ class WriteOptions:
         return Output(path, made_with, self.overwrite)
 
     def require_disk(self, path: Path, num_bytes: float) -> None:
-        """Raise PipelineError if fewer than `num_bytes` are free where `path` is or will be, unless that is fine."""
+        """Raise PipelineError if fewer than `num_bytes` are free for `path`, unless `ignore_disk_space`."""
         place, free_bytes = cli.free_space(path)
         if num_bytes > free_bytes and not self.ignore_disk_space:
             raise PipelineError(
@@ -170,25 +164,19 @@ REPLACE_NOTHING = WriteOptions(overwrite=False)
 
 
 class Draft:
-    """An output on its way to its final name.
+    """An output that is being written, and has not its final name yet.
 
         with Output(path, made_with).draft() as draft:
             ... write draft.path, and draft.sidecar(other) for files beside it ...
             draft.publish(metadata)
 
-    Whatever was not published is removed on leaving. `draft.path` is an existing empty folder if `is_folder`.
+    On leaving, what was not published is removed. `draft.path` is an existing empty folder if `is_folder`.
     """
 
-    def __init__(self, output: Output, is_folder: bool = False) -> None:
-        final = output.path
-        self.final, self.made_with, self.is_folder, self._replaces = (
-            final,
-            output.made_with,
-            is_folder,
-            output.overwrite,
-        )
-        self.path = temporary_path(final)
-        self._aside = temporary_path(final.with_name(f"{final.name}.old"))
+    def __init__(self, output: Output, is_folder: bool) -> None:
+        self.output, self.final, self.is_folder = output, output.path, is_folder
+        self.path = temporary_path(self.final)
+        self._aside = temporary_path(self.final.with_name(f"{self.final.name}.old"))
         self._sidecars: dict[Path, Path] = {}  # final and temporary paths
         self._known_metadata: dict[str, dict[str, object]] = {}
 
@@ -202,23 +190,20 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Where a replacement failed halfway, what it was to replace goes too: sidecars may be of either.
+        # If a replacement failed halfway, the old output goes, too: its sidecar files may be replaced already.
         for temporary in [self.path, *self._sidecars.values(), self._aside]:
             remove(temporary)
         if isinstance(error, OSError):
             _name(error, self.final)
 
     def sidecar(self, final: Path) -> Path:
-        """The temporary path of a file beside the output that belongs to it."""
+        """The temporary path of a sidecar file."""
         self._sidecars[final] = temporary_path(final)
         return self._sidecars[final]
 
     def link(self, name: str, source: Path, metadata: dict[str, object]) -> bool:
-        """Give the file `source`, whose metadata are known, a second name in the folder; copy it where links are
-        refused.
-
-        Returns whether it was linked.
-        """
+        """Link the file `source`, whose metadata are known, into the folder. Returns False if the file system has no
+        hard links, and it was copied."""
         self._known_metadata[name] = metadata
         try:
             os.link(source, self.path / name)
@@ -226,14 +211,14 @@ class Draft:
             if error.errno not in _NO_HARD_LINKS | {errno.EXDEV}:
                 raise
             shutil.copyfile(source, self.path / name)
-            flush(self.path / name)  # a link needs none: its file was flushed when it was published
+            flush(self.path / name)  # a linked file was flushed when it was published
             return False
         return True
 
     def publish(self, metadata: provenance.Meta | None = None) -> bool:
-        """Write the meta file, flush everything, and give all of it its final name, the output itself last.
+        """Write the meta file, flush everything, and rename everything to its final name, the output itself last.
 
-        Returns False if another process, with the same arguments, was faster; then ours is dropped.
+        Returns False if another process, with the same arguments, was faster; then this draft is dropped.
 
         Raises:
             ArgumentError: if another process has made it with other arguments meanwhile.
@@ -243,23 +228,23 @@ class Draft:
 
     def seal(self, metadata: provenance.Meta | None = None) -> None:
         """Write the meta file: from now on nothing of the output changes but its name."""
-        meta = provenance.signed({**(metadata or {}), "made_with": self.made_with, "files": self._own_files()})
-        meta_file = (
-            provenance.meta_path(self.path, True) if self.is_folder else self.sidecar(provenance.meta_path(self.final))
-        )
+        meta = provenance.signed({**(metadata or {}), "made_with": self.output.made_with, "files": self._own_files()})
+        meta_file = provenance.meta_path(self.path if self.is_folder else self.final, self.is_folder)
+        if not self.is_folder:
+            meta_file = self.sidecar(meta_file)
         meta_file.write_bytes(_json_bytes(meta))
 
     def _flush(self) -> None:
-        """Flush all of it. A linked file was flushed when it was published."""
+        """Flush everything but linked files, which were flushed when they were published."""
         inside = [self.path / name for name in os.listdir(self.path)] if self.is_folder else []
         new = [path for path in inside if path.name not in self._known_metadata]
         for path in [*new, self.path, *self._sidecars.values()]:
             flush(path)
 
     def _give_names(self) -> bool:
-        """Rename everything, the output itself last. False if it is there by now."""
+        """Rename everything, the output itself last. False if its final name is taken by now."""
         with _locked(self.final.parent):
-            if self._replaces and self.final.exists():
+            if self.output.overwrite and self.final.exists():
                 remove(self._aside)
                 self.final.rename(self._aside)
             if self.final.exists():
@@ -269,30 +254,27 @@ class Draft:
             return _rename_folder(self.path, self.final) if self.is_folder else _rename_file(self.path, self.final)
 
     def _settle(self, published: bool) -> None:
-        """What is left to do when the name is on the disk."""
+        """Remove what was replaced; if another process was faster, check that its arguments were the same."""
         remove(self._aside)
         if not published:
-            provenance.is_made(self.final, self.made_with)
+            provenance.is_made(self.final, self.output.made_with)
 
     def _own_files(self) -> dict[str, dict[str, object]]:
-        """Metadata of every file of the output, under the names that they will have."""
-        if self.is_folder:
-            names = sorted(os.listdir(self.path))
-            files = {
-                name: self._known_metadata.get(name) or provenance.file_metadata(self.path / name) for name in names
-            }
-        else:
-            files = {self.final.name: provenance.file_metadata(self.path)}
+        """Metadata of every file of the output, by their final names."""
         beside = "../" if self.is_folder else ""
-        return files | {
-            f"{beside}{path.name}": provenance.file_metadata(temporary) for path, temporary in self._sidecars.items()
-        }
+        paths = {f"{beside}{path.name}": temporary for path, temporary in self._sidecars.items()}
+        if self.is_folder:
+            paths |= {name: self.path / name for name in os.listdir(self.path)}
+        else:
+            paths[self.final.name] = self.path
+        known = self._known_metadata
+        return {name: known.get(name) or provenance.file_metadata(path) for name, path in paths.items()}
 
 
 def publish_together(drafts: Sequence[Draft]) -> list[bool]:
-    """Publish sealed outputs, as `Draft.publish` does each; the disk is waited for once, not for every file.
+    """Publish sealed outputs as `Draft.publish` does, but wait for the disk once, not for every file.
 
-    Returns what that does, of each. What it raises for one, comes when all others that can be published are.
+    Returns the result for each. An error of one is raised once all others that can be published are.
     """
     if len(drafts) > 1:
         system.start_flushing(drafts[0].final.parent)
@@ -309,7 +291,7 @@ def publish_together(drafts: Sequence[Draft]) -> list[bool]:
 
 
 def _each(drafts: Sequence[Draft], function: Callable[[Draft], None], errors: list[Exception]) -> list[Draft]:
-    """Call a function for each draft. Returns those with which it went well; errors, naming the output, are added."""
+    """Call a function for each draft. Returns the drafts without an error; `errors`, naming the output, grows."""
     done = []
     for draft in drafts:
         try:
@@ -323,7 +305,7 @@ def _each(drafts: Sequence[Draft], function: Callable[[Draft], None], errors: li
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in an error such as a full disk, which does not name one itself."""
+    """Add the file name to an error that has none, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -332,15 +314,15 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _name(error: OSError, path: Path) -> None:
-    is_of_ours = isinstance(error.filename, str) and TEMPORARY_PREFIX in error.filename
-    if error.errno and (error.filename is None or is_of_ours):
+    is_temporary = isinstance(error.filename, str) and TEMPORARY_PREFIX in error.filename
+    if error.errno and (error.filename is None or is_temporary):
         error.filename = str(path)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Exclude other publishers in a folder, for the moment of the renames: sidecars of two must not be mixed. Where
-    the file system has no locks on folders, what is left is the rename that never replaces."""
+    """Lock a folder against other publishers during the renames: sidecar files of two must not be mixed. If the file
+    system cannot lock folders, there is still the rename that never replaces."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -351,7 +333,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -363,7 +345,7 @@ def flush(path: Path) -> None:
 
 
 def _rename_file(temporary: Path, final: Path) -> bool:
-    """Rename without replacing: False if `final` is there. A link refuses to replace; a plain rename does not."""
+    """Rename without replacing: False if `final` exists. A link never replaces; a plain rename would."""
     try:
         os.link(temporary, final)
     except FileExistsError:
@@ -380,7 +362,7 @@ def _rename_file(temporary: Path, final: Path) -> bool:
 
 
 def _rename_folder(temporary: Path, final: Path) -> bool:
-    """Rename without replacing: False if `final` is there (the system refuses to replace a folder with content)."""
+    """Rename without replacing: False if `final` exists (a rename never replaces a folder that is not empty)."""
     try:
         temporary.rename(final)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Numbered parts: outputs that many processes make together, in any order, and that are joined when all are there.
+"""Numbered parts: outputs that many processes make in any order, and that are joined when all of them exist.
 
-    arxiv.parts/part-00000/  arxiv.parts/part-00001/  …        beside the set `arxiv` that they become
+    arxiv.parts/part-00000/  arxiv.parts/part-00001/  …        beside the joined set `arxiv`
 
-Shard i of N makes a contiguous range of the parts, whatever N is: a run that was stopped may go on with another number.
+Shard i of N makes a contiguous range of the parts: a run that was stopped may go on with another N.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.inputs import FILES, Input, describe_files, describe_part, describe_set
 from cepe_data.storage.outputs import Output
 
-PARTS = "parts"  # what the meta file of a set calls what its parts were made from
+PARTS = "parts"  # the key of the meta file of a set for the fingerprints of its parts' inputs
 
 
 def parts_dir(folder: Path) -> Path:
@@ -35,42 +35,50 @@ def part_path(directory: Path, number: int) -> Path:
 
 
 def paths_there(folder: Path) -> list[Path]:
-    """The parts of the set `folder` that are there, whatever made them."""
+    """The existing parts of the set `folder`, whatever their provenance."""
     return sorted(parts_dir(folder).glob("part-*"))
 
 
 def recorded(folder: Path, name: str, overwrite: bool) -> Any:
-    """What the set `folder`, or else its first part, says of an argument; None if neither is there. Where the set may
-    be replaced, its parts are asked first, and what is damaged says nothing."""
+    """An argument in the provenance of the set `folder`, or else of its first part; None if neither exists. With
+    `overwrite`, the part comes first, and damaged meta files are passed over."""
     there = [*([folder] if folder.is_dir() else []), *paths_there(folder)[:1]]
     for made in reversed(there) if overwrite else there:
         with contextlib.suppress(*[DamagedFileError] if overwrite else []):
-            if (meta := provenance.read_meta(made)) is not None and name in meta["made_with"]:
-                return meta["made_with"][name]
+            if name in (made_with := provenance.made_with(made)):
+                return made_with[name]
     return None
 
 
 def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
-    """First row, and the row after the last, of every part."""
+    """[start, stop) of the rows of every part."""
     return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """All parts of an output, below one directory. `outputs` may describe a part when it is asked for."""
+class Parts(Sequence[Output]):
+    """All parts of an output, below one directory. `describe` is called for a part when it is needed first: that may
+    read the inputs of the part."""
 
-    directory: Path
-    paths: Sequence[Path]
-    outputs: Sequence[Output]
+    def __init__(self, directory: Path, paths: Sequence[Path], describe: Callable[[int], Output]) -> None:
+        self.directory, self.paths, self._describe = directory, paths, describe
+        self._described: dict[int, Output] = {}
 
     @classmethod
     def of(cls, directory: Path, described: Sequence[Output]) -> Parts:
         """Parts that are described already."""
-        return cls(directory, [output.path for output in described], described)
+        return cls(directory, [output.path for output in described], described.__getitem__)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: Any) -> Any:
+        if number not in self._described:
+            self._described[number] = self._describe(number)
+        return self._described[number]
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
-        """The parts of a shard that are still to be made; says how many are not."""
-        first, stop = shards.row_range(shard_id, num_shards, len(self.paths))
+        """The parts of a shard that are still to be made. Prints how many are skipped."""
+        first, stop = shards.row_range(shard_id, num_shards, len(self))
         todo = [part for part in range(first, stop) if not self._is_done(part)]
         if skipped := stop - first - len(todo):
             cli.say(f"{self.directory}: skipped {skipped} of {stop - first} parts: made before with the same arguments")
@@ -78,24 +86,23 @@ class Parts:
 
     def require_all(self, num_shards: int) -> None:
         """Raise PipelineError if parts are missing, with the shards to run again."""
-        missing = [number for number in range(len(self.paths)) if not self._is_done(number)]
+        missing = [number for number in range(len(self)) if not self._is_done(number)]
         if not missing:
             return
-        ranges = [shards.row_range(shard, num_shards, len(self.paths)) for shard in range(num_shards)]
+        ranges = [shards.row_range(shard, num_shards, len(self)) for shard in range(num_shards)]
         ids = shards.array_ids(
             shard for shard, (first, stop) in enumerate(ranges) if any(first <= part < stop for part in missing)
         )
-        what, flag = ("missing", "without --merge")
-        if self.outputs[missing[0]].overwrite:
-            what, flag = ("missing or not right", "--overwrite, no --merge")
+        what, flag = "missing", "without --merge"
+        if self[missing[0]].overwrite:
+            what, flag = "missing or not right", "--overwrite, no --merge"
         raise PipelineError(
-            f"{len(missing)} of {len(self.paths)} parts are {what} in {self.directory}: run shard ids {ids} of "
+            f"{len(missing)} of {len(self)} parts are {what} in {self.directory}: run shard ids {ids} of "
             f"--num_shards {num_shards} ({flag}; sbatch --array={ids})"
         )
 
     def _is_done(self, number: int) -> bool:
-        # What is not there need not be described, for which its inputs would be read.
-        return self.paths[number].exists() and self.outputs[number].is_done()
+        return self.paths[number].exists() and self[number].is_done()  # a missing part need not be described
 
 
 def add_parted_set_arguments(parser: argparse.ArgumentParser, shard_bytes: int) -> None:
@@ -116,18 +123,36 @@ def add_parted_set_arguments(parser: argparse.ArgumentParser, shard_bytes: int) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartedSetOptions(outputs.WriteOptions):
-    """The options of a step that writes parted sets as an array of shards, and then joins them."""
+class MergeOptions(outputs.WriteOptions):
+    """The options of a step whose shards write parts, which `--merge` then joins."""
 
     merge: bool
     delete_parts: bool
-    rows_per_part: int | None
     dry_run: bool
     shard_id: int | None
     num_shards: int | None
 
+    def resolve_shard(self) -> tuple[int, int]:
+        """The shard id and count, as `shards.resolve_shard`; a merge is of all shards.
+
+        Raises:
+            ArgumentError: as `shards.resolve_shard`, and for a dry run of a merge.
+        """
+        if not self.merge:
+            return shards.resolve_shard(self.shard_id, self.num_shards, self.dry_run)
+        if self.dry_run:
+            raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")
+        return 0, self.num_shards or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartedSetOptions(MergeOptions):
+    """The options of a step that writes MDS sets in parts."""
+
+    rows_per_part: int | None
+
     def part_rows(self, folder: Path, default: int) -> int:
-        """The rows of a part of the set `folder`: what is asked for; for a join, what the parts have that are there."""
+        """The rows of a part of the set `folder`: the argument's; for a merge, by default, those of the parts."""
         there = recorded(folder, "rows_per_part", self.overwrite) if self.merge else None
         return int(self.rows_per_part or there or default)
 
@@ -136,9 +161,9 @@ class PartedSetOptions(outputs.WriteOptions):
 class PartedSet:
     """An MDS set `folder` of `num_rows` rows, made in parts of `part_rows`.
 
-    `made_with` is the provenance of the set and of every part but for the numbers of rows and the `inputs`, which are
-    added here: of the set the fingerprint of each whole input, of a part a hash of its own rows. So a part serves any
-    set that has the same rows there, of whatever number.
+    `made_with` is what the provenance of the set and of every part have in common. Numbers of rows and `inputs` are
+    added here: for the set the fingerprint of each whole input, for a part a hash of its own rows. So a part stays done
+    while its rows are the same, however many rows are added to the set.
     """
 
     folder: Path
@@ -150,19 +175,19 @@ class PartedSet:
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        mds.check_shard_size(self.columns, self.part_rows, "--rows_per_part")
+        if self.part_rows > (most := mds.rows_per_shard(self.columns, mds.MAX_SHARD_BYTES)):
+            raise ArgumentError(f"--rows_per_part {self.part_rows}: an MDS shard holds at most {most} such rows")
 
     @cached_property
     def joined(self) -> Output:
-        """The set, once its parts are joined."""
+        """The joined set."""
         return self.options.output_at(self.folder, self.set_made_with)
 
     @cached_property
     def parts(self) -> Parts:
-        """Its parts."""
         directory = parts_dir(self.folder)
         paths = [part_path(directory, part) for part in range(len(self.part_ranges))]
-        return Parts(directory, paths, _PartOutputs(self))
+        return Parts(directory, paths, self._describe_part)
 
     @cached_property
     def part_ranges(self) -> list[tuple[int, int]]:
@@ -170,41 +195,40 @@ class PartedSet:
 
     @property
     def shared_made_with(self) -> provenance.Meta:
-        """What the provenance of the set and of all its parts has."""
+        """The provenance that the set and all its parts have in common."""
         return {**self.made_with, "rows_per_part": self.part_rows}
 
     @property
     def set_made_with(self) -> provenance.Meta:
         return {**self.shared_made_with, **describe_set(self.inputs), "rows": self.num_rows}
 
-    def part_output(self, part: int) -> Output:
-        """A part. Its rows of the inputs are read, unless it is there and made from the same files."""
-        (start, stop), path = self.part_ranges[part], part_path(parts_dir(self.folder), part)
+    def _describe_part(self, part: int) -> Output:
+        """A part. Its rows of the inputs are read, unless it exists and was made from the same files."""
+        (start, stop), path = self.part_ranges[part], self.parts.paths[part]
         of_inputs = describe_part(self.inputs, path, start, stop)
         made_with = {**self.shared_made_with, **of_inputs, "first_row": start, "stop_row": stop}
         return self.options.output_at(path, made_with)
 
     def todo(self, shard_id: int, num_shards: int) -> list[int]:
-        """The parts of a shard that are still to be made. Raises ArgumentError if other arguments made those there."""
-        self._check_other_parts()
+        """The parts of a shard that are still to be made.
+
+        Raises:
+            ArgumentError: if the first part that exists, of whatever run, was made with other arguments.
+        """
+        for path in [] if self.options.overwrite else paths_there(self.folder)[:1]:
+            meta, own = provenance.read_meta(path), {"first_row", "stop_row", *self.inputs}
+            shared = {name: value for name, value in meta["made_with"].items() if name not in own} if meta else {}
+            if meta and (differences := provenance.describe_differences(shared, self.shared_made_with)):
+                raise ArgumentError(
+                    f"{path} was made with other arguments or inputs: {differences}. All parts of {self.folder} are "
+                    f"made with the same: use those, remove {self.parts.directory}, or replace what is in it with "
+                    f"--overwrite"
+                )
         return self.parts.todo(shard_id, num_shards)
 
-    def _check_other_parts(self) -> None:
-        """Raise ArgumentError if the first part that is there, whatever run wrote it, was made with other arguments."""
-        there = next(iter(paths_there(self.folder)), None)
-        meta = provenance.read_meta(there) if there and not self.options.overwrite else None
-        shared = self.shared_made_with
-        own = {"first_row", "stop_row", *self.inputs}
-        of_part = {name: value for name, value in meta["made_with"].items() if name not in own} if meta else shared
-        if differences := provenance.describe_differences(of_part, shared):
-            raise ArgumentError(
-                f"{there} was made with other arguments or inputs: {differences}. All parts of {self.folder} are made "
-                f"with the same: use those, remove {parts_dir(self.folder)}, or replace what is in it with --overwrite"
-            )
-
     def restore_parts(self, shard_id: int, num_shards: int) -> None:
-        """Link those of a shard's parts that were removed from a set that is about to be replaced, one of fewer rows,
-        say, back into the parts directory. What is damaged in it is made again."""
+        """Before a set is replaced, by one of more rows, say: link those of a shard's parts that were removed from the
+        parts directory back into it. Damaged ones are made again."""
         if not self.options.overwrite or not self.folder.exists():
             return
         try:
@@ -219,33 +243,27 @@ class PartedSet:
             rows = dict(zip(("first_row", "stop_row"), self.part_ranges[number], strict=True))
             if self.parts.paths[number].exists():
                 continue
-            if self.parts.outputs[number].made_with == {**shared, **of_parts[number], **rows}:
+            if self.parts[number].made_with == {**shared, **of_parts[number], **rows}:
                 name = _shard_name(number)
-                with self.parts.outputs[number].draft(is_folder=True) as draft:
+                with self.parts[number].draft(is_folder=True) as draft:
                     draft.link(mds.SHARD_NAME, self.folder / name, meta["files"][name])
                     mds.write_index(draft.path, [_renamed(index[number], mds.SHARD_NAME)])
                     draft.publish(self._part_metadata(number))
 
     def count_rows(self, numbers: Iterable[int]) -> int:
-        """Rows of these parts."""
+        """The number of rows of these parts."""
         return sum(stop - start for start, stop in (self.part_ranges[part] for part in numbers))
 
     def count_bytes(self, numbers: Iterable[int]) -> int:
-        """Bytes of these parts, but for those of columns whose values have no fixed size."""
+        """Bytes of these parts, without columns of variable size."""
         return self.count_rows(numbers) * mds.row_bytes(self.columns)
 
     def write_part(
         self, part: int, rows: Iterable[Mapping[str, Any]], metadata: Mapping[str, Any] | None = None
     ) -> None:
         """Write one part and publish it. Raises as `mds.write_shard`."""
-        start, stop = self.part_ranges[part]
-        mds.write_shard(
-            self.parts.outputs[part],
-            self.columns,
-            stop - start,
-            rows,
-            {**self._part_metadata(part), **(metadata or {})},
-        )
+        metadata = {**self._part_metadata(part), **(metadata or {})}
+        mds.write_shard(self.parts[part], self.columns, self.count_rows([part]), rows, metadata)
 
     def _part_metadata(self, part: int) -> provenance.Meta:
         start, stop = self.part_ranges[part]
@@ -253,7 +271,7 @@ class PartedSet:
         return {"rows": stop - start, **({FILES: files} if files else {})}
 
     def remove_stale_temporaries(self) -> None:
-        """What dead processes left, beside the set and in its parts directory."""
+        """Remove what dead processes left, beside the set and in its parts directory."""
         for folder in (self.folder.parent, self.parts.directory):
             outputs.remove_stale_temporaries(folder)
 
@@ -265,7 +283,7 @@ class PartedSet:
         start_time: float,
         prepare: Callable[[outputs.Draft], object] = lambda draft: None,
     ) -> None:
-        """Publish the set from its parts, or find it published; then the parts may go.
+        """Publish the set from its parts, unless it is done; with `delete_parts`, remove these.
 
         Raises:
             PipelineError: if parts are missing, with the shards to run again.
@@ -283,15 +301,15 @@ class PartedSet:
             cli.say(f"{self.parts.directory}: removed")
 
     def publish(self, metadata: provenance.Meta, prepare: Callable[[outputs.Draft], object]) -> None:
-        """Link the shards of all parts into the folder of the set, write its index, and publish it: no row is read.
-        `prepare` is called before that, to write sidecars. Says so where shards have to be copied.
+        """Link the MDS files of all parts into the folder of the set, write its index, and publish it: no row is read.
+        Before that, `prepare` writes sidecar files. Warns if MDS files have to be copied.
 
         Raises:
             DamagedFileError: if a part has other rows than its range, or another size than it was written with.
         """
         entries, parts_of_set, num_copied = [], [], 0
         with self.joined.draft(is_folder=True) as draft:
-            for number, (part, (start, stop)) in enumerate(zip(self.parts.outputs, self.part_ranges, strict=True)):
+            for number, (part, (start, stop)) in enumerate(zip(self.parts, self.part_ranges, strict=True)):
                 index, meta = mds.read_index(part.path), provenance.read_meta(part.path)
                 if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
                     raise DamagedFileError(
@@ -305,30 +323,14 @@ class PartedSet:
             prepare(draft)
             draft.publish({**metadata, **({PARTS: parts_of_set} if self.inputs else {})})
         if num_copied:
-            cli.warn(f"{self.folder}: this file system refuses links, so {num_copied} shards were copied")
+            cli.warn(f"{self.folder}: this file system has no hard links, so {num_copied} shards were copied")
 
 
 def _shard_name(number: int) -> str:
-    """The file of a part in the joined set."""
+    """The MDS file of a part in the joined set."""
     return f"shard.{number:05d}.mds"
 
 
 def _renamed(entry: dict[str, Any], name: str) -> dict[str, Any]:
-    """What an index says of a shard, for the same shard under another name."""
+    """The index entry of an MDS file under another name."""
     return {**entry, "raw_data": {**entry["raw_data"], "basename": name}}
-
-
-class _PartOutputs(Sequence[Output]):
-    """The parts of a set, each described when it is asked for the first time."""
-
-    def __init__(self, of_set: PartedSet) -> None:
-        self._of_set = of_set
-        self._described: dict[int, Output] = {}
-
-    def __len__(self) -> int:
-        return len(self._of_set.part_ranges)
-
-    def __getitem__(self, part: Any) -> Any:
-        if part not in self._described:
-            self._described[part] = self._of_set.part_output(part)
-        return self._described[part]

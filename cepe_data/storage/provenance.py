@@ -1,14 +1,14 @@
-"""What made an output: the record that each output has, and how a later run compares it with its own arguments.
+"""Provenance: the meta file of each output, and how a later run compares it with its own arguments.
 
 The meta file of an output is `X.meta.json` beside a file `X.ext`, and `meta.json` inside a folder:
 
     {"made_with": {argument or input: value},        what determines the bytes of the output, and only that
-     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the output but the meta file itself; sidecars of a
-                                                     folder, which stand beside it, have names that begin with ../
+     "files": {name: {"bytes": int, "xxh3_64": hex}}, every file of the output but the meta file itself; the names of
+                                                     sidecar files beside a folder begin with ../
      ...,                                            metadata about the content
      "meta_xxh3_64": hex}                            of all this, as JSON with sorted keys
 
-The same `made_with` means done; a difference is an error that names it.
+The same `made_with` means that the output is done; a difference is an error that names it.
 """
 
 from __future__ import annotations
@@ -51,92 +51,75 @@ def signed(meta: Meta) -> Meta:
     return {**content, _OWN_HASH: fingerprint(content)}
 
 
-def unsigned(content: Meta) -> Meta:
-    """What `signed` was given.
-
-    Raises:
-        ValueError: if it is not that any more.
-        KeyError: if it has no hash of its own.
-    """
-    rest = {name: value for name, value in content.items() if name != _OWN_HASH}
-    if content[_OWN_HASH] != fingerprint(rest):
-        raise ValueError("its content is not what was written")
-    return rest
-
-
 def read_signed(path: Path, remedy: str) -> Meta:
-    """The content of a JSON file that was written signed.
+    """The content of a JSON file that was written signed, without its hash.
 
     Raises:
-        DamagedFileError: if it is not what was written; it ends with `remedy`.
+        DamagedFileError: if it is not what was written; the message ends with `remedy`.
     """
     try:
-        return unsigned(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        own_hash = content.pop(_OWN_HASH)
+        if own_hash != fingerprint(content):
+            raise ValueError("its content is not what was written")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
+    return content
 
 
 def meta_path(output: Path, is_folder: bool = False) -> Path:
-    """Where the meta file of an output is: inside a folder, beside a file."""
+    """The path of the meta file of an output: inside a folder, beside a file."""
     return output / "meta.json" if is_folder else output.with_name(f"{output.name.rpartition('.')[0]}.meta.json")
 
 
 def read_meta(output: Path) -> Meta | None:
-    """The meta file of an output that is there; None where it has none (it was not made by this pipeline).
+    """The content of an output's meta file; None if there is no such file (another program made the output).
 
     Raises:
         DamagedFileError: if it is not a meta file.
     """
-    path = meta_path(output, output.is_dir())
+    path, remedy = meta_path(output, output.is_dir()), f"remove {output} and make it again"
     try:
-        meta = unsigned(json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(meta["made_with"], dict) or not isinstance(meta["files"], dict):
-            raise TypeError("made_with and files are not objects")
+        meta = read_signed(path, remedy)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): remove {output} and make it again") from None
+    if not isinstance(meta.get("made_with"), dict) or not isinstance(meta.get("files"), dict):
+        raise DamagedFileError(f"{path} is damaged (made_with and files are not objects): {remedy}")
     return meta
 
 
 def made_with(output: Path) -> Meta:
-    """What made an output, as its meta file says; nothing where it has none. Raises as `read_meta`."""
+    """The provenance of an output; empty if it has no meta file. Raises as `read_meta`."""
     meta = read_meta(output)
     return meta["made_with"] if meta else {}
 
 
 def is_intact(output: Path, meta: Meta) -> bool:
-    """Whether every file of the output has the size and the hash that its meta file says. Reads all of it."""
+    """Whether every file of the output has the size and hash in its meta file. Reads all of it."""
     return not lost_files(output, meta) and not damaged_files(output, meta)
 
 
 def damaged_files(output: Path, meta: Meta) -> list[Path]:
-    """The files of the output that are not there with the size and the hash that its meta file says. Reads all of
-    it."""
+    """The files of the output that are missing, or differ in size or hash from its meta file. Reads all of it."""
     return [path for path, metadata in _files_of(output, meta) if not path.is_file() or file_metadata(path) != metadata]
 
 
 def lost_files(output: Path, meta: Meta) -> list[Path]:
-    """The files of the output that are not there with the size that its meta file says. Reads none."""
-    return [
-        path
-        for path, metadata in _files_of(output, meta)
-        if not path.is_file() or path.stat().st_size != metadata["bytes"]
-    ]
+    """The files of the output that are missing, or differ in size from its meta file. Reads none."""
+    files = _files_of(output, meta)
+    return [path for path, metadata in files if not path.is_file() or path.stat().st_size != metadata["bytes"]]
 
 
 def _files_of(output: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
     folder = output if output.is_dir() else output.parent
-    beside = [
-        (folder.parent / name[3:], metadata) for name, metadata in meta["files"].items() if name.startswith("../")
-    ]
-    return beside + [
-        (folder / name, metadata) for name, metadata in meta["files"].items() if not name.startswith("../")
+    return [
+        (folder.parent / name[3:] if name.startswith("../") else folder / name, metadata)
+        for name, metadata in meta["files"].items()
     ]
 
 
 def is_made_and_intact(output: Path, made_with: Meta) -> bool:
-    """Whether `output` is there, was made with `made_with`, and every file of it has its hash. Reads all of it."""
+    """Whether `output` exists, was made with `made_with`, and every file of it has its hash. Reads all of it."""
     try:
         meta = read_meta(output) if output.exists() else None
     except DamagedFileError:
@@ -145,10 +128,10 @@ def is_made_and_intact(output: Path, made_with: Meta) -> bool:
 
 
 def is_made(output: Path, made_with: Meta) -> bool:
-    """Whether `output` is there and was made with `made_with`, so that nothing is left to do. Reads its meta file only.
+    """Whether `output` exists. Reads its meta file only.
 
     Raises:
-        ArgumentError: if it is there, but made with something else.
+        ArgumentError: if it exists, but was not made with `made_with`.
         DamagedFileError: if one of its files is gone or has another size, or its meta file is damaged.
     """
     if not output.exists():
@@ -156,8 +139,7 @@ def is_made(output: Path, made_with: Meta) -> bool:
     meta = read_meta(output)
     if meta is None:
         raise ArgumentError(f"{output} is there, but nothing says what made it: move it away, or pass --overwrite")
-    differences = describe_differences(meta["made_with"], made_with)
-    if differences:
+    if differences := describe_differences(meta["made_with"], made_with):
         raise ArgumentError(
             f"{output} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
             f"with --overwrite"
@@ -170,14 +152,13 @@ def is_made(output: Path, made_with: Meta) -> bool:
 
 
 def describe_differences(old: Meta, new: Meta) -> str:
-    """What differs between two records, as `seed: was 42, now 43; …`; empty if nothing does. Numbers of rows, which may
-    follow from other differences, are named only where nothing else differs."""
+    """The differences of two provenances, as `seed: was 42, now 43; …`; empty if they are equal. Numbers of rows, which
+    may follow from other differences, are named only if nothing else differs."""
+
+    def shown(record: Meta, name: str) -> str:
+        return json.dumps(record[name], ensure_ascii=False) if name in record else "absent"
+
     missing = object()
     names = {name for name in {*old, *new} if old.get(name, missing) != new.get(name, missing)}
-    found = []
-    for name in sorted(names - _DERIVED or names):
-        before, after = old.get(name, missing), new.get(name, missing)
-        was = "absent" if before is missing else json.dumps(before, ensure_ascii=False)
-        now = "absent" if after is missing else json.dumps(after, ensure_ascii=False)
-        found.append(f"{name}: was {was}, now {now}")
-    return "; ".join(found)
+    names = names - _DERIVED or names
+    return "; ".join(f"{name}: was {shown(old, name)}, now {shown(new, name)}" for name in sorted(names))

@@ -1,4 +1,4 @@
-"""What a check says: findings as they come, tables, a last line; or with `--json` one object on stdout in the end."""
+"""The report of a check: findings as they come, tables, a last line; or with `--json` one object on stdout."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the list and the token files are."""
+    """The paths of the file list and the token files."""
     parser.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the report is printed."""
+    """The flag `--json`."""
     parser.add_argument("--json", action="store_true", help="print one JSON object: check, ok, findings, and numbers")
 
 
 def add_plot_argument(parser: argparse.ArgumentParser) -> None:
-    """Where the figure goes."""
+    """The flag `--plot`."""
     endings = ", ".join(PLOT_SUFFIXES)
     parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw a figure; a name that ends in {endings}")
 
 
 def check_plot_path(path: Path | None) -> None:
-    """Raise ArgumentError if no figure can be written there; and load what draws it, before the long check."""
+    """Raise ArgumentError if no figure can be written there. Imports matplotlib: not only after the long check."""
     if path is None:
         return
     if path.suffix.lower() not in PLOT_SUFFIXES:
@@ -49,11 +49,9 @@ def check_plot_path(path: Path | None) -> None:
 
 @dataclass
 class Report:
-    """The report of one check: `results` are the numbers that `--json` prints beside the findings.
-
-    A finding is a dict with the keys `path`, `row` (int, or None where it is about all of the file) and `what`. Where
-    there is a list `collected`, the object of `--json` goes there.
-    """
+    """The report of one check. A finding is a dict with the keys `path`, `row` (None if it is about a whole file) and
+    `what`. `results` are the numbers that `--json` prints beside the findings; its object goes to the list `collected`,
+    if there is one, instead of stdout."""
 
     check: str
     as_json: bool
@@ -63,22 +61,22 @@ class Report:
     start: float = field(default_factory=time.monotonic)
 
     def found(self, path: Path, what: str, row: int | None = None) -> None:
-        """Something is wrong with a file, or with a row of a set."""
+        """Add a finding about a file, or about a row of a set."""
         self.findings.append({"path": str(path), "row": row, "what": what})
         self.say(f"FOUND  {path}{'' if row is None else f' row {row}'}: {what}")
 
     def found_all(self, findings: Iterable[tuple[Path, str]], remedy: str = "") -> None:
-        """Something is wrong with some files, and `remedy` is what helps."""
+        """Add findings about files."""
         for path, what in findings:
             self.found(path, f"{what} ({remedy})" if remedy else what)
 
     def say(self, text: str) -> None:
-        """Text for a person."""
+        """Print a text, unless the report is JSON."""
         if not self.as_json:
             cli.say(text)
 
     def finish(self, what: str, where: Path) -> int:
-        """Print the last line, or the JSON object; return the exit status."""
+        """Print the last line, or the JSON object; returns the exit status."""
         if self.as_json:
             whole = {"check": self.check, "ok": not self.findings, "findings": self.findings, **self.results}
             if self.collected is None:

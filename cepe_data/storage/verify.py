@@ -1,5 +1,4 @@
-"""What all checks share: the sizes and hashes of whatever has a meta file; which rows are looked at; and looking at
-them on all cores."""
+"""What all checks share: comparing files with their meta files, sampling rows, and checking them on all cores."""
 
 from __future__ import annotations
 
@@ -20,20 +19,20 @@ from cepe_data.errors import ArgumentError, DamagedFileError, PipelineError
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.report import Report, add_report_arguments
 
-# What reading a damaged file may raise: a finding, so that the rest is looked at, too.
+# What reading a damaged file may raise. It becomes a finding, and the check goes on.
 FAILURES = (PipelineError, OSError, ValueError, KeyError, IndexError, TypeError)
-MAX_FINDINGS = 20  # of a set; the others are counted
+MAX_FINDINGS = 20  # reported of a set; the others are counted
 NUM_SAMPLED = 64
-OUTPUTS_OF_WORKER = 1000  # fewer are looked at before another process has started
+OUTPUTS_OF_WORKER = 1000  # fewer are checked before another process has started
 OTHER_HASH = "is not what was written: its hash differs from the meta file"
 
 Finding = tuple[Path, str]
 Job = TypeVar("Job")
-Outcome = TypeVar("Outcome")
+JobResult = TypeVar("JobResult")
 
 
 def add_arguments(parser: argparse.ArgumentParser, sampled: str = "rows", unit: str = "set") -> None:
-    """How much is looked at, and how: an Effort. `sampled` is what a sample is taken of, in every `unit`."""
+    """The arguments of an Effort. `sampled` items of every `unit` are checked: rows of every set, say."""
     parser.add_argument(
         "--deep", action="store_true", help=f"look at all {sampled}, and compare the hashes of all files"
     )
@@ -54,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser, sampled: str = "rows", unit: 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a check looks at: all rows and hashes, or a seeded sample of rows of every set; and with how many
-    processes. The options of every check are this and more."""
+    """How much is checked: all rows and hashes, or a seeded sample of rows of every set; and by how many processes. The
+    options of every check extend it."""
 
     deep: bool
     rows: int
@@ -65,8 +64,8 @@ class Effort:
 
 @dataclass
 class Result:
-    """The result of looking at some rows: findings (row, what is wrong), how many were compared with what they were
-    made from, and why others were not."""
+    """The result of checking some rows: findings (row, what is wrong), how many rows were compared with their sources,
+    and why others were not."""
 
     findings: list[tuple[int | None, str]] = field(default_factory=list)
     num_compared: int = 0
@@ -75,20 +74,20 @@ class Result:
 
 @dataclass(frozen=True)
 class SetCheck(Effort):
-    """The options of the check of a kind of sets, and what only that kind can know. It is sent to other processes."""
+    """The check of a kind of sets, with its options. It is sent to other processes."""
 
     rows_at_once: ClassVar[int] = 256
 
     def check_set(self, report: Report, folder: Path) -> bool:
-        """Look at everything but rows; whether these can be looked at."""
+        """Check everything but rows; returns whether rows can be checked."""
         raise NotImplementedError
 
     def groups(self, folder: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """These rows, int64 [n], in groups that are best looked at together."""
+        """These rows, int64 [n], in groups that are best read together."""
         yield from np.array_split(rows, -(-len(rows) // self.rows_at_once) or 1)
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> Result:
-        """Look at rows, int64 [n]. May raise one of FAILURES."""
+        """Check rows, int64 [n]. May raise one of FAILURES."""
         raise NotImplementedError
 
 
@@ -108,19 +107,19 @@ def find_sets(folder: Path) -> list[Path]:
 
 
 def with_parents(path: Path, number: int) -> Path:
-    """The same path, with so many names at its end that are names of folders, which `.` and `..` are not."""
+    """The same path, ending in at least `number` names of folders, which `.` and `..` are not."""
     if len(path.parts) >= number and ".." not in path.parts[-number:]:
         return path
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def has_set(folder: Path) -> bool:
-    """Whether there is a set in a folder, or what is left of one."""
+    """Whether a folder has a set, or the rest of one."""
     return (folder / mds.INDEX_NAME).exists() or provenance.meta_path(folder, True).exists()
 
 
 def is_domain_folder(path: Path) -> bool:
-    """Whether it may hold a set: no pool of parts, nothing temporary."""
+    """Whether a folder may hold a set: neither parts nor embedded queries nor a temporary."""
     return path.is_dir() and not path.name.endswith((".parts", ".queries")) and not path.name.startswith(".")
 
 
@@ -130,9 +129,9 @@ def check_sets(
     folders: Sequence[Path],
     collect: Callable[[Path, Result], object] = lambda folder, result: None,
 ) -> int:
-    """Check sets and their rows; returns how many rows were compared with what they were made from. `collect` is called
-    with every result and its set, in an order that does not depend on the number of workers."""
-    open_rows.cache_clear()  # a set of the same name may be another one by now
+    """Check sets and their rows; returns how many rows were compared with their sources. `collect` is called with every
+    set and result, in an order that does not depend on the number of workers."""
+    open_rows.cache_clear()  # another set may have the same path by now
     jobs: list[tuple[Path, np.ndarray]] = []
     for folder in check_files(report, check, folders):
         try:
@@ -143,7 +142,7 @@ def check_sets(
 
 
 def _groups_to_check(report: Report, check: SetCheck, folder: Path) -> Iterator[np.ndarray]:
-    """The rows of a set to look at, in groups; none if there is something wrong with the set itself."""
+    """The rows of a set to check, in groups; none if the set itself is damaged."""
     num_rows = len(mds.Rows(folder))
     if (recorded := recorded_rows(provenance.made_with(folder), num_rows)) != num_rows:
         report.found(folder, f"has {num_rows:,} rows, its meta file says {recorded:,}")
@@ -160,9 +159,9 @@ def look_at(
     unit: str,
     collect: Callable[[Path, Result], object] = lambda path, result: None,
 ) -> int:
-    """Look at rows of sets or files on all cores, and report MAX_FINDINGS of each, and each warning once; returns how
-    many rows were compared. No rows at all stand for the whole of a file."""
-    num_compared, num_findings, said = 0, Counter[Path](), set[str]()
+    """Check rows of sets or files on all cores; report MAX_FINDINGS of each, and each warning once. Returns how many
+    rows were compared. An empty array of rows stands for a whole file."""
+    num_compared, num_findings, warnings = 0, Counter[Path](), set[str]()
     task = functools.partial(_look, look)
     sizes = [len(rows) or 1 for _, rows in jobs]
     for (path, _), result in on_all_cores(task, jobs, effort.num_workers, sizes, unit, f"checking {report.check}"):
@@ -173,9 +172,9 @@ def look_at(
             if num_findings[path] <= MAX_FINDINGS:
                 report.found(path, what, row)
         for warning in result.warnings:
-            if warning not in said:
+            if warning not in warnings:
                 cli.warn(warning)
-            said.add(warning)
+            warnings.add(warning)
     for path, number in num_findings.items():
         if number > MAX_FINDINGS:
             report.found(path, f"has {number - MAX_FINDINGS:,} more such findings")
@@ -183,7 +182,7 @@ def look_at(
 
 
 def _look(look: Callable[[Path, np.ndarray], Result], job: tuple[Path, np.ndarray]) -> Result:
-    """The task of the workers."""
+    """The task of the workers: an error is a finding."""
     try:
         return look(*job)
     except FAILURES as error:
@@ -191,26 +190,26 @@ def _look(look: Callable[[Path, np.ndarray], Result], job: tuple[Path, np.ndarra
 
 
 def on_all_cores(
-    task: Callable[[Job], Outcome],
+    task: Callable[[Job], JobResult],
     jobs: Sequence[Job],
     num_workers: int,
     sizes: Sequence[int],
     unit: str,
     description: str,
-) -> Iterator[tuple[Job, Outcome]]:
-    """Each job with its outcome, in order; the progress bar counts their `sizes`."""
+) -> Iterator[tuple[Job, JobResult]]:
+    """Each job with its result, in order; the progress bar counts their `sizes`."""
     with (
         cli.progress_bar(sum(sizes), unit, description, unit_scale=unit == "B") as bar,
         workers.Workers(min(num_workers, len(jobs) or 1), task) as pool,
     ):
-        for size, done in zip(sizes, pool.map_in_order(jobs, lambda _: 1, 2 * pool.num_workers), strict=True):
+        for size, done in zip(sizes, pool.map_in_order(jobs), strict=True):
             yield done
             bar.update(size)
 
 
 def check_files(report: Report, effort: Effort, paths: Sequence[Path], remedy: str = "") -> list[Path]:
-    """Look at the files of outputs: at their sizes, and with `deep` at their hashes, on all cores. Returns the outputs
-    that have all of their files."""
+    """Compare the sizes of the files of outputs, and with `deep` their hashes, with the meta files, on all cores.
+    Returns the outputs that have all their files."""
     whole: list[Path] = []
     num_workers = min(effort.num_workers, 1 + len(paths) // OUTPUTS_OF_WORKER)
     for output, findings in on_all_cores(
@@ -218,41 +217,39 @@ def check_files(report: Report, effort: Effort, paths: Sequence[Path], remedy: s
     ):
         report.found_all(findings, remedy)
         whole += [] if findings else [output]
-    listed = {output: (provenance.read_meta(output) or {"files": {}})["files"] for output in whole if effort.deep}
-    files = [(output, {name: metadata}) for output, of_output in listed.items() for name, metadata in of_output.items()]
-    sizes = [metadata["bytes"] for of_output in listed.values() for metadata in of_output.values()]
+    metas = readable_metas(whole if effort.deep else [])
+    files = [(output, {name: metadata}) for output, meta in metas.items() for name, metadata in meta["files"].items()]
+    sizes = [metadata["bytes"] for _, named in files for metadata in named.values()]
     for _, findings in on_all_cores(hash_findings, files, effort.num_workers, sizes, "B", "comparing hashes"):
         report.found_all(findings, remedy)
     return whole
 
 
 def output_findings(output: Path) -> list[Finding]:
-    """The files of an output that have not the size that its meta file says, and what is wrong with each."""
+    """The files of an output that are missing or have another size than in its meta file, each with a text."""
     if not output.exists():
         return [(output, "is missing")]
     try:
         meta = provenance.read_meta(output)
         if meta is None:
             return [(output, f"has no {provenance.meta_path(output, output.is_dir()).name}: nothing says what made it")]
-        return [
-            (path, "is gone, or has not the size that it was written with")
-            for path in provenance.lost_files(output, meta)
-        ]
+        what = "is gone, or has not the size that it was written with"
+        return [(path, what) for path in provenance.lost_files(output, meta)]
     except FAILURES as error:
         return [(output, describe(error))]
 
 
 def hash_findings(files: tuple[Path, provenance.Meta]) -> list[Finding]:
-    """Which files of an output, with their metadata by their names, have another hash."""
-    output, listed = files
+    """The files of an output, given as their metadata by name, that have another hash."""
+    output, metadata_of_files = files
     try:
-        return [(path, OTHER_HASH) for path in provenance.damaged_files(output, {"files": listed})]
+        return [(path, OTHER_HASH) for path in provenance.damaged_files(output, {"files": metadata_of_files})]
     except FAILURES as error:
         return [(output, describe(error))]
 
 
 def readable_metas(outputs: Iterable[Path]) -> dict[Path, provenance.Meta]:
-    """The meta files of those outputs that have one that can be read; the others are findings of `check_files`."""
+    """The readable meta files of outputs; `check_files` reports the others."""
     metas = {}
     for output in outputs:
         with contextlib.suppress(DamagedFileError, OSError):
@@ -262,26 +259,26 @@ def readable_metas(outputs: Iterable[Path]) -> dict[Path, provenance.Meta]:
 
 
 def recorded_rows(made_with: Mapping[str, Any], otherwise: int) -> int:
-    """How many rows a record says that a set has, or a part of one; `otherwise` if it does not say so."""
+    """The number of rows of a set, or of a part of one, in its provenance; `otherwise` if it is not there."""
     if {"first_row", "stop_row"} <= made_with.keys():
         return int(made_with["stop_row"]) - int(made_with["first_row"])
     return int(made_with.get("rows", otherwise))
 
 
 def describe(error: Exception) -> str:
-    """What FAILURES say, for a finding."""
+    """The text of a finding for one of FAILURES."""
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} cannot be read: {error.strerror or error}"
     return str(error) if isinstance(error, PipelineError) else f"cannot be read ({type(error).__name__}: {error})"
 
 
 def count_rows(folders: Iterable[Path]) -> int:
-    """The rows that these sets were written with; of a set that has no meta file there is a finding."""
+    """The number of rows of these sets in their meta files; `check_files` reports a set without one."""
     return sum(recorded_rows(meta["made_with"], 0) for meta in readable_metas(folders).values())
 
 
 def compare_with_source(report: Report, folder: Path, source: Path, how: str) -> None:
-    """That a set was made from the rows that are in `source` now, row for row; `how`: "made from", say."""
+    """Report a set that was not made from the present rows of `source`, row by row; `how`: "made from", say."""
     made_with = provenance.made_with(folder)
     try:
         fingerprint, num_rows = mds.fingerprint(source), mds.num_rows(source)
@@ -295,8 +292,8 @@ def compare_with_source(report: Report, folder: Path, source: Path, how: str) ->
 
 
 def sample(total: int, number: int, seed: int, name: str) -> np.ndarray:
-    """int64 [number, or total if that is less]: some of so many rows or documents of what is called `name`, ascending;
-    the first and the last are among them, if there is more than one."""
+    """int64 [min(number, total)], ascending: a sample of `total` rows or documents of the set or file `name`, with the
+    first and, if `number` > 1, the last of them."""
     if number >= total:
         return np.arange(total)
     ends = [0, total - 1][:number]
@@ -305,19 +302,18 @@ def sample(total: int, number: int, seed: int, name: str) -> np.ndarray:
 
 
 def compare_records(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
-    """What of `expected` a record says otherwise, as text; empty if nothing."""
+    """The differences of a provenance from `expected`, as text, for the names in `expected`; empty if none."""
     return provenance.describe_differences({name: found.get(name) for name in expected}, dict(expected))
 
 
 @functools.lru_cache(maxsize=1)
 def open_rows(folder: Path) -> mds.Rows:
-    """The rows of a set, opened once for all jobs of a process that look at it: each opening would parse its index and
-    leave some files open."""
+    """The rows of a set, opened once for all jobs of a process: each opening parses the index and leaves files open."""
     return mds.Rows(folder)
 
 
 def read_ids(rows: mds.Rows, numbers: Iterable[int], result: Result) -> Iterator[tuple[int, dict]]:
-    """Rows by number; one that cannot be read is a finding."""
+    """Numbers and rows; a row that cannot be read is a finding."""
     for number in numbers:
         try:
             row = rows[number]

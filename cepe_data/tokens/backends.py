@@ -214,7 +214,7 @@ def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if not texts:
             return _flatten([])
-        with cli.Stopped.held():  # gigatoken takes what a signal raises for a want of awkward, and gives lists then
+        with cli.Stopped.deferred():  # gigatoken takes what a signal raises for a want of awkward, and gives lists then
             encoded = library.encode_batch(list(texts), parallel=False).layout
         offsets = np.asarray(encoded.offsets.data)
         ids = np.asarray(encoded.content.data)[offsets[0] : offsets[-1]]

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+import sample_mds_concat
+from cepe_data import cli
 from cepe_data.corpus import domains, listing
-from cepe_data.samples import passages, reader
-from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import DocumentWindows
-from cepe_data.storage import mds, outputs, provenance
+from cepe_data.samples import options, passages, reader
+from cepe_data.storage import mds, provenance
 from cepe_data.tokens import tokenizers
 from demo import models
 from tests import reference
@@ -108,7 +108,7 @@ def test_the_windows_over_concatenations_are_all_there_are_each_once(concat: Pat
 
 
 @pytest.mark.parametrize(("kind", "domain"), [("ab", "arxiv"), ("concat", "cc")])
-def test_rows_are_drawn_by_the_documented_permutation_and_say_where_they_are_from(
+def test_rows_are_sampled_by_the_documented_permutation_and_say_where_they_are_from(
     request: pytest.FixtureRequest, world: World, kind: str, domain: str
 ) -> None:
     out: Path = request.getfixturevalue(kind)
@@ -118,19 +118,19 @@ def test_rows_are_drawn_by_the_documented_permutation_and_say_where_they_are_fro
         documents = documents_by_split(world, path)["train"]
         for tokens in documents if kind == "ab" else [np.concatenate(documents)]:
             ordered += reference.windows_in(tokens, 128, step)
-    drawn = window_set(out / "train" / domain)
+    sampled = window_set(out / "train" / domain)
     name = f"42/{domain}/train"
-    assert drawn == [ordered[reference.permutation(name, len(ordered), row)] for row in range(len(ordered))]
+    assert sampled == [ordered[reference.permutation(name, len(ordered), row)] for row in range(len(ordered))]
 
     sources = np.load(out / f"train/{domain}.rows.npy")
-    assert sources.dtype == np.int64 and sources.shape == (len(drawn), 2)
+    assert sources.dtype == np.int64 and sources.shape == (len(sampled), 2)
     manifest = json.loads((out / "manifest.json").read_text())
     metadata = manifest["sets"]["train"][domain]
-    assert metadata["written"] == metadata["windows_available"] == len(drawn)
+    assert metadata["written"] == metadata["windows_available"] == len(sampled)
     assert metadata["documents"] == sum(
         len(documents_by_split(world, path)["train"]) for path in paths_of(world, domain)
     )
-    for window, (file, position) in zip(drawn, sources, strict=True):
+    for window, (file, position) in zip(sampled, sources, strict=True):
         path = metadata["source_files"][file]
         array = np.load(world.tokenized / path.replace(".jsonl", ".npy"))
         num_checked = 128 if kind == "ab" else 1
@@ -138,12 +138,12 @@ def test_rows_are_drawn_by_the_documented_permutation_and_say_where_they_are_fro
 
 
 def test_no_text_is_in_two_splits_and_a_copy_goes_where_its_original_is(ab: Path, world: World) -> None:
-    drawn = {split: window_set(ab / split / "arxiv") + window_set(ab / split / "book") for split in ("test", "train")}
-    assert not set(drawn["test"]) & set(drawn["train"])
+    sampled = {split: window_set(ab / split / "arxiv") + window_set(ab / split / "book") for split in ("test", "train")}
+    assert not set(sampled["test"]) & set(sampled["train"])
     texts = [text for path in paths_of(world, "arxiv") for text in reference.texts_of(world.data / path)]
     copies = [text for text, number in Counter(texts).items() if number == 2]
     assert len(copies) == 5
-    twice = {window for split in drawn for window, number in Counter(drawn[split]).items() if number == 2}
+    twice = {window for split in sampled for window, number in Counter(sampled[split]).items() if number == 2}
     assert twice, "the copies of a text are in one split, all of them"
 
 
@@ -179,30 +179,29 @@ def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(co
             assert array[passage["position"] :][:32].tolist() == chunk.tolist()
 
 
-def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_drawing_order(world: World) -> None:
-    splits, chunks = Splits(42, 0.2, 0.4), DocumentWindows(8, 8)
+def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_sampling_order(world: World) -> None:
+    arguments = ("OUT", "96", "32", "0", "0", "1", *FRACTIONS, "--retrieval_chunk_size", "8")
+    args = cli.typed(options.ConcatOptions, sample_mds_concat.parse_args(arguments))
     files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt").files if file.domain == "cc"]
-    identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
-    assert identity is not None
-    tokens = reader.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
-    inventory = reader.inventory(tokens, splits, {"retrieval": chunks})
-    available = inventory["cc"].available("retrieval")
-    source = reader.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, inventory["cc"])
-    drawn = np.empty((available, chunks.total_length), np.int32)
-    source.read(source.draw(0, available), [drawn])
+    tokens = options.find_tokens(files, world.tokenized)
+    tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
+    inventories = reader.inventory(tokens, args.splits, {"retrieval": args.passages})
+    available = inventories["cc"].available("retrieval")
+    source = passages.PassageShard(args, 0, tokens, inventories).source("cc")
+    sampled = np.empty((available, 8), np.int32)
+    source.read(source.sample(0, available), [sampled])
     for requested, num_written in ((available // 100, available // 100 * 100), (available // 90, available)):
         rows = []
         for shard_id in range(100):
-            shard = passages.PassageShard(tokens, splits, chunks, inventory, Path("OUT"), shard_id, 100)
-            tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
-            [file] = shard.missing({"cc": requested}, tokenizer, outputs.REPLACE_NOTHING)
-            block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
+            shard = passages.PassageShard(args, shard_id, tokens, inventories)
+            [file] = shard.missing({"cc": requested}, tokenizer)
+            block = passages.Block("cc", 0, source.sample(file.start, file.stop))
             rows += [json.loads(line) for line in passages.PassageFormatter(shard, tokenizer)(block).splitlines()]
-        assert [row["contents_token_ids"] for row in rows] == drawn[:num_written].tolist()
+        assert [row["contents_token_ids"] for row in rows] == sampled[:num_written].tolist()
         assert len({(row["file"], row["position"]) for row in rows}) == num_written > 1000
 
 
-def test_retrieval_shards_are_consecutive_slices_of_the_drawing_order(
+def test_retrieval_shards_are_consecutive_slices_of_the_sampling_order(
     run: Run, world: World, concat: Path, tmp_path: Path
 ) -> None:
     def contents(folder: Path, shard: int) -> list[str]:
@@ -511,7 +510,7 @@ def test_the_rest_of_an_unfinished_run_with_other_arguments_is_named(run: Run, w
         (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(provenance.signed(meta)))
     shutil.rmtree(book)
     error = run(*AB, 0, 30, *flags, "--rows_per_part", 20, cwd=tmp_path, status=2).stderr
-    assert "OUT/train/book.parts is what a run that did not come to its end has left" in error
+    assert "OUT/train/book.parts/part-00000 was made with other arguments" in error
     assert "rows_per_part: was 10, now 20" in error
 
 

@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cepe_data import cli, workers
 from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
 from cepe_data.storage import provenance
 from cepe_data.storage.outputs import WriteOptions
+from cepe_data.storage.report import add_source_arguments
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
@@ -30,7 +31,9 @@ INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation" 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(WriteOptions):
-    """The arguments that both samplers have."""
+    """The arguments that both samplers have. `kind` is that of their windows in provenance."""
+
+    kind: ClassVar[str]
 
     output: Path
     decoder_length: int
@@ -50,17 +53,39 @@ class SampleOptions(WriteOptions):
     dry_run: bool
     num_workers: int
 
+    @property
+    def windows(self) -> Windows:
+        """The windows of the test and train sets. Raises ArgumentError if the lengths leave no context."""
+        raise NotImplementedError
+
+    @property
+    def splits(self) -> Splits:
+        """The rule that gives documents to splits. Raises as `Splits`."""
+        return Splits(self.seed, self.test_fraction, self.train_fraction)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InsideOptions(SampleOptions):
     """The arguments of sample_mds_ab.py."""
 
+    kind = INSIDE_DOCUMENTS
+
     total_length: int
+
+    @property
+    def windows(self) -> DocumentWindows:
+        if self.total_length <= self.decoder_length:
+            raise ArgumentError(
+                f"TOTAL_LENGTH {self.total_length} must be more than DECODER_LENGTH {self.decoder_length}"
+            )
+        return DocumentWindows(self.total_length, self.decoder_length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatOptions(SampleOptions):
     """The arguments of sample_mds_concat.py."""
+
+    kind = OVER_CONCATENATION
 
     encoder_length: int
     retrieval_samples: int
@@ -69,41 +94,46 @@ class ConcatOptions(SampleOptions):
     retrieval_chunk_size: int
     tokenizer: str | None
 
+    @property
+    def windows(self) -> ConcatWindows:
+        return ConcatWindows(self.encoder_length + self.decoder_length, self.decoder_length)
 
-def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    """The first positional argument of both samplers."""
+    @property
+    def passages(self) -> DocumentWindows:
+        """The passages of the retrieval corpus."""
+        return DocumentWindows(self.retrieval_chunk_size, self.retrieval_chunk_size)
+
+
+def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float], **lengths: str) -> None:
+    """The arguments that both samplers have; `lengths` are the help texts of the lengths, which come second."""
     parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write")
-
-
-def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float]) -> None:
-    """The arguments that both samplers have behind the lengths."""
+    for name, description in lengths.items():
+        parser.add_argument(name, type=cli.positive_count, metavar=name.upper(), help=description)
     parser.add_argument("eval_samples", type=cli.count, metavar="EVAL_SAMPLES", help="windows for test")
     parser.add_argument("train_samples", type=cli.count, metavar="TRAIN_SAMPLES", help="windows for train")
-    source = parser.add_argument_group("source")
-    source.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
-    source.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
-    draw = parser.add_argument_group("draw")
-    draw.add_argument(
+    add_source_arguments(parser.add_argument_group("source"))
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
         "--domains",
         default=domains.format_weights(weights),
         metavar="DOMAIN=WEIGHT,…",
         help="the domains to sample and their weights, which add up to 1",
     )
-    draw.add_argument(
+    sampling.add_argument(
         "--test_domains",
         default=None,
         metavar="DOMAIN=WEIGHT,…",
         help=f"those of test, in the same way, or {EQUAL}: all of --domains with the same weight (default: --domains)",
     )
-    draw.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and another draw")
-    draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
-    draw.add_argument(
+    sampling.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and rows")
+    sampling.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
+    sampling.add_argument(
         "--train_fraction", type=cli.fraction, default=0.49, help="share for train; the rest is retrieval"
     )
-    draw.add_argument(
+    sampling.add_argument(
         "--drop_duplicates",
         action="store_true",
-        help="leave out copies of an earlier text of their domain, as sanity_check.py duplicates has marked them",
+        help="leave out duplicates of an earlier text of their domain, as sanity_check.py duplicates has marked them",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -125,23 +155,6 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     output.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that write"
     )
-
-
-def inside_documents(total_length: int, decoder_length: int) -> DocumentWindows:
-    """How documents are cut. Raises ArgumentError if the lengths leave no context."""
-    if total_length <= decoder_length:
-        raise ArgumentError(f"TOTAL_LENGTH {total_length} must be more than DECODER_LENGTH {decoder_length}")
-    return DocumentWindows(total_length, decoder_length)
-
-
-def over_concatenation(encoder_length: int, decoder_length: int) -> ConcatWindows:
-    """How the concatenation of documents is cut."""
-    return ConcatWindows(encoder_length + decoder_length, decoder_length)
-
-
-def make_splits(args: SampleOptions) -> Splits:
-    """The rule that gives documents to splits. Raises as `Splits`."""
-    return Splits(args.seed, args.test_fraction, args.train_fraction)
 
 
 def split_weights(args: SampleOptions) -> dict[str, dict[str, float]]:
@@ -207,7 +220,7 @@ def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], s
 
 
 def mark_command(tokens: Tokens, args: SampleOptions) -> str:
-    """The command that marks copies in the domains of `tokens`."""
+    """The command that marks duplicates in the domains of `tokens`."""
     command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
     command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
     command += ["--domains", ",".join(tokens.files)]
@@ -309,7 +322,7 @@ def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> N
             raise
         cli.warn(str(error))
         return
-    names = {*rule, "drop_duplicates"}  # which only a record has that says so
+    names = {*rule, "drop_duplicates"}  # the latter is only in the provenance of sets without duplicates
     old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
     if differences := provenance.describe_differences(old, rule):
         message = f"{output} is in the same output, and was made with other arguments or inputs: {differences}"
@@ -321,27 +334,18 @@ def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> N
 
 
 def describe_run(args: SampleOptions) -> dict[str, Any]:
-    """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
-    return {
-        "script": Path(sys.argv[0]).name,
-        "arguments": described_arguments(args),
-        "versions": installed_versions("mosaicml-streaming", "numpy", "xxhash"),
-    }
-
-
-def installed_versions(*packages: str) -> dict[str, str]:
-    """The versions of those of these packages that are installed."""
-    found = {}
-    for package in packages:
+    """Script, arguments and versions, for a manifest: what determines the rows, not where things are or how it ran."""
+    versions = {}
+    for package in ("mosaicml-streaming", "numpy", "xxhash"):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return {"script": Path(sys.argv[0]).name, "arguments": described_arguments(args), "versions": versions}
 
 
 def described_arguments(args: SampleOptions) -> dict[str, Any]:
     """The arguments that a manifest has."""
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "ignore_disk_space", "allow_shortage", "dry_run", "num_workers", "shard_id"}
-    how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
+    how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where duplicates are left out
     how |= {"test_domains"} if args.test_domains is None else set()
     return {name: value for name, value in vars(args).items() if name not in where | how}

@@ -1,4 +1,4 @@
-"""The retrieval corpus: passages as json lines, `OUT/retrieval/{shard}/{domain}.jsonl`, in drawing order.
+"""The retrieval corpus: passages as json lines, `OUT/retrieval/{shard}/{domain}.jsonl`, in sampling order.
 
 One UTF-8 JSON object a line (docs/formats.md): `id`, `contents` and `neighbor` (the text of the passage and of what
 follows it in its document), their token ids, and where they are from. A passage is a full chunk of a document of the
@@ -18,12 +18,11 @@ import numpy as np
 
 from cepe_data import cli, shards, workers
 from cepe_data.samples import options
-from cepe_data.samples.reader import Inventory, Plan, Tokens, WindowSource
-from cepe_data.samples.splits import Splits
+from cepe_data.samples.options import ConcatOptions
+from cepe_data.samples.reader import Inventory, Tokens, WindowSource
 from cepe_data.samples.summary import Estimate, SetSummary, Summary
-from cepe_data.samples.windows import DocumentWindows
 from cepe_data.storage import outputs, provenance
-from cepe_data.storage.outputs import Output, WriteOptions
+from cepe_data.storage.outputs import Output
 from cepe_data.tokens import backends
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
@@ -34,11 +33,11 @@ METADATA = ("documents", "passages_available", "vocab_size", "source_files")
 
 @dataclass(frozen=True)
 class Block:
-    """Some passages of a file on their way to a worker; the first one has this number in the file."""
+    """Some passages of a file on their way to a worker, PLAN [passages]; the first has this number in the file."""
 
     domain: str
     first_number: int
-    plan: Plan
+    plan: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class PassageFormatter:
         stops = np.cumsum(lengths).tolist()
         options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
         lines, start = [], 0
-        for row, (file, position) in enumerate(zip(plan.file.tolist(), plan.position.tolist(), strict=True)):
+        for row, (file, position) in enumerate(zip(plan["file"].tolist(), plan["position"].tolist(), strict=True)):
             middle, stop = stops[2 * row], stops[2 * row + 1]
             record = {
                 "id": f"{block.domain}_{self.shard.shard_id}_{block.first_number + row}",
@@ -76,15 +75,15 @@ class PassageFormatter:
             start = stop
         return b"".join(lines)
 
-    def _token_ids(self, source: WindowSource, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    def _token_ids(self, source: WindowSource, plan: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ids of the passages of a plan in its order, each with what follows it in its document, int32 [total]; and
         their lengths, int64 [2 · passages]."""
         chunk_size = source.windows.total_length
         ids: list[np.ndarray] = [np.empty(0)] * len(plan)
         for token_file, rows in source.by_file(plan):
-            start = plan.position[rows]
+            start = plan["position"][rows]
             token_file.will_need_tokens(start, start + 2 * chunk_size)
-            document_stop = start - plan.offset[rows] + token_file.lengths_of(plan.document[rows])
+            document_stop = start - plan["offset"][rows] + token_file.lengths_of(plan["document"][rows])
             stop = np.minimum(start + 2 * chunk_size, document_stop)
             for row, first, end in zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True):
                 ids[row] = token_file.tokens(first, end)
@@ -96,7 +95,7 @@ class PassageFormatter:
 
 @dataclass(frozen=True)
 class PassageFile:
-    """A file that is to be made: its passages are rows [start, stop) of the domain's drawing order."""
+    """A file that is to be made: its passages are rows [start, stop) of the domain's sampling order."""
 
     output: Output
     domain: str
@@ -108,16 +107,17 @@ class PassageFile:
 class PassageShard:
     """Writes one shard of the retrieval corpus."""
 
-    tokens: Tokens
-    splits: Splits
-    passages: DocumentWindows
-    inventories: Mapping[str, Inventory]
-    output: Path
+    args: ConcatOptions
     shard_id: int
-    num_shards: int
+    tokens: Tokens
+    inventories: Mapping[str, Inventory]
+
+    @property
+    def num_shards(self) -> int:
+        return self.args.retrieval_shards
 
     def rows(self, domain: str, requested: int) -> tuple[int, int]:
-        """First row and the one after the last, of this shard, in the drawing order of the domain."""
+        """First row and the one after the last, of this shard, in the sampling order of the domain."""
         available = self.inventories[domain].available("retrieval")
         if requested * self.num_shards <= available:
             return self.shard_id * requested, (self.shard_id + 1) * requested
@@ -125,7 +125,7 @@ class PassageShard:
 
     def count_bytes(self, files: Sequence[PassageFile]) -> float:
         """About how many bytes these files will have."""
-        return sum(file.stop - file.start for file in files) * self.passages.total_length * PASSAGE_BYTES
+        return sum(file.stop - file.start for file in files) * self.args.retrieval_chunk_size * PASSAGE_BYTES
 
     def set_name(self, domain: str) -> str:
         return f"retrieval/{self.shard_id}/{domain}"
@@ -164,7 +164,7 @@ class PassageShard:
         num_measured = min(num_rows, PASSAGES_AT_ONCE)
         if not num_measured:
             return Estimate(0, 0, 0.0)
-        plan = self.source(domain).draw(0, num_measured)
+        plan = self.source(domain).sample(0, num_measured)
         start_time = time.perf_counter()
         num_bytes = len(format_block(Block(domain, 0, plan)))
         seconds = time.perf_counter() - start_time
@@ -172,10 +172,11 @@ class PassageShard:
 
     def source(self, domain: str) -> WindowSource:
         """All passages of the domain."""
-        return WindowSource.of(self.tokens, domain, "retrieval", self.splits, self.passages, self.inventories[domain])
+        args = self.args
+        return WindowSource(self.tokens, domain, "retrieval", args.splits, args.passages, self.inventories[domain])
 
     def path(self, domain: str) -> Path:
-        return self.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
+        return self.args.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
 
     def shared_made_with(self, domain: str, requested: int, decoding: str) -> provenance.Meta:
         """What the files of a domain have in common over all shards; else they would overlap."""
@@ -192,17 +193,15 @@ class PassageShard:
         return {
             "requested": requested,
             "retrieval_shards": self.num_shards,
-            "chunk_size": self.passages.total_length,
-            **self.splits.made_with("retrieval"),
+            "chunk_size": self.args.retrieval_chunk_size,
+            **self.args.splits.made_with("retrieval"),
         }
 
     def own_made_with(self, domain: str) -> provenance.Meta:
         """What only the file of a domain in this shard has."""
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
-    def missing(
-        self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None, write: WriteOptions
-    ) -> list[PassageFile]:
+    def missing(self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None) -> list[PassageFile]:
         """The files that are still to be made; where files may be replaced, also those that are to be removed.
 
         Raises:
@@ -214,18 +213,18 @@ class PassageShard:
         for domain, requested in requests.items():
             start, stop = self.rows(domain, requested)
             path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
-            for other in sorted(self.output.glob(f"retrieval/*/{domain}.jsonl")):
+            for other in sorted(self.args.output.glob(f"retrieval/*/{domain}.jsonl")):
                 if other != path:
-                    options.check_differences(other, shared, write.overwrite)
+                    options.check_differences(other, shared, self.args.overwrite)
             made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
-            file = PassageFile(write.output_at(path, made_with), domain, start, stop)
+            file = PassageFile(self.args.output_at(path, made_with), domain, start, stop)
             if file.output.is_done():
                 cli.say(f"{path}: skipped, made before with the same arguments")
             elif path.exists() or start < stop:
                 todo.append(file)
         return todo
 
-    def account(self, requests: Mapping[str, int], run: Mapping[str, Any], summary: Summary) -> None:
+    def account(self, requests: Mapping[str, int], summary: Summary) -> None:
         """Add the result of every request to the summary, and write it into the manifest."""
         sets = {}
         for domain, requested in requests.items():
@@ -246,7 +245,7 @@ class PassageShard:
                 sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **metadata}
         manifest = self.path("").with_name("manifest.json")
         outputs.remove_stale_temporaries(manifest.parent)
-        content = {**run, "shard_id": self.shard_id, "sets": sets}
+        content = {**options.describe_run(self.args), "shard_id": self.shard_id, "sets": sets}
         outputs.write_json(manifest, provenance.signed(content))
 
     def metadata(self, domain: str) -> dict[str, Any]:
@@ -263,11 +262,10 @@ class PassageShard:
         self,
         files: Sequence[PassageFile],
         tokenizer: TokenizerFiles,
-        num_workers: int,
         check: Callable[[], None],
     ) -> None:
         """Write the files. `check` is called before each is published."""
-        with workers.Workers(num_workers, PassageFormatter(self, tokenizer)) as pool:
+        with workers.Workers(self.args.num_workers, PassageFormatter(self, tokenizer)) as pool:
             for file in files:
                 if file.start < file.stop:
                     self._write(pool, file, check)
@@ -278,9 +276,9 @@ class PassageShard:
     def _write(self, pool: workers.Workers, file: PassageFile, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
         outputs.remove_stale_temporaries(file.output.path.parent)
-        plan = self.source(file.domain).draw(file.start, file.stop)
+        plan = self.source(file.domain).sample(file.start, file.stop)
         blocks = (
-            Block(file.domain, first, plan.rows(first, first + PASSAGES_AT_ONCE))
+            Block(file.domain, first, plan[first : first + PASSAGES_AT_ONCE])
             for first in range(0, len(plan), PASSAGES_AT_ONCE)
         )
         with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from cepe_data import cli
@@ -10,22 +11,13 @@ from cepe_data.samples.options import SampleOptions
 
 @dataclass(frozen=True)
 class SetSummary:
-    """What was asked for and its summary, for one set; documents of its split, the rest in rows."""
+    """The documents of a set's split; and its rows: requested, available, and written."""
 
     name: str
     documents: int
     requested: int
     available: int
     written: int
-
-    def as_json(self) -> dict[str, int]:
-        """The numbers, for a manifest."""
-        return {
-            "documents": self.documents,
-            "requested": self.requested,
-            "available": self.available,
-            "written": self.written,
-        }
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Summary:
         header = ("set", "documents", "requested", "available", "rows", "files", "bytes", "minutes")
         minutes = [takes.seconds / 60 / args.num_workers for takes in self.estimates]
         rows = [
-            (one.name, *one.as_json().values(), takes.files, takes.num_bytes, format_minutes(expected))
+            (*dataclasses.astuple(one), takes.files, takes.num_bytes, format_minutes(expected))
             for one, takes, expected in zip(self.sets, self.estimates, minutes, strict=True)
         ]
         cli.say(cli.table(header, rows))

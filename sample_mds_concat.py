@@ -69,23 +69,24 @@ def main() -> int:
     passage_requests = options.domain_counts("retrieval", args, args.retrieval_samples) if has_passages else {}
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if has_passages else None
     planned = sampler.plan(requests)
-    todo = corpus_shard.missing(passage_requests, tokenizer)
-    replaced = [*(one.folder for one in planned), *(file.output.path for file in todo)]
+    planned_files = corpus_shard.plan(passage_requests, tokenizer) if tokenizer else []
+    replaced = [*(one.folder for one in planned), *(one.output.path for one in planned_files)]
     check = functools.partial(sampler.check_other_sets, replaced)
     check()
     summary = Summary()
     if args.dry_run:
         sampler.dry_run(planned, summary)
-        corpus_shard.dry_run(passage_requests, todo, tokenizer, summary)
+        if tokenizer:
+            corpus_shard.dry_run(planned_files, tokenizer, summary)
         summary.report_dry_run(args)
         return summary.finish(args, start)
-    args.require_disk(args.output, sampler.count_bytes(planned) + corpus_shard.count_bytes(todo))
+    args.require_disk(args.output, sampler.count_bytes(planned) + corpus_shard.count_bytes(planned_files))
     if has_windows:
         with workers.Workers(args.num_workers, sampler.write_part) as pool:
             sampler.write_all(pool, planned, summary, check)
     if tokenizer:
-        corpus_shard.write_all(todo, tokenizer, check)
-        corpus_shard.account(passage_requests, summary)
+        corpus_shard.write_all(planned_files, tokenizer, check)
+        corpus_shard.account(planned_files, summary)
         if args.shard_id is None and shards.slurm_task_id() is None:
             report_shards_left(args)
     return summary.finish(args, start)

@@ -234,8 +234,8 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     inventories = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})
     shard = passages.PassageShard(sample_options(CONCATENATED, output), 0, tokens, inventories)
     start = time.perf_counter()
-    todo = shard.missing({"short": num_rows}, tokenizer)
-    shard.write_all(todo, tokenizer, lambda: None)
+    planned = shard.plan({"short": num_rows}, tokenizer)
+    shard.write_all(planned, tokenizer, lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds

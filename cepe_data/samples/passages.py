@@ -94,13 +94,16 @@ class PassageFormatter:
 
 
 @dataclass(frozen=True)
-class PassageFile:
-    """A file that is to be made: its passages are rows [start, stop) of the domain's sampling order."""
+class PlannedFile:
+    """A file of passages, which are rows [start, stop) of the domain's sampling order; `is_made` if nothing is left to
+    do."""
 
     output: Output
     domain: str
     start: int
     stop: int
+    summary: SetSummary
+    is_made: bool
 
 
 @dataclass(frozen=True)
@@ -112,52 +115,50 @@ class PassageShard:
     tokens: Tokens
     inventories: Mapping[str, Inventory]
 
-    @property
-    def num_shards(self) -> int:
-        return self.args.retrieval_shards
+    def plan(self, requests: Mapping[str, int], tokenizer: TokenizerFiles) -> list[PlannedFile]:
+        """The file of every domain; one without passages replaces what is there.
 
-    def rows(self, domain: str, requested: int) -> tuple[int, int]:
-        """First row and the one after the last, of this shard, in the sampling order of the domain."""
-        available = self.inventories[domain].available("retrieval")
-        if requested * self.num_shards <= available:
-            return self.shard_id * requested, (self.shard_id + 1) * requested
-        return shards.row_range(self.shard_id, self.num_shards, available)
-
-    def count_bytes(self, files: Sequence[PassageFile]) -> float:
-        """About how many bytes these files will have."""
-        return sum(file.stop - file.start for file in files) * self.args.retrieval_chunk_size * PASSAGE_BYTES
-
-    def set_name(self, domain: str) -> str:
-        return f"retrieval/{self.shard_id}/{domain}"
-
-    def summary_line(self, domain: str, requested: int) -> SetSummary:
-        start, stop = self.rows(domain, requested)
-        one = self.inventories[domain]
-        available = min(requested, stop - start)
-        return SetSummary(self.set_name(domain), one.documents["retrieval"], requested, available, available)
-
-    def dry_run(
-        self,
-        requests: Mapping[str, int],
-        todo: Sequence[PassageFile],
-        tokenizer: TokenizerFiles | None,
-        summary: Summary,
-    ) -> None:
-        """Account for every file that is asked for, from a measured block of each, and write nothing."""
-        if tokenizer is None:
-            return
-        format_block = PassageFormatter(self, tokenizer)
-        to_write, num_rows, num_bytes = {file.domain for file in todo}, 0, 0
+        Raises:
+            ArgumentError: if one is there that other arguments made, or another shard of its domain is.
+        """
+        planned, num_shards = [], self.args.retrieval_shards
         for domain, requested in requests.items():
-            if requested:
-                line = self.summary_line(domain, requested)
-                estimate = self._estimate(format_block, domain, line.written)
-                num_rows, num_bytes = num_rows + line.written, num_bytes + estimate.num_bytes
-                summary.sets.append(line)
-                summary.estimates.append(estimate if domain in to_write else Estimate(0, 0, 0.0))
+            inventory, path = self.inventories[domain], self.path(domain)
+            available = inventory.available("retrieval")
+            start, stop = self.shard_id * requested, (self.shard_id + 1) * requested
+            if requested * num_shards > available:
+                start, stop = shards.row_range(self.shard_id, num_shards, available)
+            shared = self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
+            for other in sorted(self.args.output.glob(f"retrieval/*/{domain}.jsonl")):
+                if other != path:
+                    options.check_differences(other, shared, self.args.overwrite)
+            made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
+            output, num_rows = self.args.output_at(path, made_with), stop - start
+            name = f"retrieval/{self.shard_id}/{domain}"
+            summary = SetSummary(name, inventory.documents["retrieval"], requested, num_rows, num_rows)
+            planned.append(PlannedFile(output, domain, start, stop, summary, output.is_done()))
+            if planned[-1].is_made:
+                cli.say(f"{path}: skipped, made before with the same arguments")
+        return planned
+
+    def count_bytes(self, planned: Sequence[PlannedFile]) -> float:
+        """About how many bytes the files will have that are to be written."""
+        num_rows = sum(one.summary.written for one in planned if not one.is_made)
+        return num_rows * self.args.retrieval_chunk_size * PASSAGE_BYTES
+
+    def dry_run(self, planned: Sequence[PlannedFile], tokenizer: TokenizerFiles, summary: Summary) -> None:
+        """Account for every file that is asked for, from a measured block of each, and write nothing."""
+        num_shards, num_rows, num_bytes = self.args.retrieval_shards, 0, 0
+        format_block = PassageFormatter(self, tokenizer)
+        for one in planned:
+            if one.summary.requested:
+                estimate = self._estimate(format_block, one.domain, one.summary.written)
+                num_rows, num_bytes = num_rows + one.summary.written, num_bytes + estimate.num_bytes
+                summary.sets.append(one.summary)
+                summary.estimates.append(Estimate(0, 0, 0.0) if one.is_made else estimate)
         cli.say(
-            f"the {self.num_shards} retrieval shards together: about {num_rows * self.num_shards:,} passages, "
-            f"{num_bytes * self.num_shards:,} bytes"
+            f"the {num_shards} retrieval shards together: about {num_rows * num_shards:,} passages, "
+            f"{num_bytes * num_shards:,} bytes"
         )
 
     def _estimate(self, format_block: PassageFormatter, domain: str, num_rows: int) -> Estimate:
@@ -192,7 +193,7 @@ class PassageShard:
         """What of that the arguments say, whatever the token files are."""
         return {
             "requested": requested,
-            "retrieval_shards": self.num_shards,
+            "retrieval_shards": self.args.retrieval_shards,
             "chunk_size": self.args.retrieval_chunk_size,
             **self.args.splits.made_with("retrieval"),
         }
@@ -201,44 +202,25 @@ class PassageShard:
         """What only the file of a domain in this shard has."""
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
-    def missing(self, requests: Mapping[str, int], tokenizer: TokenizerFiles | None) -> list[PassageFile]:
-        """The files that are still to be made; where files may be replaced, also those that are to be removed.
-
-        Raises:
-            ArgumentError: if one is there that other arguments made, or another shard of its domain is.
-        """
-        todo: list[PassageFile] = []
-        if tokenizer is None:
-            return todo
-        for domain, requested in requests.items():
-            start, stop = self.rows(domain, requested)
-            path, shared = self.path(domain), self.shared_made_with(domain, requested, tokenizer.decoding_fingerprint)
-            for other in sorted(self.args.output.glob(f"retrieval/*/{domain}.jsonl")):
-                if other != path:
-                    options.check_differences(other, shared, self.args.overwrite)
-            made_with = {**self.own_made_with(domain), "first_row": start, "stop_row": stop, **shared}
-            file = PassageFile(self.args.output_at(path, made_with), domain, start, stop)
-            if file.output.is_done():
-                cli.say(f"{path}: skipped, made before with the same arguments")
-            elif path.exists() or start < stop:
-                todo.append(file)
-        return todo
-
-    def account(self, requests: Mapping[str, int], summary: Summary) -> None:
+    def account(self, planned: Sequence[PlannedFile], summary: Summary) -> None:
         """Add the result of every request to the summary, and write it into the manifest."""
         sets = {}
-        for domain, requested in requests.items():
+        for one in planned:
+            requested, available = one.summary.requested, self.inventories[one.domain].available("retrieval")
             if not requested:
                 continue
-            line, available = self.summary_line(domain, requested), self.inventories[domain].available("retrieval")
-            summary.sets.append(line)
-            if line.available < requested:
+            summary.sets.append(one.summary)
+            if one.summary.written < requested:
                 cli.warn(
-                    f"{self.set_name(domain)}: {requested:,} × {self.num_shards} passages are more than the "
-                    f"{available:,} that there are; the shards share these, this one has {line.written:,} (of a small "
-                    f"corpus, make fewer --retrieval_shards)"
+                    f"{one.summary.name}: {requested:,} × {self.args.retrieval_shards} passages are more than the "
+                    f"{available:,} that there are; the shards share these, this one has {one.summary.written:,} (of a "
+                    f"small corpus, make fewer --retrieval_shards)"
                 )
-            sets[domain] = {"requested": requested, "written": line.written, **self.metadata(domain)}
+            sets[one.domain] = {
+                "requested": requested,
+                "written": one.summary.written,
+                **self.metadata(one.domain),
+            }
         for path in sorted(self.path("").parent.glob("*.jsonl")):
             if path.stem not in sets and (meta := provenance.read_meta(path)):  # of an earlier run, for other domains
                 metadata = {name: meta.get(name) for name in METADATA}
@@ -258,22 +240,19 @@ class PassageShard:
             "source_files": [file.path for file in self.tokens.files[domain]],
         }
 
-    def write_all(
-        self,
-        files: Sequence[PassageFile],
-        tokenizer: TokenizerFiles,
-        check: Callable[[], None],
-    ) -> None:
-        """Write the files. `check` is called before each is published."""
+    def write_all(self, planned: Sequence[PlannedFile], tokenizer: TokenizerFiles, check: Callable[[], None]) -> None:
+        """Write the files that are not made. `check` is called before each is published."""
         with workers.Workers(self.args.num_workers, PassageFormatter(self, tokenizer)) as pool:
-            for file in files:
-                if file.start < file.stop:
-                    self._write(pool, file, check)
+            for one in planned:
+                if one.is_made:
+                    continue
+                if one.summary.written:
+                    self._write(pool, one, check)
                 else:
-                    outputs.remove(file.output.path)
-                    outputs.remove(provenance.meta_path(file.output.path))
+                    outputs.remove(one.output.path)
+                    outputs.remove(provenance.meta_path(one.output.path))
 
-    def _write(self, pool: workers.Workers, file: PassageFile, check: Callable[[], None]) -> None:
+    def _write(self, pool: workers.Workers, file: PlannedFile, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
         outputs.remove_stale_temporaries(file.output.path.parent)
         plan = self.source(file.domain).sample(file.start, file.stop)
@@ -283,7 +262,7 @@ class PassageShard:
         )
         with (
             file.output.draft() as draft,
-            cli.progress_bar(len(plan), "passage", self.set_name(file.domain)) as bar,
+            cli.progress_bar(len(plan), "passage", file.summary.name) as bar,
         ):
             with draft.path.open("wb") as lines_file:
                 for block, lines in pool.map_in_order(blocks, lambda _: 1, pool.num_workers + 2):

@@ -151,40 +151,37 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
         ArgumentError: if only some of them have hashes of texts: duplicates of a text could be in two splits; or if
             duplicates are to be dropped, and are not marked, or were marked when the domain had other token files.
     """
-    domains_of: dict[str, list[str]] = {}
-    by_path: dict[str, listing.ListedFile] = {}
+    by_path: dict[str, tuple[listing.ListedFile, list[str]]] = {}
     for domain, files in tokens.files.items():
         for file in files:
-            domains_of.setdefault(file.path, []).append(domain)
-            by_path[file.path] = file
+            by_path.setdefault(file.path, (file, []))[1].append(domain)
     without_hashes: list[Path] = []
     digests = {domain: xxhash.xxh3_64() for domain in tokens.files}
-    counted: dict[str, list[FileCounts]] = {domain: [] for domain in tokens.files}
+    counts: dict[str, list[FileCounts]] = {domain: [] for domain in tokens.files}
     with cli.progress_bar(len(by_path), "file", "inventory") as bar:
-        for path, file in sorted(by_path.items()):  # each once, however many domains it has
+        for path, (file, domains) in sorted(by_path.items()):  # each once, however many domains it has
+            by_domain: Mapping[str, FileCounts] = {}
             meta = None if windows else provenance.read_meta(tokens.folder / file.token_file)
-            if meta:  # nothing is counted, and it says what identifies the file
-                fingerprint: object = meta["files"]
-                by_domain: dict[str, FileCounts] = {domain: {} for domain in domains_of[path]}
+            if meta:  # nothing is counted, and the meta file identifies the token file
+                fingerprint = meta["files"]
             else:
                 with tokens.open(file) as token_file:
                     if not token_file.has_text_hashes:
                         without_hashes.append(token_file.path)
-                    fingerprint, by_domain = _count_file(token_file, splits, windows, domains_of[path])
-            for domain, of_file in by_domain.items():
+                    fingerprint, by_domain = _count_file(token_file, splits, windows, domains)
+            for domain in domains:
                 digests[domain].update(json.dumps([path, fingerprint], sort_keys=True).encode())
-                counted[domain].append(of_file)
+                counts[domain].append(by_domain.get(domain, {}))
             bar.update()
+    document_hash = "tokens" if without_hashes else "text"
     inventories = {}
-    for domain, of_files in counted.items():
-        documents = {split: sum(of_file[split][0] for of_file in of_files) for split in windows}
-        counts = {split: np.array([of_file[split][1] for of_file in of_files], np.int64) for split in windows}
-        document_hash = "tokens" if without_hashes else "text"
-        inventories[domain] = Inventory(digests[domain].hexdigest(), document_hash, documents, counts)
+    for domain, files_of in counts.items():
+        documents = {split: sum(of_file[split][0] for of_file in files_of) for split in windows}
+        num_windows = {split: np.array([of_file[split][1] for of_file in files_of], np.int64) for split in windows}
+        inventories[domain] = Inventory(digests[domain].hexdigest(), document_hash, documents, num_windows)
     if without_hashes:
-        number = len(by_path)
-        what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
-        if len(without_hashes) < number:
+        what = f"{len(without_hashes)} of {len(by_path)} token files have no hashes of texts (made elsewhere?), such as"
+        if len(without_hashes) < len(by_path):
             raise ArgumentError(
                 f"{what} {without_hashes[0]}: duplicates of a text could be in test and in train. Make these with "
                 f"tokenize_jsonl.py"

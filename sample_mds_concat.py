@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def report_shards_left(args: options.ConcatOptions) -> None:
-    """Say which retrieval shards are still to be made, to whom has named none."""
+    """Say which retrieval shards are still to be made."""
     manifests = (args.output / "retrieval" / str(shard) / "manifest.json" for shard in range(args.retrieval_shards))
     left = [shard for shard, manifest in enumerate(manifests) if not manifest.exists()]
     if left:

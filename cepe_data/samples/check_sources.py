@@ -36,7 +36,7 @@ class SourceDocuments(SampledFile):
             command = "python sanity_check.py duplicates"
             sources = tuple(folder / listing.token_path(one) for one in meta["source_files"])
             if duplicates.present_fingerprint(sources) != meta["made_with"]["duplicates"]:
-                what = f"copies are not marked in {path.parent} as they were when rows were drawn from there"
+                what = f"duplicates are not marked in {path.parent} as they were when rows were sampled from there"
                 result.warnings.append(f"{what}: these are not compared")
                 return None
         source_file = cls(path, command, meta["made_with"])
@@ -67,11 +67,11 @@ class SourceDocuments(SampledFile):
             return f"comes from position {place.position:,} of {self.path}, where no document is"
         if (split := self.split_of(place)) != self.split:
             what = f"comes from document {place.document} of {self.path}"
-            return f"{what}, which is of {split or 'another domain, or a copy'}"
+            return f"{what}, which is of {split or 'another domain, or a duplicate'}"
         return ""
 
     def split_of(self, place: Place) -> str:
-        """The split of the document; empty for one of another domain, and for a copy that was to be dropped."""
+        """The split of the document; empty for one of another domain, and for a dropped duplicate."""
         assert place.document is not None
         hashes = self.hashes(place.document, place.start, np.array([place.stop - place.start]))
         dropped = self.dropped([place.document], [place.document + 1])

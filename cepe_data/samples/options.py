@@ -1,4 +1,4 @@
-"""What both samplers do: read their arguments, find the token files, partition the rows, describe a run."""
+"""What both samplers share: their arguments, finding token files, rows per domain, the description of a run."""
 
 from __future__ import annotations
 
@@ -186,24 +186,18 @@ def open_tokens(args: SampleOptions) -> Tokens:
     listed = listing.read_file_list(args.file_list).files
     is_mixed = any(file.domain is None for file in listed)
     if not is_mixed:
-        require_domains(args.file_list, flags, count_bytes(listed))
+        num_bytes = Counter[str]()
+        for file in listed:
+            num_bytes[str(file.domain)] += file.num_bytes or 1  # where it is not known
+        require_domains(args.file_list, flags, num_bytes)
     tokens = find_tokens(listed, args.tokenized_dir, list({**weights["train"], **weights["test"]}))
     if is_mixed:
         require_domains(args.file_list, flags, tokens.num_tokens)
     return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None)
 
 
-def count_bytes(files: Sequence[listing.ListedFile]) -> dict[str, float]:
-    """Bytes of the files of each domain; at least 1, where they are not known."""
-    sizes: Counter[str] = Counter()
-    for file in files:
-        if file.domain is not None:
-            sizes[file.domain] += file.num_bytes or 1
-    return dict(sizes)
-
-
 def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -> None:
-    """Raise ArgumentError, with the lines that work, if a flag gives a domain a weight and it has no size."""
+    """Raise ArgumentError, with the flags that work, if a domain with a weight has no size (in bytes or tokens)."""
     there = {domain: size for domain, size in sizes.items() if size}
     for flag, weights in flags.items():
         absent = [domain for domain in weights if domain not in there]
@@ -251,7 +245,8 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
         meta = provenance.read_meta(path)
         for domain, number in tokens_by_domain(file, path, meta).items():
             num_tokens[domain] += number
-            mixed_domains |= {domain} if file.domain is None else set()
+            if file.domain is None:
+                mixed_domains.add(domain)
             if names is None or domain in names:
                 files.setdefault(domain, []).append(file)
         if meta:
@@ -279,19 +274,18 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
 
 
 def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta | None) -> dict[str, int]:
-    """Tokens of every domain that a token file has documents of; of one that was made elsewhere, 0.
+    """The number of tokens of every domain in a token file; 0 if the file was made elsewhere.
 
     Raises:
-        DamagedFileError: if its records were to say their domain, and do not.
+        DamagedFileError: if its records should say their domain, and do not.
     """
     if file.domain is not None:
         return {file.domain: meta.get("tokens", 0) if meta else 0}
     try:
-        assert meta is not None
-        of_file = meta["domains"]
+        of_file = (meta or {})["domains"]
         counts = zip(of_file["names"], of_file["documents"], of_file["tokens"], strict=True)
         return {name: num_tokens for name, num_documents, num_tokens in counts if num_documents}
-    except (AssertionError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise DamagedFileError(f"{path} does not say the domains of its documents: make it again") from None
 
 
@@ -314,7 +308,7 @@ def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int
 
 
 def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> None:
-    """Raise ArgumentError, or warn, if a neighbouring set that is there was made by another rule."""
+    """Raise ArgumentError, or warn, if another set of the same output was made with another rule."""
     try:
         meta = provenance.read_meta(output)
     except DamagedFileError as error:
@@ -334,7 +328,7 @@ def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> N
 
 
 def describe_run(args: SampleOptions) -> dict[str, Any]:
-    """Script, arguments and versions, for a manifest: what determines the rows, not where things are or how it ran."""
+    """Script, arguments and versions, for a manifest: what determines the rows, but no paths and run-time flags."""
     versions = {}
     for package in ("mosaicml-streaming", "numpy", "xxhash"):
         with contextlib.suppress(PackageNotFoundError):

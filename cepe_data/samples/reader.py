@@ -389,36 +389,65 @@ class WindowSource:
     def _pieces(
         self, token_file: SampledFile, plan: np.ndarray, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What makes up windows over several documents: row, position, length, and place in the window of each piece,
-        int64 [pieces], in the order of `rows` and in the windows' order."""
+        """The pieces of documents that make up windows over several documents: row, position in the file, length, and
+        place in the window of each, int64 [pieces], in the order of `rows` and in the windows' order."""
         lengths_of, hashes_of = [], []
         first_documents, stop_documents = plan["document"][rows], plan["last_document"][rows] + 1
+        offsets = plan["offset"][rows].astype(np.int64)
+        first_positions = plan["position"][rows] - offsets  # of the first document of each window
         token_file.will_need_documents(first_documents, stop_documents)
-        for row, first, end in zip(rows.tolist(), first_documents.tolist(), stop_documents.tolist(), strict=True):
-            lengths = token_file.lengths(first, end)
-            hashes_of.append(token_file.hashes(first, int(plan["position"][row]) - int(plan["offset"][row]), lengths))
-            lengths_of.append(lengths)
+        for first, stop, position in zip(
+            first_documents.tolist(), stop_documents.tolist(), first_positions.tolist(), strict=True
+        ):
+            lengths_of.append(token_file.lengths(first, stop))
+            hashes_of.append(token_file.hashes(first, position, lengths_of[-1]))
         num_documents = np.fromiter(map(len, lengths_of), np.int64, len(rows))
-        lengths, window = np.concatenate(lengths_of), np.repeat(np.arange(len(rows)), num_documents)
-        first_of_window = np.cumsum(num_documents) - num_documents
-        offset = plan["offset"][rows].astype(np.int64)
-
-        def before(numbers: np.ndarray) -> np.ndarray:
-            """Of each document: the sum over the documents before it in its window."""
-            sums = np.cumsum(numbers) - numbers
-            return sums - sums[first_of_window][window]
-
-        position = (plan["position"][rows] - offset)[window] + before(lengths)
+        windows = np.repeat(np.arange(len(rows)), num_documents)
         dropped = token_file.dropped(first_documents.tolist(), stop_documents.tolist())
-        kept = lengths * self.splits.contains(self.split, np.concatenate(hashes_of), dropped)
-        kept_before = before(kept) - offset[window]  # so that 0 is the first token of the window
-        start = np.maximum(kept_before, 0)
-        stop = np.minimum(kept_before + kept, self.windows.total_length)
-        is_piece = stop > start
-        length = (stop - start)[is_piece]
-        if (np.bincount(window[is_piece], length, len(rows)) != self.windows.total_length).any():
+        is_in_split = self.splits.contains(self.split, np.concatenate(hashes_of), dropped)
+        window, start, length, target = cut_pieces(
+            windows, np.concatenate(lengths_of), is_in_split, offsets, self.windows.total_length
+        )
+        if (np.bincount(window, length, len(rows)) != self.windows.total_length).any():
             raise _changed(token_file)
-        return rows[window[is_piece]], (position + start - kept_before)[is_piece], length, start[is_piece]
+        return rows[window], first_positions[window] + start, length, target
+
+
+def cut_pieces(
+    windows: np.ndarray, lengths: np.ndarray, is_in_split: np.ndarray, offsets: np.ndarray, total_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut windows from the concatenation of documents, of which those of other splits are skipped.
+
+    Args:
+        windows: int64 [documents], ascending: the window of each document.
+        lengths: int64 [documents]; is_in_split: bool [documents].
+        offsets: int64 [windows], tokens from the start of its first document to each window.
+
+    Returns the window of each piece; its start, counted from the start of the window's first document; its length; and
+    its place in the window: int64 [pieces] each.
+
+    Documents of 5, 3 and 4 tokens, the second of another split: the 6 tokens from token 2 on are 3 of the first document
+    and, from token 8 on, 3 of the third.
+
+    >>> in_split = np.array([True, False, True])
+    >>> pieces = cut_pieces(np.array([0, 0, 0]), np.array([5, 3, 4]), in_split, np.array([2]), total_length=6)
+    >>> [numbers.tolist() for numbers in pieces]
+    [[0, 0], [2, 8], [3, 3], [0, 3]]
+    """
+    first_of_window = np.flatnonzero(np.diff(windows, prepend=-1))
+
+    def before(numbers: np.ndarray) -> np.ndarray:
+        """Of each document: the sum over the documents before it in its window."""
+        sums = np.cumsum(numbers) - numbers
+        return sums - sums[first_of_window][windows]
+
+    kept = lengths * is_in_split
+    kept_before = before(kept) - offsets[windows]  # so that 0 is the first token of the window
+    target = np.maximum(kept_before, 0)
+    length = np.minimum(kept_before + kept, total_length) - target
+    start = before(lengths) + target - kept_before
+    is_piece = length > 0
+    return windows[is_piece], start[is_piece], length[is_piece], target[is_piece]
 
 
 def _changed(token_file: TokenFile) -> DamagedFileError:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from cepe_data import cli, workers
 from cepe_data.samples import options, reader
-from cepe_data.samples.summary import Summary
+from cepe_data.samples.summary import finish, report_dry_run
 from cepe_data.samples.writer import WindowSampler
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
@@ -37,15 +37,14 @@ def main() -> int:
     planned = sampler.plan(options.window_requests(args))
     check = functools.partial(sampler.check_other_sets, [one.folder for one in planned])
     check()
-    summary = Summary()
     if args.dry_run:
-        sampler.dry_run(planned, summary)
-        summary.report_dry_run(args)
-    else:
-        args.require_disk(args.output, sampler.count_bytes(planned))
-        with workers.Workers(args.num_workers, sampler.write_part) as pool:
-            sampler.write_all(pool, planned, summary, check)
-    return summary.finish(args, start)
+        sets = [sampler.dry_run(one) for one in planned]
+        report_dry_run(sets, args)
+        return finish(sets, args, start)
+    args.require_disk(args.output, sampler.count_bytes(planned))
+    with workers.Workers(args.num_workers, sampler.write_part) as pool:
+        sampler.write_all(pool, planned, check)
+    return finish([one.summary for one in planned], args, start)
 
 
 if __name__ == "__main__":

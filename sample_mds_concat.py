@@ -18,7 +18,7 @@ from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PassageShard
-from cepe_data.samples.summary import Summary
+from cepe_data.samples.summary import finish, report_dry_run
 from cepe_data.samples.windows import Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.tokens import tokenizers
@@ -73,23 +73,21 @@ def main() -> int:
     replaced = [*(one.folder for one in planned), *(one.output.path for one in planned_files)]
     check = functools.partial(sampler.check_other_sets, replaced)
     check()
-    summary = Summary()
     if args.dry_run:
-        sampler.dry_run(planned, summary)
-        if tokenizer:
-            corpus_shard.dry_run(planned_files, tokenizer, summary)
-        summary.report_dry_run(args)
-        return summary.finish(args, start)
+        sets = [sampler.dry_run(one) for one in planned]
+        sets += corpus_shard.dry_run(planned_files, tokenizer) if tokenizer else []
+        report_dry_run(sets, args)
+        return finish(sets, args, start)
     args.require_disk(args.output, sampler.count_bytes(planned) + corpus_shard.count_bytes(planned_files))
     if has_windows:
         with workers.Workers(args.num_workers, sampler.write_part) as pool:
-            sampler.write_all(pool, planned, summary, check)
+            sampler.write_all(pool, planned, check)
     if tokenizer:
         corpus_shard.write_all(planned_files, tokenizer, check)
-        corpus_shard.account(planned_files, summary)
+        corpus_shard.write_manifest(planned_files)
         if args.shard_id is None and shards.slurm_task_id() is None:
             report_shards_left(args)
-    return summary.finish(args, start)
+    return finish([*(one.summary for one in planned), *(one.summary for one in planned_files)], args, start)
 
 
 def report_shards_left(args: options.ConcatOptions) -> None:

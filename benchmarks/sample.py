@@ -35,7 +35,6 @@ from benchmarks.generated import open_domain, prepare, write_headers, write_mixe
 from cepe_data import cli, workers
 from cepe_data.samples import options, passages, reader
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.summary import Summary
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
 from cepe_data.samples.writer import SHARD_BYTES, Part, WindowSampler
 from cepe_data.storage import mds
@@ -101,15 +100,14 @@ def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_wo
     tokens = open_domain(folder, name)
     inventories = reader.inventory(tokens, SPLITS, {"test": windows, "train": windows})
     sampler = WindowSampler(sample_options(windows, output), tokens, inventories)
-    summary = Summary()
     seconds = time.perf_counter() - start
     with workers.Workers(num_workers, functools.partial(write_or_wait, sampler)) as pool:
         list(pool.map_in_order([None] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
         planned = sampler.plan({"train": {name: num_rows}})
-        sampler.write_all(pool, planned, summary, lambda: sampler.check_other_sets([]))
+        sampler.write_all(pool, planned, lambda: sampler.check_other_sets([]))
         seconds += time.perf_counter() - start
-    assert [one.written for one in summary.sets] == [num_rows], summary.sets
+    assert [one.summary.written for one in planned] == [num_rows], planned
     shutil.rmtree(output)
     return seconds
 
@@ -145,7 +143,7 @@ def mixed_seconds(folder: Path, tokens: reader.Tokens, windows: Windows, num_row
     sampler = WindowSampler(sample_options(windows, output), tokens, inventories)
     with workers.Workers(1, sampler.write_part) as pool:
         planned = sampler.plan({"train": {domain: num_rows // len(tokens.files) for domain in tokens.files}})
-        sampler.write_all(pool, planned, Summary(), lambda: None)
+        sampler.write_all(pool, planned, lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds

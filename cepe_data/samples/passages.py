@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cepe_data import cli, shards, workers
 from cepe_data.samples import options
 from cepe_data.samples.options import ConcatOptions
 from cepe_data.samples.reader import Inventory, Tokens, WindowSource
-from cepe_data.samples.summary import Estimate, SetSummary, Summary
+from cepe_data.samples.summary import SetSummary
 from cepe_data.storage import outputs, provenance
 from cepe_data.storage.outputs import Output
 from cepe_data.tokens import backends
@@ -146,30 +146,28 @@ class PassageShard:
         num_rows = sum(one.summary.written for one in planned if not one.is_made)
         return num_rows * self.args.retrieval_chunk_size * PASSAGE_BYTES
 
-    def dry_run(self, planned: Sequence[PlannedFile], tokenizer: TokenizerFiles, summary: Summary) -> None:
-        """Account for every file that is asked for, from a measured block of each, and write nothing."""
-        num_shards, num_rows, num_bytes = self.args.retrieval_shards, 0, 0
+    def dry_run(self, planned: Sequence[PlannedFile], tokenizer: TokenizerFiles) -> list[SetSummary]:
+        """What writing each file takes, from a measured block of it; nothing is written."""
         format_block = PassageFormatter(self, tokenizer)
-        for one in planned:
-            if one.summary.requested:
-                estimate = self._estimate(format_block, one.domain, one.summary.written)
-                num_rows, num_bytes = num_rows + one.summary.written, num_bytes + estimate.num_bytes
-                summary.sets.append(one.summary)
-                summary.estimates.append(Estimate(0, 0, 0.0) if one.is_made else estimate)
+        planned = [one for one in planned if one.summary.requested]
+        measured = [self._measure(format_block, one) for one in planned]
+        num_shards = self.args.retrieval_shards
         cli.say(
-            f"the {num_shards} retrieval shards together: about {num_rows * num_shards:,} passages, "
-            f"{num_bytes * num_shards:,} bytes"
+            f"the {num_shards} retrieval shards together: about "
+            f"{sum(one.written for one in measured) * num_shards:,} passages, "
+            f"{sum(one.num_bytes for one in measured) * num_shards:,} bytes"
         )
+        return [one.summary if one.is_made else summary for one, summary in zip(planned, measured, strict=True)]
 
-    def _estimate(self, format_block: PassageFormatter, domain: str, num_rows: int) -> Estimate:
-        num_measured = min(num_rows, PASSAGES_AT_ONCE)
+    def _measure(self, format_block: PassageFormatter, planned: PlannedFile) -> SetSummary:
+        num_rows, num_measured = planned.summary.written, min(planned.summary.written, PASSAGES_AT_ONCE)
         if not num_measured:
-            return Estimate(0, 0, 0.0)
-        plan = self.source(domain).sample(0, num_measured)
+            return planned.summary
+        plan = self.source(planned.domain).sample(0, num_measured)
         start_time = time.perf_counter()
-        num_bytes = len(format_block(Block(domain, 0, plan)))
-        seconds = time.perf_counter() - start_time
-        return Estimate(1, num_bytes * num_rows // num_measured, seconds * num_rows / num_measured)
+        num_bytes = len(format_block(Block(planned.domain, 0, plan))) * num_rows // num_measured
+        seconds = (time.perf_counter() - start_time) * num_rows / num_measured
+        return replace(planned.summary, files=1, num_bytes=num_bytes, seconds=seconds)
 
     def source(self, domain: str) -> WindowSource:
         """All passages of the domain."""
@@ -202,25 +200,19 @@ class PassageShard:
         """What only the file of a domain in this shard has."""
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
-    def account(self, planned: Sequence[PlannedFile], summary: Summary) -> None:
-        """Add the result of every request to the summary, and write it into the manifest."""
+    def write_manifest(self, planned: Sequence[PlannedFile]) -> None:
+        """Write the manifest of the shard; warn of files with fewer passages than requested."""
         sets = {}
         for one in planned:
-            requested, available = one.summary.requested, self.inventories[one.domain].available("retrieval")
-            if not requested:
-                continue
-            summary.sets.append(one.summary)
-            if one.summary.written < requested:
+            requested, written, metadata = one.summary.requested, one.summary.written, self.metadata(one.domain)
+            if written < requested:
                 cli.warn(
                     f"{one.summary.name}: {requested:,} × {self.args.retrieval_shards} passages are more than the "
-                    f"{available:,} that there are; the shards share these, this one has {one.summary.written:,} (of a "
-                    f"small corpus, make fewer --retrieval_shards)"
+                    f"{metadata['passages_available']:,} that there are; the shards share these, this one has "
+                    f"{written:,} (of a small corpus, make fewer --retrieval_shards)"
                 )
-            sets[one.domain] = {
-                "requested": requested,
-                "written": one.summary.written,
-                **self.metadata(one.domain),
-            }
+            if requested:
+                sets[one.domain] = {"requested": requested, "written": written, **metadata}
         for path in sorted(self.path("").parent.glob("*.jsonl")):
             if path.stem not in sets and (meta := provenance.read_meta(path)):  # of an earlier run, for other domains
                 metadata = {name: meta.get(name) for name in METADATA}

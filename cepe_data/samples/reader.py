@@ -426,8 +426,8 @@ def cut_pieces(
     Returns the window of each piece; its start, counted from the start of the window's first document; its length; and
     its place in the window: int64 [pieces] each.
 
-    Documents of 5, 3 and 4 tokens, the second of another split: the 6 tokens from token 2 on are 3 of the first document
-    and, from token 8 on, 3 of the third.
+    Documents of 5, 3 and 4 tokens, the second of another split: the window of 6 tokens from token 2 on has 3 tokens of
+    the first document and, from token 8 on, 3 of the third.
 
     >>> in_split = np.array([True, False, True])
     >>> pieces = cut_pieces(np.array([0, 0, 0]), np.array([5, 3, 4]), in_split, np.array([2]), total_length=6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.samples import options
 from cepe_data.samples.options import SampleOptions
 from cepe_data.samples.reader import Inventory, Tokens, WindowSource
-from cepe_data.samples.summary import Estimate, SetSummary, Summary
+from cepe_data.samples.summary import SetSummary
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import write_npy
 from cepe_data.storage.outputs import Output
@@ -165,16 +165,11 @@ class WindowSampler:
             if output.exists() and output not in replaced:
                 options.check_differences(output, self.split_rule("retrieval"), self.args.overwrite)
 
-    def dry_run(self, planned: Sequence[PlannedSet], summary: Summary) -> None:
-        """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
-        for one in planned:
-            summary.sets.append(one.summary)
-            summary.estimates.append(self._estimate(one))
-
-    def _estimate(self, planned: PlannedSet) -> Estimate:
+    def dry_run(self, planned: PlannedSet) -> SetSummary:
+        """What writing a set takes; a measured sample of it is written, and removed."""
         split, domain, num_rows = planned.split, planned.domain, planned.summary.written
         if planned.is_made or not num_rows:
-            return Estimate(0, 0, 0.0)
+            return planned.summary
         row_bytes = self.args.windows.total_length * self.dtype.itemsize
         num_measured = min(num_rows, -(-MEASURED_BYTES // row_bytes))
         plan = self._source(split, domain).sample(0, num_measured)
@@ -182,20 +177,14 @@ class WindowSampler:
             start_time = time.perf_counter()
             self.write_part(Part(Output(Path(scratch) / "part", {}), split, domain, plan))
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
-        return Estimate(len(planned.of_set.part_ranges), num_rows * row_bytes, seconds)
+        num_files = len(planned.of_set.part_ranges)
+        return replace(planned.summary, files=num_files, num_bytes=num_rows * row_bytes, seconds=seconds)
 
-    def write_all(
-        self,
-        pool: workers.Workers,
-        planned: Sequence[PlannedSet],
-        summary: Summary,
-        check: Callable[[], None],
-    ) -> None:
-        """Write every set that is asked for, or find it written, and the manifest. `check` is called before a set is
-        published: another process may be at work in the same output. The workers of `pool` call `write_part`."""
+    def write_all(self, pool: workers.Workers, planned: Sequence[PlannedSet], check: Callable[[], None]) -> None:
+        """Write the sets that are not made, and the manifest. `check` is called before a set is published: another
+        process may be at work in the same output. The workers of `pool` call `write_part`."""
         outputs.remove_stale_temporaries(self.args.output)
         for one in planned:
-            summary.sets.append(one.summary)
             outputs.remove_stale_temporaries(one.folder.parent)
             if one.is_made:
                 cli.say(f"{one.folder}: skipped, made before with the same arguments")

@@ -74,8 +74,8 @@ def test_every_window_is_sampled_once_in_the_documented_order(
     monkeypatch.setattr(reader, "_DOCUMENTS_AT_ONCE", at_once)
     monkeypatch.setattr(reader, "_ROWS_AT_ONCE", at_once)
     monkeypatch.setattr(reader, "_BRIDGED_TOKENS", bridged)
-    draw = np.random.default_rng(0)
-    files = [draw.integers(0, 60, 30).tolist(), [], [5] * 40, [0, 0, 200, 0, 3, 1]]
+    rng = np.random.default_rng(0)
+    files = [rng.integers(0, 60, 30).tolist(), [], [5] * 40, [0, 0, 200, 0, 3, 1]]
     source = source_of(make_tokens(tmp_path, files), windows, split)
     ordered = expected_windows(tmp_path, files, windows, split)
     assert int(source.counts.sum()) == len(ordered) > 5

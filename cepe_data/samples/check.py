@@ -81,27 +81,27 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
         except DamagedFileError as error:
             report.found(path, str(error))
             continue
-        if path.parent != output:
+        if path.parent == output:
+            for split, of_split in listed.items():
+                for domain, metadata in of_split.items():
+                    _compare_with_manifest(report, path, output / split / domain, metadata, METADATA)
+        else:
             for domain, metadata in listed.items():
                 _compare_with_manifest(report, path, path.with_name(f"{domain}.jsonl"), metadata, PASSAGE_METADATA)
-            continue
-        for split, of_split in listed.items():
-            for domain, metadata in of_split.items():
-                _compare_with_manifest(report, path, output / split / domain, metadata, METADATA)
 
 
 def check_agreement(report: Report, paths: Sequence[Path]) -> None:
     """That sets and passages of one output were made with the same rule: else a text could be in two splits."""
-    known: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    known: dict[tuple[str, str], tuple[Path, Any]] = {}
     for output, meta in verify.readable_metas(paths).items():
         made_with = meta["made_with"]
         is_passages = made_with.get("kind") == "passages"
-        scopes: dict[str, tuple[str, ...]] = dict.fromkeys(OF_ALL, ())
-        scopes |= {"train_fraction": ()} if "train_fraction" in made_with else {}
-        scopes |= dict.fromkeys(OF_ALL_SHARDS, (output.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
+        scopes = dict.fromkeys(OF_ALL, "")  # "" if all outputs agree, or the domain whose shards agree
+        scopes |= {"train_fraction": ""} if "train_fraction" in made_with else {}
+        scopes |= dict.fromkeys(OF_ALL_SHARDS, output.stem) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, "")
         for name, scope in scopes.items():
             value = made_with.get(name)
-            first, expected = known.setdefault((name, *scope), (output, value))
+            first, expected = known.setdefault((name, scope), (output, value))
             if value != expected:
                 report.found(output, f"was made with {name} {value}, but {first} with {expected}")
 

@@ -133,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float],
     sampling.add_argument(
         "--drop_duplicates",
         action="store_true",
-        help="leave out duplicates of an earlier text of their domain, as sanity_check.py duplicates has marked them",
+        help="leave out duplicates within a domain, as marked by sanity_check.py duplicates",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -146,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float],
         "--rows_per_part",
         type=cli.positive_count,
         default=None,
-        help="rows of a part; a killed run repeats at most one a worker (default: what fills an MDS shard of 64 MiB)",
+        help="a killed run repeats at most one part a worker (default: what fills an MDS shard of 64 MiB)",
     )
     output.add_argument("--allow_shortage", action="store_true", help="exit 0 with fewer windows than requested")
     cli.add_overwrite_argument(output)
@@ -296,7 +296,7 @@ def window_requests(args: SampleOptions) -> dict[str, dict[str, int]]:
 
 
 def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int]:
-    """Rows per domain by largest remainder; says so where a domain gets none."""
+    """Rows per domain by largest remainder; warns if a domain gets none."""
     counts = domains.largest_remainder(split_weights(args)[split], number)
     if number and (empty := [domain for domain, count in counts.items() if not count]):
         what = "file" if split == "retrieval" else "folder"

@@ -25,7 +25,6 @@ from cepe_data.storage.parts import PartedSet
 SHARD_BYTES = 64 << 20
 MEASURED_BYTES = 16 << 20
 METADATA = ("documents", "windows_available", "vocab_size", "tokenizer", "source_files")
-PASSAGE_METAS = "retrieval/*/*.meta.json"
 
 Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
 
@@ -160,7 +159,7 @@ class WindowSampler:
             split, output = path.parent.parent.name, path.parent
             if split in {"test", "train"} and output not in replaced:
                 options.check_differences(output, self.window_rule(split), self.args.overwrite)
-        for path in sorted(self.args.output.glob(PASSAGE_METAS)):
+        for path in sorted(self.args.output.glob("retrieval/*/*.meta.json")):
             output = path.with_name(path.name.replace(".meta.json", ".jsonl"))
             if output.exists() and output not in replaced:
                 options.check_differences(output, self.split_rule("retrieval"), self.args.overwrite)
@@ -235,20 +234,18 @@ class WindowSampler:
         mds.write_shard(part.output, self.columns, len(rows), rows)
 
     def _write_manifest(self, planned: Sequence[PlannedSet]) -> None:
-        """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
+        """Arguments, versions, and the metadata of every set that is there, those of earlier runs too."""
         sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
         for one in planned:
-            metadata = self.metadata(one.split, one.domain)
-            sets[one.split][one.domain] = {"requested": one.summary.requested, "written": 0, **metadata}
+            rows = {"requested": one.summary.requested, "written": one.summary.written}
+            sets[one.split][one.domain] = {**rows, **self.metadata(one.split, one.domain)}
         for split, of_split in sets.items():
             for folder in sorted(self.args.output.glob(f"{split}/[!.]*")):
-                meta = provenance.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
-                if meta is not None:
-                    of_set = of_split.setdefault(folder.name, {"requested": 0})
-                    of_set.update({name: meta.get(name) for name in METADATA})
-                    of_set["written"] = meta["made_with"]["rows"]
-                    if not of_set["requested"]:
-                        cli.say(f"{folder}: not asked for, and left as it is")
+                is_other = folder.name not in of_split and (folder / mds.INDEX_NAME).exists()
+                if is_other and (meta := provenance.read_meta(folder)):
+                    rows = {"requested": 0, "written": meta["made_with"]["rows"]}
+                    of_split[folder.name] = {**rows, **{name: meta.get(name) for name in METADATA}}
+                    cli.say(f"{folder}: not asked for, and left as it is")
         content = {**options.describe_run(self.args), "sets": sets}
         outputs.write_json(self.args.output / "manifest.json", provenance.signed(content))
 

@@ -13,9 +13,9 @@ import functools
 import time
 from collections.abc import Sequence
 
-from cepe_data import cli
+from cepe_data import cli, workers
 from cepe_data.samples import options, reader
-from cepe_data.samples.summary import Summary
+from cepe_data.samples.summary import finish, report_dry_run
 from cepe_data.samples.writer import WindowSampler
 
 WEIGHTS = {"arxiv": 0.5, "book": 0.5}
@@ -23,35 +23,28 @@ WEIGHTS = {"arxiv": 0.5, "book": 0.5}
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    options.add_output_argument(parser)
-    parser.add_argument("total_length", type=cli.positive_count, metavar="TOTAL_LENGTH", help="tokens of a window")
-    parser.add_argument(
-        "decoder_length", type=cli.positive_count, metavar="DECODER_LENGTH", help="the last of them, for token_ids"
-    )
-    options.add_arguments(parser, WEIGHTS)
+    lengths = {"total_length": "tokens of a window", "decoder_length": "the last of them, for token_ids"}
+    options.add_arguments(parser, WEIGHTS, **lengths)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     args = cli.typed(options.InsideOptions, parse_args())
     start = time.monotonic()
-    windows, splits = options.inside_documents(args.total_length, args.decoder_length), options.make_splits(args)
+    windows, splits = args.windows, args.splits  # raise before any file is opened
     tokens = options.open_tokens(args)
-    inventories = reader.inventory(tokens, splits, {"test": windows, "train": windows})
-    sampler = WindowSampler.of_run(options.INSIDE_DOCUMENTS, args, tokens, splits, windows, inventories)
-    requests = options.window_requests(args)
-    planned = sampler.plan(requests)
+    sampler = WindowSampler(args, tokens, reader.inventory(tokens, splits, {"test": windows, "train": windows}))
+    planned = sampler.plan(options.window_requests(args))
     check = functools.partial(sampler.check_other_sets, [one.folder for one in planned])
     check()
-    summary = Summary()
     if args.dry_run:
-        sampler.dry_run(planned, summary)
-        summary.report_dry_run(args)
-    else:
-        args.require_disk(args.output, sampler.count_bytes(planned))
-        with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, planned, options.describe_run(args), summary, check)
-    return summary.finish(args, start)
+        sets = [sampler.dry_run(one) for one in planned]
+        report_dry_run(sets, args)
+        return finish(sets, args, start)
+    args.require_disk(args.output, sampler.count_bytes(planned))
+    with workers.Workers(args.num_workers, sampler.write_part) as pool:
+        sampler.write_all(pool, planned, check)
+    return finish([one.summary for one in planned], args, start)
 
 
 if __name__ == "__main__":

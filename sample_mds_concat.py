@@ -14,12 +14,12 @@ import functools
 import time
 from collections.abc import Sequence
 
-from cepe_data import cli, shards
+from cepe_data import cli, shards, workers
 from cepe_data.errors import ArgumentError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PassageShard
-from cepe_data.samples.summary import Summary
-from cepe_data.samples.windows import DocumentWindows
+from cepe_data.samples.summary import finish, report_dry_run
+from cepe_data.samples.windows import Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.tokens import tokenizers
 
@@ -36,12 +36,8 @@ WEIGHTS = {
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    options.add_output_argument(parser)
-    parser.add_argument(
-        "encoder_length", type=cli.positive_count, metavar="ENCODER_LENGTH", help="prev_token_ids' tokens"
-    )
-    parser.add_argument("decoder_length", type=cli.positive_count, metavar="DECODER_LENGTH", help="token_ids' tokens")
-    options.add_arguments(parser, WEIGHTS)
+    lengths = {"encoder_length": "prev_token_ids' tokens", "decoder_length": "token_ids' tokens"}
+    options.add_arguments(parser, WEIGHTS, **lengths)
     retrieval = parser.add_argument_group("retrieval")
     parser.add_argument("retrieval_samples", type=cli.count, metavar="RETRIEVAL_SAMPLES", help="passages of each shard")
     parser.add_argument(
@@ -61,43 +57,41 @@ def main() -> int:
     args = cli.typed(options.ConcatOptions, parse_args())
     start = time.monotonic()
     shard_id = resolve_retrieval_shard(args)
-    windows = options.over_concatenation(args.encoder_length, args.decoder_length)
-    passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
-    splits = options.make_splits(args)
+    splits = args.splits  # raises before any file is opened
     tokens = options.open_tokens(args)
-    wants_passages = bool(args.retrieval_shards and args.retrieval_samples)
-    ways = {"test": windows, "train": windows} if shard_id == 0 else {}
-    inventories = reader.inventory(tokens, splits, {**ways, "retrieval": passages} if wants_passages else ways)
-    sampler = WindowSampler.of_run(options.OVER_CONCATENATION, args, tokens, splits, windows, inventories)
-    requests = options.window_requests(args) if shard_id == 0 else {}
-    passage_requests = options.domain_counts("retrieval", args, args.retrieval_samples) if wants_passages else {}
-    corpus_shard = PassageShard(tokens, splits, passages, inventories, args.output, shard_id, args.retrieval_shards)
-    tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if wants_passages else None
+    has_windows, has_passages = shard_id == 0, bool(args.retrieval_shards and args.retrieval_samples)
+    windows: dict[str, Windows] = {"test": args.windows, "train": args.windows} if has_windows else {}
+    windows |= {"retrieval": args.passages} if has_passages else {}
+    inventories = reader.inventory(tokens, splits, windows)
+    sampler = WindowSampler(args, tokens, inventories)
+    corpus_shard = PassageShard(args, shard_id, tokens, inventories)
+    requests = options.window_requests(args) if has_windows else {}
+    passage_requests = options.domain_counts("retrieval", args, args.retrieval_samples) if has_passages else {}
+    tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, tokens.fingerprint) if has_passages else None
     planned = sampler.plan(requests)
-    todo = corpus_shard.missing(passage_requests, tokenizer, args)
-    replaced = [*(one.folder for one in planned), *(file.output.path for file in todo)]
+    planned_files = corpus_shard.plan(passage_requests, tokenizer) if tokenizer else []
+    replaced = [*(one.folder for one in planned), *(one.output.path for one in planned_files)]
     check = functools.partial(sampler.check_other_sets, replaced)
     check()
-    summary = Summary()
     if args.dry_run:
-        sampler.dry_run(planned, summary)
-        corpus_shard.dry_run(passage_requests, todo, tokenizer, summary)
-        summary.report_dry_run(args)
-        return summary.finish(args, start)
-    args.require_disk(args.output, sampler.count_bytes(planned) + corpus_shard.count_bytes(todo))
-    if shard_id == 0:
-        with sampler.start_workers(args.num_workers) as pool:
-            sampler.write_all(pool, planned, options.describe_run(args), summary, check)
+        sets = [sampler.dry_run(one) for one in planned]
+        sets += corpus_shard.dry_run(planned_files, tokenizer) if tokenizer else []
+        report_dry_run(sets, args)
+        return finish(sets, args, start)
+    args.require_disk(args.output, sampler.count_bytes(planned) + corpus_shard.count_bytes(planned_files))
+    if has_windows:
+        with workers.Workers(args.num_workers, sampler.write_part) as pool:
+            sampler.write_all(pool, planned, check)
     if tokenizer:
-        corpus_shard.write_all(todo, tokenizer, args.num_workers, check)
-        corpus_shard.account(passage_requests, options.describe_run(args), summary)
+        corpus_shard.write_all(planned_files, tokenizer, check)
+        corpus_shard.write_manifest(planned_files)
         if args.shard_id is None and shards.slurm_task_id() is None:
             report_shards_left(args)
-    return summary.finish(args, start)
+    return finish([*(one.summary for one in planned), *(one.summary for one in planned_files)], args, start)
 
 
 def report_shards_left(args: options.ConcatOptions) -> None:
-    """Say which retrieval shards are still to be made, to whom has named none."""
+    """Say which retrieval shards are still to be made."""
     manifests = (args.output / "retrieval" / str(shard) / "manifest.json" for shard in range(args.retrieval_shards))
     left = [shard for shard, manifest in enumerate(manifests) if not manifest.exists()]
     if left:

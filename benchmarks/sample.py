@@ -28,15 +28,16 @@ from typing import Any
 
 import numpy as np
 
+import sample_mds_ab
+import sample_mds_concat
 from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
 from benchmarks.generated import open_domain, prepare, write_headers, write_mixed, write_tokens
-from cepe_data import workers
-from cepe_data.samples import passages, reader
+from cepe_data import cli, workers
+from cepe_data.samples import options, passages, reader
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.summary import Summary
 from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
 from cepe_data.samples.writer import SHARD_BYTES, Part, WindowSampler
-from cepe_data.storage import mds, outputs
+from cepe_data.storage import mds
 from cepe_data.tokens import tokenizers
 
 TOTAL, DECODER = 8192, 4096
@@ -75,6 +76,15 @@ def new_output(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else folder))
 
 
+def sample_options(windows: Windows, output: Path) -> Any:
+    """The options of the sampler that has such windows, with one worker and one retrieval shard."""
+    common = [str(DECODER), "0", "0", "--num_workers", "1"]
+    if windows is INSIDE:
+        return cli.typed(options.InsideOptions, sample_mds_ab.parse_args([str(output), str(TOTAL), *common]))
+    arguments = [str(output), str(TOTAL - DECODER), *common, "0", "--retrieval_shards", "1"]
+    return cli.typed(options.ConcatOptions, sample_mds_concat.parse_args(arguments))
+
+
 def write_or_wait(sampler: WindowSampler, part: Part | None) -> None:
     """Write a part; without one, leave the next item to the next worker, so that all of them start."""
     if part is None:
@@ -84,24 +94,20 @@ def write_or_wait(sampler: WindowSampler, part: Part | None) -> None:
 
 
 def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_workers: int) -> float:
-    """Seconds to inventory, draw, write and join a train set."""
+    """Seconds to inventory, sample, write and join a train set."""
     output = new_output(folder)
     start = time.perf_counter()
     tokens = open_domain(folder, name)
     inventories = reader.inventory(tokens, SPLITS, {"test": windows, "train": windows})
-    dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
-    sampler = WindowSampler(
-        tokens, SPLITS, windows, "benchmark", DECODER, dtype, inventories, output, None, outputs.REPLACE_NOTHING
-    )
-    summary = Summary()
+    sampler = WindowSampler(sample_options(windows, output), tokens, inventories)
     seconds = time.perf_counter() - start
     with workers.Workers(num_workers, functools.partial(write_or_wait, sampler)) as pool:
         list(pool.map_in_order([None] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
         planned = sampler.plan({"train": {name: num_rows}})
-        sampler.write_all(pool, planned, {}, summary, lambda: sampler.check_other_sets([]))
+        sampler.write_all(pool, planned, lambda: sampler.check_other_sets([]))
         seconds += time.perf_counter() - start
-    assert [one.written for one in summary.sets] == [num_rows], summary.sets
+    assert [one.summary.written for one in planned] == [num_rows], planned
     shutil.rmtree(output)
     return seconds
 
@@ -111,9 +117,9 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     streaming = mds.import_streaming()
     tokens = open_domain(folder, name)
     inventory = reader.inventory(tokens, SPLITS, {"train": windows})[name]
-    source = reader.WindowSource.of(tokens, name, "train", SPLITS, windows, inventory)
+    source = reader.WindowSource(tokens, name, "train", SPLITS, windows, inventory)
     rows = np.empty((num_rows, TOTAL), mds.token_dtype(tokens.vocab_size or 1 << 31))
-    source.read(source.draw(0, num_rows), [rows])
+    source.read(source.sample(0, num_rows), [rows])
     columns = {
         "token_ids": mds.array_column(rows.dtype, DECODER),
         "prev_token_ids": mds.array_column(rows.dtype, TOTAL - DECODER),
@@ -134,13 +140,10 @@ def mixed_seconds(folder: Path, tokens: reader.Tokens, windows: Windows, num_row
     output = new_output(folder)
     start = time.perf_counter()
     inventories = reader.inventory(tokens, SPLITS, {"train": windows})
-    dtype = mds.token_dtype(tokens.vocab_size or 1 << 31)
-    sampler = WindowSampler(
-        tokens, SPLITS, windows, "benchmark", DECODER, dtype, inventories, output, None, outputs.REPLACE_NOTHING
-    )
+    sampler = WindowSampler(sample_options(windows, output), tokens, inventories)
     with workers.Workers(1, sampler.write_part) as pool:
         planned = sampler.plan({"train": {domain: num_rows // len(tokens.files) for domain in tokens.files}})
-        sampler.write_all(pool, planned, {}, Summary(), lambda: None)
+        sampler.write_all(pool, planned, lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds
@@ -227,10 +230,10 @@ def passage_seconds(folder: Path, num_rows: int) -> float:
     tokens, output = open_domain(folder, "short"), new_output(folder)
     tokenizer = tokenizers.find(None, folder / "tokenized", tokens.fingerprint)
     inventories = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})
-    shard = passages.PassageShard(tokens, SPLITS, PASSAGES, inventories, output, 0, 1)
+    shard = passages.PassageShard(sample_options(CONCATENATED, output), 0, tokens, inventories)
     start = time.perf_counter()
-    todo = shard.missing({"short": num_rows}, tokenizer, outputs.REPLACE_NOTHING)
-    shard.write_all(todo, tokenizer, 1, lambda: None)
+    planned = shard.plan({"short": num_rows}, tokenizer)
+    shard.write_all(planned, tokenizer, lambda: None)
     seconds = time.perf_counter() - start
     shutil.rmtree(output)
     return seconds
@@ -243,9 +246,9 @@ def one_by_one_seconds(folder: Path, num_rows: int) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenized/tokenizer")
     tokens = open_domain(folder, "short")
     inventory = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
-    source = reader.WindowSource.of(tokens, "short", "retrieval", SPLITS, PASSAGES, inventory)
+    source = reader.WindowSource(tokens, "short", "retrieval", SPLITS, PASSAGES, inventory)
     rows = np.empty((num_rows, PASSAGES.total_length), np.int32)
-    source.read(source.draw(0, num_rows), [rows])
+    source.read(source.sample(0, num_rows), [rows])
     neighbors = np.roll(rows, 1, axis=0)
     flags = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     output = new_output(folder)
@@ -286,12 +289,12 @@ def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
 
 
 def planning_seconds(folder: Path, num_rows: int) -> tuple[float, int]:
-    """Seconds to inventory and to draw test and train rows; peak memory of the process in bytes."""
+    """Seconds to inventory and to sample test and train rows; peak memory of the process in bytes."""
     tokens = open_domain(folder, "headers")
     start = time.perf_counter()
     inventory = reader.inventory(tokens, SPLITS, {"test": CONCATENATED, "train": CONCATENATED})["headers"]
     for split, number in (("test", num_rows // 70), ("train", num_rows)):
-        plan = reader.WindowSource.of(tokens, "headers", split, SPLITS, CONCATENATED, inventory).draw(0, number)
+        plan = reader.WindowSource(tokens, "headers", split, SPLITS, CONCATENATED, inventory).sample(0, number)
         assert len(plan) == number
     return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
@@ -300,7 +303,9 @@ def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
     write_headers(folder, "headers", num_documents)
     results = [on_cores([0], planning_seconds, folder, num_documents // 40) for _ in range(2)]
     seconds, peak = min(results)
-    details = f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, inventory and draw of two sets"
+    details = (
+        f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, inventory and sampling of two sets"
+    )
     bars.report("planning, million documents a second", num_documents / seconds / 1e6, 10, details)
     bars.report("planning, peak memory in GB", peak / 1e9, 1.0, f"{peak >> 20} MiB", at_most=True)
 

@@ -38,7 +38,7 @@ def source_of(
 ) -> reader.WindowSource:
     splits = splits or Splits(42, 0.2, 0.4)
     inventory = reader.inventory(tokens, splits, {split: windows})["any"]
-    return reader.WindowSource.of(tokens, "any", split, splits, windows, inventory)
+    return reader.WindowSource(tokens, "any", split, splits, windows, inventory)
 
 
 def expected_windows(folder: Path, files: list[list[int]], windows: Windows, split: str) -> list[tuple[int, ...]]:
@@ -56,7 +56,7 @@ def expected_windows(folder: Path, files: list[list[int]], windows: Windows, spl
     return found
 
 
-def read(source: reader.WindowSource, plan: reader.Plan, dtype: type = np.int32) -> np.ndarray:
+def read(source: reader.WindowSource, plan: np.ndarray, dtype: type = np.int32) -> np.ndarray:
     """The windows of a plan, read into two columns."""
     rows: np.ndarray = np.empty((len(plan), source.windows.total_length), dtype)
     source.read(plan, [rows[:, :3], rows[:, 3:]])
@@ -66,7 +66,7 @@ def read(source: reader.WindowSource, plan: reader.Plan, dtype: type = np.int32)
 @pytest.mark.parametrize("windows", [DocumentWindows(20, 7), ConcatWindows(20, 7), ConcatWindows(1, 1)])
 @pytest.mark.parametrize("split", ["test", "train", "retrieval"])
 @pytest.mark.parametrize(("per_block", "at_once", "bridged"), [(1 << 16, 1 << 18, 1 << 14), (3, 5, 0), (1, 1, 8)])
-def test_every_window_is_drawn_once_in_the_documented_order(
+def test_every_window_is_sampled_once_in_the_documented_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: Windows, split: str,
     per_block: int, at_once: int, bridged: int,
 ) -> None:  # fmt: skip
@@ -74,31 +74,31 @@ def test_every_window_is_drawn_once_in_the_documented_order(
     monkeypatch.setattr(reader, "_DOCUMENTS_AT_ONCE", at_once)
     monkeypatch.setattr(reader, "_ROWS_AT_ONCE", at_once)
     monkeypatch.setattr(reader, "_BRIDGED_TOKENS", bridged)
-    draw = np.random.default_rng(0)
-    files = [draw.integers(0, 60, 30).tolist(), [], [5] * 40, [0, 0, 200, 0, 3, 1]]
+    rng = np.random.default_rng(0)
+    files = [rng.integers(0, 60, 30).tolist(), [], [5] * 40, [0, 0, 200, 0, 3, 1]]
     source = source_of(make_tokens(tmp_path, files), windows, split)
     ordered = expected_windows(tmp_path, files, windows, split)
     assert int(source.counts.sum()) == len(ordered) > 5
-    wanted = [ordered[reference.permutation(f"42/any/{split}", len(ordered), row)] for row in range(len(ordered))]
-    plan = source.draw(0, len(ordered))
-    assert [tuple(row) for row in read(source, plan).tolist()] == wanted
-    middle = read(source, source.draw(2, len(ordered) - 1))
-    assert [tuple(row) for row in middle.tolist()] == wanted[2:-1]
+    expected = [ordered[reference.permutation(f"42/any/{split}", len(ordered), row)] for row in range(len(ordered))]
+    plan = source.sample(0, len(ordered))
+    assert [tuple(row) for row in read(source, plan).tolist()] == expected
+    middle = read(source, source.sample(2, len(ordered) - 1))
+    assert [tuple(row) for row in middle.tolist()] == expected[2:-1]
 
 
 @pytest.mark.parametrize("windows", [DocumentWindows(8, 4), ConcatWindows(8, 4)])
 def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Windows) -> None:
     tokens = make_tokens(tmp_path, [[20, 9, 3], [12], [8, 7, 30]])
-    num_seeds, num_drawn = 1500, 3
+    num_seeds, num_sampled = 1500, 3
     counts: Counter[int] = Counter()
     everything = Splits(0, 1.0, 0.0)
     inventory = reader.inventory(tokens, everything, {"test": windows})["any"]
     for seed in range(num_seeds):
-        source = reader.WindowSource.of(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, inventory)
-        counts.update(read(source, source.draw(0, num_drawn))[:, 0].tolist())
+        source = reader.WindowSource(tokens, "any", "test", Splits(seed, 1.0, 0.0), windows, inventory)
+        counts.update(read(source, source.sample(0, num_sampled))[:, 0].tolist())
     num_windows = inventory.available("test")
     assert len(counts) == num_windows > 10
-    expected = num_seeds * num_drawn / num_windows
+    expected = num_seeds * num_sampled / num_windows
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())
     # Drawing without replacement makes it smaller. Above mean + 4 standard deviations less than once in 3,000 times.
     degrees = num_windows - 1
@@ -109,9 +109,9 @@ def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_
     tokens = make_tokens(tmp_path, [[10] * 20], vocab_size=100)
     with pytest.raises(DamagedFileError, match="outside of 0 … 99"):
         source = source_of(tokens, ConcatWindows(20, 20))
-        read(source, source.draw(0, int(source.counts.sum())), np.int16)
+        read(source, source.sample(0, int(source.counts.sum())), np.int16)
     source = source_of(make_tokens(tmp_path / "other", [[10] * 20]), ConcatWindows(20, 20))
-    plan = source.draw(0, int(source.counts.sum()))
+    plan = source.sample(0, int(source.counts.sum()))
     path = tmp_path / "other/00.npy"
     array = np.load(path)
     array[1:21] = [1, 19] * 10
@@ -121,4 +121,4 @@ def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_
     with pytest.raises(DamagedFileError, match="outside of 0 … 32767"):
         wide = source_of(make_tokens(tmp_path / "wide", [[70_000]]), DocumentWindows(20, 20), "test",
                          Splits(42, 1.0, 0.0))  # fmt: skip
-        read(wide, wide.draw(0, 3000), np.int16)
+        read(wide, wide.sample(0, 3000), np.int16)

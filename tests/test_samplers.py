@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+import sample_mds_concat
+from cepe_data import cli
 from cepe_data.corpus import domains, listing
-from cepe_data.samples import passages, reader
-from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import DocumentWindows
-from cepe_data.storage import mds, outputs, provenance
+from cepe_data.samples import options, passages, reader
+from cepe_data.storage import mds, provenance
 from cepe_data.tokens import tokenizers
 from demo import models
 from tests import reference
@@ -60,6 +60,17 @@ def paths_of(world: World, domain: str) -> list[str]:
     return [file["path"] for file in world.listed() if file["domain"] == domain]
 
 
+def manifest_of(out: Path) -> dict[str, Any]:
+    """What the manifest of an output says of its sets."""
+    return json.loads((out / "manifest.json").read_text())["sets"]
+
+
+@pytest.fixture
+def flags(world: World) -> tuple[str, ...]:
+    """The flags that most runs have."""
+    return (*FRACTIONS, *world.source_flags)
+
+
 @pytest.fixture(scope="module")
 def ab(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every window inside documents of the world."""
@@ -78,73 +89,48 @@ def concat(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "OUT"
 
 
-@pytest.mark.parametrize("domain", ["arxiv", "book"])
-def test_the_windows_inside_documents_are_all_there_are_each_once(ab: Path, world: World, domain: str) -> None:
-    for split in ("test", "train"):
-        expected: Counter[tuple[int, ...]] = Counter()
-        documents = []
-        for path in paths_of(world, domain):
-            documents += documents_by_split(world, path)[split]
-        for document in documents:
-            expected.update(reference.windows_in(document, 128, 64))
-        assert Counter(window_set(ab / split / domain)) == expected and len(expected) > 20
-        for row in rows_of(ab / split / domain):
-            assert row["domain"] == domain
-            assert row["token_ids"].dtype == np.int16 and row["token_ids"].shape == (64,)
-            assert any(reference.stands_in(whole_window(row), document) for document in documents)
-
-
-def test_the_windows_over_concatenations_are_all_there_are_each_once(concat: Path, world: World) -> None:
-    for domain in ("arxiv", "book", "c4-rp", "cc", "github", "stackexchange", "wiki"):
-        for split in ("test", "train"):
-            expected: Counter[tuple[int, ...]] = Counter()
-            concatenations = []
-            for path in paths_of(world, domain):
-                concatenations.append(np.concatenate([[], *documents_by_split(world, path)[split]]).astype(np.int32))
-                expected.update(reference.windows_in(concatenations[-1], 128, 32))
-            assert Counter(window_set(concat / split / domain)) == expected and expected
-            for row in rows_of(concat / split / domain)[:50]:
-                assert any(reference.stands_in(whole_window(row), tokens) for tokens in concatenations)
-
-
-@pytest.mark.parametrize(("kind", "domain"), [("ab", "arxiv"), ("concat", "cc")])
-def test_rows_are_drawn_by_the_documented_permutation_and_say_where_they_are_from(
-    request: pytest.FixtureRequest, world: World, kind: str, domain: str
+@pytest.mark.parametrize("split", ["test", "train"])
+@pytest.mark.parametrize(
+    ("kind", "domain"), [("ab", "arxiv"), ("ab", "book"), *(("concat", domain) for domain in domains.DOMAINS)]
+)
+def test_rows_are_all_windows_by_the_documented_permutation_and_say_where_they_are_from(
+    request: pytest.FixtureRequest, world: World, kind: str, domain: str, split: str
 ) -> None:
     out: Path = request.getfixturevalue(kind)
-    step = 64 if kind == "ab" else 32
+    decoder_length = 64 if kind == "ab" else 32
     ordered: list[tuple[int, ...]] = []
+    num_documents = 0
     for path in paths_of(world, domain):
-        documents = documents_by_split(world, path)["train"]
-        for tokens in documents if kind == "ab" else [np.concatenate(documents)]:
-            ordered += reference.windows_in(tokens, 128, step)
-    drawn = window_set(out / "train" / domain)
-    name = f"42/{domain}/train"
-    assert drawn == [ordered[reference.permutation(name, len(ordered), row)] for row in range(len(ordered))]
+        documents = documents_by_split(world, path)[split]
+        num_documents += len(documents)
+        for tokens in documents if kind == "ab" else [np.concatenate([[], *documents]).astype(np.int32)]:
+            ordered += reference.windows_in(tokens, 128, decoder_length)
+    sampled = window_set(out / split / domain)
+    name = f"42/{domain}/{split}"
+    assert sampled == [ordered[reference.permutation(name, len(ordered), row)] for row in range(len(ordered))]
+    assert len(sampled) > 20 or (kind == "concat" and sampled)
+    for row in rows_of(out / split / domain):
+        assert row["domain"] == domain
+        assert row["token_ids"].dtype == np.int16 and row["token_ids"].shape == (decoder_length,)
 
-    sources = np.load(out / f"train/{domain}.rows.npy")
-    assert sources.dtype == np.int64 and sources.shape == (len(drawn), 2)
-    manifest = json.loads((out / "manifest.json").read_text())
-    metadata = manifest["sets"]["train"][domain]
-    assert metadata["written"] == metadata["windows_available"] == len(drawn)
-    assert metadata["documents"] == sum(
-        len(documents_by_split(world, path)["train"]) for path in paths_of(world, domain)
-    )
-    for window, (file, position) in zip(drawn, sources, strict=True):
-        path = metadata["source_files"][file]
-        array = np.load(world.tokenized / path.replace(".jsonl", ".npy"))
-        num_checked = 128 if kind == "ab" else 1
-        assert list(window[:num_checked]) == array[position : position + num_checked].tolist()
+    sources = np.load(out / split / f"{domain}.rows.npy")
+    assert sources.dtype == np.int64 and sources.shape == (len(sampled), 2)
+    metadata = manifest_of(out)[split][domain]
+    assert metadata["written"] == metadata["windows_available"] == len(sampled)
+    assert metadata["documents"] == num_documents
+    arrays = [np.load(world.tokenized / path.replace(".jsonl", ".npy")) for path in metadata["source_files"]]
+    num_checked = 128 if kind == "ab" else 1  # documents of other splits may follow
+    for window, (file, position) in zip(sampled, sources, strict=True):
+        assert list(window[:num_checked]) == arrays[file][position : position + num_checked].tolist()
 
 
-def test_no_text_is_in_two_splits_and_a_copy_goes_where_its_original_is(ab: Path, world: World) -> None:
-    drawn = {split: window_set(ab / split / "arxiv") + window_set(ab / split / "book") for split in ("test", "train")}
-    assert not set(drawn["test"]) & set(drawn["train"])
+def test_no_text_is_in_two_splits_and_duplicates_are_in_one_split(ab: Path, world: World) -> None:
+    sampled = {split: window_set(ab / split / "arxiv") + window_set(ab / split / "book") for split in ("test", "train")}
+    assert not set(sampled["test"]) & set(sampled["train"])
     texts = [text for path in paths_of(world, "arxiv") for text in reference.texts_of(world.data / path)]
-    copies = [text for text, number in Counter(texts).items() if number == 2]
-    assert len(copies) == 5
-    twice = {window for split in drawn for window, number in Counter(drawn[split]).items() if number == 2}
-    assert twice, "the copies of a text are in one split, all of them"
+    assert sum(number == 2 for number in Counter(texts).values()) == 5
+    twice = {window for split in sampled for window, number in Counter(sampled[split]).items() if number == 2}
+    assert twice, "all duplicates of a text are in one split"
 
 
 def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(concat: Path, world: World) -> None:
@@ -179,30 +165,29 @@ def test_passages_are_the_chunks_of_the_retrieval_split_with_their_neighbours(co
             assert array[passage["position"] :][:32].tolist() == chunk.tolist()
 
 
-def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_drawing_order(world: World) -> None:
-    splits, chunks = Splits(42, 0.2, 0.4), DocumentWindows(8, 8)
+def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_sampling_order(world: World) -> None:
+    arguments = ("OUT", "96", "32", "0", "0", "1", *FRACTIONS, "--retrieval_chunk_size", "8")
+    args = cli.typed(options.ConcatOptions, sample_mds_concat.parse_args(arguments))
     files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt").files if file.domain == "cc"]
-    identity = tokenizers.saved_identity(world.tokenized / "tokenizer")
-    assert identity is not None
-    tokens = reader.Tokens({"cc": files}, world.tokenized, identity.vocab_size, identity.fingerprint)
-    inventory = reader.inventory(tokens, splits, {"retrieval": chunks})
-    available = inventory["cc"].available("retrieval")
-    source = reader.WindowSource.of(tokens, "cc", "retrieval", splits, chunks, inventory["cc"])
-    drawn = np.empty((available, chunks.total_length), np.int32)
-    source.read(source.draw(0, available), [drawn])
+    tokens = options.find_tokens(files, world.tokenized)
+    tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
+    inventories = reader.inventory(tokens, args.splits, {"retrieval": args.passages})
+    available = inventories["cc"].available("retrieval")
+    source = passages.PassageShard(args, 0, tokens, inventories).source("cc")
+    sampled = np.empty((available, 8), np.int32)
+    source.read(source.sample(0, available), [sampled])
     for requested, num_written in ((available // 100, available // 100 * 100), (available // 90, available)):
         rows = []
         for shard_id in range(100):
-            shard = passages.PassageShard(tokens, splits, chunks, inventory, Path("OUT"), shard_id, 100)
-            tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
-            [file] = shard.missing({"cc": requested}, tokenizer, outputs.REPLACE_NOTHING)
-            block = passages.Block("cc", 0, shard.source("cc").draw(file.start, file.stop))
+            shard = passages.PassageShard(args, shard_id, tokens, inventories)
+            [file] = shard.plan({"cc": requested}, tokenizer)
+            block = passages.Block("cc", 0, source.sample(file.start, file.stop))
             rows += [json.loads(line) for line in passages.PassageFormatter(shard, tokenizer)(block).splitlines()]
-        assert [row["contents_token_ids"] for row in rows] == drawn[:num_written].tolist()
+        assert [row["contents_token_ids"] for row in rows] == sampled[:num_written].tolist()
         assert len({(row["file"], row["position"]) for row in rows}) == num_written > 1000
 
 
-def test_retrieval_shards_are_consecutive_slices_of_the_drawing_order(
+def test_retrieval_shards_are_consecutive_slices_of_the_sampling_order(
     run: Run, world: World, concat: Path, tmp_path: Path
 ) -> None:
     def contents(folder: Path, shard: int) -> list[str]:
@@ -217,8 +202,8 @@ def test_retrieval_shards_are_consecutive_slices_of_the_drawing_order(
         assert contents(tmp_path / "OUT", shard) == everything[shard * 20 : (shard + 1) * 20]
         assert "20 rows in 1 sets" in done.stdout
     assert sorted(os.listdir(tmp_path / "OUT")) == ["retrieval"], "shards other than 0 write no test, train, manifest"
-    manifest = json.loads((tmp_path / "OUT/retrieval/3/manifest.json").read_text())
-    assert manifest["sets"]["cc"]["written"] == 20 and manifest["sets"]["cc"]["passages_available"] == len(everything)
+    metadata = manifest_of(tmp_path / "OUT/retrieval/3")["cc"]
+    assert metadata["written"] == 20 and metadata["passages_available"] == len(everything)
     run(*CONCAT, 0, 0, 20, 4, *flags, *world.source_flags, cwd=tmp_path, status=2)
     done = run(*CONCAT, 0, 0, 20, *flags, *world.source_flags, cwd=tmp_path)
     assert "1 of 4 retrieval shards are left" in done.stdout and "SHARD_ID of 2 behind" in done.stdout
@@ -234,14 +219,18 @@ def test_sets_of_one_output_have_one_split_rule_and_its_retrieval_shards_one_cou
         (("--train_fraction", 0.5), "train_fraction: was 0.4, now 0.5"),
         (("--retrieval_shards", 3), "retrieval_shards: was 4, now 3"),
         (("--retrieval_chunk_size", 16), "chunk_size: was 32, now 16"),
+        (("--retrieval_chunk_size", 1_000_000), "chunk_size: was 32, now 1000000"),  # nothing is available
     ):
         error = run(*CONCAT, 4, 4, 20, 1, *flags, "--retrieval_shards", 4, *change, cwd=tmp_path, status=2).stderr
         assert "in the same output" in error and message in error
     done = run(*CONCAT, 4, 4, 20, 1, *flags, "--retrieval_shards", 3, "--overwrite", cwd=tmp_path)
     assert "retrieval/0/cc.jsonl is in the same output" in done.stderr
+    none = ("--retrieval_chunk_size", 1_000_000, "--overwrite")
+    run(*CONCAT, 4, 4, 20, 0, *flags, "--retrieval_shards", 3, *none, cwd=tmp_path, status=3)
+    assert os.listdir(tmp_path / "OUT/retrieval/0") == ["manifest.json"]
 
 
-def test_a_smaller_draw_is_a_prefix_of_a_larger_one(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
+def test_a_smaller_sample_is_a_prefix_of_a_larger_one(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
     run(*AB, 10, 31, *FRACTIONS, *world.source_flags, cwd=tmp_path)
     for split, number in (("test", 5), ("train", 16)):
         window = window_set(tmp_path / "OUT" / split / "arxiv")
@@ -250,7 +239,7 @@ def test_a_smaller_draw_is_a_prefix_of_a_larger_one(run: Run, world: World, ab: 
         assert (np.load(tmp_path / "OUT" / split / "arxiv.rows.npy") == sources).all()
 
 
-def test_a_rerun_writes_nothing_and_what_differs_is_refused(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
+def test_a_rerun_writes_nothing_and_what_differs_is_an_error(run: Run, world: World, ab: Path, tmp_path: Path) -> None:
     shutil.copytree(ab, tmp_path / "OUT")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     del before[tmp_path / "OUT/manifest.json"]
@@ -259,15 +248,15 @@ def test_a_rerun_writes_nothing_and_what_differs_is_refused(run: Run, world: Wor
     assert done.stdout.count("skipped, made before") == 4
     run(*AB, 20_000, 10_000, *flags, cwd=tmp_path)  # all there is, once more
     run(*AB, 10_000, 0, *flags, cwd=tmp_path)
-    manifest = json.loads((tmp_path / "OUT/manifest.json").read_text())
-    assert manifest["sets"]["train"]["book"]["requested"] == 0 and manifest["sets"]["train"]["book"]["written"] > 0
-    refused = {
+    metadata = manifest_of(tmp_path / "OUT")["train"]["book"]
+    assert metadata["requested"] == 0 and metadata["written"] > 0
+    errors = {
         "seed: was 42, now 1": ("--seed", 1),
         "test_fraction: was 0.2, now 0.3": ("--test_fraction", 0.3),
         "train_fraction: was 0.4, now 0.3": ("--train_fraction", 0.3),
         'token_dtype: was "int16", now "int32"': ("--token_dtype", "int32"),
     }
-    for message, change in refused.items():
+    for message, change in errors.items():
         error = run(*AB, 10_000, 10_000, *flags, *change, cwd=tmp_path, status=2).stderr
         assert message in error and "--overwrite" in error
     shutil.copytree(tmp_path / "OUT/test", tmp_path / "ONLY/test")
@@ -346,8 +335,9 @@ def test_streaming_reads_every_set_as_it_was_written(ab: Path, concat: Path) -> 
             assert (whole_window(row) == whole_window(one)).all()
 
 
-def test_shortage_is_status_3_also_on_a_rerun_and_names_the_way_out(run: Run, world: World, tmp_path: Path) -> None:
-    flags = (*FRACTIONS, *world.source_flags)
+def test_shortage_is_status_3_also_on_a_rerun_and_names_the_way_out(
+    run: Run, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     for _ in range(2):
         done = run(*AB, 10_000, 4, *flags, cwd=tmp_path, status=3)
         header, _, *lines = done.stdout.splitlines()[-4:]
@@ -363,21 +353,26 @@ def test_shortage_is_status_3_also_on_a_rerun_and_names_the_way_out(run: Run, wo
     assert os.listdir(tmp_path / "NONE") == ["manifest.json"]
 
 
-def test_a_manifest_keeps_the_sets_of_earlier_runs_and_a_lost_provenance_is_mended(
-    run: Run, world: World, tmp_path: Path
+def test_a_manifest_keeps_the_sets_of_earlier_runs_and_overwrite_repairs_damage(
+    run: Run, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
     for domain in ("arxiv", "book"):
-        run(*AB, 4, 4, "--domains", f"{domain}=1", *FRACTIONS, *world.source_flags, cwd=tmp_path)
-    sets = json.loads((tmp_path / "OUT/manifest.json").read_text())["sets"]
-    assert {split: sorted(of_split) for split, of_split in sets.items()} == {
+        run(*AB, 4, 4, "--domains", f"{domain}=1", *flags, cwd=tmp_path)
+    assert {split: sorted(sets) for split, sets in manifest_of(tmp_path / "OUT").items()} == {
         split: ["arxiv", "book"] for split in ("test", "train")
     }
-    before = (tmp_path / "OUT/test/book.rows.npy").read_bytes()
-    (tmp_path / "OUT/test/book.rows.npy").unlink()
-    again = (*AB, 4, 4, "--domains", "book=1", *FRACTIONS, *world.source_flags)
-    assert "book.rows.npy is gone" in run(*again, cwd=tmp_path, status=1).stderr
-    run(*again, "--overwrite", cwd=tmp_path)
-    assert (tmp_path / "OUT/test/book.rows.npy").read_bytes() == before
+    again = (*AB, 4, 4, "--domains", "book=1", *flags)
+    run(*again, cwd=tmp_path)
+    before = reference.tree_bytes(tmp_path)
+    test = tmp_path / "OUT/test"
+    for damage, message in (
+        ((test / "book.rows.npy").unlink, "book.rows.npy is gone"),
+        (lambda: (test / "book/meta.json").write_text(""), "meta.json is damaged"),
+    ):
+        damage()
+        assert message in run(*again, cwd=tmp_path, status=1).stderr
+        run(*again, "--overwrite", cwd=tmp_path)
+        assert reference.tree_bytes(tmp_path) == before
 
 
 def test_a_dry_run_writes_nothing(run: Run, world: World, tmp_path: Path) -> None:
@@ -393,8 +388,9 @@ def test_a_dry_run_writes_nothing(run: Run, world: World, tmp_path: Path) -> Non
     assert int(sizes["retrieval/0/wiki"]) == (tmp_path / "OUT/retrieval/0/wiki.jsonl").stat().st_size
 
 
-def test_a_dry_run_looks_at_what_is_there_and_ends_as_the_run_would(run: Run, world: World, tmp_path: Path) -> None:
-    flags = (*FRACTIONS, *world.source_flags)
+def test_a_dry_run_looks_at_what_is_there_and_ends_as_the_run_would(
+    run: Run, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     run(*AB, 4, 4, *flags, cwd=tmp_path)
     done = run(*AB, 4, 5, *flags, "--dry_run", cwd=tmp_path, status=2)
     assert "rows: was 2, now 3" in done.stderr
@@ -403,10 +399,10 @@ def test_a_dry_run_looks_at_what_is_there_and_ends_as_the_run_would(run: Run, wo
     assert "seed: was 42, now 43" in run(*AB, 4, 4, *flags, "--seed", 43, "--dry_run", cwd=tmp_path, status=2).stderr
 
 
-def test_sets_of_other_lengths_in_one_output_are_refused_also_where_nothing_is_available(
-    run: Run, world: World, tmp_path: Path
+def test_sets_of_other_lengths_in_one_output_are_an_error_also_where_nothing_is_available(
+    run: Run, flags: tuple[str, ...], tmp_path: Path
 ) -> None:
-    flags = ("--domains", "arxiv=1", *FRACTIONS, *world.source_flags)
+    flags = ("--domains", "arxiv=1", *flags)
     run(*AB, 4, 4, *flags, cwd=tmp_path)
     before = reference.tree_bytes(tmp_path)
     for lengths in ((256, 64), (100_000_000, 64)):
@@ -414,44 +410,18 @@ def test_sets_of_other_lengths_in_one_output_are_refused_also_where_nothing_is_a
             error = run("sample_mds_ab.py", "OUT", *lengths, *counts, *flags, cwd=tmp_path, status=2).stderr
             assert f"total_length: was 128, now {lengths[0]}" in error
     assert "rows_per_part" in run(*AB, 4, 4, *flags, "--rows_per_part", "1e9", cwd=tmp_path, status=2).stderr
-    assert "is not a folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=make_file(tmp_path), status=2).stderr
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in run(AB[0], "file", 128, 64, 4, 4, *flags, cwd=tmp_path, status=2).stderr
     (tmp_path / "file").unlink()
     assert reference.tree_bytes(tmp_path) == before
     # With --overwrite, what nothing takes the place of goes away; what this run does not make is named.
     done = run("sample_mds_ab.py", "OUT", "1e8", 64, 4, 0, *flags, "--overwrite", cwd=tmp_path, status=3)
     assert "OUT/train/arxiv is in the same output" in done.stderr and "OUT/test/arxiv is in" not in done.stderr
     assert sorted(os.listdir(tmp_path / "OUT/test")) == []
-    manifest = json.loads((tmp_path / "OUT/manifest.json").read_text())
-    assert manifest["sets"]["test"]["arxiv"]["written"] == 0
+    assert manifest_of(tmp_path / "OUT")["test"]["arxiv"]["written"] == 0
 
 
-def make_file(folder: Path) -> Path:
-    (folder / "file").write_text("")
-    return folder
-
-
-def test_passages_of_other_lengths_are_refused_also_where_nothing_is_available(
-    run: Run, world: World, tmp_path: Path
-) -> None:
-    flags = ("--domains", "cc=1", *FRACTIONS, *world.source_flags, "--retrieval_shards", 2)
-    run(*CONCAT, 4, 4, 10, *flags, "--retrieval_chunk_size", 16, cwd=tmp_path)
-    other = (*flags, "--retrieval_chunk_size", 1_000_000)
-    assert "chunk_size: was 16, now 1000000" in run(*CONCAT, 4, 4, 10, *other, cwd=tmp_path, status=2).stderr
-    run(*CONCAT, 4, 4, 10, *other, "--overwrite", cwd=tmp_path, status=3)
-    assert os.listdir(tmp_path / "OUT/retrieval/0") == ["manifest.json"]
-
-
-def test_a_damaged_meta_file_is_mended_by_overwrite(run: Run, world: World, tmp_path: Path) -> None:
-    flags = (*FRACTIONS, *world.source_flags)
-    run(*AB, 4, 4, *flags, cwd=tmp_path)
-    before = reference.tree_bytes(tmp_path)
-    (tmp_path / "OUT/test/arxiv/meta.json").write_text("")
-    assert "meta.json is damaged" in run(*AB, 4, 4, *flags, cwd=tmp_path, status=1).stderr
-    run(*AB, 4, 4, *flags, "--overwrite", cwd=tmp_path)
-    assert reference.tree_bytes(tmp_path) == before
-
-
-def test_token_files_that_are_not_what_they_say_are_refused(run: Run, world: World, tmp_path: Path) -> None:
+def test_token_files_that_are_not_what_they_say_are_an_error(run: Run, world: World, tmp_path: Path) -> None:
     flags = ("--domains", "book=1", "--file_list", world.folder / "all_jsonl.txt", *EVERYTHING)
     tokenized = tmp_path / "tokenized/book"
     for damage, message in (
@@ -511,7 +481,7 @@ def test_the_rest_of_an_unfinished_run_with_other_arguments_is_named(run: Run, w
         (tmp_path / f"OUT/train/book.parts/part-{part:05d}/meta.json").write_text(json.dumps(provenance.signed(meta)))
     shutil.rmtree(book)
     error = run(*AB, 0, 30, *flags, "--rows_per_part", 20, cwd=tmp_path, status=2).stderr
-    assert "OUT/train/book.parts is what a run that did not come to its end has left" in error
+    assert "OUT/train/book.parts/part-00000 was made with other arguments" in error
     assert "rows_per_part: was 10, now 20" in error
 
 
@@ -555,8 +525,8 @@ def test_what_is_missing_is_an_error_that_says_what_to_do(run: Run, world: World
 
 def test_test_sets_have_weights_of_their_own(run: Run, world: World, tmp_path: Path) -> None:
     def written(split: str) -> dict[str, int]:
-        sets = json.loads((tmp_path / "OUT/manifest.json").read_text())["sets"][split]
-        return {domain: mds.num_rows(tmp_path / "OUT" / split / domain) for domain in sets}
+        out = tmp_path / "OUT"
+        return {domain: mds.num_rows(out / split / domain) for domain in manifest_of(out)[split]}
 
     flags = ("--retrieval_shards", 0, *FRACTIONS, *world.source_flags)
     done = run(*CONCAT, 14, 20, 0, "--test_domains", "equal", *flags, cwd=tmp_path)
@@ -577,7 +547,7 @@ def test_test_sets_have_weights_of_their_own(run: Run, world: World, tmp_path: P
     assert error.rstrip().endswith("--test_domains book=1")
 
 
-def test_token_files_of_two_tokenizers_and_a_foreign_tokenizer_are_refused(
+def test_token_files_of_two_tokenizers_and_another_tokenizer_are_an_error(
     run: Run, world: World, tmp_path: Path
 ) -> None:
     models.train_tokenizer(make_texts(99, 30, 200), tmp_path / "other.model", 700)

@@ -32,8 +32,8 @@ def test_two_spans_have_the_same_hash_if_they_are_the_same(texts: list[list[int]
 
 
 def test_hashes_do_not_depend_on_the_dtype_the_place_or_the_texts_around() -> None:
-    draw = np.random.default_rng(0)
-    ids = draw.integers(0, 32_000, 100_000)  # several blocks
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 32_000, 100_000)  # several blocks
     ends = np.array([70_000, 100_000])
     whole = SpanSampler(50).sample(ids.astype(np.int16), ends)[0]
     assert len(np.unique(whole)) == len(whole) == 100_000 - 2 * 49
@@ -57,22 +57,22 @@ def test_a_sample_is_fair_and_the_same_spans_everywhere(sampling: int) -> None:
 
 @pytest.mark.parametrize(("number", "sampling"), [(0, 8), (1, 1), (1000, 1), (100_000, 3)])
 def test_an_index_finds_what_is_in_it_and_nothing_else(number: int, sampling: int) -> None:
-    draw = np.random.default_rng(number)
-    hashes = draw.integers(0, 2**64 // sampling, 2 * number, np.uint64)
+    rng = np.random.default_rng(number)
+    hashes = rng.integers(0, 2**64 // sampling, 2 * number, np.uint64)
     index = SpanIndex(np.concatenate([hashes[:number], hashes[: number // 2]]), sampling)
     assert len(index) == number
-    asked = draw.permutation(hashes)
+    asked = rng.permutation(hashes)
     assert sorted(index.hashes[index.find(asked)].tolist()) == sorted(hashes[:number].tolist())
 
 
 def test_ids_of_passages_are_read_as_a_json_parser_reads_them(tmp_path: Path) -> None:
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     records = [
         {
-            "contents": 'a "contents_token_ids":[1,2] b\n' * int(draw.integers(0, 90)),
+            "contents": 'a "contents_token_ids":[1,2] b\n' * int(rng.integers(0, 90)),
             "neighbor": "é \\",
-            "contents_token_ids": (10 ** draw.uniform(0, 7.9, 300)).astype(int).tolist(),
-            "neighbor_token_ids": draw.integers(0, 10, int(draw.integers(0, 3))).tolist(),
+            "contents_token_ids": (10 ** rng.uniform(0, 7.9, 300)).astype(int).tolist(),
+            "neighbor_token_ids": rng.integers(0, 10, int(rng.integers(0, 3))).tolist(),
             "file": 0,
         }
         for _ in range(400)
@@ -81,7 +81,7 @@ def test_ids_of_passages_are_read_as_a_json_parser_reads_them(tmp_path: Path) ->
     path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)[:-1])
     size = path.stat().st_size
     lines = path.read_bytes().splitlines(keepends=True)
-    boundaries = sorted({0, size, 1, *draw.integers(0, size, 20).tolist(), len(lines[0]), len(lines[0]) + 1})
+    boundaries = sorted({0, size, 1, *rng.integers(0, size, 20).tolist(), len(lines[0]), len(lines[0]) + 1})
     found, position = [], 0
     for start, stop in pairwise(boundaries):
         for place, line in lines_of(path, start, stop):

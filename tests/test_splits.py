@@ -34,6 +34,6 @@ def test_splits_follow_the_formula_and_are_disjoint_and_complete(seed: int, test
     assert shares == pytest.approx({"test": test, "train": train, "retrieval": 1 - test - train}, abs=0.03)
 
 
-def test_shares_above_one_are_refused() -> None:
+def test_shares_above_one_are_an_error() -> None:
     with pytest.raises(ArgumentError, match="more than 1"):
         Splits(42, 0.6, 0.5)

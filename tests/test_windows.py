@@ -1,4 +1,4 @@
-"""Windows and their drawing order, against brute force.    pytest tests/test_windows.py"""
+"""Windows and their sampling order, against brute force.    pytest tests/test_windows.py"""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=20)
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 12))
 def test_windows_inside_documents_are_those_of_brute_force(lengths: list[int], total: int, step: int) -> None:
     windows = DocumentWindows(total, step)
-    units = windows.units(np.array(lengths))
-    wanted = [len(range(0, length - total + 1, step)) for length in lengths]
-    assert units.tolist() == wanted
-    assert windows.available(int(units.sum())) == sum(wanted)
+    num_indices = windows.num_indices(np.array(lengths))
+    expected = [len(range(0, length - total + 1, step)) for length in lengths]
+    assert num_indices.tolist() == expected
+    assert windows.available(int(num_indices.sum())) == sum(expected)
     assert windows.offset(np.arange(3)).tolist() == [0, step, 2 * step]
 
 
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 12))
 def test_windows_over_the_concatenation_are_those_of_brute_force(lengths: list[int], total: int, step: int) -> None:
     windows = ConcatWindows(total, step)
-    available = windows.available(int(windows.units(np.array(lengths)).sum()))
-    assert windows.first_unit(np.arange(available)).tolist() == list(range(0, sum(lengths) - total + 1, step))
+    available = windows.available(int(windows.num_indices(np.array(lengths)).sum()))
+    assert windows.first_index(np.arange(available)).tolist() == list(range(0, sum(lengths) - total + 1, step))
 
 
 @pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 1000, 4096, 4097])
 def test_the_permutation_is_one_and_is_the_documented_one(size: int) -> None:
-    drawn = KeyedPermutation("42/arxiv/test", size)(np.arange(size))
-    assert sorted(drawn.tolist()) == list(range(size))
+    sampled = KeyedPermutation("42/arxiv/test", size)(np.arange(size))
+    assert sorted(sampled.tolist()) == list(range(size))
     some = range(0, size, max(1, size // 20))
-    assert [drawn[number] for number in some] == [reference.permutation("42/arxiv/test", size, n) for n in some]
+    assert [sampled[number] for number in some] == [reference.permutation("42/arxiv/test", size, n) for n in some]
 
 
 def test_the_documented_test_vectors_hold() -> None:
@@ -46,9 +46,9 @@ def test_the_documented_test_vectors_hold() -> None:
         1000: [314, 638, 508, 521, 212, 175, 558, 791],
         10**9: [850219026, 503023631, 727637399, 334694649, 353588500, 748908231, 943056273, 217705575],
     }
-    for size, wanted in vectors.items():
-        assert KeyedPermutation("42/arxiv/test", size)(np.arange(8)).tolist() == wanted
-        assert [reference.permutation("42/arxiv/test", size, number) for number in range(8)] == wanted
+    for size, expected in vectors.items():
+        assert KeyedPermutation("42/arxiv/test", size)(np.arange(8)).tolist() == expected
+        assert [reference.permutation("42/arxiv/test", size, number) for number in range(8)] == expected
 
 
 def test_every_pair_of_first_windows_is_equally_likely_over_seeds() -> None:

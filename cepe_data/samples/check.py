@@ -1,7 +1,7 @@
 """Check what a sampler wrote: test and train sets, where their rows come from, and the retrieval corpus.
 
-Quick by default: files, sizes, indexes, columns, and a seeded sample of rows and passages, each found again at its
-place in the token files, in documents that the hash gives to the split. `--deep` does so with every row, and compares
+Quick by default: files, sizes, indexes, columns, and a seeded sample of rows and passages. Each is compared with its
+place in the token files, and the document there must belong to the split. `--deep` does so with every row, and compares
 the hashes of all files.
 """
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | N
 
 
 def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Path], None] | None = None) -> int:
-    """Check every set of OUT, and its retrieval corpus; with `check_more`, what else stands in OUT."""
+    """Check every set of OUT, and its retrieval corpus; with `check_more`, what else is in OUT."""
     output = options.output
     folders = [one for split in ("test", "train") for one in sorted(output.glob(f"{split}/*"))]
     folders = [one for one in folders if verify.is_domain_folder(one) and verify.has_set(one)]
@@ -68,8 +68,7 @@ def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Pa
 
 
 def check_manifests(report: Report, output: Path, folders: Sequence[Path], passages: Sequence[Path]) -> None:
-    """That everything is there of which a manifest says that it was written, and is what it says; and that there is a
-    manifest of everything."""
+    """That every output has a manifest; and that what a manifest lists is there, and agrees with its meta file."""
     expected = {one.parent for one in passages} | ({output} if folders else set())
     for folder in sorted(expected):
         if not (folder / MANIFEST).exists():
@@ -82,33 +81,33 @@ def check_manifests(report: Report, output: Path, folders: Sequence[Path], passa
         except DamagedFileError as error:
             report.found(path, str(error))
             continue
-        if path.parent != output:
+        if path.parent == output:
+            for split, of_split in listed.items():
+                for domain, metadata in of_split.items():
+                    _compare_with_manifest(report, path, output / split / domain, metadata, METADATA)
+        else:
             for domain, metadata in listed.items():
                 _compare_with_manifest(report, path, path.with_name(f"{domain}.jsonl"), metadata, PASSAGE_METADATA)
-            continue
-        for split, of_split in listed.items():
-            for domain, metadata in of_split.items():
-                _compare_with_manifest(report, path, output / split / domain, metadata, METADATA)
 
 
 def check_agreement(report: Report, paths: Sequence[Path]) -> None:
-    """That sets and passages of one output were made by one rule: else a text could be in two splits."""
-    known: dict[tuple[str, ...], tuple[Path, Any]] = {}
+    """That sets and passages of one output were made with the same rule: else a text could be in two splits."""
+    known: dict[tuple[str, str], tuple[Path, Any]] = {}
     for output, meta in verify.readable_metas(paths).items():
         made_with = meta["made_with"]
         is_passages = made_with.get("kind") == "passages"
-        scopes: dict[str, tuple[str, ...]] = dict.fromkeys(OF_ALL, ())
-        scopes |= {"train_fraction": ()} if "train_fraction" in made_with else {}
-        scopes |= dict.fromkeys(OF_ALL_SHARDS, (output.stem,)) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, ("",))
+        scopes = dict.fromkeys(OF_ALL, "")  # "" if all outputs agree, or the domain whose shards agree
+        scopes |= {"train_fraction": ""} if "train_fraction" in made_with else {}
+        scopes |= dict.fromkeys(OF_ALL_SHARDS, output.stem) if is_passages else dict.fromkeys(OF_ALL_WINDOWS, "")
         for name, scope in scopes.items():
             value = made_with.get(name)
-            first, expected = known.setdefault((name, *scope), (output, value))
+            first, expected = known.setdefault((name, scope), (output, value))
             if value != expected:
                 report.found(output, f"was made with {name} {value}, but {first} with {expected}")
 
 
 def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None:
-    """That passages are in the shard that they were made for, and that all shards are there."""
+    """That files of passages are in the folder of their shard, and that all shards are there."""
     num_shards = 0
     for path, meta in verify.readable_metas(passages).items():
         made_with = meta["made_with"]
@@ -125,7 +124,7 @@ def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None
 def _compare_with_manifest(
     report: Report, manifest: Path, output: Path, metadata: Mapping[str, Any], names: Iterable[str]
 ) -> None:
-    """That an output is there if it has rows, and that its meta file says the same of it."""
+    """That an output is there if it has rows, and that its meta file agrees with the manifest."""
     if not output.exists():
         if metadata["written"]:
             report.found(output, f"is missing, and {manifest} says that it has {metadata['written']:,} rows")
@@ -143,7 +142,7 @@ class SampleCheck(verify.SetCheck):
 
     output: Path
     tokenized_dir: Path
-    rows_at_once: ClassVar[int] = 4096  # the documents before the first of them are gone through
+    rows_at_once: ClassVar[int] = 4096  # for each group, all documents before its first row are read
 
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, names, and the numbers in `{domain}.rows.npy`."""
@@ -182,7 +181,7 @@ class SampleCheck(verify.SetCheck):
             yield from super().groups(folder, rows[group])
 
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
-        """Look at rows of one token file, in the order of their positions."""
+        """Check rows of one token file, in the order of their positions."""
         meta, result = provenance.read_meta(folder), verify.Result()
         assert meta is not None
         with NpyRows(rows_path(folder), num_axes=2) as sources:
@@ -199,8 +198,7 @@ class SampleCheck(verify.SetCheck):
                 place, ids = places[number], np.concatenate([row["prev_token_ids"], row["token_ids"]])
                 if row["domain"] != folder.name:
                     result.findings.append((number, f"says that its domain is {row['domain']!r}"))
-                what = source.describe_difference(place, ids, is_inside)
-                if what:
+                if what := source.describe_difference(place, ids, is_inside):
                     result.findings.append((number, what))
                 result.num_compared += 1
         return result

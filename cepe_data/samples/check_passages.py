@@ -1,6 +1,6 @@
-"""The check of the retrieval corpus: ids, texts, and that passages stand in the token files where they say.
+"""The check of the retrieval corpus: ids, texts, and that passages are in the token files where they say.
 
-Of a file, 40 bytes a passage are kept until all were read; then each token file is gone through once.
+40 bytes a passage of a file are kept until all of its lines are read; then each token file is read once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.check_file import sample_lines
 
 LINES_BYTES = 16 << 20
-# A passage that can be right, by what is to be compared with the token files: where it stands, a number of a line or a
-# byte; file number and position; hashes of its ids, and of what follows it.
+# What of a passage is compared with the token files: file number and position, hashes of its ids and of its neighbor's.
+# `where` names it in a finding: the number of its line, or the byte at which that begins.
 PASSAGE = np.dtype([("where", "i8"), ("file", "i8"), ("position", "i8"), ("hash", "u8"), ("neighbor_hash", "u8")])
 
 
@@ -37,27 +37,27 @@ def check_passages(report: Report, effort: verify.Effort, tokenized_dir: Path, p
 
 @dataclass(frozen=True)
 class PassageChecker:
-    """Looks at a file of the retrieval corpus."""
+    """Checks a file of the retrieval corpus."""
 
     effort: verify.Effort
     tokenized_dir: Path
 
     @cached_property
     def _decoder(self) -> tuple[str, backends.Decoder] | None:
-        """The fingerprint of the saved tokenizer, and what makes text of its ids."""
+        """The fingerprint of the saved tokenizer, and its decoder."""
         saved = self.tokenized_dir / "tokenizer"
-        with contextlib.suppress(DamagedFileError):  # the check of the token files says so
+        with contextlib.suppress(DamagedFileError):  # reported by the check of the token files
             if identity := tokenizers.saved_identity(saved):
                 return identity.fingerprint, backends.make_decoder(tokenizers.read_saved(saved))
         return None
 
     def check(self, path: Path, _: np.ndarray) -> verify.Result:
-        """Look at its lines, or at a sample of them."""
+        """Check its lines, or a sample of them."""
         meta, result = provenance.read_meta(path), verify.Result()
         assert meta is not None
         blocks, num_lines = [], 0
-        for first, lines in self._lines(path, meta["rows"]):
-            blocks.append(self._check_lines(path, first, lines, meta, result))
+        for lines in self._lines(path, meta["rows"]):
+            blocks.append(self._check_lines(path, lines, meta, result))
             num_lines += len(lines)
         if self.effort.deep and num_lines != meta["rows"]:
             result.findings.append((None, f"has {num_lines:,} lines, its meta file says {meta['rows']:,}"))
@@ -65,48 +65,41 @@ class PassageChecker:
             self._compare(np.concatenate(blocks), meta, result)
         return result
 
-    def _lines(self, path: Path, num_rows: int) -> Iterator[tuple[int | None, list[tuple[int, bytes]]]]:
-        """All lines by number, and the number of the first of them; or a sample, by the byte at which they begin."""
-        if not self.effort.deep:
-            draw = np.random.default_rng([self.effort.seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
-            if number := min(self.effort.rows, num_rows):
-                sample = dict(sample_lines(path, number, draw))
-                yield None, [(start, line) for start, line in sample.items() if line]
-            return
-        with path.open("rb") as file:
-            number = 0
-            while lines := file.readlines(LINES_BYTES):
-                yield number, list(enumerate(lines, number + 1))
-                number += len(lines)
+    def _lines(self, path: Path, num_rows: int) -> Iterator[list[tuple[int, bytes]]]:
+        """All lines, each with its number; or a sample of them, each with the byte at which it begins."""
+        if self.effort.deep:
+            with path.open("rb") as file:
+                number = 1
+                while lines := file.readlines(LINES_BYTES):
+                    yield list(enumerate(lines, number))
+                    number += len(lines)
+        elif sample_size := min(self.effort.rows, num_rows):
+            rng = np.random.default_rng([self.effort.seed, int(hashing.key(f"{path.parent.name}/{path.name}"))])
+            sample = dict(sample_lines(path, sample_size, rng))  # each line once
+            yield [(start, line) for start, line in sample.items() if line]
 
     def _describe_place(self, where: int) -> str:
         return f"the passage {'in line' if self.effort.deep else 'at byte'} {where}"
 
     def _check_lines(
-        self,
-        path: Path,
-        first: int | None,
-        lines: list[tuple[int, bytes]],
-        meta: provenance.Meta,
-        result: verify.Result,
+        self, path: Path, lines: list[tuple[int, bytes]], meta: provenance.Meta, result: verify.Result
     ) -> np.ndarray:
-        """Ids, shapes and texts of passages; returns those that can be right, PASSAGE [n]."""
+        """Check ids, shapes and texts of passages; returns those without a finding, PASSAGE [n]."""
         import orjson
 
         prefix, right = f"{path.stem}_{meta['made_with']['shard_id']}_", []
-        for row, (where, line) in enumerate(lines):
+        for where, line in lines:
             try:
                 record = orjson.loads(line)
                 number = int(record["id"].removeprefix(prefix))
                 if not record["id"].startswith(prefix) or not 0 <= number < meta["rows"]:
                     raise ValueError(f"has the id {record['id']}")
-                if first is not None and number != first + row:
-                    raise ValueError(f"has the id {record['id']}, not {prefix}{first + row}")
+                if self.effort.deep and number != where - 1:
+                    raise ValueError(f"has the id {record['id']}, not {prefix}{where - 1}")
                 right.append((where, *self._check_record(record, meta)))
             except (TypeError, KeyError, AttributeError, orjson.JSONDecodeError) as error:
-                result.findings.append(
-                    (None, f"{self._describe_place(where)} is not a record of a passage ({error!r})")
-                )
+                what = f"is not a record of a passage ({error!r})"
+                result.findings.append((None, f"{self._describe_place(where)} {what}"))
             except ValueError as error:
                 result.findings.append((None, f"{self._describe_place(where)} {error}"))
         return np.array(right, PASSAGE)
@@ -115,7 +108,7 @@ class PassageChecker:
         """File number, position and hashes of a passage.
 
         Raises:
-            ValueError: if its ids cannot be right, its texts are not theirs, or it is of no file.
+            ValueError: if its ids cannot be right, its texts are not those of the ids, or its file does not exist.
         """
         ids = [np.array(record[f"{name}_token_ids"], np.int64) for name in ("contents", "neighbor")]
         chunk_size, vocab_size = meta["made_with"]["chunk_size"], meta.get("vocab_size") or 1 << 31
@@ -135,7 +128,7 @@ class PassageChecker:
         return file, position, hash_ids(ids[0]), hash_ids(ids[1])
 
     def _compare(self, passages: np.ndarray, meta: provenance.Meta, result: verify.Result) -> None:
-        """Find passages, PASSAGE [n], in the token files, each of which is read once, in the order of its positions."""
+        """Compare passages, PASSAGE [n], with the token files, each of which is read once, in order of positions."""
         described = {**meta, "tokenizer": meta["made_with"].get("tokenizer")}
         chunk_size, passages = meta["made_with"]["chunk_size"], np.sort(passages, order=("file", "position"))
         for group in np.split(passages, np.flatnonzero(np.diff(passages["file"])) + 1) if len(passages) else ():
@@ -146,14 +139,14 @@ class PassageChecker:
             with source:
                 for passage, place in zip(group, source.find(group["position"]), strict=True):
                     what = source.describe_wrong_place(place)
-                    ids = source.inside(place, 2 * chunk_size) if not what else np.empty(0)
-                    if not what and hash_ids(ids[:chunk_size]) != passage["hash"]:
-                        what = f"is not what stands at position {place.position:,} of {name}"
-                    if not what and hash_ids(ids[chunk_size:]) != passage["neighbor_hash"]:
-                        what = "has a neighbor that does not follow it in its document"
+                    if not what:
+                        ids = source.inside(place, 2 * chunk_size)
+                        if hash_ids(ids[:chunk_size]) != passage["hash"]:
+                            what = f"is not what stands at position {place.position:,} of {name}"
+                        elif hash_ids(ids[chunk_size:]) != passage["neighbor_hash"]:
+                            what = "has a neighbor that does not follow it in its document"
                     if what:
-                        where = self._describe_place(passage["where"])
-                        result.findings.append((None, f"{where} {what}"))
+                        result.findings.append((None, f"{self._describe_place(passage['where'])} {what}"))
             result.num_compared += len(group)
 
 

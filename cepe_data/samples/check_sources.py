@@ -1,4 +1,4 @@
-"""Where windows and passages come from: the documents of a token file, and which of them are of a split."""
+"""Where windows and passages come from: the documents of a token file, and which of them belong to a split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOCUMENTS_AT_ONCE = 64
 
 
 class SourceDocuments(SampledFile):
-    """A token file, and which of its documents are of a split."""
+    """A token file, and which of its documents belong to a split."""
 
     def __init__(self, path: Path, mark_command: str | None, made_with: provenance.Meta) -> None:
         super().__init__(path, mark_command, made_with["domain"])
@@ -36,7 +36,7 @@ class SourceDocuments(SampledFile):
             command = "python sanity_check.py duplicates"
             sources = tuple(folder / listing.token_path(one) for one in meta["source_files"])
             if duplicates.present_fingerprint(sources) != meta["made_with"]["duplicates"]:
-                what = f"copies are not marked in {path.parent} as they were when rows were drawn from there"
+                what = f"duplicates are not marked in {path.parent} as they were when rows were sampled from there"
                 result.warnings.append(f"{what}: these are not compared")
                 return None
         source_file = cls(path, command, meta["made_with"])
@@ -50,17 +50,15 @@ class SourceDocuments(SampledFile):
 
     def describe_difference(self, place: Place, ids: np.ndarray, is_inside: bool) -> str:
         """What is wrong with a window that is said to start there; empty if nothing."""
-        path = self.path
         if what := self.describe_wrong_place(place):
             return what
         expected = self.inside(place, len(ids)) if is_inside else self.concatenated(place, len(ids))
+        where = f"position {place.position:,} of {self.path}"
         if len(expected) < len(ids):
-            return (
-                f"has {len(ids)} tokens, only {len(expected)} are there from position {place.position:,} of {path} on"
-            )
+            return f"has {len(ids)} tokens, only {len(expected)} are there from {where} on"
         if not np.array_equal(expected, ids):
             first = int(np.argmax(expected != ids))
-            return f"is not what stands at position {place.position:,} of {path}: they differ from token {first} on"
+            return f"is not what stands at {where}: they differ from token {first} on"
         return ""
 
     def describe_wrong_place(self, place: Place) -> str:
@@ -69,11 +67,11 @@ class SourceDocuments(SampledFile):
             return f"comes from position {place.position:,} of {self.path}, where no document is"
         if (split := self.split_of(place)) != self.split:
             what = f"comes from document {place.document} of {self.path}"
-            return f"{what}, which is of {split or 'another domain, or a copy'}"
+            return f"{what}, which is of {split or 'another domain, or a duplicate'}"
         return ""
 
     def split_of(self, place: Place) -> str:
-        """The split of the document; empty for one of another domain, and for a copy that was to be dropped."""
+        """The split of the document; empty for one of another domain, and for a dropped duplicate."""
         assert place.document is not None
         hashes = self.hashes(place.document, place.start, np.array([place.stop - place.start]))
         dropped = self.dropped([place.document], [place.document + 1])
@@ -96,9 +94,9 @@ class SourceDocuments(SampledFile):
             lengths = self.lengths(document, stop)
             dropped = self.dropped([document], [stop])
             hashes = self.hashes(document, position, lengths)
-            is_mine = self._splits.contains(self.split, hashes, dropped).tolist()
-            for length_of_document, mine in zip(lengths.tolist(), is_mine, strict=True):
-                if mine and missing:
+            is_in_split = self._splits.contains(self.split, hashes, dropped).tolist()
+            for length_of_document, is_next in zip(lengths.tolist(), is_in_split, strict=True):
+                if is_next and missing:
                     pieces.append(self.tokens(position, position + min(length_of_document, missing)))
                     missing -= len(pieces[-1])
                 position += length_of_document

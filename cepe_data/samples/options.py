@@ -1,4 +1,4 @@
-"""What both samplers do: read their arguments, find the token files, partition the rows, describe a run."""
+"""What both samplers share: their arguments, finding token files, rows per domain, the description of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cepe_data import cli, workers
 from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows
+from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
 from cepe_data.storage import provenance
 from cepe_data.storage.outputs import WriteOptions
+from cepe_data.storage.report import add_source_arguments
 from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
@@ -30,7 +31,9 @@ INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation" 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(WriteOptions):
-    """The arguments that both samplers have."""
+    """The arguments that both samplers have. `kind` is that of their windows in provenance."""
+
+    kind: ClassVar[str]
 
     output: Path
     decoder_length: int
@@ -50,17 +53,39 @@ class SampleOptions(WriteOptions):
     dry_run: bool
     num_workers: int
 
+    @property
+    def windows(self) -> Windows:
+        """The windows of the test and train sets. Raises ArgumentError if the lengths leave no context."""
+        raise NotImplementedError
+
+    @property
+    def splits(self) -> Splits:
+        """The rule that gives documents to splits. Raises as `Splits`."""
+        return Splits(self.seed, self.test_fraction, self.train_fraction)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InsideOptions(SampleOptions):
     """The arguments of sample_mds_ab.py."""
 
+    kind = INSIDE_DOCUMENTS
+
     total_length: int
+
+    @property
+    def windows(self) -> DocumentWindows:
+        if self.total_length <= self.decoder_length:
+            raise ArgumentError(
+                f"TOTAL_LENGTH {self.total_length} must be more than DECODER_LENGTH {self.decoder_length}"
+            )
+        return DocumentWindows(self.total_length, self.decoder_length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatOptions(SampleOptions):
     """The arguments of sample_mds_concat.py."""
+
+    kind = OVER_CONCATENATION
 
     encoder_length: int
     retrieval_samples: int
@@ -69,41 +94,46 @@ class ConcatOptions(SampleOptions):
     retrieval_chunk_size: int
     tokenizer: str | None
 
+    @property
+    def windows(self) -> ConcatWindows:
+        return ConcatWindows(self.encoder_length + self.decoder_length, self.decoder_length)
 
-def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    """The first positional argument of both samplers."""
+    @property
+    def passages(self) -> DocumentWindows:
+        """The passages of the retrieval corpus."""
+        return DocumentWindows(self.retrieval_chunk_size, self.retrieval_chunk_size)
+
+
+def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float], **lengths: str) -> None:
+    """The arguments that both samplers have; `lengths` are the help texts of the lengths, which come second."""
     parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write")
-
-
-def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float]) -> None:
-    """The arguments that both samplers have behind the lengths."""
+    for name, description in lengths.items():
+        parser.add_argument(name, type=cli.positive_count, metavar=name.upper(), help=description)
     parser.add_argument("eval_samples", type=cli.count, metavar="EVAL_SAMPLES", help="windows for test")
     parser.add_argument("train_samples", type=cli.count, metavar="TRAIN_SAMPLES", help="windows for train")
-    source = parser.add_argument_group("source")
-    source.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
-    source.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
-    draw = parser.add_argument_group("draw")
-    draw.add_argument(
+    add_source_arguments(parser.add_argument_group("source"))
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
         "--domains",
         default=domains.format_weights(weights),
         metavar="DOMAIN=WEIGHT,…",
         help="the domains to sample and their weights, which add up to 1",
     )
-    draw.add_argument(
+    sampling.add_argument(
         "--test_domains",
         default=None,
         metavar="DOMAIN=WEIGHT,…",
         help=f"those of test, in the same way, or {EQUAL}: all of --domains with the same weight (default: --domains)",
     )
-    draw.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and another draw")
-    draw.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
-    draw.add_argument(
+    sampling.add_argument("--seed", type=cli.count, default=42, help="another seed gives other splits and rows")
+    sampling.add_argument("--test_fraction", type=cli.fraction, default=0.01, help="share of documents for test")
+    sampling.add_argument(
         "--train_fraction", type=cli.fraction, default=0.49, help="share for train; the rest is retrieval"
     )
-    draw.add_argument(
+    sampling.add_argument(
         "--drop_duplicates",
         action="store_true",
-        help="leave out copies of an earlier text of their domain, as sanity_check.py duplicates has marked them",
+        help="leave out duplicates within a domain, as marked by sanity_check.py duplicates",
     )
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -116,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
         "--rows_per_part",
         type=cli.positive_count,
         default=None,
-        help="rows of a part; a killed run repeats at most one a worker (default: what fills an MDS shard of 64 MiB)",
+        help="a killed run repeats at most one part a worker (default: what fills an MDS shard of 64 MiB)",
     )
     output.add_argument("--allow_shortage", action="store_true", help="exit 0 with fewer windows than requested")
     cli.add_overwrite_argument(output)
@@ -125,23 +155,6 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float])
     output.add_argument(
         "--num_workers", type=cli.positive_count, default=workers.default_num_workers(), help="processes that write"
     )
-
-
-def inside_documents(total_length: int, decoder_length: int) -> DocumentWindows:
-    """How documents are cut. Raises ArgumentError if the lengths leave no context."""
-    if total_length <= decoder_length:
-        raise ArgumentError(f"TOTAL_LENGTH {total_length} must be more than DECODER_LENGTH {decoder_length}")
-    return DocumentWindows(total_length, decoder_length)
-
-
-def over_concatenation(encoder_length: int, decoder_length: int) -> ConcatWindows:
-    """How the concatenation of documents is cut."""
-    return ConcatWindows(encoder_length + decoder_length, decoder_length)
-
-
-def make_splits(args: SampleOptions) -> Splits:
-    """The rule that gives documents to splits. Raises as `Splits`."""
-    return Splits(args.seed, args.test_fraction, args.train_fraction)
 
 
 def split_weights(args: SampleOptions) -> dict[str, dict[str, float]]:
@@ -173,24 +186,18 @@ def open_tokens(args: SampleOptions) -> Tokens:
     listed = listing.read_file_list(args.file_list).files
     is_mixed = any(file.domain is None for file in listed)
     if not is_mixed:
-        require_domains(args.file_list, flags, count_bytes(listed))
+        num_bytes = Counter[str]()
+        for file in listed:
+            num_bytes[str(file.domain)] += file.num_bytes or 1  # where it is not known
+        require_domains(args.file_list, flags, num_bytes)
     tokens = find_tokens(listed, args.tokenized_dir, list({**weights["train"], **weights["test"]}))
     if is_mixed:
         require_domains(args.file_list, flags, tokens.num_tokens)
     return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None)
 
 
-def count_bytes(files: Sequence[listing.ListedFile]) -> dict[str, float]:
-    """Bytes of the files of each domain; at least 1, where they are not known."""
-    sizes: Counter[str] = Counter()
-    for file in files:
-        if file.domain is not None:
-            sizes[file.domain] += file.num_bytes or 1
-    return dict(sizes)
-
-
 def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], sizes: Mapping[str, float]) -> None:
-    """Raise ArgumentError, with the lines that work, if a flag gives a domain a weight and it has no size."""
+    """Raise ArgumentError, with the flags that work, if a domain with a weight has no size (in bytes or tokens)."""
     there = {domain: size for domain, size in sizes.items() if size}
     for flag, weights in flags.items():
         absent = [domain for domain in weights if domain not in there]
@@ -207,7 +214,7 @@ def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], s
 
 
 def mark_command(tokens: Tokens, args: SampleOptions) -> str:
-    """The command that marks copies in the domains of `tokens`."""
+    """The command that marks duplicates in the domains of `tokens`."""
     command = ["python", str(Path(sys.argv[0]).with_name("sanity_check.py")), "duplicates"]
     command += ["--file_list", str(args.file_list), "--tokenized_dir", str(args.tokenized_dir)]
     command += ["--domains", ",".join(tokens.files)]
@@ -238,7 +245,8 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
         meta = provenance.read_meta(path)
         for domain, number in tokens_by_domain(file, path, meta).items():
             num_tokens[domain] += number
-            mixed_domains |= {domain} if file.domain is None else set()
+            if file.domain is None:
+                mixed_domains.add(domain)
             if names is None or domain in names:
                 files.setdefault(domain, []).append(file)
         if meta:
@@ -266,19 +274,18 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
 
 
 def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta | None) -> dict[str, int]:
-    """Tokens of every domain that a token file has documents of; of one that was made elsewhere, 0.
+    """The number of tokens of every domain in a token file; 0 if the file was made elsewhere.
 
     Raises:
-        DamagedFileError: if its records were to say their domain, and do not.
+        DamagedFileError: if its records should say their domain, and do not.
     """
     if file.domain is not None:
         return {file.domain: meta.get("tokens", 0) if meta else 0}
     try:
-        assert meta is not None
-        of_file = meta["domains"]
+        of_file = (meta or {})["domains"]
         counts = zip(of_file["names"], of_file["documents"], of_file["tokens"], strict=True)
         return {name: num_tokens for name, num_documents, num_tokens in counts if num_documents}
-    except (AssertionError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise DamagedFileError(f"{path} does not say the domains of its documents: make it again") from None
 
 
@@ -289,7 +296,7 @@ def window_requests(args: SampleOptions) -> dict[str, dict[str, int]]:
 
 
 def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int]:
-    """Rows per domain by largest remainder; says so where a domain gets none."""
+    """Rows per domain by largest remainder; warns if a domain gets none."""
     counts = domains.largest_remainder(split_weights(args)[split], number)
     if number and (empty := [domain for domain, count in counts.items() if not count]):
         what = "file" if split == "retrieval" else "folder"
@@ -301,7 +308,7 @@ def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int
 
 
 def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> None:
-    """Raise ArgumentError, or warn, if a neighbouring set that is there was made by another rule."""
+    """Raise ArgumentError, or warn, if another set of the same output was made with another rule."""
     try:
         meta = provenance.read_meta(output)
     except DamagedFileError as error:
@@ -309,7 +316,7 @@ def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> N
             raise
         cli.warn(str(error))
         return
-    names = {*rule, "drop_duplicates"}  # which only a record has that says so
+    names = {*rule, "drop_duplicates"}  # the latter is only in the provenance of sets without duplicates
     old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
     if differences := provenance.describe_differences(old, rule):
         message = f"{output} is in the same output, and was made with other arguments or inputs: {differences}"
@@ -321,27 +328,18 @@ def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> N
 
 
 def describe_run(args: SampleOptions) -> dict[str, Any]:
-    """Script, arguments and versions, for a manifest: what determines the draw, not where things are or how it ran."""
-    return {
-        "script": Path(sys.argv[0]).name,
-        "arguments": described_arguments(args),
-        "versions": installed_versions("mosaicml-streaming", "numpy", "xxhash"),
-    }
-
-
-def installed_versions(*packages: str) -> dict[str, str]:
-    """The versions of those of these packages that are installed."""
-    found = {}
-    for package in packages:
+    """Script, arguments and versions, for a manifest: what determines the rows, but no paths and run-time flags."""
+    versions = {}
+    for package in ("mosaicml-streaming", "numpy", "xxhash"):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return {"script": Path(sys.argv[0]).name, "arguments": described_arguments(args), "versions": versions}
 
 
 def described_arguments(args: SampleOptions) -> dict[str, Any]:
     """The arguments that a manifest has."""
     where = {"output", "file_list", "tokenized_dir", "tokenizer"}
     how = {"overwrite", "ignore_disk_space", "allow_shortage", "dry_run", "num_workers", "shard_id"}
-    how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where copies are left out
+    how |= set() if args.drop_duplicates else {"drop_duplicates"}  # manifests say so where duplicates are left out
     how |= {"test_domains"} if args.test_domains is None else set()
     return {name: value for name, value in vars(args).items() if name not in where | how}

@@ -1,4 +1,4 @@
-"""Reading the retrieval corpus: lines of json, or of these the token ids alone."""
+"""Reading the retrieval corpus: lines of JSON, or only the token ids in them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 
 from cepe_data.errors import DamagedFileError
 
-_BLOCK_BYTES = 1 << 18  # what is made of it stays in a core's cache
+_BLOCK_BYTES = 1 << 18  # the arrays of a block stay in a core's cache
 _ID_KEYS = (b'"contents_token_ids":[', b'"neighbor_token_ids":[')  # in a text, its quotes would be escaped
 _MAX_DIGITS = 8
 _POWERS_OF_TEN = np.array([10**number for number in range(_MAX_DIGITS + 1)], np.uint32)
 
 
 def lines_of(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin at bytes [start, stop), each with where it begins."""
+    """The lines that begin at bytes [start, stop), each with the byte at which it begins."""
     for first, lines in _blocks_of_lines(path, start, stop):
         yield from zip(itertools.accumulate(map(len, lines), initial=first), lines, strict=False)
 
 
 def _blocks_of_lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, list[bytes]]]:
-    """The same lines, some at a time, with where the first begins."""
+    """The same lines in blocks, each with the byte at which its first line begins."""
     with path.open("rb") as file:
         if start:
             file.seek(start - 1)
@@ -36,15 +36,16 @@ def _blocks_of_lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, l
 
 
 def read_ids(path: Path, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The token ids of the passages whose lines begin at bytes [start, stop), each with those of what follows it, a
-    block at a time: int32 [total], and where each ends, int64 [passages]. Nothing else of a line is parsed, and no
-    Python number is made, which would take twice the time.
+    """The token ids of the passages whose lines begin at bytes [start, stop), each with those of its neighbor.
+
+    Yields for each block: ids, int32 [total], and where each passage ends, int64 [passages]. The rest of a line is not
+    parsed, and no Python number is made, which would take twice the time.
 
     Raises:
         DamagedFileError: naming the file and the byte, for a line that is not a passage.
     """
     for position, lines in _blocks_of_lines(path, start, stop):
-        # The first number makes room for the digits that stand to the left of the second.
+        # The first number makes room to the left of the second: see _parse_numbers.
         texts, text_bytes = [b"0" * _MAX_DIGITS], [_MAX_DIGITS + 1]
         for number, line in enumerate(lines):
             num_bytes = 0
@@ -83,7 +84,7 @@ def _parse_numbers(text: np.ndarray, commas: np.ndarray) -> np.ndarray:
         return np.empty(0, np.int32)
     if np.count_nonzero(is_digit) + len(commas) != len(text) or not 1 <= num_digits.min() <= num_digits.max() <= 8:
         raise ValueError("not numbers of 1 to 8 digits and commas")
-    # What the last 2, 4 and 8 characters before a place say as one number, then without what is left of the digits.
+    # The last 2, 4 and 8 characters before a place as one number; then modulo the power of ten, to drop earlier digits.
     digits *= is_digit
     pairs = digits[:-1] * np.uint8(10) + digits[1:]
     fours = pairs[:-2] * np.uint16(100) + pairs[2:]

@@ -12,7 +12,6 @@ from cepe_data.corpus import domains
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PASSAGE_BYTES, PassageShard
-from cepe_data.samples.windows import DocumentWindows, Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.storage import provenance
 from cepe_data.storage.steps import (
@@ -36,8 +35,7 @@ USUAL_VOCABULARY = 32_000  # of LLaMA-2's tokenizer, before any is saved
 
 def look_at_inside(args: options.InsideOptions, _: Sequence[OutputStatus] = ()) -> Step:
     """Test and train sets."""
-    windows, tokens = options.inside_documents(args.total_length, args.decoder_length), OpenTokens.of(args)
-    outputs = window_outputs(options.INSIDE_DOCUMENTS, windows, args, tokens)
+    outputs = window_outputs(args, OpenTokens.of(args))
     takes = Takes(sum(output.num_bytes for output in outputs) / WINDOW_BYTES_PER_CORE)
     return Step(args.output, "sets", "rows", [Task(outputs)], reads=[args.tokenized_dir], takes=takes)
 
@@ -46,8 +44,7 @@ def look_at_concat(args: options.ConcatOptions, _: Sequence[OutputStatus] = ()) 
     """Passages of every shard, and in the first the test and train sets."""
     tokens = OpenTokens.of(args)
     outputs: list[list[OutputStatus]] = [[] for _ in range(args.retrieval_shards or 1)]
-    windows = options.over_concatenation(args.encoder_length, args.decoder_length)
-    outputs[0] += window_outputs(options.OVER_CONCATENATION, windows, args, tokens)
+    outputs[0] += window_outputs(args, tokens)
     core_seconds = sum(output.num_bytes for output in outputs[0]) / WINDOW_BYTES_PER_CORE
     if args.retrieval_shards and args.retrieval_samples:
         requests = domains.largest_remainder(options.split_weights(args)["retrieval"], args.retrieval_samples)
@@ -88,7 +85,7 @@ class OpenTokens:
             tokens = options.open_tokens(args)
             paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
             if all(provenance.meta_path(path).exists() for path in paths):
-                return cls(tokens, reader.inventory(tokens, options.make_splits(args), {}))
+                return cls(tokens, reader.inventory(tokens, args.splits, {}))
         vocab_size = USUAL_VOCABULARY
         with contextlib.suppress(DamagedFileError):
             if identity := tokenizers.saved_identity(args.tokenized_dir / "tokenizer"):
@@ -99,9 +96,9 @@ class OpenTokens:
 _opened: dict[object, OpenTokens] = {}  # several sets are sampled from the same files
 
 
-def window_outputs(kind: str, windows: Windows, args: options.SampleOptions, tokens: OpenTokens) -> list[OutputStatus]:
+def window_outputs(args: options.SampleOptions, tokens: OpenTokens) -> list[OutputStatus]:
     """The test and train sets of a sampler, and its manifest, which comes last."""
-    sampler = WindowSampler.of_run(kind, args, tokens.tokens, options.make_splits(args), windows, tokens.inventories)
+    sampler = WindowSampler(args, tokens.tokens, tokens.inventories)
     row_bytes = sampler.row_bytes
     of_manifest, manifest = look_at_manifest(args.output / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
@@ -141,11 +138,7 @@ def passage_outputs(
     args: options.ConcatOptions, tokens: OpenTokens, requests: dict[str, int], decoding: str | None, shard: int
 ) -> list[OutputStatus]:
     """The files of passages of a shard, and its manifest, which comes last."""
-    splits = options.make_splits(args)
-    passages = DocumentWindows(args.retrieval_chunk_size, args.retrieval_chunk_size)
-    of_shard = PassageShard(
-        tokens.tokens, splits, passages, tokens.inventories, args.output, shard, args.retrieval_shards
-    )
+    of_shard = PassageShard(args, shard, tokens.tokens, tokens.inventories)
     of_manifest, manifest = look_at_manifest(args.output / "retrieval" / str(shard) / "manifest.json")
     is_of_these = manifest["arguments"] == options.described_arguments(args)
     outputs = []

@@ -1,8 +1,8 @@
-"""From token files to sampled windows: take the inventory of what there is, sample rows, read them.
+"""From token files to sampled windows: count documents and windows, sample rows, read them.
 
 The inventory reads headers, lengths and hashes only. Row n of (domain, split) is window π(n), π a keyed permutation of
-the windows available, so a smaller request is a prefix of a larger one. Windows are read in file order. Only what a
-plan says of its rows is kept: 24 bytes a row.
+the windows available, so a smaller request is a prefix of a larger one. Windows are read in file order. Of each row,
+only the 24 bytes of its PLAN are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -29,12 +29,18 @@ from cepe_data.tokens.token_file import TokenFile
 _ROWS_AT_ONCE = 1 << 18
 _DOCUMENTS_AT_ONCE = 1 << 18
 _BRIDGED_TOKENS = 1 << 14
+# A plan is an array of this dtype: where each row's window is. `file` is the number of the file in the domain,
+# `document` that in which the window starts, `last_document` that in which it ends; `offset` counts tokens from the
+# start of `document`, `position` is that of the first token in the file's array.
+PLAN = np.dtype(
+    [("file", "i4"), ("document", "i4"), ("last_document", "i4"), ("offset", "i4"), ("position", "i8")],
+)
 
 
 class SampledFile(TokenFile):
-    """A token file as a domain sees it: no split has documents of other domains, where documents say theirs; nor copies
-    of earlier documents, if `mark_command` is given, the command that marks them. Raises as `TokenFile` and
-    `duplicates.DuplicateBits`."""
+    """A token file as a domain sees it. No split has documents of other domains, where documents say theirs, and none
+    has duplicates of earlier documents if `mark_command` is given, the command that marks them. Raises as `TokenFile`
+    and `duplicates.DuplicateBits`."""
 
     def __init__(self, path: Path, mark_command: str | None, domain: str | None = None) -> None:
         super().__init__(path)
@@ -54,26 +60,28 @@ class SampledFile(TokenFile):
         return super().version, self._bits and self._bits.version
 
     def dropped(self, starts: Iterable[int], stops: Iterable[int]) -> np.ndarray | None:
-        """bool [documents]: which of documents [start, stop), one range after the other, no split is to have; None if
-        there are none."""
+        """bool [documents]: which documents of the ranges [start, stop), one after the other, belong to no split; None
+        if all belong to one."""
         ranges = list(zip(starts, stops, strict=True))
         dropped = None
         if self._number is not None:
             dropped = np.concatenate([self.domain_numbers(*one) for one in ranges]) != self._number
         if self._bits is not None:
-            copies = np.concatenate([self._bits.read(*one) for one in ranges])
-            dropped = copies if dropped is None else copies | dropped
+            is_duplicate = np.concatenate([self._bits.read(*one) for one in ranges])
+            dropped = is_duplicate if dropped is None else is_duplicate | dropped
         return dropped
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token files of a run: per domain, in sorted order of their source's path, a file of several domains under
-    each; what their tokenizer was (None if they were made elsewhere); and where copies of documents are to be dropped,
-    the command that marks them.
+    """The token files of a run.
 
-    `mixed` are the files among which copies are marked of all domains that stand in files of several domains; those of
-    other domains are marked among the files of the domain. `num_tokens`: by domain, where meta files tell.
+    files:        by domain, in sorted order of their source's path; a file of several domains under each
+    vocab_size, fingerprint: of their tokenizer; None if they were made elsewhere
+    mark_command: the command that marks duplicates of documents, if these are to be dropped
+    num_tokens:   by domain, where meta files tell
+    mixed:        the files among which duplicates of all domains that stand in files of several domains are marked;
+                  those of other domains are marked among the files of the domain
     """
 
     files: Mapping[str, list[listing.ListedFile]]
@@ -86,7 +94,7 @@ class Tokens:
     _versions: dict[str, object] = field(default_factory=dict)
 
     def marked_with(self, domain: str) -> Sequence[listing.ListedFile]:
-        """The files among which the copies of a domain are marked."""
+        """The files among which the duplicates of a domain are marked."""
         files = self.files[domain]
         return self.mixed if files and files[0] in self.mixed else files
 
@@ -95,7 +103,7 @@ class Tokens:
 
         Raises:
             DamagedFileError: as `SampledFile`, and if it is not the file that this run opened before.
-            ArgumentError: if copies are to be dropped, and are not marked.
+            ArgumentError: if duplicates are to be dropped, and are not marked.
         """
         token_file = SampledFile(self.folder / file.token_file, self.mark_command, domain)
         if self._versions.setdefault(file.path, token_file.version) != token_file.version:
@@ -105,10 +113,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What there is of a domain: per split the number of documents, and per file the number of windows (int64 [files]).
-    The fingerprint changes with any byte of any token file, and with their paths. Splits go by the hash of a document's
-    `text`, or of its `tokens` where the token files were made elsewhere. `duplicates` stands for what marks the copies
-    that were left out; None if none were."""
+    """The documents and windows of a domain.
+
+    fingerprint:   changes with any byte of any token file, and with their paths
+    document_hash: splits go by the hash of a document's `text`, or of its `tokens` if token files were made elsewhere
+    documents:     by split, their number
+    windows:       by split, int64 [files]: the number of windows of each file
+    duplicates:    a fingerprint of what marks the duplicates that were left out; None if none were
+    """
 
     fingerprint: str
     document_hash: str
@@ -122,59 +134,56 @@ class Inventory:
 
     @property
     def rule(self) -> dict[str, object]:
-        """For a record: how documents come to their splits, but for the arguments of `Splits`."""
+        """For provenance: how documents come to their splits, but for the arguments of `Splits`."""
         return {"document_hash": self.document_hash, **({"drop_duplicates": True} if self.duplicates else {})}
 
     @property
     def inputs(self) -> dict[str, object]:
-        """For a record: the fingerprints of what is read."""
+        """For provenance: the fingerprints of what is read."""
         return {"token_files": self.fingerprint, **({"duplicates": self.duplicates} if self.duplicates else {})}
 
 
 def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) -> dict[str, Inventory]:
-    """Count documents and windows of every domain, for each split that `windows` has a way of cutting for.
+    """Count documents and windows of every domain, for each split of `windows`.
 
     Raises:
         DamagedFileError: if a token file is damaged.
-        ArgumentError: if only some of them have hashes of texts: copies of a text could be in two splits; or if copies
-            are to be dropped, and are not marked, or were marked when the domain had other token files.
+        ArgumentError: if only some of them have hashes of texts: duplicates of a text could be in two splits; or if
+            duplicates are to be dropped, and are not marked, or were marked when the domain had other token files.
     """
-    domains_of: dict[str, list[str]] = {}
-    by_path: dict[str, listing.ListedFile] = {}
+    by_path: dict[str, tuple[listing.ListedFile, list[str]]] = {}
     for domain, files in tokens.files.items():
         for file in files:
-            domains_of.setdefault(file.path, []).append(domain)
-            by_path[file.path] = file
+            by_path.setdefault(file.path, (file, []))[1].append(domain)
     without_hashes: list[Path] = []
     digests = {domain: xxhash.xxh3_64() for domain in tokens.files}
-    counted: dict[str, list[FileCounts]] = {domain: [] for domain in tokens.files}
+    counts: dict[str, list[FileCounts]] = {domain: [] for domain in tokens.files}
     with cli.progress_bar(len(by_path), "file", "inventory") as bar:
-        for path, file in sorted(by_path.items()):  # each once, however many domains it has
+        for path, (file, domains) in sorted(by_path.items()):  # each once, however many domains it has
+            by_domain: Mapping[str, FileCounts] = {}
             meta = None if windows else provenance.read_meta(tokens.folder / file.token_file)
-            if meta:  # nothing is counted, and it says what identifies the file
-                fingerprint: object = meta["files"]
-                by_domain: dict[str, FileCounts] = {domain: {} for domain in domains_of[path]}
+            if meta:  # nothing is counted, and the meta file identifies the token file
+                fingerprint = meta["files"]
             else:
                 with tokens.open(file) as token_file:
                     if not token_file.has_text_hashes:
                         without_hashes.append(token_file.path)
-                    fingerprint, by_domain = _count_file(token_file, splits, windows, domains_of[path])
-            for domain, of_file in by_domain.items():
+                    fingerprint, by_domain = _count_file(token_file, splits, windows, domains)
+            for domain in domains:
                 digests[domain].update(json.dumps([path, fingerprint], sort_keys=True).encode())
-                counted[domain].append(of_file)
+                counts[domain].append(by_domain.get(domain, {}))
             bar.update()
+    document_hash = "tokens" if without_hashes else "text"
     inventories = {}
-    for domain, of_files in counted.items():
-        documents = {split: sum(of_file[split][0] for of_file in of_files) for split in windows}
-        counts = {split: np.array([of_file[split][1] for of_file in of_files], np.int64) for split in windows}
-        document_hash = "tokens" if without_hashes else "text"
-        inventories[domain] = Inventory(digests[domain].hexdigest(), document_hash, documents, counts)
+    for domain, files_of in counts.items():
+        documents = {split: sum(of_file[split][0] for of_file in files_of) for split in windows}
+        num_windows = {split: np.array([of_file[split][1] for of_file in files_of], np.int64) for split in windows}
+        inventories[domain] = Inventory(digests[domain].hexdigest(), document_hash, documents, num_windows)
     if without_hashes:
-        number = len(by_path)
-        what = f"{len(without_hashes)} of {number} token files have no hashes of texts (made elsewhere?), such as"
-        if len(without_hashes) < number:
+        what = f"{len(without_hashes)} of {len(by_path)} token files have no hashes of texts (made elsewhere?), such as"
+        if len(without_hashes) < len(by_path):
             raise ArgumentError(
-                f"{what} {without_hashes[0]}: two copies of a text could be in test and in train. Make these with "
+                f"{what} {without_hashes[0]}: duplicates of a text could be in test and in train. Make these with "
                 f"tokenize_jsonl.py"
             )
         cli.warn(f"{what} {without_hashes[0]}: their documents go to splits by the hash of the tokens")
@@ -183,16 +192,15 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
     bits = {domain: duplicates.made_with(one.fingerprint, one.document_hash) for domain, one in inventories.items()}
     if mixed := [domain for domain, files in tokens.files.items() if tokens.marked_with(domain) is not files]:
         bits |= dict.fromkeys(mixed, bits_made_with(tokens, mixed[0]))
-    with_bits = {}
     for domain, one in inventories.items():
         paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
         fingerprint = duplicates.fingerprint(paths, bits[domain], tokens.mark_command)
-        with_bits[domain] = replace(one, duplicates=fingerprint)
-    return with_bits
+        inventories[domain] = replace(one, duplicates=fingerprint)
+    return inventories
 
 
 def bits_made_with(tokens: Tokens, domain: str) -> provenance.Meta:
-    """The provenance of the bits that mark the copies of a domain: all files among which they are marked."""
+    """The provenance of the bits that mark the duplicates of a domain: all files among which they are marked."""
     whole = replace(tokens, files={domain: list(tokens.marked_with(domain))}, mark_command=None, _versions={})
     one = inventory(whole, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
     return duplicates.made_with(one.fingerprint, one.document_hash)
@@ -206,7 +214,7 @@ def _count_file(
 ) -> tuple[object, dict[str, FileCounts]]:
     """What identifies the content of a token file; and by domain, the documents and windows of each split."""
     content = xxhash.xxh3_64()
-    documents, units = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    documents, indices = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     blocks = token_file.document_blocks() if windows or token_file.meta is None else ()
     for first_document, _, lengths, hashes in blocks:
         if token_file.meta is None:
@@ -216,77 +224,44 @@ def _count_file(
         assigned = splits.assign(hashes, token_file.dropped([first_document], [stop]))
         names = token_file.domain_names
         numbers = token_file.domain_numbers(first_document, stop) if names else None
-        for split, way in windows.items():
+        for split, cut in windows.items():
             of_split = assigned == SPLITS.index(split)
             for domain in domains:
                 chosen = lengths[of_split if numbers is None else of_split & (numbers == names.index(domain))]
                 documents[split, domain] += len(chosen)
-                units[split, domain] += int(way.units(chosen).sum())
+                indices[split, domain] += int(cut.num_indices(chosen).sum())
     fingerprint = token_file.meta["files"] if token_file.meta else content.hexdigest()
     return fingerprint, {
         domain: {
-            split: (documents[split, domain], way.available(units[split, domain])) for split, way in windows.items()
+            split: (documents[split, domain], cut.available(indices[split, domain])) for split, cut in windows.items()
         }
         for domain in domains
     }
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where drawn windows are, row by row.
-
-    file:           int32 [rows], number of the file in the domain
-    document:       int32 [rows], number of the document in which the window starts
-    last_document:  int32 [rows], number of the document in which it ends
-    offset:         int32 [rows], tokens from the start of its first document
-    position:       int64 [rows], of the first token in the file's array
-    """
-
-    file: np.ndarray
-    document: np.ndarray
-    last_document: np.ndarray
-    offset: np.ndarray
-    position: np.ndarray
-
-    @classmethod
-    def empty(cls, num_rows: int) -> Plan:
-        """A plan to be filled."""
-        dtypes = {"position": np.int64}
-        return cls(**{column.name: np.empty(num_rows, dtypes.get(column.name, np.int32)) for column in fields(cls)})
-
-    def __len__(self) -> int:
-        return len(self.file)
-
-    def rows(self, start: int, stop: int) -> Plan:
-        """The plan of rows [start, stop)."""
-        return Plan(*(getattr(self, column.name)[start:stop] for column in fields(self)))
-
-
-@dataclass(frozen=True)
 class WindowSource:
-    """The windows of one (domain, split); `counts` int64 [files] are those of each file."""
+    """The windows of one (domain, split); `inventory` is that of the domain."""
 
     tokens: Tokens
     domain: str
     split: str
     splits: Splits
     windows: Windows
-    counts: np.ndarray
+    inventory: Inventory
 
-    @classmethod
-    def of(
-        cls, tokens: Tokens, domain: str, split: str, splits: Splits, windows: Windows, one: Inventory
-    ) -> WindowSource:
-        """The source of (domain, split), from the inventory of the domain."""
-        return cls(tokens, domain, split, splits, windows, one.windows[split])
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [files]: the number of windows of each file."""
+        return self.inventory.windows[self.split]
 
     def _open(self, number: int) -> SampledFile:
         """A file of the domain by its number."""
         return self.tokens.open(self.tokens.files[self.domain][number], self.domain)
 
-    def draw(self, start: int, stop: int) -> Plan:
-        """The plan of rows [start, stop) in drawing order."""
-        plan = Plan.empty(stop - start)
+    def sample(self, start: int, stop: int) -> np.ndarray:
+        """PLAN [stop - start]: rows [start, stop) in sampling order."""
+        plan = np.empty(stop - start, PLAN)
         permutation = KeyedPermutation(f"{self.splits.seed}/{self.domain}/{self.split}", int(self.counts.sum()))
         windows = np.empty(len(plan), np.int64)
         for first in range(0, len(plan), _ROWS_AT_ONCE):
@@ -299,49 +274,51 @@ class WindowSource:
             until = int(np.searchsorted(windows, end))
             if until > first:
                 rows = order[first:until]
-                plan.file[rows] = number
+                plan["file"][rows] = number
                 with self._open(number) as token_file:
                     self._locate(token_file, windows[first:until] - (end - self.counts[number]), rows, plan)
             first = until
         return plan
 
-    def _locate(self, token_file: SampledFile, windows: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
+    def _locate(self, token_file: SampledFile, windows: np.ndarray, rows: np.ndarray, plan: np.ndarray) -> None:
         """Write into these rows of the plan where the windows of a file are; `windows`, int64 [rows], are sorted."""
-        first_units, last_units = self.windows.first_unit(windows), self.windows.last_unit(windows)
-        units_before = starts_found = ends_found = 0
+        first_indices, last_indices = self.windows.first_index(windows), self.windows.last_index(windows)
+        indices_before = starts_found = ends_found = 0
         for first_document, first_position, lengths, hashes in token_file.document_blocks():
             dropped = token_file.dropped([first_document], [first_document + len(hashes)])
-            units = self.windows.units(lengths) * self.splits.contains(self.split, hashes, dropped)
-            ends = np.cumsum(units)
-            ends += units_before
-            until = int(np.searchsorted(first_units, ends[-1]))
+            num_indices = self.windows.num_indices(lengths) * self.splits.contains(self.split, hashes, dropped)
+            ends = np.cumsum(num_indices)
+            ends += indices_before
+            until = int(np.searchsorted(first_indices, ends[-1]))
             if until > starts_found:
-                mine = slice(starts_found, until)
-                index = np.searchsorted(ends, first_units[mine], "right")
-                offset = self.windows.offset(first_units[mine] - (ends[index] - units[index]))
-                plan.document[rows[mine]] = first_document + index
-                plan.offset[rows[mine]] = offset
-                plan.position[rows[mine]] = first_position + (np.cumsum(lengths)[index] - lengths[index]) + offset
+                found = slice(starts_found, until)
+                document = np.searchsorted(ends, first_indices[found], "right")
+                offset = self.windows.offset(first_indices[found] - (ends[document] - num_indices[document]))
+                document_start = first_position + np.cumsum(lengths)[document] - lengths[document]
+                plan["document"][rows[found]] = first_document + document
+                plan["offset"][rows[found]] = offset
+                plan["position"][rows[found]] = document_start + offset
                 starts_found = until
-            until = int(np.searchsorted(last_units, ends[-1]))
+            until = int(np.searchsorted(last_indices, ends[-1]))
             if until > ends_found:
-                mine = slice(ends_found, until)
-                plan.last_document[rows[mine]] = first_document + np.searchsorted(ends, last_units[mine], "right")
+                found = slice(ends_found, until)
+                document = np.searchsorted(ends, last_indices[found], "right")
+                plan["last_document"][rows[found]] = first_document + document
                 ends_found = until
             if ends_found == len(rows):
                 return
-            units_before = int(ends[-1])
+            indices_before = int(ends[-1])
         raise _changed(token_file)
 
-    def by_file(self, plan: Plan) -> Iterator[tuple[SampledFile, np.ndarray]]:
+    def by_file(self, plan: np.ndarray) -> Iterator[tuple[SampledFile, np.ndarray]]:
         """Each file that the plan needs, opened, with the plan's rows in it by position."""
-        order = np.lexsort((plan.position, plan.file))
-        for rows in np.split(order, np.flatnonzero(np.diff(plan.file[order])) + 1):
+        order = np.lexsort((plan["position"], plan["file"]))
+        for rows in np.split(order, np.flatnonzero(np.diff(plan["file"][order])) + 1):
             if len(rows):
-                with self._open(int(plan.file[rows[0]])) as token_file:
+                with self._open(int(plan["file"][rows[0]])) as token_file:
                     yield token_file, rows
 
-    def read(self, plan: Plan, columns: Sequence[np.ndarray]) -> None:
+    def read(self, plan: np.ndarray, columns: Sequence[np.ndarray]) -> None:
         """Write the windows of a plan, in its order, into `columns`, integers [rows, tokens] each: the first has the
         first tokens of each window, the next those that follow.
 
@@ -352,16 +329,16 @@ class WindowSource:
         boundaries = np.cumsum([0, *(column.shape[1] for column in columns)]).tolist()
         pieces = [(column, slice(*boundary)) for column, boundary in zip(columns, pairwise(boundaries), strict=True)]
         for token_file, rows in self.by_file(plan):
-            is_split = plan.document[rows] != plan.last_document[rows]
+            is_split = plan["document"][rows] != plan["last_document"][rows]
             whole = self._whole(token_file, plan, rows[~is_split])
             for row, ids in chain(whole, self._joined(token_file, plan, rows[is_split])):
                 self.check(token_file, ids, highest)
                 for column, piece in pieces:
                     column[row] = ids[piece]
 
-    def _whole(self, token_file: TokenFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _whole(self, token_file: TokenFile, plan: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Rows with their ids, for windows inside one document."""
-        starts, length = plan.position[rows], self.windows.total_length
+        starts, length = plan["position"][rows], self.windows.total_length
         token_file.will_need_tokens(starts, starts + length)
         for row, start in zip(rows.tolist(), starts.tolist(), strict=True):
             yield row, token_file.tokens(start, start + length)
@@ -382,12 +359,12 @@ class WindowSource:
                 f"larger --token_dtype"
             )
 
-    def _joined(self, token_file: SampledFile, plan: Plan, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def _joined(self, token_file: SampledFile, plan: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Rows, sorted by position, with their ids, for windows over several documents. The array is used again."""
         if not len(rows):
             return
         window = np.empty(self.windows.total_length, token_file.dtype)
-        num_documents = plan.last_document[rows].astype(np.int64) - plan.document[rows] + 1
+        num_documents = plan["last_document"][rows].astype(np.int64) - plan["document"][rows] + 1
         batch = np.cumsum(num_documents) // _DOCUMENTS_AT_ONCE
         for group in np.split(rows, np.flatnonzero(np.diff(batch)) + 1):
             row, start, length, target = self._pieces(token_file, plan, group)
@@ -410,38 +387,67 @@ class WindowSource:
                     yield in_window, window
 
     def _pieces(
-        self, token_file: SampledFile, plan: Plan, rows: np.ndarray
+        self, token_file: SampledFile, plan: np.ndarray, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """What makes up windows over several documents: row, position, length, and place in the window of each piece,
-        int64 [pieces], in the order of `rows` and in the windows' order."""
+        """The pieces of documents that make up windows over several documents: row, position in the file, length, and
+        place in the window of each, int64 [pieces], in the order of `rows` and in the windows' order."""
         lengths_of, hashes_of = [], []
-        first_documents, stop_documents = plan.document[rows], plan.last_document[rows] + 1
+        first_documents, stop_documents = plan["document"][rows], plan["last_document"][rows] + 1
+        offsets = plan["offset"][rows].astype(np.int64)
+        first_positions = plan["position"][rows] - offsets  # of the first document of each window
         token_file.will_need_documents(first_documents, stop_documents)
-        for row, first, end in zip(rows.tolist(), first_documents.tolist(), stop_documents.tolist(), strict=True):
-            lengths = token_file.lengths(first, end)
-            hashes_of.append(token_file.hashes(first, int(plan.position[row]) - int(plan.offset[row]), lengths))
-            lengths_of.append(lengths)
+        for first, stop, position in zip(
+            first_documents.tolist(), stop_documents.tolist(), first_positions.tolist(), strict=True
+        ):
+            lengths_of.append(token_file.lengths(first, stop))
+            hashes_of.append(token_file.hashes(first, position, lengths_of[-1]))
         num_documents = np.fromiter(map(len, lengths_of), np.int64, len(rows))
-        lengths, window = np.concatenate(lengths_of), np.repeat(np.arange(len(rows)), num_documents)
-        first_of_window = np.cumsum(num_documents) - num_documents
-        offset = plan.offset[rows].astype(np.int64)
-
-        def before(numbers: np.ndarray) -> np.ndarray:
-            """Of each document: the sum over the documents before it in its window."""
-            sums = np.cumsum(numbers) - numbers
-            return sums - sums[first_of_window][window]
-
-        position = (plan.position[rows] - offset)[window] + before(lengths)
+        windows = np.repeat(np.arange(len(rows)), num_documents)
         dropped = token_file.dropped(first_documents.tolist(), stop_documents.tolist())
-        kept = lengths * self.splits.contains(self.split, np.concatenate(hashes_of), dropped)
-        kept_before = before(kept) - offset[window]  # so that 0 is the first token of the window
-        start = np.maximum(kept_before, 0)
-        stop = np.minimum(kept_before + kept, self.windows.total_length)
-        is_piece = stop > start
-        length = (stop - start)[is_piece]
-        if (np.bincount(window[is_piece], length, len(rows)) != self.windows.total_length).any():
+        is_in_split = self.splits.contains(self.split, np.concatenate(hashes_of), dropped)
+        window, start, length, target = cut_pieces(
+            windows, np.concatenate(lengths_of), is_in_split, offsets, self.windows.total_length
+        )
+        if (np.bincount(window, length, len(rows)) != self.windows.total_length).any():
             raise _changed(token_file)
-        return rows[window[is_piece]], (position + start - kept_before)[is_piece], length, start[is_piece]
+        return rows[window], first_positions[window] + start, length, target
+
+
+def cut_pieces(
+    windows: np.ndarray, lengths: np.ndarray, is_in_split: np.ndarray, offsets: np.ndarray, total_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut windows from the concatenation of documents, of which those of other splits are skipped.
+
+    Args:
+        windows: int64 [documents], ascending: the window of each document.
+        lengths: int64 [documents]; is_in_split: bool [documents].
+        offsets: int64 [windows], tokens from the start of its first document to each window.
+
+    Returns the window of each piece; its start, counted from the start of the window's first document; its length; and
+    its place in the window: int64 [pieces] each.
+
+    Documents of 5, 3 and 4 tokens, the second of another split: the window of 6 tokens from token 2 on has 3 tokens of
+    the first document and, from token 8 on, 3 of the third.
+
+    >>> in_split = np.array([True, False, True])
+    >>> pieces = cut_pieces(np.array([0, 0, 0]), np.array([5, 3, 4]), in_split, np.array([2]), total_length=6)
+    >>> [numbers.tolist() for numbers in pieces]
+    [[0, 0], [2, 8], [3, 3], [0, 3]]
+    """
+    first_of_window = np.flatnonzero(np.diff(windows, prepend=-1))
+
+    def before(numbers: np.ndarray) -> np.ndarray:
+        """Of each document: the sum over the documents before it in its window."""
+        sums = np.cumsum(numbers) - numbers
+        return sums - sums[first_of_window][windows]
+
+    kept = lengths * is_in_split
+    kept_before = before(kept) - offsets[windows]  # so that 0 is the first token of the window
+    target = np.maximum(kept_before, 0)
+    length = np.minimum(kept_before + kept, total_length) - target
+    start = before(lengths) + target - kept_before
+    is_piece = length > 0
+    return windows[is_piece], start[is_piece], length[is_piece], target[is_piece]
 
 
 def _changed(token_file: TokenFile) -> DamagedFileError:

@@ -1,8 +1,8 @@
-"""Spans of tokens that two texts share, found by hashes of spans, of all or of a sample that both sides agree on.
+"""Spans of tokens that two texts share, found by hashes: of all spans, or of the same sample in both texts.
 
 With x_i = mix(id_i + 1) and an odd B, the span at i has the polynomial hash Σ x_{i+j} B^j modulo 2⁶⁴ (Karp and Rabin
-1987), from prefix sums of x_i B^i times B^−i. Two different spans have the same one with a probability of about 2⁻⁶⁴.
-One of M spans are sampled, those whose hash is below 2⁶⁴ / M: a span is in the samples of all texts that have it, or of
+1987), from prefix sums of x_i B^i times B^−i. Two different spans have the same hash with a probability of about 2⁻⁶⁴.
+One in M spans is sampled, those whose hash is below 2⁶⁴ / M: a span is in the samples of all texts that have it, or of
 none (Broder, "On the resemblance and containment of documents", 1997).
 """
 
@@ -14,7 +14,7 @@ from cepe_data import hashing
 
 _BASE = 0x9E3779B97F4A7C15
 _MODULUS = 1 << 64
-_BLOCK = 1 << 15  # spans whose hashes are made together: its arrays stay in a core's cache
+_BLOCK = 1 << 15  # spans whose hashes are made together: the arrays stay in a core's cache
 _TABLE_IDS = 1 << 16
 _FILTER_BITS = 3  # a filter has 2³ to 2⁴ bits a hash
 _HASHES_AT_ONCE = 1 << 22
@@ -35,7 +35,7 @@ class SpanSampler:
         """The hashes of the sampled spans inside of texts, and which text each is of: uint64 and int64 [spans].
 
         Args:
-            ids: int [tokens], of texts that stand one after the other.
+            ids: int [tokens], of texts one after the other.
             ends: int64 [texts], where each ends.
         """
         hashes, texts = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
@@ -87,8 +87,8 @@ def shares_span(row: np.ndarray, passages: np.ndarray, span: int) -> np.ndarray:
 
 
 class SpanIndex:
-    """Sampled hashes, each once, and which of them are found in other texts. Takes 8 bytes a hash, and a filter of 1
-    to 2 bytes a hash, which one of 8 to 16 hashes that are not there passes.
+    """Finds hashes in a set of sampled ones. Takes 8 bytes a hash, and a filter of 1 to 2 bytes a hash, which one in 8
+    to 16 of the hashes that are not in the set passes.
 
     Args:
         hashes: uint64 [n], in any order, of a `SpanSampler` with this `sampling`.
@@ -112,7 +112,7 @@ class SpanIndex:
         return (hashes * self._sampling) >> self._shift
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """int64 [found]: where in the index those of these hashes, uint64 [n], stand that are in it."""
+        """int64 [found]: the places in the index of those hashes, uint64 [n], that are in it."""
         keys = self._keys(hashes)
         candidates = hashes[(self._filter[keys >> np.uint64(3)] & _bit_of(keys)) != 0]
         places = np.searchsorted(self.hashes, candidates)

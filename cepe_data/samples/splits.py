@@ -1,8 +1,8 @@
 """Which split a document belongs to: test, train or retrieval, by its content alone.
 
 u = (mix(hash + key("{seed}/split")) >> 11) · 2⁻⁵³ is uniform in [0, 1); test below `test_fraction`, train below
-`test_fraction + train_fraction`, retrieval from there. The split of a document therefore does not depend on where it
-stands, or on what else there is, and exact copies are always on the same side.
+`test_fraction + train_fraction`, retrieval from there. The split of a document therefore does not depend on its
+place or on other documents, and exact duplicates are always in the same split.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SPLITS = ("test", "train", "retrieval")
 
 @dataclass(frozen=True)
 class Splits:
-    """The rule of one run.
+    """The rule that assigns documents to splits.
 
     Raises:
         ArgumentError: if the two shares add up to more than 1.
@@ -37,8 +37,12 @@ class Splits:
             )
 
     def assign(self, hashes: np.ndarray, dropped: np.ndarray | None = None) -> np.ndarray:
-        """uint8 [documents]: the split of each document, by its hash (uint64 [documents]), as an index into SPLITS. One
-        that is `dropped` (bool [documents]) is in none, and has an index behind all of them."""
+        """uint8 [documents]: the split of each document, by its hash (uint64 [documents]), as an index into SPLITS.
+        Documents that are `dropped` (bool [documents]) have the index len(SPLITS).
+
+        >>> Splits(42, test_fraction=0.5, train_fraction=0.25).assign(np.arange(8, dtype=np.uint64)).tolist()
+        [2, 0, 0, 2, 0, 0, 1, 0]
+        """
         numbers = hashing.mix(hashes + hashing.key(f"{self.seed}/split"))
         numbers >>= np.uint64(11)
         # u < bound, in whole numbers: u is a multiple of 2⁻⁵³, and scaling a float by a power of two is exact.
@@ -56,7 +60,7 @@ class Splits:
         return self.assign(hashes, dropped) == SPLITS.index(split)
 
     def made_with(self, split: str) -> dict[str, object]:
-        """The arguments that determine which documents are in the split: what the test set is does not depend on
+        """The arguments that determine which documents are in the split; the test set does not depend on
         `train_fraction`."""
         arguments: dict[str, object] = {"seed": self.seed, "test_fraction": self.test_fraction}
         return arguments if split == "test" else {**arguments, "train_fraction": self.train_fraction}

@@ -1,8 +1,9 @@
-"""Which windows of tokens a document or a concatenation of documents has, and in which order they are drawn.
+"""Which windows of tokens a document or a concatenation of documents has, and in which order they are sampled.
 
-Pure arithmetic: lengths in, numbers out. Windows of a file are numbered from 0 in the order of their first token. Each
-document of a split offers *units*: the windows themselves (windows inside documents) or its tokens (windows over the
-concatenation), so that one search over running sums finds the document of any window.
+Pure arithmetic: lengths in, numbers out. Windows of a file are numbered from 0 in the order of their first token. The
+documents of a split in a file share one axis of *indices*: a document has an index for each of its windows (windows
+inside documents) or for each of its tokens (windows over the concatenation). So one search in the cumulative sums of
+these numbers finds the document of any window.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ _MIN_HALF_BITS = 4
 
 @dataclass(frozen=True)
 class Windows(ABC):
-    """A way of cutting windows of `total_length` tokens, each starting `step` tokens after the one before."""
+    """Windows of `total_length` tokens, each starting `step` tokens after the one before. Arrays are int64 [n]."""
 
     total_length: int
     step: int
 
     @abstractmethod
-    def units(self, lengths: np.ndarray) -> np.ndarray:
-        """int64 [documents]: the units that documents of these lengths (int64 [documents]) offer."""
+    def num_indices(self, lengths: np.ndarray) -> np.ndarray:
+        """The number of indices of documents of these lengths."""
 
     @abstractmethod
-    def available(self, num_units: int) -> int:
-        """The number of windows of one file whose documents offer so many units."""
+    def available(self, num_indices: int) -> int:
+        """The number of windows of a file whose documents have so many indices."""
 
     @abstractmethod
-    def first_unit(self, windows: np.ndarray) -> np.ndarray:
-        """int64 [windows]: the unit, counted over the file, at which each window starts."""
+    def first_index(self, windows: np.ndarray) -> np.ndarray:
+        """The index at which each window starts."""
 
     @abstractmethod
-    def last_unit(self, windows: np.ndarray) -> np.ndarray:
-        """int64 [windows]: a unit that belongs to the document in which each window ends."""
+    def last_index(self, windows: np.ndarray) -> np.ndarray:
+        """An index of the document in which each window ends."""
 
     @abstractmethod
-    def offset(self, units: np.ndarray) -> np.ndarray:
-        """int64 [windows]: tokens from the start of a document to the window that starts so many units into it."""
+    def offset(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens from the start of a document to a window; `indices` are counted from the document's first index."""
 
 
 class DocumentWindows(Windows):
@@ -53,26 +54,26 @@ class DocumentWindows(Windows):
     first, the second is too short, three are in the last.
 
     >>> windows = DocumentWindows(total_length=4, step=2)
-    >>> windows.units(np.array([10, 3, 8])).tolist()
+    >>> windows.num_indices(np.array([10, 3, 8])).tolist()
     [4, 0, 3]
     >>> windows.offset(np.arange(4)).tolist()
     [0, 2, 4, 6]
     """
 
-    def units(self, lengths: np.ndarray) -> np.ndarray:
+    def num_indices(self, lengths: np.ndarray) -> np.ndarray:
         return np.maximum((lengths - self.total_length) // self.step + 1, 0)
 
-    def available(self, num_units: int) -> int:
-        return num_units
+    def available(self, num_indices: int) -> int:
+        return num_indices
 
-    def first_unit(self, windows: np.ndarray) -> np.ndarray:
+    def first_index(self, windows: np.ndarray) -> np.ndarray:
         return windows
 
-    def last_unit(self, windows: np.ndarray) -> np.ndarray:
+    def last_index(self, windows: np.ndarray) -> np.ndarray:
         return windows
 
-    def offset(self, units: np.ndarray) -> np.ndarray:
-        return units * self.step
+    def offset(self, indices: np.ndarray) -> np.ndarray:
+        return indices * self.step
 
 
 class ConcatWindows(Windows):
@@ -82,26 +83,26 @@ class ConcatWindows(Windows):
     second and the third end in the second document; token 8 is in none.
 
     >>> windows = ConcatWindows(total_length=4, step=2)
-    >>> windows.available(windows.units(np.array([5, 4])).sum()).item()
+    >>> windows.available(windows.num_indices(np.array([5, 4])).sum()).item()
     3
-    >>> windows.first_unit(np.arange(3)).tolist(), windows.last_unit(np.arange(3)).tolist()
+    >>> windows.first_index(np.arange(3)).tolist(), windows.last_index(np.arange(3)).tolist()
     ([0, 2, 4], [3, 5, 7])
     """
 
-    def units(self, lengths: np.ndarray) -> np.ndarray:
+    def num_indices(self, lengths: np.ndarray) -> np.ndarray:
         return lengths
 
-    def available(self, num_units: int) -> int:
-        return max(0, (num_units - self.total_length) // self.step + 1)
+    def available(self, num_indices: int) -> int:
+        return max(0, (num_indices - self.total_length) // self.step + 1)
 
-    def first_unit(self, windows: np.ndarray) -> np.ndarray:
+    def first_index(self, windows: np.ndarray) -> np.ndarray:
         return windows * self.step
 
-    def last_unit(self, windows: np.ndarray) -> np.ndarray:
+    def last_index(self, windows: np.ndarray) -> np.ndarray:
         return windows * self.step + self.total_length - 1
 
-    def offset(self, units: np.ndarray) -> np.ndarray:
-        return units
+    def offset(self, indices: np.ndarray) -> np.ndarray:
+        return indices
 
 
 class KeyedPermutation:

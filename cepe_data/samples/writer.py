@@ -1,11 +1,11 @@
-"""Test and train sets: drawn windows of documents, written as MDS in parts by many processes, and joined."""
+"""Test and train sets: sampled windows of documents, written as MDS in parts by many processes, and joined."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,16 @@ from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.samples import options
 from cepe_data.samples.options import SampleOptions
-from cepe_data.samples.reader import Inventory, Plan, Tokens, WindowSource
-from cepe_data.samples.splits import Splits
-from cepe_data.samples.summary import Estimate, SetSummary, Summary
-from cepe_data.samples.windows import Windows
+from cepe_data.samples.reader import Inventory, Tokens, WindowSource
+from cepe_data.samples.summary import SetSummary
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import write_npy
-from cepe_data.storage.outputs import Output, WriteOptions
+from cepe_data.storage.outputs import Output
 from cepe_data.storage.parts import PartedSet
 
 SHARD_BYTES = 64 << 20
 MEASURED_BYTES = 16 << 20
 METADATA = ("documents", "windows_available", "vocab_size", "tokenizer", "source_files")
-PASSAGE_METAS = "retrieval/*/*.meta.json"
 
 Requests = Mapping[str, Mapping[str, int]]  # split → domain → rows
 
@@ -49,34 +46,39 @@ class PlannedSet:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a set on its way to a worker."""
+    """A part of a set on its way to a worker; `plan` is a PLAN [rows]."""
 
     output: Output
     split: str
     domain: str
-    plan: Plan
+    plan: np.ndarray
 
 
 @dataclass(frozen=True)
 class WindowSampler:
     """Writes the test and train sets of one run."""
 
+    args: SampleOptions
     tokens: Tokens
-    splits: Splits
-    windows: Windows
-    kind: str
-    decoder_length: int
-    dtype: np.dtype
     inventories: Mapping[str, Inventory]
-    output: Path
-    rows_per_part: int | None
-    options: WriteOptions
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the token columns. Raises ArgumentError if `--token_dtype` cannot hold the vocabulary."""
+        requested, vocab_size = self.args.token_dtype, self.tokens.vocab_size
+        if vocab_size is None:
+            return np.dtype(requested or np.int32)
+        smallest = mds.token_dtype(vocab_size)
+        if requested and np.dtype(requested).itemsize < smallest.itemsize:
+            raise ArgumentError(f"--token_dtype {requested} cannot hold ids up to {vocab_size - 1}: use {smallest}")
+        return np.dtype(requested or smallest)
 
     @property
     def columns(self) -> dict[str, str]:
+        decoder_length = self.args.decoder_length
         return {
-            "token_ids": mds.array_column(self.dtype, self.decoder_length),
-            "prev_token_ids": mds.array_column(self.dtype, self.windows.total_length - self.decoder_length),
+            "token_ids": mds.array_column(self.dtype, decoder_length),
+            "prev_token_ids": mds.array_column(self.dtype, self.args.windows.total_length - decoder_length),
             "domain": "str",
         }
 
@@ -92,25 +94,25 @@ class WindowSampler:
     @property
     def part_rows(self) -> int:
         """Rows of a part, but for the last."""
-        return self.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
+        return self.args.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
 
     def split_rule(self, split: str) -> provenance.Meta:
-        """What all sets of an output share: else a text could be in two splits. Without an inventory, what is known of
-        it from the arguments."""
+        """The provenance that all sets of an output share: else a text could be in two splits. Without an inventory,
+        what of it the arguments determine."""
         rule = next((one.rule for one in self.inventories.values()), {})  # a run has one for all domains
-        return {**rule, **self.splits.made_with(split)}
+        return {**rule, **self.args.splits.made_with(split)}
 
     def window_rule(self, split: str) -> provenance.Meta:
-        """What all sets of windows of an output share."""
+        """The provenance that all sets of windows of an output share."""
         return {
-            "kind": self.kind,
-            "total_length": self.windows.total_length,
-            "decoder_length": self.decoder_length,
+            "kind": self.args.kind,
+            "total_length": self.args.windows.total_length,
+            "decoder_length": self.args.decoder_length,
             **self.split_rule(split),
         }
 
     def made_with(self, split: str, domain: str) -> provenance.Meta:
-        """What determines the bytes of a set, but for the numbers of its rows."""
+        """The provenance of a set, but for the numbers of its rows."""
         return {
             "domain": domain,
             "split": split,
@@ -119,112 +121,69 @@ class WindowSampler:
             **self.window_rule(split),
         }
 
-    @classmethod
-    def of_run(
-        cls,
-        kind: str,
-        args: SampleOptions,
-        tokens: Tokens,
-        splits: Splits,
-        windows: Windows,
-        inventories: Mapping[str, Inventory],
-    ) -> WindowSampler:
-        """The sampler that `args` ask for.
-
-        Raises:
-            ArgumentError: if ids or parts do not fit what they are to be stored in.
-        """
-        return cls(
-            tokens,
-            splits,
-            windows,
-            kind,
-            args.decoder_length,
-            choose_token_dtype(args.token_dtype, tokens),
-            inventories,
-            args.output,
-            args.rows_per_part,
-            args,
-        )
-
     def plan(self, requests: Requests) -> list[PlannedSet]:
         """Every set of which any row is requested.
 
         Raises:
-            ArgumentError: if one is there that was made with something else.
+            ArgumentError: if ids or parts do not fit what they are to be stored in, or a set is there that was made
+                with something else.
             DamagedFileError: if one is there and damaged.
         """
-        if self.output.exists() and not self.output.is_dir():
-            raise ArgumentError(f"{self.output} is not a folder: choose another OUT")
+        columns = self.columns
+        if self.args.output.exists() and not self.args.output.is_dir():
+            raise ArgumentError(f"{self.args.output} is not a folder: choose another OUT")
         return [
-            self._plan_set(split, domain, requested)
+            self._plan_set(split, domain, requested, columns)
             for split, by_domain in requests.items()
             for domain, requested in by_domain.items()
             if requested
         ]
 
-    def _plan_set(self, split: str, domain: str, requested: int) -> PlannedSet:
-        inventory = self.inventories[domain]
+    def _plan_set(self, split: str, domain: str, requested: int, columns: mds.Columns) -> PlannedSet:
+        inventory, folder = self.inventories[domain], self.args.output / split / domain
         available = inventory.available(split)
         num_rows = min(requested, available)
         summary = SetSummary(f"{split}/{domain}", inventory.documents[split], requested, available, num_rows)
-        folder = self.output / split / domain
-        made_with = self.made_with(split, domain)
         # Row n is the same whatever the number of rows, so parts of a smaller set serve a larger one.
-        of_set = PartedSet(folder, self.columns, num_rows, self.part_rows, made_with, self.options)
+        of_set = PartedSet(folder, columns, num_rows, self.part_rows, self.made_with(split, domain), self.args)
         return PlannedSet(split, domain, of_set, summary, of_set.joined.is_done())
 
     def check_other_sets(self, replaced: Collection[Path]) -> None:
-        """Refuse to add to sets that follow other rules: a text could be on both sides, or the manifest would be wrong.
+        """Check that sets that are there follow the same rules: else a text could be in two splits, or the manifest
+        would be wrong.
 
         Raises:
             ArgumentError: naming such a set, unless it is among those `replaced`; a warning where sets may be replaced.
         """
-        for path in sorted(self.output.glob("*/[!.]*/meta.json")):
+        for path in sorted(self.args.output.glob("*/[!.]*/meta.json")):
             split, output = path.parent.parent.name, path.parent
             if split in {"test", "train"} and output not in replaced:
-                options.check_differences(output, self.window_rule(split), self.options.overwrite)
-        for path in sorted(self.output.glob(PASSAGE_METAS)):
+                options.check_differences(output, self.window_rule(split), self.args.overwrite)
+        for path in sorted(self.args.output.glob("retrieval/*/*.meta.json")):
             output = path.with_name(path.name.replace(".meta.json", ".jsonl"))
             if output.exists() and output not in replaced:
-                options.check_differences(output, self.split_rule("retrieval"), self.options.overwrite)
+                options.check_differences(output, self.split_rule("retrieval"), self.args.overwrite)
 
-    def dry_run(self, planned: Sequence[PlannedSet], summary: Summary) -> None:
-        """Account for every set that is asked for, and write nothing but a measured sample, which is removed."""
-        for one in planned:
-            summary.sets.append(one.summary)
-            summary.estimates.append(self._estimate(one))
-
-    def _estimate(self, planned: PlannedSet) -> Estimate:
+    def dry_run(self, planned: PlannedSet) -> SetSummary:
+        """What writing a set takes; a measured sample of it is written, and removed."""
         split, domain, num_rows = planned.split, planned.domain, planned.summary.written
         if planned.is_made or not num_rows:
-            return Estimate(0, 0, 0.0)
-        row_bytes = self.windows.total_length * self.dtype.itemsize
+            return planned.summary
+        row_bytes = self.args.windows.total_length * self.dtype.itemsize
         num_measured = min(num_rows, -(-MEASURED_BYTES // row_bytes))
-        plan = self._source(split, domain).draw(0, num_measured)
+        plan = self._source(split, domain).sample(0, num_measured)
         with tempfile.TemporaryDirectory() as scratch:
             start_time = time.perf_counter()
             self.write_part(Part(Output(Path(scratch) / "part", {}), split, domain, plan))
             seconds = (time.perf_counter() - start_time) * num_rows / num_measured
-        return Estimate(len(planned.of_set.part_ranges), num_rows * row_bytes, seconds)
+        num_files = len(planned.of_set.part_ranges)
+        return replace(planned.summary, files=num_files, num_bytes=num_rows * row_bytes, seconds=seconds)
 
-    def start_workers(self, num_workers: int) -> workers.Workers:
-        """A pool of processes that write parts of this sampler's sets."""
-        return workers.Workers(num_workers, self.write_part)
-
-    def write_all(
-        self,
-        pool: workers.Workers,
-        planned: Sequence[PlannedSet],
-        run: Mapping[str, Any],
-        summary: Summary,
-        check: Callable[[], None],
-    ) -> None:
-        """Write every set that is asked for, or find it written, and the manifest, which describes the `run`. `check`
-        is called before a set is published: another process may be at work in the same output."""
-        outputs.remove_stale_temporaries(self.output)
+    def write_all(self, pool: workers.Workers, planned: Sequence[PlannedSet], check: Callable[[], None]) -> None:
+        """Write the sets that are not made, and the manifest. `check` is called before a set is published: another
+        process may be at work in the same output. The workers of `pool` call `write_part`."""
+        outputs.remove_stale_temporaries(self.args.output)
         for one in planned:
-            summary.sets.append(one.summary)
             outputs.remove_stale_temporaries(one.folder.parent)
             if one.is_made:
                 cli.say(f"{one.folder}: skipped, made before with the same arguments")
@@ -234,7 +193,7 @@ class WindowSampler:
                 outputs.retract(one.folder)
                 outputs.remove(rows_path(one.folder))
             outputs.remove(one.of_set.parts.directory)
-        self._write_manifest(planned, run)
+        self._write_manifest(planned)
 
     def _write_or_find(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         try:
@@ -247,38 +206,26 @@ class WindowSampler:
     def _write_set(self, pool: workers.Workers, planned: PlannedSet, check: Callable[[], None]) -> None:
         start_time = time.monotonic()
         split, domain, num_rows, folder = planned.split, planned.domain, planned.summary.written, planned.folder
-        of_set, plan = planned.of_set, self._source(split, domain).draw(0, num_rows)
+        of_set, plan = planned.of_set, self._source(split, domain).sample(0, num_rows)
         of_set.remove_stale_temporaries()
+        todo = of_set.todo(0, 1)
+        parts = [Part(of_set.parts[n], split, domain, plan[slice(*of_set.part_ranges[n])]) for n in todo]
         with cli.progress_bar(num_rows, "row", f"{split}/{domain}") as bar:
-            missing = []
-            for number, (start, stop) in enumerate(of_set.part_ranges):
-                part = Part(of_set.parts[number], split, domain, plan.rows(start, stop))
-                if self._is_part_made(part):
-                    bar.update(len(part.plan))
-                else:
-                    missing.append(part)
-            for part, _ in pool.map_in_order(missing):
+            bar.update(num_rows - of_set.count_rows(todo))
+            for part, _ in pool.map_in_order(parts):
                 bar.update(len(part.plan))
 
         def prepare(draft: outputs.Draft) -> None:
-            write_npy(draft.sidecar(rows_path(folder)), np.stack([plan.file.astype(np.int64), plan.position], axis=1))
+            write_npy(draft.sidecar(rows_path(folder)), np.stack([plan["file"], plan["position"]], axis=1))
             check()
-            outputs.remove(clean_list_path(folder))  # it is of the set that is replaced
+            outputs.remove(clean_list_path(folder))  # that of the set that is replaced
 
         of_set.publish(self.metadata(split, domain), prepare)
         cli.say(f"{folder}: {num_rows:,} rows, {cli.seconds_since(start_time)}")
 
-    def _is_part_made(self, part: Part) -> bool:
-        try:
-            return part.output.is_done()
-        except ArgumentError as error:
-            raise ArgumentError(
-                f"{part.output.path.parent} is what a run that did not come to its end has left: finish that run, or "
-                f"remove the folder. {error}"
-            ) from None
-
     def _source(self, split: str, domain: str) -> WindowSource:
-        return WindowSource.of(self.tokens, domain, split, self.splits, self.windows, self.inventories[domain])
+        args = self.args
+        return WindowSource(self.tokens, domain, split, args.splits, args.windows, self.inventories[domain])
 
     def write_part(self, part: Part) -> None:
         """Write and publish a part: the task of the workers."""
@@ -286,22 +233,21 @@ class WindowSampler:
         self._source(part.split, part.domain).read(part.plan, [rows["prev_token_ids"], rows["token_ids"]])
         mds.write_shard(part.output, self.columns, len(rows), rows)
 
-    def _write_manifest(self, planned: Sequence[PlannedSet], run: Mapping[str, Any]) -> None:
-        """Arguments, versions, and what every set that is there was made from: one of an earlier run says so itself."""
+    def _write_manifest(self, planned: Sequence[PlannedSet]) -> None:
+        """Arguments, versions, and the metadata of every set that is there, those of earlier runs too."""
         sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
         for one in planned:
-            metadata = self.metadata(one.split, one.domain)
-            sets[one.split][one.domain] = {"requested": one.summary.requested, "written": 0, **metadata}
+            rows = {"requested": one.summary.requested, "written": one.summary.written}
+            sets[one.split][one.domain] = {**rows, **self.metadata(one.split, one.domain)}
         for split, of_split in sets.items():
-            for folder in sorted(self.output.glob(f"{split}/[!.]*")):
-                meta = provenance.read_meta(folder) if (folder / mds.INDEX_NAME).exists() else None
-                if meta is not None:
-                    of_set = of_split.setdefault(folder.name, {"requested": 0})
-                    of_set.update({name: meta.get(name) for name in METADATA})
-                    of_set["written"] = meta["made_with"]["rows"]
-                    if not of_set["requested"]:
-                        cli.say(f"{folder}: not asked for, and left as it is")
-        outputs.write_json(self.output / "manifest.json", provenance.signed({**run, "sets": sets}))
+            for folder in sorted(self.args.output.glob(f"{split}/[!.]*")):
+                is_other = folder.name not in of_split and (folder / mds.INDEX_NAME).exists()
+                if is_other and (meta := provenance.read_meta(folder)):
+                    rows = {"requested": 0, "written": meta["made_with"]["rows"]}
+                    of_split[folder.name] = {**rows, **{name: meta.get(name) for name in METADATA}}
+                    cli.say(f"{folder}: not asked for, and left as it is")
+        content = {**options.describe_run(self.args), "sets": sets}
+        outputs.write_json(self.args.output / "manifest.json", provenance.signed(content))
 
     def metadata(self, split: str, domain: str) -> dict[str, Any]:
         """What the meta file and the manifest say of the content of a set."""
@@ -313,20 +259,6 @@ class WindowSampler:
             "tokenizer": self.tokens.fingerprint,
             "source_files": [file.path for file in self.tokens.files[domain]],
         }
-
-
-def choose_token_dtype(requested: str | None, tokens: Tokens) -> np.dtype:
-    """The dtype of the token columns.
-
-    Raises:
-        ArgumentError: if the requested one cannot hold the vocabulary.
-    """
-    if tokens.vocab_size is None:
-        return np.dtype(requested or np.int32)
-    smallest = mds.token_dtype(tokens.vocab_size)
-    if requested and np.dtype(requested).itemsize < smallest.itemsize:
-        raise ArgumentError(f"--token_dtype {requested} cannot hold ids up to {tokens.vocab_size - 1}: use {smallest}")
-    return np.dtype(requested) if requested else smallest
 
 
 def rows_path(folder: Path) -> Path:

@@ -17,8 +17,8 @@ from cepe_data.errors import ArgumentError
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """The paths of the file list and the token files."""
+def add_source_arguments(parser: argparse._ActionsContainer) -> None:
+    """Where the list and the token files are."""
     parser.add_argument("--file_list", type=Path, default=Path("all_jsonl.txt"), help="what get_all_jsonl.py wrote")
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
 

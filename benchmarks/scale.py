@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import PROJECT, find_corpus
-from benchmarks.generated import BILLIONS, write_repeated
+from benchmarks.common import PROJECT
+from benchmarks.generated import BILLIONS, find_corpus, write_repeated
 from cepe_data import cli
 from cepe_data.corpus import listing, readers
 from cepe_data.storage import mds

@@ -12,10 +12,8 @@ import sys
 
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
 
-import argparse
 import os
 import pickle
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import numpy as np
 import torch
 
 import calculate_logits
-from benchmarks.common import Bars, best_seconds
+from benchmarks.common import Bars, best_seconds, parse_scale, run_benchmark
 from cepe_data import cli, workers
 from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
@@ -37,24 +35,12 @@ TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter sequences and smaller files")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
-    bars = Bars()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for hidden_size in (256, 640):
-            compare_heads(bars, 256 if args.quick else 2048, hidden_size)
-        compare_errors(bars)
-        compare_steps(bars, folder, 256 if args.quick else 1024)
-        compare_joining(bars, folder, (200 if args.quick else 2000) << 20)
-    print(f"{bars.num_missed} bars missed")
-    return int(bars.num_missed > 0)
+def measure(bars: Bars, folder: Path, scale: int) -> None:
+    for hidden_size in (256, 640):
+        compare_heads(bars, 2048 if scale == 1 else 256, hidden_size)
+    compare_errors(bars)
+    compare_steps(bars, folder, 1024 if scale == 1 else 256)
+    compare_joining(bars, folder, 2000 // scale << 20)
 
 
 @torch.inference_mode()
@@ -85,9 +71,9 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
 
 def compare_errors(bars: Bars) -> None:
     """Errors of stored probabilities against float64, for logits with tails from nearly all to nearly nothing."""
-    draw = np.random.default_rng(0)
-    logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
-    logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 1, (500, 32_000)))
+    logits[:, :TOPK] += torch.from_numpy(rng.uniform(0, 25, (500, 1)))
     expected = torch.softmax(logits, -1)
     prob, index = top_probabilities(logits.float(), TOPK)
     top, tail = expected.gather(-1, index), expected.scatter(-1, index, 0).sum(-1)
@@ -117,9 +103,9 @@ def make_model(folder: Path, shape: dict[str, int], dtype: torch.dtype) -> Path:
 
 def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
     """A domain `some` of random tokens, half of them context."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     columns = {name: mds.array_column(np.dtype(np.int16), num_tokens // 2) for name in ("token_ids", "prev_token_ids")}
-    rows = ({name: draw.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
+    rows = ({name: rng.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
     mds.write_shard(outputs.Output(folder / "some", {}), columns, num_rows, rows)
 
 
@@ -199,10 +185,8 @@ def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
     usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
     what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
     bars.report(what, usual / ours, 1.5, f"{ours / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
-    bytes_of = [
-        sum(path.stat().st_size for path in annotation.of_set.parts.directory.rglob("*.mds")) / 8 / (num_tokens // 2)
-    ]
-    print(f"       {bytes_of[0]:.0f} bytes a token on disk, the usual loop 302")
+    num_bytes = sum(path.stat().st_size for path in annotation.of_set.parts.directory.rglob("*.mds"))
+    print(f"       {num_bytes / 8 / (num_tokens // 2):.0f} bytes a token on disk, the usual loop 302")
 
 
 def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
@@ -212,10 +196,10 @@ def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
     annotation = plan(
         folder / "many", folder / "small", 4096, "--rows_per_part", str(num_rows // 100), "--device", "cpu"
     )
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     row = {
-        "target_prob": draw.random((2048, TOPK + 1)).astype(np.float16),
-        "target_index": draw.integers(0, 32_000, (2048, TOPK), np.int16),
+        "target_prob": rng.random((2048, TOPK + 1)).astype(np.float16),
+        "target_index": rng.integers(0, 32_000, (2048, TOPK), np.int16),
     }
     for part, (start, stop) in enumerate(annotation.of_set.part_ranges):
         annotation.of_set.write_part(part, (row for _ in range(start, stop)))
@@ -234,4 +218,4 @@ def written_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(measure, parse_scale(__doc__)))

@@ -2,10 +2,10 @@
 
     python benchmarks/tokenize.py            # about 5 minutes on 2 cores, 6 GB of disk
 
-Text is the corpus once, in order (../shared/corpus where it is, else the demo's), so that a backend's cache of words is
-not flattered; it is repeated for scaling and memory only. A corpus of less than MIN_MEGABYTES is filled up with texts
-of its own words. Rates are MB of UTF-8 text a second and leave start-up out on both sides; the project's is measured by
-itself. "One worker" is a whole process tree pinned to one core.
+Text is the corpus once, in order (../shared/corpus where it is, else the demo's), since repeated text would favor a
+backend's cache of words; it is repeated for scaling and memory only. A corpus of less than MIN_MEGABYTES is filled up
+with texts of its own words. Rates are MB of UTF-8 text a second. They leave start-up out on both sides; that of the
+project is measured separately. "One worker" is a whole process tree pinned to one core.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import AnyStr
 
 import numpy as np
 import pyarrow as pa
@@ -76,7 +78,7 @@ def choose_backend(tokenizer_folder: Path) -> str:
 
 def fill_up(lines: Text) -> Text:
     """The lines, and texts of their words up to MIN_MEGABYTES: of the same lengths, the words in random order and as
-    frequent as they are, one in fifty with its letters shuffled, since a corpus never ends to have new words."""
+    frequent as in the lines, one in fifty with its letters shuffled, since a corpus always has new words."""
     rng, texts = random.Random(0), texts_of(lines)
     num_bytes = sum(len(text.encode()) for text in texts)
     words = [word for text in texts for word in text.split(" ")]
@@ -109,21 +111,34 @@ def text_megabytes(lines: Text) -> float:
     return sum(len(text.encode()) for text in texts_of(lines)) / 1e6
 
 
+def chunks(texts: Iterable[AnyStr], size: int) -> Iterator[list[AnyStr]]:
+    """Lists of texts of about this size together."""
+    chunk: list[AnyStr] = []
+    num_bytes = 0
+    for text in texts:
+        chunk.append(text)
+        num_bytes += len(text)
+        if num_bytes >= size:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def repeated(lines: Text, megabytes: int) -> Text:
+    """The lines over and over, up to so many MB."""
+    return next(chunks(itertools.cycle(lines), megabytes * 1_000_000))
+
+
 def write_files(folder: Path, lines: Text, bytes_per_file: int = 1 << 62) -> list[listing.ListedFile]:
     """The lines as jsonl files of about this size."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
-    files: list[listing.ListedFile] = []
-    pending: Text = []
-    size = 0
-    for line in [*lines, b""]:
-        if pending and (size + len(line) > bytes_per_file or not line):
-            path = folder / f"data/{len(files):05d}.jsonl"
-            path.write_bytes(b"".join(pending))
-            files.append(listing.ListedFile(path.name, "any", size))
-            pending, size = [], 0
-        pending.append(line)
-        size += len(line)
+    files = []
+    for number, chunk in enumerate(chunks(lines, bytes_per_file)):
+        path = folder / f"data/{number:05d}.jsonl"
+        path.write_bytes(b"".join(chunk))
+        files.append(listing.ListedFile(path.name, "any", path.stat().st_size))
     return files
 
 
@@ -182,14 +197,7 @@ def usual_seconds(folder: Path, lines: Text, tokenizer_folder: Path) -> float:
 def backend_seconds(lines: Text, tokenizer_folder: Path) -> float:
     """Seconds of gigatoken's own `encode_batch` on the parsed texts in memory, in batches of the same size."""
     encode = backends.make_encoder("gigatoken", tokenizers.read_saved(tokenizer_folder))
-    batches: list[list[str]] = [[]]
-    size = 0
-    for text in texts_of(lines):
-        batches[-1].append(text)
-        size += len(text)
-        if size >= encoding.BATCH_BYTES:
-            batches.append([])
-            size = 0
+    batches = list(chunks(texts_of(lines), encoding.BATCH_BYTES))
     encode(["the first call makes tables: start-up"])
     start = time.perf_counter()
     for batch in batches:
@@ -206,17 +214,6 @@ def compare_rates(bars: Bars, folder: Path, tokenizer_folder: Path, name: str, l
     for what, seconds, least in (("the usual loop", usual, bar), ("encode_batch alone", backend, 0.7)):
         rates = f"{megabytes / worker:.1f} MB/s against {megabytes / seconds:.1f}, {megabytes:.0f} MB"
         bars.report(f"{name}: one worker against {what}", seconds / worker, least, rates)
-
-
-def repeated(lines: Text, megabytes: int) -> Text:
-    """The lines over and over, up to so many MB."""
-    taken, size = [], 0
-    for line in itertools.cycle(lines):
-        taken.append(line)
-        size += len(line)
-        if size >= megabytes * 1_000_000:
-            return taken
-    return taken
 
 
 def compare_scaling(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Text, megabytes: int) -> None:
@@ -255,20 +252,21 @@ def compare_formats(bars: Bars, folder: Path, tokenizer_folder: Path, lines: Tex
     for number in range(7):
         write_archive(folder / f"data/pure{number}.jsonl.zst", mixed[number::7])
 
-    def seconds(num_workers: int, domain: str | None, *names: str) -> float:
+    def best_of_three(num_workers: int, domain: str | None, *names: str) -> float:
         files = [listing.ListedFile(name, domain, (folder / "data" / name).stat().st_size) for name in names]
         keys = RecordKeys("text", RecordDomains(SLIMPAJAMA_KEY))
         return best_on_cores(3, num_workers, project_seconds, folder, files, tokenizer_folder, num_workers, keys)
 
-    jsonl, parquet = seconds(1, "any", plain.path), seconds(1, "any", "all.parquet")
+    jsonl, parquet = best_of_three(1, "any", plain.path), best_of_three(1, "any", "all.parquet")
     bars.report("parquet (zstd) against plain jsonl, one worker", jsonl / parquet, 0.9, f"{parquet:.1f}, {jsonl:.1f} s")
     large = pa.table({"text": texts_of(repeated(lines, megabytes))})
     pq.write_table(large, folder / "data/large.parquet", compression="zstd", row_group_size=1000)
-    one, two = (seconds(num_workers, "any", "large.parquet") for num_workers in (1, 2))
+    one, two = (best_of_three(num_workers, "any", "large.parquet") for num_workers in (1, 2))
     bars.report("two workers against one on one parquet file", one / two, 1.6, f"{one:.1f} s and {two:.1f} s")
-    of_seven, seven = seconds(1, None, "mixed.jsonl.zst"), seconds(1, "any", *(f"pure{n}.jsonl.zst" for n in range(7)))
-    details = f"{of_seven:.1f} s and {seven:.1f} s"
-    bars.report("a file of seven domains (.jsonl.zst) against seven files of one", seven / of_seven, 0.85, details)
+    one_file = best_of_three(1, None, "mixed.jsonl.zst")
+    seven_files = best_of_three(1, "any", *(f"pure{number}.jsonl.zst" for number in range(7)))
+    what = "a file of seven domains (.jsonl.zst) against seven files of one"
+    bars.report(what, seven_files / one_file, 0.85, f"{one_file:.1f} s and {seven_files:.1f} s")
 
 
 def write_archive(path: Path, lines: Text) -> None:

@@ -181,7 +181,7 @@ def write_headers(folder: Path, name: str, num_documents: int) -> None:
         target = folder / "tokenized" / listed.token_file
         with target.open("wb") as file:
             write_header(file, token_file.TOKEN_DTYPE, 1 + len(lengths) + int(lengths.sum()))
-            file.write(np.array([len(lengths), *lengths], np.int32).data)
+            file.write(np.concatenate([[len(lengths)], lengths]).astype(token_file.TOKEN_DTYPE).data)
             file.truncate(file.tell() + 4 * int(lengths.sum()))
         hashes = token_file.hash_path(target)
         np.save(hashes, random_hashes(rng, len(lengths)))

@@ -18,11 +18,11 @@ help: ## list the commands
 
 install: $(INSTALLED) ## make .venv with the tested set of libraries
 
-# mosaicml-streaming asks for torchvision, which is not used here; where it was built for another torch it cannot even be
-# imported, and takes transformers' models with it: then it goes.
+# mosaicml-streaming requires torchvision, which is not used here. One that was built for another torch fails to load,
+# and then transformers' models do too: it is removed.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
-	    { echo "Python 3.10 to 3.13 is wanted, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.11 …"; exit 1; }
+	    { echo "Python 3.10 to 3.13 is required, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.11 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PYTHON_IN_VENV) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@$(PYTHON_IN_VENV) -c 'import torchvision' 2>/dev/null || $(PYTHON_IN_VENV) -m pip uninstall --quiet --yes torchvision

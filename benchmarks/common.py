@@ -1,10 +1,15 @@
-"""What the benchmarks share: a table of bars, processes pinned to cores, peak memory of a process tree."""
+"""What the benchmarks share: bars, times, processes pinned to cores, peak memory of a process tree.
+
+Texts and token files are in benchmarks/generated.py. benchmarks/gpu.py runs where orjson, gigatoken and streaming are
+missing, so nothing here imports them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,21 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from cepe_data import workers
-from cepe_data.tokens import tokenizers
 
 PROJECT = Path(__file__).resolve().parent.parent
-SHARED = PROJECT.parent / "shared"
 
 
 class Bars:
-    """Prints each measurement with its bar, and whether it is met, as soon as it is there; and keeps them."""
+    """Prints and keeps each measurement, with its bar and whether it is met."""
 
     def __init__(self) -> None:
         self.num_missed = 0
         self.results: list[dict[str, Any]] = []
 
     def report(self, what: str, ratio: float, bar: float, details: str, at_most: bool = False) -> None:
-        """A ratio that is to be at least (or at most) `bar`."""
+        """Report a ratio that must be at least (or at most) `bar`."""
         met = ratio <= bar if at_most else ratio >= bar
         self.num_missed += not met
         self.results.append({"what": what, "ratio": ratio, "bar": bar, "met": met, "details": details})
@@ -39,8 +42,17 @@ class Bars:
 def parse_scale(description: str | None) -> int:
     """What the amounts of data are divided by: 1, and with `--quick` 10."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data")
+    parser.add_argument("--quick", action="store_true", help="about a tenth of the data")
     return 10 if parser.parse_args().quick else 1
+
+
+def run_benchmark(measure: Callable[..., None], *arguments: object) -> int:
+    """Call `measure` with bars, a temporary folder and the arguments. Returns the exit status: 1 if a bar is missed."""
+    bars = Bars()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(bars, Path(folder), *arguments)
+    print(f"{bars.num_missed} bars missed")
+    return int(bars.num_missed > 0)
 
 
 def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:
@@ -53,40 +65,18 @@ def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:
     return min(times)
 
 
-def find_corpus(folder: Path) -> tuple[Path, str]:
-    """A corpus and the SentencePiece model that goes with it: the real ones where they are, else the demo's, made in
-    `folder`."""
-    if SHARED.is_dir():
-        return SHARED / "corpus", str(SHARED / "tokenizer/tokenizer.model")
-    from demo import corpus as demo_corpus
-    from demo import models
-    from demo.run import training_texts
-
-    data, model = folder / "data", folder / "tokenizer.model"
-    demo_corpus.build(data)
-    models.train_tokenizer(training_texts(data), model)
-    return data, str(model)
+def on_cores(num_cores: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a child process whose tree runs on the first cores only."""
+    return workers.run_in_child(_pinned, num_cores, function, arguments)
 
 
-def save_tokenizer(name: str, folder: Path) -> None:
-    """Convert and save a tokenizer, as the tokenizing step does. For a child process."""
-    tokenizers.save(tokenizers.load(name), folder)
+def best_on_cores(repeats: int, num_cores: int, function: Callable[..., float], *arguments: Any) -> float:
+    """The least of some measurements, each in a child process of its own."""
+    return min(on_cores(num_cores, function, *arguments) for _ in range(repeats))
 
 
-def saved_identity(folder: Path) -> tokenizers.TokenizerIdentity:
-    """The identity of a saved tokenizer."""
-    found = tokenizers.saved_identity(folder)
-    assert found is not None
-    return found
-
-
-def on_cores(cores: Sequence[int], function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function in a child process whose tree runs on these cores only."""
-    return workers.run_in_child(_pinned, list(cores), function, arguments)
-
-
-def _pinned(cores: list[int], function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    os.sched_setaffinity(0, cores)
+def _pinned(num_cores: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    os.sched_setaffinity(0, range(num_cores))
     return function(*arguments)
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/embed.py             # about 3 minutes on 2 cores
 
-Rates leave start-up (imports, processes, loading the encoder) out on both sides; both have all cores. Ours reads json
-lines, tokenizes, sorts by length, pools, hashes and flushes; the reference has its batches in memory and drops what it
-computes.
+Rates leave start-up (imports, processes, loading the encoder) out on both sides; both have all cores. The step reads
+json lines, tokenizes, sorts by length, pools, hashes and flushes; the reference has its batches in memory and drops
+what it computes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has mo
 import argparse
 import itertools
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,10 +24,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common import Bars, find_corpus
+from benchmarks.common import Bars, run_benchmark
+from benchmarks.generated import corpus_texts, find_corpus
 from cepe_data import cli, workers
-from cepe_data.corpus import readers
-from cepe_data.corpus.domains import RecordKeys
 from cepe_data.retrieval import plan_embedding
 from cepe_data.retrieval.encoder import GPU_DTYPE, Encoder, EncoderModel, word_piece_json
 from cepe_data.teacher import devices
@@ -44,39 +42,27 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    args = parse_args()
-    bars = Bars()
-    with tempfile.TemporaryDirectory() as scratch:
-        compare(bars, Path(scratch), args.passages)
-    print(f"{bars.num_missed} bars missed")
-    return int(bars.num_missed > 0)
-
-
 def passages(folder: Path) -> Iterator[str]:
     """Passages from all over the corpus."""
     data, _ = find_corpus(folder)
-    for path in sorted(data.rglob("*.jsonl*")):
-        for _, block, _ in readers.line_blocks(path):
-            texts = readers.parse_documents(1, block, RecordKeys("text")).texts
-            for text in texts[::3]:
-                words = text.split(" ")
-                yield from (" ".join(words[start : start + WORDS]) for start in range(0, len(words) - WORDS, 5 * WORDS))
+    for texts in corpus_texts(data):
+        for text in texts[::3]:
+            words = text.split(" ")
+            for start in range(0, len(words) - WORDS, 5 * WORDS):
+                yield " ".join(words[start : start + WORDS])
 
 
 def write_corpus(folder: Path, texts: list[str]) -> None:
     """A retrieval corpus of one file."""
     ids = list(range(3, 259))
-    lines = [
-        {"id": f"some_0_{number}", "contents": text, "neighbor": text, "contents_token_ids": ids,
-         "neighbor_token_ids": ids}
-        for number, text in enumerate(texts)
-    ]  # fmt: skip
     (folder / "0").mkdir(parents=True)
-    (folder / "0/some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with (folder / "0/some.jsonl").open("w", encoding="utf-8") as file:
+        for number, text in enumerate(texts):
+            line = {"id": f"some_0_{number}", "contents": text, "neighbor": text}
+            file.write(json.dumps({**line, "contents_token_ids": ids, "neighbor_token_ids": ids}) + "\n")
 
 
-def compare(bars: Bars, folder: Path, number: int) -> None:
+def measure(bars: Bars, folder: Path, number: int) -> None:
     """Passages a second, of the whole step and of the forward pass."""
     write_corpus(folder / "corpus", list(itertools.islice(passages(folder), number)))
     sys.argv = ["embed_passages", "--corpus", str(folder / "corpus"), "--output", str(folder / "EMB"), "--part_bytes",
@@ -105,13 +91,13 @@ def compare(bars: Bars, folder: Path, number: int) -> None:
         encoder.compute(*batch)
     if device != "cpu":
         torch.cuda.synchronize()
-    bare = time.perf_counter() - start
+    forward_pass = time.perf_counter() - start
     start = time.perf_counter()
     assert embed_passages.embed(todo, encoder, core, args) == number
-    ours = time.perf_counter() - start
-    details = f"{number / ours:.0f} and {number / bare:.0f} passages/s in {len(todo)} parts, {device}"
-    bars.report("embedding against the forward pass", bare / ours, 0.85, details)
+    step = time.perf_counter() - start
+    details = f"{number / step:.0f} and {number / forward_pass:.0f} passages/s in {len(todo)} parts, {device}"
+    bars.report("embedding against the forward pass", forward_pass / step, 0.85, details)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(measure, parse_args().passages))

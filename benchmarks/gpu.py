@@ -3,8 +3,8 @@
     python benchmarks/gpu.py               # under 9 minutes, 30 GB of disk and 32 GB of memory
 
 Needs torch, transformers, safetensors, numpy, xxhash and tqdm, and no network: models and inputs are random, which take
-as long as real ones. Rates leave start-up out, and writing to the disk is in them. The last line is the path of a JSON
-file with all results. `--tiny` does the same in seconds on a CPU, where the ratios mean nothing.
+as long as real ones. Rates include writing to the disk, but not start-up. The last line is the path of a JSON file with
+all results. `--tiny` does the same in seconds on a CPU, where the ratios mean nothing.
 """
 
 from __future__ import annotations
@@ -56,32 +56,33 @@ class Sizes:
 
 
 FULL = Sizes(
-    "cuda:0",
-    torch.bfloat16,
-    8192,
-    {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    4096,
-    64,
-    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    32_768,
-    256,
-    65_536,
-    10_000_000,
-    100_000,
+    device="cuda:0",
+    dtype=torch.bfloat16,
+    product=8192,
+    teacher={"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    num_tokens=4096,
+    num_sequences=64,
+    encoder={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    num_texts=32_768,
+    text_tokens=256,
+    num_queries=65_536,
+    num_passages=10_000_000,
+    block=100_000,
 )
+TINY_MODEL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY = Sizes(
-    "cpu",
-    torch.float32,
-    64,
-    {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-    32,
-    3,
-    {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-    20,
-    16,
-    40,
-    2000,
-    500,
+    device="cpu",
+    dtype=torch.float32,
+    product=64,
+    teacher=TINY_MODEL,
+    num_tokens=32,
+    num_sequences=3,
+    encoder=TINY_MODEL,
+    num_texts=20,
+    text_tokens=16,
+    num_queries=40,
+    num_passages=2000,
+    block=500,
 )
 
 
@@ -139,7 +140,7 @@ def measure_teacher(bars: Bars, folder: Path, sizes: Sizes, peak: float) -> None
     for kind, flags in (("top-k", ()), ("sampled", ("--target", "sampled"))):
         where = ("--device", sizes.device, "--output_dir", str(folder / kind))
         annotation = teacher.plan(folder / "rows", model, sizes.num_tokens, *flags, *where)
-        runs[kind] = run = teacher.our_run(annotation, sizes.device)
+        runs[kind] = run = teacher.run_step(annotation, sizes.device)
         achieved = run.num_flops * sizes.num_sequences / run.seconds
         num_bytes = sum(path.stat().st_size for path in (folder / kind).rglob("*.mds")) / sizes.num_sequences / half
         details = f"{achieved / 1e12:,.3g} TFLOP/s, {sizes.num_sequences / run.seconds:.2f} sequences/s, "
@@ -199,13 +200,13 @@ def measure_search(bars: Bars, folder: Path, sizes: Sizes, peak: float) -> None:
 
 
 def wait(sizes: Sizes) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device is idle."""
     if sizes.device != "cpu":
         torch.cuda.synchronize()
 
 
 def free_memory() -> None:
-    """Give memory that nothing holds any more back to the device."""
+    """Return unused memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

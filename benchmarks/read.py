@@ -14,7 +14,6 @@ import sys
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,24 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Bars, on_cores, parse_scale
+from benchmarks.common import Bars, on_cores, parse_scale, run_benchmark
 from cepe_data.storage import mds, outputs
 from cepe_data.storage.parts import PartedSet
 
 SHARD_BYTES = 64 << 20
 
 
-def main() -> int:
-    scale = parse_scale(__doc__)
-    bars = Bars()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_windows(folder / "rows/book", 40_000 // scale, 4096)
-        compare_rates(bars, folder / "rows/book")
-        write_windows(folder / "many/book", 1_000_000, 64)
-        compare_memory(bars, folder / "many", 200_000 // scale)
-    print(f"{bars.num_missed} bars missed")
-    return int(bars.num_missed > 0)
+def measure(bars: Bars, folder: Path, scale: int) -> None:
+    write_windows(folder / "rows/book", 40_000 // scale, 4096)
+    compare_rates(bars, folder / "rows/book")
+    write_windows(folder / "many/book", 1_000_000, 64)
+    compare_memory(bars, folder / "many", 200_000 // scale)
 
 
 def write_windows(folder: Path, num_rows: int, num_tokens: int) -> None:
@@ -57,7 +50,7 @@ def write_windows(folder: Path, num_rows: int, num_tokens: int) -> None:
     outputs.remove(of_set.parts.directory)
 
 
-def seconds_of(rows: Any, numbers: Sequence[int]) -> float:
+def read_seconds(rows: Any, numbers: Sequence[int]) -> float:
     """Seconds that reading these rows takes."""
     start = time.perf_counter()
     for number in numbers:
@@ -76,13 +69,13 @@ def rates(folder: Path) -> dict[str, float]:
     opened = {name: reader() for name, reader in readers.items()}
     numbers = np.random.default_rng(1).permutation(mds.num_rows(folder))[:10_000].tolist()
     for one in opened.values():
-        seconds_of(one, numbers[:1000])
-    rounds = [{name: seconds_of(one, numbers) for name, one in opened.items()} for _ in range(5)]
+        read_seconds(one, numbers[:1000])
+    rounds = [{name: read_seconds(one, numbers) for name, one in opened.items()} for _ in range(5)]
     return {name: len(numbers) / min(one[name] for one in rounds) for name in opened}
 
 
 def compare_rates(bars: Bars, folder: Path) -> None:
-    found = on_cores([0], rates, folder)
+    found = on_cores(1, rates, folder)
     details = ", ".join(f"{name} {rate:,.0f} rows/s" for name, rate in found.items())
     bars.report("PairedRows, rows a second", found["PairedRows"] / found["LocalDataset"], 0.9, details)
 
@@ -97,16 +90,16 @@ def memory(folder: Path, num_reads: int) -> int:
 
     before = resident_bytes()
     rows = PairedRows(folder)
-    seconds_of(rows, np.random.default_rng(1).integers(0, len(rows), num_reads).tolist())
+    read_seconds(rows, np.random.default_rng(1).integers(0, len(rows), num_reads).tolist())
     return resident_bytes() - before
 
 
 def compare_memory(bars: Bars, folder: Path, num_reads: int) -> None:
-    num_bytes = on_cores([0], memory, folder, num_reads)
+    num_bytes = on_cores(1, memory, folder, num_reads)
     num_shards = len(json.loads((folder / "book" / mds.INDEX_NAME).read_text())["shards"])
     details = f"{num_reads:,} rows at random of 1,000,000 in {num_shards} shards"
     bars.report("memory of random access, MB", num_bytes / 1e6, 200, details, at_most=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(measure, parse_scale(__doc__)))

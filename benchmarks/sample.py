@@ -5,8 +5,8 @@
 Token files are generated: lognormal document lengths, tokens of the real corpus (../shared/corpus where it is, else the
 demo's) over and over. Rates leave start-up (imports, processes) out on both sides. "One worker" is one process on one
 core. Both sides write into memory (/dev/shm, where it is there), because a shared disk took from 0.3 to 1.8 seconds for
-the same 640 MiB. Both read from the page cache; but the usual script, and ours against it, find their token files on
-the disk, as they are at 5 TB. Ours also hashes and flushes what it writes, the references do not.
+the same 640 MiB. Both read from the page cache; but the usual script, and the sampler beside it, find their token files
+on the disk, as they are at 5 TB. The sampler also hashes and flushes what it writes, the references do not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import numpy as np
 
 import sample_mds_ab
 import sample_mds_concat
-from benchmarks.common import PROJECT, Bars, on_cores, parse_scale, peak_tree_bytes
+from benchmarks.common import PROJECT, Bars, best_on_cores, on_cores, parse_scale, peak_tree_bytes, run_benchmark
 from benchmarks.generated import open_domain, prepare, write_headers, write_mixed, write_tokens
 from cepe_data import cli, workers
 from cepe_data.samples import options, passages, reader
@@ -47,27 +47,18 @@ CONCATENATED = ConcatWindows(TOTAL, DECODER)
 PASSAGES = DocumentWindows(256, 256)
 
 
-def main() -> int:
-    scale = parse_scale(__doc__)
-    bars = Bars()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        text = prepare(folder)
-        for name, num_tokens, mean in (
-            ("long", 1_000_000_000, 60_000),
-            ("usual", 325_000_000, 60_000),
-            ("short", 400_000_000, 600),
-        ):
-            write_tokens(folder, name, text, num_tokens // scale, mean)
-        compare_writing(bars, folder, "long", "ab", INSIDE, 40_000 // scale, 0.6)
-        compare_writing(bars, folder, "short", "concat", CONCATENATED, 40_000 // scale, 0.4)
-        compare_usual(bars, folder, 8_000 // scale)
-        compare_passages(bars, folder, 60_000 // scale)
-        compare_mixed(bars, folder, text, 40_000_000 // scale, 4_000 // scale)
-        compare_memory(bars, folder, 40_000 // scale)
-        compare_planning(bars, folder, 100_000_000 // scale)
-    print(f"{bars.num_missed} bars missed")
-    return int(bars.num_missed > 0)
+def measure(bars: Bars, folder: Path, scale: int) -> None:
+    text = prepare(folder)
+    write_tokens(folder, "long", text, 1_000_000_000 // scale, 60_000)
+    write_tokens(folder, "usual", text, 325_000_000 // scale, 60_000)
+    write_tokens(folder, "short", text, 400_000_000 // scale, 600)
+    compare_writing(bars, folder, "long", "ab", INSIDE, 40_000 // scale, 0.6)
+    compare_writing(bars, folder, "short", "concat", CONCATENATED, 40_000 // scale, 0.4)
+    compare_usual(bars, folder, 8_000 // scale)
+    compare_passages(bars, folder, 60_000 // scale)
+    compare_mixed(bars, folder, text, 40_000_000 // scale, 4_000 // scale)
+    compare_memory(bars, folder, 40_000 // scale)
+    compare_planning(bars, folder, 100_000_000 // scale)
 
 
 def new_output(folder: Path) -> Path:
@@ -93,33 +84,42 @@ def write_or_wait(sampler: WindowSampler, part: Part | None) -> None:
         sampler.write_part(part)
 
 
-def our_seconds(folder: Path, name: str, windows: Windows, num_rows: int, num_workers: int) -> float:
-    """Seconds to inventory, sample, write and join a train set."""
+def sampler_seconds(
+    folder: Path, tokens: reader.Tokens, windows: Windows, num_rows: dict[str, int], num_workers: int
+) -> float:
+    """Seconds to inventory, sample, write and join train sets of so many rows by domain."""
     output = new_output(folder)
     start = time.perf_counter()
-    tokens = open_domain(folder, name)
     inventories = reader.inventory(tokens, SPLITS, {"test": windows, "train": windows})
     sampler = WindowSampler(sample_options(windows, output), tokens, inventories)
     seconds = time.perf_counter() - start
     with workers.Workers(num_workers, functools.partial(write_or_wait, sampler)) as pool:
         list(pool.map_in_order([None] * num_workers, lambda _: 1, num_workers))
         start = time.perf_counter()
-        planned = sampler.plan({"train": {name: num_rows}})
+        planned = sampler.plan({"train": num_rows})
         sampler.write_all(pool, planned, lambda: sampler.check_other_sets([]))
         seconds += time.perf_counter() - start
-    assert [one.summary.written for one in planned] == [num_rows], planned
+    written = [one.summary.written for one in planned]
+    assert written == [*num_rows.values()] or len(num_rows) > 1, written  # of several domains, rare ones have fewer
     shutil.rmtree(output)
     return seconds
+
+
+def read_windows(tokens: reader.Tokens, split: str, windows: Windows, num_rows: int, dtype: np.dtype) -> np.ndarray:
+    """dtype [num_rows, tokens]: the first windows that are sampled from the only domain."""
+    [name] = tokens.files
+    inventory = reader.inventory(tokens, SPLITS, {split: windows})[name]
+    source = reader.WindowSource(tokens, name, split, SPLITS, windows, inventory)
+    rows = np.empty((num_rows, windows.total_length), dtype)
+    source.read(source.sample(0, num_rows), [rows])
+    return rows
 
 
 def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> float:
     """Seconds of an MDSWriter loop that is fed the same windows from memory, in shards of the same size."""
     streaming = mds.import_streaming()
     tokens = open_domain(folder, name)
-    inventory = reader.inventory(tokens, SPLITS, {"train": windows})[name]
-    source = reader.WindowSource(tokens, name, "train", SPLITS, windows, inventory)
-    rows = np.empty((num_rows, TOTAL), mds.token_dtype(tokens.vocab_size or 1 << 31))
-    source.read(source.sample(0, num_rows), [rows])
+    rows = read_windows(tokens, "train", windows, num_rows, mds.token_dtype(tokens.vocab_size or 1 << 31))
     columns = {
         "token_ids": mds.array_column(rows.dtype, DECODER),
         "prev_token_ids": mds.array_column(rows.dtype, TOTAL - DECODER),
@@ -135,44 +135,27 @@ def writer_seconds(folder: Path, name: str, windows: Windows, num_rows: int) -> 
     return seconds
 
 
-def mixed_seconds(folder: Path, tokens: reader.Tokens, windows: Windows, num_rows: int) -> float:
-    """Seconds to inventory and write a train set of every domain."""
-    output = new_output(folder)
-    start = time.perf_counter()
-    inventories = reader.inventory(tokens, SPLITS, {"train": windows})
-    sampler = WindowSampler(sample_options(windows, output), tokens, inventories)
-    with workers.Workers(1, sampler.write_part) as pool:
-        planned = sampler.plan({"train": {domain: num_rows // len(tokens.files) for domain in tokens.files}})
-        sampler.write_all(pool, planned, lambda: None)
-    seconds = time.perf_counter() - start
-    shutil.rmtree(output)
-    return seconds
-
-
 def compare_mixed(bars: Bars, folder: Path, text: np.ndarray, num_tokens: int, num_rows: int) -> None:
     """Seven domains in one token file against the same documents in a file a domain."""
     for script, windows, mean in (("ab", INSIDE, 12_000), ("concat", CONCATENATED, 700)):
         mixed, pure = write_mixed(folder, script, text, num_tokens, mean)
-        of_mixed = best(3, mixed_seconds, folder, mixed, windows, num_rows)
-        of_pure = best(3, mixed_seconds, folder, pure, windows, num_rows)
+        rows = dict.fromkeys(mixed.files, num_rows // len(mixed.files))
+        of_mixed = best_on_cores(3, 1, sampler_seconds, folder, mixed, windows, rows, 1)
+        of_pure = best_on_cores(3, 1, sampler_seconds, folder, pure, windows, rows, 1)
         details = f"{of_mixed:.2f} s and {of_pure:.2f} s, {num_rows} windows of 7 domains"
         bars.report(f"{script} from a mixed token file against pure ones", of_pure / of_mixed, 0.8, details)
-
-
-def best(repeats: int, function: Callable[..., float], *arguments: Any, cores: tuple[int, ...] = (0,)) -> float:
-    """The least of some measurements on these cores, each in a process of its own."""
-    return min(on_cores(cores, function, *arguments) for _ in range(repeats))
 
 
 def compare_writing(
     bars: Bars, folder: Path, name: str, script: str, windows: Windows, num_rows: int, bar: float
 ) -> None:
     """One worker against the writer alone; for ab also two workers against one."""
-    one = best(3, our_seconds, folder, name, windows, num_rows, 1)
-    writer = best(3, writer_seconds, folder, name, windows, num_rows)
+    job = (sampler_seconds, folder, open_domain(folder, name), windows, {name: num_rows})
+    one = best_on_cores(3, 1, *job, 1)
+    writer = best_on_cores(3, 1, writer_seconds, folder, name, windows, num_rows)
     rates = f"{num_rows * TOTAL / one / 1e6:.0f} M tokens/s against {num_rows * TOTAL / writer / 1e6:.0f}"
     bars.report(f"{script}, {num_rows} windows: one worker against MDSWriter from memory", writer / one, bar, rates)
-    two = best(3, our_seconds, folder, name, windows, num_rows, 2, cores=(0, 1))
+    two = best_on_cores(3, 2, *job, 2)
     bars.report(f"{script}: two workers against one", one / two, 1.6, f"{one:.2f} s and {two:.2f} s")
 
 
@@ -204,25 +187,24 @@ def write_int64(folder: Path) -> None:
     np.save(folder / "usual_int64.npy", np.load(folder / "tokenized/usual/usual.npy").astype(np.int64))
 
 
-def drop_from_cache(paths: Iterable[Path]) -> None:
-    """Have the system forget files that it keeps in memory."""
-    os.sync()
-    for path in paths:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def seconds_from_disk(folder: Path, function: Callable[..., float], *arguments: Any) -> float:
+    """The best of two measurements; before each, the page cache forgets the token files."""
+    seconds = []
+    for _ in range(2):
+        os.sync()
+        for path in (*folder.glob("tokenized/usual/*.npy"), folder / "usual_int64.npy"):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        seconds.append(on_cores(1, function, folder, *arguments))
+    return min(seconds)
 
 
 def compare_usual(bars: Bars, folder: Path, num_rows: int) -> None:
-    on_cores([0], write_int64, folder)
-    seconds: list[list[float]] = []
-    for measure in ((our_seconds, "usual", INSIDE, num_rows, 1), (usual_seconds, num_rows)):
-        seconds.append([])
-        for _ in range(2):
-            drop_from_cache([*folder.glob("tokenized/usual/*.npy"), folder / "usual_int64.npy"])
-            seconds[-1].append(on_cores([0], measure[0], folder, *measure[1:]))
-    ours, usual = map(min, seconds)
+    on_cores(1, write_int64, folder)
+    sampler = seconds_from_disk(folder, sampler_seconds, open_domain(folder, "usual"), INSIDE, {"usual": num_rows}, 1)
+    usual = seconds_from_disk(folder, usual_seconds, num_rows)
     what = f"ab, {num_rows} windows from the disk: one worker against the usual script"
-    bars.report(what, usual / ours, 10, f"{ours:.2f} s and {usual:.1f} s")
+    bars.report(what, usual / sampler, 10, f"{sampler:.2f} s and {usual:.1f} s")
 
 
 def passage_seconds(folder: Path, num_rows: int) -> float:
@@ -244,11 +226,7 @@ def one_by_one_seconds(folder: Path, num_rows: int) -> float:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenized/tokenizer")
-    tokens = open_domain(folder, "short")
-    inventory = reader.inventory(tokens, SPLITS, {"retrieval": PASSAGES})["short"]
-    source = reader.WindowSource(tokens, "short", "retrieval", SPLITS, PASSAGES, inventory)
-    rows = np.empty((num_rows, PASSAGES.total_length), np.int32)
-    source.read(source.sample(0, num_rows), [rows])
+    rows = read_windows(open_domain(folder, "short"), "retrieval", PASSAGES, num_rows, np.dtype(np.int32))
     neighbors = np.roll(rows, 1, axis=0)
     flags = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     output = new_output(folder)
@@ -269,10 +247,10 @@ def one_by_one_seconds(folder: Path, num_rows: int) -> float:
 
 
 def compare_passages(bars: Bars, folder: Path, num_rows: int) -> None:
-    ours = best(2, passage_seconds, folder, num_rows)
-    reference = best(1, one_by_one_seconds, folder, num_rows // 6) * 6
-    rates = f"{num_rows / ours:,.0f} passages/s against {num_rows / reference:,.0f}"
-    bars.report("passages: one worker against decode and json.dumps one by one", reference / ours, 5, rates)
+    worker = best_on_cores(2, 1, passage_seconds, folder, num_rows)
+    reference = on_cores(1, one_by_one_seconds, folder, num_rows // 6) * 6
+    rates = f"{num_rows / worker:,.0f} passages/s against {num_rows / reference:,.0f}"
+    bars.report("passages: one worker against decode and json.dumps one by one", reference / worker, 5, rates)
 
 
 def compare_memory(bars: Bars, folder: Path, num_rows: int) -> None:
@@ -301,7 +279,7 @@ def planning_seconds(folder: Path, num_rows: int) -> tuple[float, int]:
 
 def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
     write_headers(folder, "headers", num_documents)
-    results = [on_cores([0], planning_seconds, folder, num_documents // 40) for _ in range(2)]
+    results = [on_cores(1, planning_seconds, folder, num_documents // 40) for _ in range(2)]
     seconds, peak = min(results)
     details = (
         f"{seconds:.1f} s on one core for {num_documents / 1e6:.0f} M documents, inventory and sampling of two sets"
@@ -311,4 +289,4 @@ def compare_planning(bars: Bars, folder: Path, num_documents: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(measure, parse_scale(__doc__)))

@@ -2,11 +2,11 @@
 
     python benchmarks/scale.py             # about 3 minutes on 2 cores, 7 GB of disk
 
-The dry runs measure a sample of real text (../shared/corpus where it is, else the demo's). What they count is made
-here: for tokenizing, a file for each domain that begins with that text and has a hole behind it, so large that its
-tokens are those that RedPajama has; for the samplers, token files with 1/1000 of these tokens, the real documents over
-and over, and 1/1000 of the rows that are asked for. Models are counted in operations, on meta tensors; hours on a GPU
-are operations at half of the 790 TFLOP/s that an H200 was measured to reach in bfloat16, and were not run.
+The dry runs measure a sample of real text (../shared/corpus where it is, else the demo's). Their inputs are made here:
+for tokenizing, a file for each domain that begins with that text and ends with a hole, as large as RedPajama's tokens
+take; for the samplers, token files with 1/1000 of these tokens, the real documents over and over, and 1/1000 of the
+requested rows. Operations of models are counted on meta tensors. Hours on a GPU are computed, not measured: operations
+at half of the 790 TFLOP/s that an H200 was measured to reach in bfloat16.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import sys
 
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
 
+import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import PROJECT, find_corpus
-from benchmarks.generated import BILLIONS, write_repeated
+from benchmarks.common import PROJECT
+from benchmarks.generated import BILLIONS, find_corpus, write_repeated
 from cepe_data import cli
 from cepe_data.corpus import listing, readers
 from cepe_data.storage import mds
@@ -44,8 +44,8 @@ def main() -> int:
         data, model = find_corpus(folder)
         run(folder, "get_all_jsonl.py", data, "--output", "real.txt")
         run(folder, "tokenize_jsonl.py", "--file_list", "real.txt", "--output_dir", "real", "--tokenizer", model)
-        documents, bytes_per_token = survey_corpus(folder, data)
-        write_holes(folder / "data", data, folder / "real.txt", bytes_per_token)
+        documents, bytes_per_token = read_corpus(folder, data)
+        write_holes(folder, data, bytes_per_token)
         run(folder, "get_all_jsonl.py", "data")
         show(folder, "tokenize_jsonl.py", "--output_dir", "empty", "--tokenizer", model, "--num_workers", 1)
         (folder / "tokenized").mkdir()
@@ -73,40 +73,38 @@ def show(folder: Path, script: str, *arguments: object) -> None:
     print(run(folder, script, *arguments, "--dry_run"), flush=True)
 
 
-def survey_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float]]:
-    """Of each domain of the real corpus: its documents, as `write_repeated` wants them, and bytes of jsonl a token."""
-    ids: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
-    lengths: dict[str, list[np.ndarray]] = {domain: [] for domain in BILLIONS}
-    num_bytes = dict.fromkeys(BILLIONS, 0)
-    for file in listing.read_file_list(folder / "real.txt").files:
-        with TokenFile(folder / "real" / file.token_file) as tokens:
-            lengths[str(file.domain)].append(tokens.lengths(0, tokens.num_documents))
-            ids[str(file.domain)].append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
-        num_bytes[str(file.domain)] += sum(len(block) for _, block, _ in readers.line_blocks(data / file.path))
-    documents = {domain: (np.concatenate(ids[domain]), np.concatenate(lengths[domain])) for domain in BILLIONS}
-    return documents, {domain: num_bytes[domain] / len(documents[domain][0]) for domain in BILLIONS}
+def read_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float]]:
+    """By domain of the real corpus: its documents, as `write_repeated` takes them, and bytes of jsonl a token."""
+    documents, bytes_per_token = {}, {}
+    for domain in BILLIONS:
+        ids, lengths, num_bytes = [], [], 0
+        for file in files_of(folder, domain):
+            with TokenFile(folder / "real" / file.token_file) as tokens:
+                lengths.append(tokens.lengths(0, tokens.num_documents))
+                ids.append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
+            num_bytes += sum(len(block) for _, block, _ in readers.line_blocks(data / file.path))
+        documents[domain] = np.concatenate(ids), np.concatenate(lengths)
+        bytes_per_token[domain] = num_bytes / len(documents[domain][0])
+    return documents, bytes_per_token
 
 
-def write_holes(target: Path, data: Path, file_list: Path, bytes_per_token: dict[str, float]) -> None:
-    """A jsonl file for each domain: the beginning is real, the rest a hole."""
-    files = listing.read_file_list(file_list).files
+def files_of(folder: Path, domain: str) -> list[listing.ListedFile]:
+    """The files of a domain of the real corpus."""
+    return [file for file in listing.read_file_list(folder / "real.txt").files if file.domain == domain]
+
+
+def write_holes(folder: Path, data: Path, bytes_per_token: dict[str, float]) -> None:
+    """A jsonl file for each domain in `folder`/data: it begins with real lines, over and over; the rest is a hole."""
     for domain, billions in BILLIONS.items():
-        path = target / domain / "all.jsonl"
+        path = folder / "data" / domain / "all.jsonl"
         path.parent.mkdir(parents=True)
-        with path.open("wb") as file:
-            for block in text_of(data, [one for one in files if one.domain == domain]):
-                file.write(block)
-                if file.tell() > SAMPLE_BYTES:
+        blocks = (block for file in files_of(folder, domain) for _, block, _ in readers.line_blocks(data / file.path))
+        with path.open("wb") as target:
+            for block in itertools.cycle(blocks):
+                target.write(block)
+                if target.tell() > SAMPLE_BYTES:
                     break
-            file.truncate(int(billions * 10**9 * bytes_per_token[domain]))
-
-
-def text_of(data: Path, files: list[listing.ListedFile]) -> Iterator[bytes]:
-    """Lines of these files, over and over."""
-    while True:
-        for file in files:
-            for _, block, _ in readers.line_blocks(data / file.path):
-                yield block
+            target.truncate(int(billions * 10**9 * bytes_per_token[domain]))
 
 
 def report_models() -> None:

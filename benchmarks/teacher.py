@@ -12,10 +12,8 @@ import sys
 
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has modules that are named as the library's
 
-import argparse
 import os
 import pickle
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import numpy as np
 import torch
 
 import calculate_logits
-from benchmarks.common import Bars, best_seconds
+from benchmarks.common import Bars, best_seconds, parse_scale, run_benchmark
 from cepe_data import cli, workers
 from cepe_data.storage import mds, outputs
 from cepe_data.teacher import model as teacher_model
@@ -37,24 +35,12 @@ TOPK = 50
 SMALL = {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter sequences and smaller files")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
-    bars = Bars()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for hidden_size in (256, 640):
-            compare_heads(bars, 256 if args.quick else 2048, hidden_size)
-        compare_errors(bars)
-        compare_steps(bars, folder, 256 if args.quick else 1024)
-        compare_joining(bars, folder, (200 if args.quick else 2000) << 20)
-    print(f"{bars.num_missed} bars missed")
-    return int(bars.num_missed > 0)
+def measure(bars: Bars, folder: Path, scale: int) -> None:
+    for hidden_size in (256, 640):
+        compare_heads(bars, 2048 if scale == 1 else 256, hidden_size)
+    compare_errors(bars)
+    compare_steps(bars, folder, 1024 if scale == 1 else 256)
+    compare_joining(bars, folder, 2000 // scale << 20)
 
 
 @torch.inference_mode()
@@ -65,7 +51,7 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
     hidden, weight = torch.randn(num_positions, hidden_size), torch.randn(32_000, hidden_size) / hidden_size**0.5
     rows, none = teacher_model.HEAD_BYTES // (4 * len(weight)), torch.empty(num_positions, 0)
 
-    def ours() -> None:
+    def by_chunks() -> None:
         for chunk in hidden.split(rows):
             TopK(TOPK).of_logits(chunk @ weight.T, none)
 
@@ -73,21 +59,21 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
         prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
         prob[:, :TOPK].half(), index[:, :TOPK].int(), prob[:, TOPK:].sum(-1).half()
 
-    ours_seconds, usual_seconds = best_seconds(ours), best_seconds(usual)
-    head_seconds = best_seconds(lambda: [chunk @ weight.T for chunk in hidden.split(rows)])
-    details = f"{ours_seconds:.2f} s and {usual_seconds:.2f} s, of which the head takes {head_seconds:.2f} s"
-    what, ratio = f"head and top-k, {num_positions:,} × 32,000, hidden size {hidden_size}", usual_seconds / ours_seconds
+    chunked, whole = best_seconds(by_chunks), best_seconds(usual)
+    head = best_seconds(lambda: [chunk @ weight.T for chunk in hidden.split(rows)])
+    what = f"head and top-k, {num_positions:,} × 32,000, hidden size {hidden_size}"
     if hidden_size == 256:
-        bars.report(what, ratio, 6, details)
+        details = f"{chunked:.2f} s and {whole:.2f} s, of which the head takes {head:.2f} s"
+        bars.report(what, whole / chunked, 6, details)
     else:
-        print(f"       {what}: {ratio:.2f}, and with a top-k that takes no time {usual_seconds / head_seconds:.2f}")
+        print(f"       {what}: {whole / chunked:.2f}, and with a top-k that takes no time {whole / head:.2f}")
 
 
 def compare_errors(bars: Bars) -> None:
     """Errors of stored probabilities against float64, for logits with tails from nearly all to nearly nothing."""
-    draw = np.random.default_rng(0)
-    logits = torch.from_numpy(draw.normal(0, 1, (500, 32_000)))
-    logits[:, :TOPK] += torch.from_numpy(draw.uniform(0, 25, (500, 1)))
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(0, 1, (500, 32_000)))
+    logits[:, :TOPK] += torch.from_numpy(rng.uniform(0, 25, (500, 1)))
     expected = torch.softmax(logits, -1)
     prob, index = TopK(TOPK).of_logits(logits.float(), torch.empty(500, 0))
     top, tail = expected.gather(-1, index), expected.scatter(-1, index, 0).sum(-1)
@@ -117,9 +103,9 @@ def make_model(folder: Path, shape: dict[str, int], dtype: torch.dtype) -> Path:
 
 def make_rows(folder: Path, num_rows: int, num_tokens: int) -> None:
     """A domain `some` of random tokens, half of them context."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     columns = {name: mds.array_column(np.dtype(np.int16), num_tokens // 2) for name in ("token_ids", "prev_token_ids")}
-    rows = ({name: draw.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
+    rows = ({name: rng.integers(3, 32_000, num_tokens // 2, np.int16) for name in columns} for _ in range(num_rows))
     mds.write_shard(outputs.Output(folder / "some", {}), columns, num_rows, rows)
 
 
@@ -143,8 +129,8 @@ class Measured:
     batch_size: int = 0
 
 
-def our_run(annotation: teacher_plan.Annotation, device: str) -> Measured:
-    """From the first batch to the last published part, start-up of the model left out."""
+def run_step(annotation: teacher_plan.Annotation, device: str) -> Measured:
+    """Run the step; seconds are from the first batch to the last published part, without start-up of the model."""
     found, annotate = Measured(), teacher_model.Teacher.annotate
 
     def from_here(self: teacher_model.Teacher, *arguments: Any) -> Iterator[Any]:
@@ -194,15 +180,13 @@ def compare_steps(bars: Bars, folder: Path, num_tokens: int) -> None:
     make_rows(folder / "rows", 8, num_tokens)
     num_cores = workers.default_num_workers()
     annotation = plan(folder / "rows", model, num_tokens, "--device", "cpu")
-    ours = our_run(annotation, "cpu").seconds
+    step = run_step(annotation, "cpu").seconds
     torch.set_num_threads(num_cores)
     usual = usual_seconds(folder / "rows", model, num_tokens, "cpu", torch.float32)
     what = f"whole step, 100M weights, {num_tokens // 2:,} + {num_tokens // 2:,} tokens, CPU"
-    bars.report(what, usual / ours, 1.5, f"{ours / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
-    bytes_of = [
-        sum(path.stat().st_size for path in annotation.of_set.parts.directory.rglob("*.mds")) / 8 / (num_tokens // 2)
-    ]
-    print(f"       {bytes_of[0]:.0f} bytes a token on disk, the usual loop 302")
+    bars.report(what, usual / step, 1.5, f"{step / 8:.2f} s and {usual / 8:.2f} s a sequence, {num_cores} cores")
+    num_bytes = sum(path.stat().st_size for path in annotation.of_set.parts.directory.rglob("*.mds"))
+    print(f"       {num_bytes / 8 / (num_tokens // 2):.0f} bytes a token on disk, the usual loop 302")
 
 
 def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
@@ -212,10 +196,10 @@ def compare_joining(bars: Bars, folder: Path, num_bytes: int) -> None:
     annotation = plan(
         folder / "many", folder / "small", 4096, "--rows_per_part", str(num_rows // 100), "--device", "cpu"
     )
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     row = {
-        "target_prob": draw.random((2048, TOPK + 1)).astype(np.float16),
-        "target_index": draw.integers(0, 32_000, (2048, TOPK), np.int16),
+        "target_prob": rng.random((2048, TOPK + 1)).astype(np.float16),
+        "target_index": rng.integers(0, 32_000, (2048, TOPK), np.int16),
     }
     for part, (start, stop) in enumerate(annotation.of_set.part_ranges):
         annotation.of_set.write_part(part, (row for _ in range(start, stop)))
@@ -234,4 +218,4 @@ def written_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(measure, parse_scale(__doc__)))

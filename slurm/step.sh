@@ -4,7 +4,7 @@
 #     sbatch --array=0-99 slurm/step.sh tokenize_jsonl.py --num_shards 100
 #     sbatch --array=0-99 --gpus=1 --cpus-per-task=16 slurm/step.sh retrieval.embed_passages --num_shards 100 …
 #
-# `+1000` before the script makes slurm's task 0 task 1000: an array may be too long for a site.
+# `+1000` before the script adds 1000 to the task id, where a site allows only short arrays.
 #
 #SBATCH --cpus-per-task=4
 #SBATCH --mem=32G

@@ -1,5 +1,5 @@
-"""What the tests share: running a script as a user does, a small corpus with tokenizer, token files and teacher, and
-what every step reads and writes."""
+"""What the tests share: running a script as a user does; a small corpus with tokenizer, token files and teacher; what
+every step reads and writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a hub name that is not a folder must fail 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes that wait for each other take forever
 
 PROJECT = Path(__file__).resolve().parent.parent
-SHARED = PROJECT.parent / "shared"
 VOCAB_SIZE = 800
 HARD_TEXTS = (
     "",
@@ -37,14 +36,14 @@ HARD_TEXTS = (
     "x" * 3000,
 )
 
-# What every step that writes runs in its folder of the fixture `stages`.
-DRAW = ("--test_fraction", 0.2, "--allow_shortage", "--rows_per_part", 6)
+# The command of every step that writes, in its folder of the fixture `stages`.
+SAMPLED = ("--test_fraction", 0.2, "--allow_shortage", "--rows_per_part", 6)
 CONCAT = ("sample_mds_concat.py", "CONCAT", 96, 32, 12, 48, 80)
-PASSAGES = ("--domains", "book=0.5,cc=0.5", *DRAW, "--retrieval_shards", 2, "--retrieval_chunk_size", 32)
+PASSAGES = ("--domains", "book=0.5,cc=0.5", *SAMPLED, "--retrieval_shards", 2, "--retrieval_chunk_size", 32)
 STEPS: dict[str, tuple[Any, ...]] = {
     "tokenize": ("tokenize_jsonl.py", "--data_dir", "redpajama"),
     "duplicates": ("sanity_check.py", "duplicates"),
-    "sample_ab": ("sample_mds_ab.py", "AB", 128, 64, 8, 24, "--domains", "book=1", *DRAW),
+    "sample_ab": ("sample_mds_ab.py", "AB", 128, 64, 8, 24, "--domains", "book=1", *SAMPLED),
     "sample_concat": (*CONCAT, 0, *PASSAGES),
     "sample_passages": (*CONCAT, 1, *PASSAGES),
     "annotate": ("calculate_logits.py", "--input_dir", "AB/train", "--domain", "book", "--model_dir", "teacher",
@@ -58,18 +57,9 @@ STEPS: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
 MODULES = ("cepe_data.", "retrieval.")
-PRELOADED = (
-    "calculate_logits.py",
-    "examples/",
-    "pipeline.py",
-    "sample_mds_",
-    "sanity_check.py",
-    "tokenize_jsonl.py",
-    *MODULES,
-)
+PRELOADED = ("calculate_logits.py", "examples/", "pipeline.py", "sample_mds_", "sanity_check.py", "tokenize_jsonl.py",
+             *MODULES)  # fmt: skip
 _preloaded: list[subprocess.Popen[str]] = []
 
 
@@ -81,7 +71,7 @@ def run_script(
     environment: dict[str, str] | None = None,
     shell: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project, or a module such as `retrieval.search`, as a process and check its exit status."""
+    """Run a script of the project, or a module such as `retrieval.search`, as a process; `status` None allows any."""
     inherited = environment_of_scripts() | (environment or {})
     command = command_of(script, *arguments)
     own_processes = {*(environment or {})} - {"SLURM_ARRAY_TASK_ID"} or {"--num_workers", "--num_gpus"} & {*command}
@@ -89,7 +79,7 @@ def run_script(
         [done] = run_preloaded([command], cwd, inherited)
     else:
         module = ["-m"] if str(script).startswith(MODULES) else []
-        inherited |= {"PYTHONPATH": str(PROJECT)} if module else {}  # in any folder
+        inherited |= {"PYTHONPATH": str(PROJECT)} if module else {}
         done = subprocess.run(
             [shell, *module, *command], cwd=cwd, env=inherited, capture_output=True, text=True, check=False, timeout=300
         )
@@ -106,10 +96,11 @@ def run_at_once(
 
 
 def environment_of_scripts() -> dict[str, str]:
-    """This environment without what the scripts would take from it. One worker is a process itself: starting others
-    would be most of what the tests do."""
-    slurm = {name for name in os.environ if name.startswith("SLURM_")}
-    inherited = {name: value for name, value in os.environ.items() if name not in {*slurm, "REDPAJAMA_DIR"}}
+    """This environment without the variables that scripts read. With one worker a script starts no processes, which
+    would take most of the tests' time."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") and name != "REDPAJAMA_DIR"
+    }
     return inherited | {"PYTHON": sys.executable, "SLURM_CPUS_PER_TASK": "1"}
 
 
@@ -121,7 +112,7 @@ def command_of(script: object, *arguments: object) -> list[str]:
 def run_preloaded(
     commands: Sequence[list[str]], cwd: Path, environment: dict[str, str], delay: float = 0.0
 ) -> list[subprocess.CompletedProcess[str]]:
-    """The same, as forks of a process that has made the long imports (tests/preloaded.py)."""
+    """Run commands at the same time, as forks of a process that has made the long imports (tests/preloaded.py)."""
     if not _preloaded:
         server = [sys.executable, str(PROJECT / "tests/preloaded.py")]
         _preloaded.append(subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
@@ -129,17 +120,14 @@ def run_preloaded(
     [process] = _preloaded
     assert process.stdin and process.stdout
     with tempfile.TemporaryDirectory() as folder:
-        requests: list[dict[str, Any]] = []
-        for number, (script, *arguments) in enumerate(commands):
-            outputs = {name: f"{folder}/{number}.{name}" for name in ("stdout", "stderr")}
-            request = {"script": script, "arguments": arguments, "cwd": str(cwd), "environment": environment}
-            requests.append({**request, **outputs, "delay": number * delay})
+        place = {"cwd": str(cwd), "environment": environment, "output": folder}
+        requests = [{**place, "command": one, "delay": number * delay} for number, one in enumerate(commands)]
         process.stdin.write(json.dumps(requests) + "\n")
         process.stdin.flush()
         done = []
-        for command, request, status in zip(commands, requests, json.loads(process.stdout.readline()), strict=True):
-            texts = [Path(str(request[name])).read_text("utf-8", "replace") for name in ("stdout", "stderr")]
-            done.append(subprocess.CompletedProcess(command, status, *texts))
+        for number, status in enumerate(json.loads(process.stdout.readline())):
+            texts = [Path(folder, f"{number}.{name}").read_text("utf-8", "replace") for name in ("stdout", "stderr")]
+            done.append(subprocess.CompletedProcess(commands[number], status, *texts))
     return done
 
 
@@ -235,24 +223,34 @@ def folder_of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` makes once for all workers of a run. Tests must not write into it."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "complete").exists():
+            make(folder)
+            (folder / "complete").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Made once for all workers of a run. Tests must not write into it."""
-    base = folder_of_run(tmp_path_factory)
-    folder = base / "world"
-    with FileLock(base / "world.lock"):
-        if not (folder / "complete").exists():
-            from demo import models
+    return World(make_once(folder_of_run(tmp_path_factory) / "world", make_world))
 
-            write_corpus(folder / "redpajama")
-            texts = [text for seed in range(1, 10) for text in make_texts(seed, 20, 300)]
-            models.train_tokenizer(texts, folder / "tokenizer.model", VOCAB_SIZE)
-            models.make_teacher(folder / "teacher", VOCAB_SIZE)
-            models.make_teacher(folder / "other_teacher", VOCAB_SIZE, seed=1)
-            run_script("get_all_jsonl.py", "redpajama", cwd=folder)
-            run_script("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=folder)
-            (folder / "complete").touch()
-    return World(folder)
+
+def training_texts() -> list[str]:
+    """What the tokenizers are trained on."""
+    return [text for seed in range(1, 10) for text in make_texts(seed, 20, 300)]
+
+
+def make_world(folder: Path) -> None:
+    from demo import models
+
+    write_corpus(folder / "redpajama")
+    models.train_tokenizer(training_texts(), folder / "tokenizer.model", VOCAB_SIZE)
+    models.make_teacher(folder / "teacher", VOCAB_SIZE)
+    models.make_teacher(folder / "other_teacher", VOCAB_SIZE, seed=1)
+    run_script("get_all_jsonl.py", "redpajama", cwd=folder)
+    run_script("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=folder)
 
 
 def make_encoder(folder: Path, seed: int = 0) -> None:
@@ -265,8 +263,7 @@ def make_encoder(folder: Path, seed: int = 0) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    texts = [text for number in range(1, 10) for text in make_texts(number, 20, 300)]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
+    tokenizer.train_from_iterator(training_texts(), trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -294,18 +291,19 @@ def make_wide_teacher(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def stages(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """By step: the folder in which it has everything that it reads, and the same after an undisturbed run. Made once
-    for all workers of a run."""
+    """By step: the folder in which it has everything that it reads, and the same after an undisturbed run."""
     base = folder_of_run(tmp_path_factory) / "stages"
     folders = [base / f"{number}" for number in range(len(STEPS) + 1)]
-    with FileLock(base.with_suffix(".lock")):
-        if not (base / "complete").exists():
-            make_inputs(folders[0], world)
-            for step, (before, after) in zip(STEPS, pairwise(folders), strict=True):
-                shutil.copytree(before, after)
-                run(*STEPS[step], cwd=after)
-            (base / "complete").touch()
-    return dict(zip(STEPS, pairwise(folders), strict=True))
+    stages = dict(zip(STEPS, pairwise(folders), strict=True))
+
+    def make_stages(_: Path) -> None:
+        make_inputs(folders[0], world)
+        for step, (before, after) in stages.items():
+            shutil.copytree(before, after)
+            run(*STEPS[step], cwd=after)
+
+    make_once(base, make_stages)
+    return stages
 
 
 def make_inputs(folder: Path, world: World) -> None:
@@ -317,15 +315,15 @@ def make_inputs(folder: Path, world: World) -> None:
     make_encoder(folder / "encoder")
 
 
-def require_shared() -> Path:
-    """The folder with the real corpus and tokenizer; a test that needs it is skipped without it, and fails in CI."""
-    if not SHARED.is_dir():
+def require_folder(folder: Path, what: str) -> Path:
+    """A folder; a test that needs it is skipped without it, and fails in CI."""
+    if not folder.is_dir():
         if os.environ.get("CI"):
-            pytest.fail(f"{SHARED} is missing, and CI is set")
-        pytest.skip(f"needs {SHARED}, the real corpus and tokenizer")
-    return SHARED
+            pytest.fail(f"{folder} is missing, and CI is set")
+        pytest.skip(f"needs {folder}, {what}")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    return require_shared()
+    return require_folder(PROJECT.parent / "shared", "the real corpus and tokenizer")

@@ -1,15 +1,15 @@
-"""Kill scripts at random moments of their work, again and again, each time going on from where the last one was killed.
+"""Kill a script at random moments of its work, again and again; each run continues where the last one was killed.
 
     python tests/kills.py NUMBER SEED OUTPUT SCRIPT ARGUMENT…
 
-Every run is a fork of this process, which has imported all that the scripts do: so the kills fall into the work, not
-into start-up. A moment is a time, or one of the changes that the run makes to the file system, just before it is made:
-that is where a kill could leave something half done. SIGKILL or SIGTERM goes to the run, or to its workers as well.
-benchmarks/faults.py does this with all steps; from the command line it is one.
+Every run is a fork of this process, which has made the long imports: so a kill hits the work, not start-up. A moment is
+a time, or just before a change that the run makes to the file system: there a kill could leave something incomplete.
+SIGKILL or SIGTERM goes to the run alone, or to its workers as well. benchmarks/faults.py does this with all steps.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -27,20 +27,21 @@ if __name__ == "__main__":
 from tests import preloaded, reference
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-SECONDS_TO_END = 10
+SECONDS_TO_END = 10  # after SIGTERM
+SECONDS_TO_COMPLETE = 600
 _CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 Command = tuple[str, ...]  # a script of the project or a module such as retrieval.search, and its arguments
 
 
 class FaultError(Exception):
-    """Something is not as it should be after a kill."""
+    """After a kill, a file or an exit status is wrong."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How an undisturbed run of a command went: seconds from where it catches signals to its first output and to its
-    end, and how many changes to the file system its own process made."""
+    """An undisturbed run of a command: seconds from where it catches signals to its first output and to its end, and
+    the number of changes to the file system that its own process made."""
 
     seconds_to_output: float
     seconds: float
@@ -49,7 +50,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal on its way to a run: after some seconds, or else just before a change to the file system."""
+    """A signal to a run: after some seconds, or where these are None, before a change to the file system."""
 
     number: signal.Signals
     to_workers: bool
@@ -57,24 +58,28 @@ class Kill:
     change: int
 
     @classmethod
-    def draw(cls, draw: random.Random, pace: Pace) -> Kill:
-        """Half of them by time, of which most come when there is output; half by changes. Early moments are likelier:
-        they leave work in which the next run is killed."""
-        first = 0.0 if draw.random() < 0.2 else pace.seconds_to_output
-        share = min(draw.random(), draw.random())
-        seconds = first + share * (pace.seconds - first) if draw.random() < 0.5 else None
+    def sample(cls, rng: random.Random, pace: Pace) -> Kill:
+        """Half of them by time, most of these after the first output; half by changes. Early moments are likelier: they
+        leave work in which the next run is killed."""
+        first = 0.0 if rng.random() < 0.2 else pace.seconds_to_output
+        share = min(rng.random(), rng.random())
+        seconds = first + share * (pace.seconds - first) if rng.random() < 0.5 else None
         change = max(1, round(share * pace.num_changes))
-        return cls(draw.choice(SIGNALS), draw.random() < 0.5, seconds, change)
+        return cls(rng.choice(SIGNALS), rng.random() < 0.5, seconds, change)
+
+    def send(self, pid: int) -> None:
+        """Send it to a run, which leads its process group."""
+        (os.killpg if self.to_workers else os.kill)(pid, self.number)
 
 
 @dataclass
 class Tally:
-    """What happened to a step."""
+    """Counts of kills and of what was compared."""
 
     killed: Counter[signal.Signals] = field(default_factory=Counter)
     num_resumed: int = 0  # runs that began where a killed one had published something
-    num_rounds: int = 0  # times that the step came to its end
-    num_files: int = 0  # that were compared, after every kill and every round
+    num_rounds: int = 0  # times that all commands were completed
+    num_files: int = 0  # compared after every kill and every round
     num_bytes: int = 0
     longest_end: float = 0.0  # seconds from a SIGTERM to the end of the run
 
@@ -99,16 +104,16 @@ class Run:
 
     @property
     def text(self) -> str:
-        """What the run has said on stderr so far."""
+        """What the run has written to stderr so far."""
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
 
     @property
     def num_changes(self) -> int:
-        """Changes to the file system that a run which has come to its end has made."""
+        """Changes to the file system that the run made; it must have ended."""
         return int(_changes_path(self._log).read_text())
 
     def has_ended(self) -> bool:
-        """Whether it has, with `exit_status` then."""
+        """Whether it has; then it has an `exit_status`."""
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = status if pid else None
@@ -119,23 +124,27 @@ class Run:
         assert self._status is not None
         return os.waitstatus_to_exitcode(self._status)
 
-    def watch(self, seconds: float = 600.0) -> float:
-        """Wait for its end, and kill it on the way if that is to be done by time. Returns when the signal was sent, or
-        when the wait began."""
-        sent = self.start
-        to_send = self._kill.seconds if self._kill else None
+    def watch(self) -> float:
+        """Wait for its end, and send a signal that is due by time. Returns when it was sent, else when the run began.
+
+        Raises:
+            FaultError: if it takes longer than SECONDS_TO_COMPLETE.
+        """
+        sent, due = self.start, math.inf
+        if self._kill and self._kill.seconds is not None:
+            due = self.start + self._kill.seconds
         while not self.has_ended():
-            if self._kill and to_send is not None and time.monotonic() - self.start >= to_send:
-                sent, to_send = time.monotonic(), None
-                (os.killpg if self._kill.to_workers else os.kill)(self.pid, self._kill.number)
-            if time.monotonic() - sent > seconds:
+            if self._kill and time.monotonic() >= due:
+                self._kill.send(self.pid)
+                sent, due = time.monotonic(), math.inf
+            if time.monotonic() - sent > SECONDS_TO_COMPLETE:
                 os.killpg(self.pid, signal.SIGKILL)
-                raise FaultError(f"it did not end in {seconds:.0f} s\n{self.text}")
+                raise FaultError(f"it did not end in {SECONDS_TO_COMPLETE} s\n{self.text}")
             time.sleep(0.001)
         return sent
 
     def check_no_process_is_left(self) -> None:
-        """Raise FaultError unless its workers end, too."""
+        """Raise FaultError unless its workers end too."""
         deadline = time.monotonic() + SECONDS_TO_END
         while left := _alive_in_group(self.pid):
             if time.monotonic() > deadline:
@@ -145,15 +154,14 @@ class Run:
 
 
 def _become(command: Command, folder: Path, log: Path, kill: Kill | None) -> None:
-    """Be the script, never to come back: what this process would do on its way out is not the fork's to do."""
+    """Run the script in this fork, which then exits without what its parent would do at exit."""
     try:
         os.setpgid(0, 0)
         script, *arguments = command
         where = script if script.startswith("retrieval.") else str(preloaded.PROJECT / script)
         environment = {**os.environ, "PYTHONPATH": str(preloaded.PROJECT)}
-        request = {"script": where, "arguments": arguments, "cwd": str(folder), "environment": environment}
         changes = _count_changes(kill)
-        status = preloaded.become({**request, "stdout": os.devnull, "stderr": str(log)})
+        status = preloaded.become([where, *arguments], str(folder), environment, os.devnull, str(log))
         _changes_path(log).write_text(str(changes()))
         os._exit(status)
     finally:
@@ -165,8 +173,8 @@ def _changes_path(log: Path) -> Path:
 
 
 def _count_changes(kill: Kill | None) -> Callable[[], int]:
-    """Count the changes that this process makes to the file system from where it catches signals on, and send the
-    signal before one of them if it is to be sent then. Returns what gives their number."""
+    """Count the changes that this process makes to the file system once it catches signals, and send a signal that is
+    due before one of them. Returns a function that returns their number."""
     count = 0
     writing = os.O_WRONLY | os.O_RDWR
 
@@ -176,7 +184,7 @@ def _count_changes(kill: Kill | None) -> Callable[[], int]:
         if (is_open or event in _CHANGES) and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             count += 1
             if kill and kill.seconds is None and count == kill.change:
-                (os.killpg if kill.to_workers else os.kill)(os.getpid(), kill.number)
+                kill.send(os.getpid())
 
     sys.addaudithook(hook)
     return lambda: count
@@ -192,7 +200,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 
 def _alive_in_group(group: int) -> list[int]:
-    """The processes of a group that run; the dead ones wait for whoever adopted them."""
+    """The running processes of a group; dead ones wait for the process that adopted them."""
     alive = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -205,16 +213,15 @@ def _alive_in_group(group: int) -> list[int]:
 
 
 def measure(command: Command, folder: Path, output: Path, log: Path) -> Pace:
-    """Run a command to its end.
+    """Run a command to its end, undisturbed.
 
     Raises:
         FaultError: if its exit status is not 0.
     """
-    before = _names_in(output)
+    names, seconds_to_output = set(output.rglob("*")), None
     run = Run(command, folder, log)
-    seconds_to_output = None
     while not run.has_ended():
-        if seconds_to_output is None and _names_in(output) != before:
+        if seconds_to_output is None and set(output.rglob("*")) != names:
             seconds_to_output = time.monotonic() - run.start
         time.sleep(0.01)
     seconds = time.monotonic() - run.start
@@ -223,15 +230,11 @@ def measure(command: Command, folder: Path, output: Path, log: Path) -> Pace:
     return Pace(seconds if seconds_to_output is None else seconds_to_output, seconds, run.num_changes)
 
 
-def _names_in(output: Path) -> int:
-    return sum(1 for _ in output.rglob("*"))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Victim:
     """Commands that make `output` together, one after the other, in `folder`.
 
-    `whole` is what an undisturbed run makes there, by path; `before` is what of it is there before the first command.
+    `whole` has the files that undisturbed runs make there, by path; `before` those that were there before.
     """
 
     commands: Sequence[Command]
@@ -242,19 +245,29 @@ class Victim:
     before: dict[str, bytes]
     log: Path
 
-    def disturb(self, number: int, draw: random.Random) -> Tally:
-        """Kill the commands `number` times; whenever they have all come to their end, begin anew.
+    @classmethod
+    def measured(cls, commands: Sequence[Command], folder: Path, output: str, log: Path) -> Victim:
+        """Run the commands, undisturbed, to know what they make and when."""
+        target = folder / output
+        before = reference.tree_bytes(target)
+        paces = [measure(command, folder, target, log) for command in commands]
+        return cls(commands, paces, folder, target, reference.tree_bytes(target), before, log)
+
+    def disturb(self, number: int, rng: random.Random) -> Tally:
+        """Kill the commands `number` times; whenever all are completed, begin anew.
 
         Raises:
-            FaultError: if something has a final name that is not what an undisturbed run makes, or after the last rerun
-                is missing or left over; or a run does not end as it should.
+            FaultError: if a file with a final name differs from that of an undisturbed run, is missing or left over
+                after the last rerun, or a run does not end as it should.
         """
         tally = Tally()
         while tally.num_killed < number or not tally.num_rounds:
             self._reset()
             for command, pace in zip(self.commands, self.paces, strict=True):
-                while not self._run(command, pace if tally.num_killed < number else None, draw, tally):
-                    pass
+                is_completed = False
+                while not is_completed:
+                    kill = Kill.sample(rng, pace) if tally.num_killed < number else None
+                    is_completed = self._run(command, kill, tally)
             self._compare(tally, is_complete=True)
             tally.num_rounds += 1
         return tally
@@ -266,16 +279,15 @@ class Victim:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def _run(self, command: Command, pace: Pace | None, draw: random.Random, tally: Tally) -> bool:
-        """Whether a run came to its end; with a pace, it is to be killed on its way."""
-        kill = Kill.draw(draw, pace) if pace else None
+    def _run(self, command: Command, kill: Kill | None, tally: Tally) -> bool:
+        """Whether a run ended before it was killed."""
         run = Run(command, self.folder, self.log, kill)
         try:
             sent = run.watch()
             run.check_no_process_is_left()
             was_killed = run.exit_status != 0
             if was_killed:
-                self._note_kill(run, kill, time.monotonic() - sent, tally)
+                _count_kill(run, kill, time.monotonic() - sent, tally)
             if "Traceback" in run.text and run.exit_status != -signal.SIGKILL:  # whose workers may be half started
                 raise FaultError(run.text)
             if was_killed and self._compare(tally, is_complete=False):
@@ -284,24 +296,11 @@ class Victim:
             raise FaultError(f"{' '.join(command)}\n{kill}\n{error}") from None
         return not was_killed
 
-    @staticmethod
-    def _note_kill(run: Run, kill: Kill | None, seconds: float, tally: Tally) -> None:
-        expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
-        if kill is None or run.exit_status != expected[kill.number]:
-            raise FaultError(f"exit status {run.exit_status}\n{run.text}")
-        tally.killed[kill.number] += 1
-        if kill.number == signal.SIGTERM:
-            if kill.seconds is not None:  # else nobody knows when it was sent
-                tally.longest_end = max(tally.longest_end, seconds)
-            if tally.longest_end > SECONDS_TO_END or "stopped by SIGTERM" not in run.text:
-                raise FaultError(f"it ended {seconds:.1f} s after SIGTERM\n{run.text}")
-
     def _compare(self, tally: Tally, is_complete: bool) -> bool:
-        """Compare what has final names with what an undisturbed run makes. Returns whether anything was published."""
-        made = reference.tree_bytes(self.output) if self.output.exists() else {}
-        temporary = [path for path in self.output.rglob(".tmp-*")]
-        if is_complete and temporary:
+        """Compare the files that have final names with the undisturbed run's. Returns whether any was published."""
+        if is_complete and (temporary := list(self.output.rglob(".tmp-*"))):
             raise FaultError(f"left over: {temporary[0]}")
+        made = reference.tree_bytes(self.output)
         final = {name: content for name, content in made.items() if ".tmp-" not in name}
         if is_complete and (lacking := self.whole.keys() - final.keys()):
             raise FaultError(f"missing: {sorted(lacking)[0]}")
@@ -315,13 +314,23 @@ class Victim:
         return bool(final.keys() - self.before.keys())
 
 
+def _count_kill(run: Run, kill: Kill | None, seconds: float, tally: Tally) -> None:
+    """Count a run that was killed so many seconds ago; raise FaultError unless it ended as it should."""
+    expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
+    if kill is None or run.exit_status != expected[kill.number]:
+        raise FaultError(f"exit status {run.exit_status}\n{run.text}")
+    tally.killed[kill.number] += 1
+    if kill.number == signal.SIGTERM:
+        if kill.seconds is not None:  # else the time of the signal is unknown
+            tally.longest_end = max(tally.longest_end, seconds)
+        if tally.longest_end > SECONDS_TO_END or "stopped by SIGTERM" not in run.text:
+            raise FaultError(f"it ended {seconds:.1f} s after SIGTERM\n{run.text}")
+
+
 def main() -> None:
     number, seed, output, *command = sys.argv[1:]
     preloaded.import_all()
-    folder, log = Path(output), Path.cwd() / "kills.log"
-    before = reference.tree_bytes(folder)
-    pace = measure(tuple(command), Path.cwd(), folder, log)
-    victim = Victim([tuple(command)], [pace], Path.cwd(), folder, reference.tree_bytes(folder), before, log)
+    victim = Victim.measured([tuple(command)], Path.cwd(), output, Path.cwd() / "kills.log")
     tally = victim.disturb(int(number), random.Random(int(seed)))
     print(f"{tally.num_killed} killed, {tally.num_resumed} resumed, {tally.num_rounds} ended")
 

@@ -1,8 +1,8 @@
-"""Run scripts as processes that are forks of one that has imported torch, transformers and streaming: most of what the
-tests would wait for is these imports. What scripts do in a child to be rid of its imports, is done in the fork itself.
+"""Run scripts as forks of a process that has imported torch, transformers and streaming, since these imports would take
+most of the tests' time. What a script does in a child process to keep imports out of its own, the fork does itself.
 
-    python tests/preloaded.py        # reads requests from stdin, a list a line, that are run at once; answers on stdout
-                                     # with the list of their exit statuses
+    python tests/preloaded.py        # each line of stdin is a list of requests, which are run at the same time; each
+                                     # line of stdout is the list of their exit statuses
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ def main() -> None:
     os.dup2(2, 1)  # nothing else may write there
     for line in sys.stdin:
         children = []
-        for request in json.loads(line):
+        for number, request in enumerate(json.loads(line)):
             children.append(os.fork())
             if children[-1] == 0:
                 os.close(answers)
                 time.sleep(request["delay"])
-                os._exit(become(request))  # to take all these modules down takes a second
+                files = (f"{request['output']}/{number}.{name}" for name in ("stdout", "stderr"))
+                status = become(request["command"], request["cwd"], request["environment"], *files)
+                os._exit(status)  # a usual exit frees all these modules, which takes a second
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         os.write(answers, f"{json.dumps(statuses)}\n".encode())
 
@@ -49,24 +51,23 @@ def import_all() -> None:
         mds.import_streaming()
 
 
-def become(request: dict) -> int:
-    """Run a script as if this process had been started for it. Returns its exit status."""
+def become(command: list[str], cwd: str, environment: dict[str, str], stdout: str, stderr: str) -> int:
+    """Run a script, or a module, as if this process had been started for it. Returns its exit status."""
     from cepe_data import workers
 
-    os.chdir(request["cwd"])
+    os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(environment)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT), descriptor)
-    # What workers send back is of `__mp_main__`, as multiprocessing calls the main module; it knows another one here.
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    # Results of workers belong to `__mp_main__`, which is multiprocessing's name of the main module: here the script.
     main_module: Any = types.ModuleType("__mp_main__")
     main_module.__getattr__ = lambda name: getattr(sys.modules["__main__"], name)
     sys.modules["__mp_main__"] = main_module
     workers.run_in_child = lambda function, *arguments: function(*arguments)
-    script = request["script"]
-    sys.argv = [script, *request["arguments"]]
-    status = 1
+    script, status = command[0], 1
+    sys.argv = command
     try:
         if script.startswith(("cepe_data.", "retrieval.")):
             runpy.run_module(script, run_name="__main__", alter_sys=True)

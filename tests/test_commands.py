@@ -1,4 +1,4 @@
-"""Every command line that is shown, in the READMEs, docs/, slurm/ and the scripts' docstrings, is one that is accepted.
+"""Every command that READMEs, docs/, slurm/ and docstrings show is accepted by its script.
 
 pytest tests/test_commands.py
 """
@@ -19,20 +19,20 @@ from pathlib import Path
 from demo import run as demo
 from tests.conftest import MODULES, PROJECT, Run, World
 
-OURS = ("python ", "bash ", "sbatch ", "make ")
-OTHERS = {*"for done cp aws gcloud mkdir wget source pip uv".split()}  # what else stands in blocks of commands
+OF_PROJECT = ("python ", "bash ", "sbatch ", "make ")
+OTHERS = {*"for done cp aws gcloud mkdir wget source pip uv".split()}  # other words that begin a line of a block
 SLURM_CONFIG = "ClusterName=x\nSlurmctldHost=localhost(127.0.0.1)\nNodeName=localhost\nPartitionName=all Nodes=ALL\n"
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    """Pairs of the file and a command that it shows, on one line and without the comment behind it."""
+    """Pairs of a file and a command that it shows, on one line and without comment."""
     found = []
     for path in [*PROJECT.glob("*.md"), *PROJECT.glob("[rd]*/*.md")]:
         prose_and_blocks = path.read_text().split("```")
         for number, text in enumerate(prose_and_blocks):
             if number % 2 == 0:
                 lines = [re.sub(r"\s+", " ", span) for span in re.findall(r"`([^`]+)`", text)]
-                lines = [line for line in lines if line.startswith(OURS) and " -" in line]
+                lines = [line for line in lines if line.startswith(OF_PROJECT) and " -" in line]
             else:
                 language, _, block = text.partition("\n")
                 lines = on_one_line(block) if language == "bash" else []
@@ -43,7 +43,7 @@ def shown_commands() -> list[tuple[str, str]]:
     for path in [*PROJECT.glob("*.py"), *PROJECT.glob("[rdb]*/*.py"), *PROJECT.glob("cepe_data/**/*.py")]:
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         indented = "\n".join(re.findall(r"^    .*$", docstring, re.MULTILINE))
-        found += [(path.name, line) for line in on_one_line(indented) if line.startswith(OURS)]
+        found += [(path.name, line) for line in on_one_line(indented) if line.startswith(OF_PROJECT)]
     return [(name, re.split(r"\s+#\s|\s{3,}", line.strip())[0]) for name, line in found]
 
 
@@ -88,15 +88,16 @@ def as_commands(shown: list[tuple[str, str]]) -> list[Command]:
     whole = {one.key: one.arguments for one in commands if one.arguments and "…" not in one.arguments}
     filled = {}
     for one in commands:
-        words = [(whole[one.key] if word == "…" else (word,)) for word in one.arguments]
-        arguments = tuple(word for group in words for word in group)
+        arguments: tuple[str, ...] = ()
+        for word in one.arguments:
+            arguments += whole[one.key] if word == "…" else (word,)
         filled[(one.sbatch_flags, one.script, arguments)] = replace(one, arguments=arguments)
     return list(filled.values())
 
 
 def check(run: Run, command: Command, folder: Path) -> None:
     """A command is accepted: it fails because its files are missing, and shows no usage. Benchmarks and the demo, which
-    need none, exist and are shown without arguments."""
+    need no files, are shown without arguments; their script must exist."""
     if command.sbatch_flags is not None:
         check_sbatch(command.sbatch_flags, folder)
     script, arguments = command.script, command.arguments
@@ -114,7 +115,7 @@ def check(run: Run, command: Command, folder: Path) -> None:
 
 
 def check_sbatch(flags: tuple[str, ...], folder: Path) -> None:
-    """sbatch knows the flags and can read their values; it needs no slurm for that, but a file that describes one."""
+    """sbatch accepts the flags and their values; for that it needs a configuration, but no running slurm."""
     if shutil.which("sbatch"):
         (folder / "slurm.conf").write_text(SLURM_CONFIG)
         environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
@@ -126,7 +127,7 @@ def check_sbatch(flags: tuple[str, ...], folder: Path) -> None:
 def test_every_command_that_is_shown_is_accepted(run: Run, tmp_path: Path) -> None:
     shown = shown_commands()
     targets = set(re.findall(r"^([a-z-]+):.*##", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    ours = []
+    of_scripts = []
     for name, line in shown:
         words = line.split()
         if words[0] == "make":
@@ -134,10 +135,10 @@ def test_every_command_that_is_shown_is_accepted(run: Run, tmp_path: Path) -> No
         elif words[0] == "cp":
             assert (PROJECT / words[1]).is_file(), f"{name}: {line}"
         elif words[0] in {"python", "bash", "sbatch"}:
-            ours.append((name, line))
+            of_scripts.append((name, line))
         else:
             assert words[0] in OTHERS, f"{name}: {line}"
-    commands = as_commands(ours)
+    commands = as_commands(of_scripts)
     by_file = Counter(one.shown_in for one in commands)
     assert by_file["README.md"] > 10 and by_file["steps.md"] > 20 and len(by_file) > 20, by_file
     assert sum(one.sbatch_flags is not None for one in commands) > 7
@@ -148,8 +149,8 @@ def test_every_command_that_is_shown_is_accepted(run: Run, tmp_path: Path) -> No
 
 
 def test_what_the_settings_to_copy_run_is_accepted(run: Run, world: World, tmp_path: Path) -> None:
-    """The example's numbers, for a corpus, a tokenizer and folders that are here; of every array the first task. What
-    it takes is told before anything is there."""
+    """The example's numbers with a corpus, a tokenizer and folders of the test; of every array the first task. `plan`
+    needs no outputs."""
     settings = (PROJECT / "settings.example.toml").read_text()
     here = {"data_dir": world.data, "work_dir": tmp_path / "work", "python": sys.executable}
     for name, value in {**here, "tokenizer": world.tokenizer}.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +20,18 @@ def test_the_trainer_pairs_slices_and_converts_every_set(run: Run, world: World,
     for domain in ("arxiv", "book"):
         teacher = ("--model_dir", world.folder / "teacher", "--domain", domain)
         run("calculate_logits.py", "--input_dir", "OUT/train", *teacher, *flags, cwd=tmp_path)
-    assert run(*sample, cwd=tmp_path).stdout.count("skipped") == 4, "what the teacher made is not a set of the sampler"
+    assert run(*sample, cwd=tmp_path).stdout.count("skipped") == 4, "the teacher's outputs are not the sampler's"
     streaming = mds.import_streaming()
 
-    def dataset(folder: Path) -> object:
+    def dataset(folder: Path) -> Any:
         streams = [streaming.Stream(local=str(folder / domain)) for domain in ("arxiv", "book")]
         return streaming.StreamingDataset(streams=streams, shuffle=False, batch_size=1)
 
     inputs = dataset(tmp_path / "OUT/train")
     targets = dataset(tmp_path / "OUT/train-logits-enc40-dec24-teacher")
-    assert len(inputs) == len(targets) == 12  # type: ignore[arg-type]
+    assert len(inputs) == len(targets) == 12
     for number in range(12):
-        row, target = inputs[number], targets[number]  # type: ignore[index]
+        row, target = inputs[number], targets[number]
         assert row["domain"] == ("arxiv", "book")[number // 6]
         chunk = torch.tensor(row["token_ids"][:24], dtype=torch.long)
         contexts = torch.tensor(row["prev_token_ids"][-48:].reshape(3, 16), dtype=torch.long)
@@ -45,7 +46,7 @@ def test_the_trainer_pairs_slices_and_converts_every_set(run: Run, world: World,
 
 
 def test_a_copied_set_is_read_from_where_it_is_kept(run: Run, world: World, tmp_path: Path) -> None:
-    """As docs/object_store.md has it; the store is a folder."""
+    """As in docs/object_store.md; the store is a folder."""
     flags = ("--domains", "book=1", "--rows_per_part", 3, *world.source_flags)
     run("sample_mds_ab.py", "OUT", 128, 64, 0, 10, *flags, cwd=tmp_path)
     shutil.move(tmp_path / "OUT", tmp_path / "bucket")

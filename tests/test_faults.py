@@ -1,14 +1,13 @@
-"""What weeks on a cluster bring, for every step that writes: full disks, folders that nothing may be written into,
-inputs that are gone, empty or other ones, two processes at the same work.    pytest tests/test_faults.py
+"""Faults of a cluster, for every step that writes: full disks, read-only folders, inputs that are missing, empty or
+changed, two processes at the same work.    pytest tests/test_faults.py
 
-Kills are in test_kills.py, test_signals.py and benchmarks/faults.py. What else is tested with the step: sources that
-change between listing, tokenizing and its rerun, damaged archives (test_tokenize_jsonl.py), damaged token files
-(test_samplers.py), models that are broken or other ones (test_calculate_logits.py, test_retrieval.py).
+Kills are in test_kills.py, test_signals.py and benchmarks/faults.py. Faults of one step are tested with the step:
+sources that change, damaged archives (test_tokenize_jsonl.py), damaged token files (test_samplers.py), models that are
+broken or changed (test_calculate_logits.py, test_retrieval.py).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from tests import reference
 from tests.conftest import PROJECT, STEPS, Run, World, make_texts, run_at_once, write_jsonl
 
 OUTPUTS = ("tokenized", "AB", "CONCAT", "EMB", "HITS", "RET")
-# What a step reads, of which a user may lose a file.
+# Files that a step reads.
 INPUTS = [
     ("tokenize", "all_jsonl.txt"),
     ("tokenize", "redpajama/book/book.jsonl"),
@@ -50,12 +49,12 @@ INPUTS = [
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, to be filled and to be made read-only."""
+    """A file system that a test can fill or make read-only."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
-    if (refused := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
-        pytest.skip(f"not run: no tmpfs can be mounted here: {refused.stderr.strip()}")
+    if (done := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
+        pytest.skip(f"not run: no tmpfs can be mounted here: {done.stderr.strip()}")
     try:
         yield place
     finally:
@@ -63,8 +62,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def free_bytes(place: Path) -> int:
-    status = os.statvfs(place)
-    return status.f_bavail * status.f_frsize
+    return shutil.disk_usage(place).free
+
+
+def remount(place: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", place], check=True)
 
 
 def fill(place: Path, num_free: int) -> None:
@@ -75,13 +77,13 @@ def fill(place: Path, num_free: int) -> None:
 
 
 def check_message(error: str, what: str) -> None:
-    """A message says which output it was that could not be written."""
+    """A message names the output that could not be written."""
     named = re.findall(rf"(\S+): {what}", error)
     assert named and all(Path(name).parts[0] in OUTPUTS for name in named) and "Traceback" not in error, error
 
 
 def check_whole(place: Path, whole: dict[str, bytes]) -> None:
-    """Whatever has a final name is what an undisturbed run makes, or a part that it does not keep."""
+    """A file with a final name is what an undisturbed run makes, or a part that it does not keep."""
     for name, content in reference.tree_bytes(place).items():
         if ".tmp-" not in name and name != "filler" and not (name not in whole and ".parts/part-" in name):
             assert content == whole[name], name
@@ -128,7 +130,7 @@ def test_a_full_disk_names_a_small_output_too(
     run: Run, stages: dict[str, tuple[Path, Path]], small_disk: Path, command: tuple[str, ...], output: str
 ) -> None:
     shutil.copytree(stages["duplicates"][0], small_disk, dirs_exist_ok=True)
-    if command[0] == "get_all_jsonl.py":  # which leaves a list alone that is what it would write
+    if command[0] == "get_all_jsonl.py":  # it does not write a list again that has not changed
         (small_disk / "all_jsonl.json").unlink()
     fill(small_disk, 0)
     error = run(*command, cwd=small_disk, status=1).stderr
@@ -137,7 +139,7 @@ def test_a_full_disk_names_a_small_output_too(
 
 @pytest.mark.parametrize("options", ["size=4k", "ro"])
 def test_shared_memory_that_is_full_or_read_only_is_said_to_be_that(world: World, tmp_path: Path, options: str) -> None:
-    """In a mount namespace of its own, so that nothing else sees it."""
+    """In a mount namespace, so that nothing else sees it."""
     flags = f"--file_list {world.folder}/all_jsonl.txt --tokenizer {world.tokenizer}"
     script = (
         f"mount -t tmpfs -o {options} tmpfs /dev/shm || exit 77; head -c 4096 /dev/zero > /dev/shm/filler; "
@@ -155,36 +157,36 @@ def test_shared_memory_that_is_full_or_read_only_is_said_to_be_that(world: World
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_where_nothing_may_be_written_a_run_says_so_and_a_finished_one_is_repeated(
+def test_on_a_read_only_disk_a_run_says_so_and_a_finished_one_is_skipped(
     run: Run, stages: dict[str, tuple[Path, Path]], small_disk: Path, step: str
 ) -> None:
     before, after = stages[step]
     shutil.copytree(before, small_disk, dirs_exist_ok=True)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     done = run(*STEPS[step], cwd=small_disk, status=1)
     check_message(done.stderr, "Read-only file system")
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    remount(small_disk, "rw")
     run(*STEPS[step], cwd=small_disk)
     assert reference.tree_bytes(small_disk) == reference.tree_bytes(after)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    remount(small_disk, "ro")
     assert "skipped" in run(*STEPS[step], cwd=small_disk).stdout
 
 
 @pytest.mark.parametrize(("step", "name"), INPUTS)
-def test_an_input_that_is_gone_or_empty_is_named(
+def test_an_input_that_is_missing_or_empty_is_named(
     run: Run, stages: dict[str, tuple[Path, Path]], tmp_path: Path, step: str, name: str
 ) -> None:
     before, after = stages[step]
     whole = reference.tree_bytes(after)
     place = tmp_path / "place"
     shutil.copytree(before, place)
-    for damage in ("gone", "empty"):
+    for damage in ("missing", "empty"):
         (place / name).unlink()
         if damage == "empty":
             (place / name).touch()
         done = run(*STEPS[step], cwd=place, status=None)
         assert done.returncode in {1, 2} and "Traceback" not in done.stderr, f"{done.returncode} {done.stderr}"
-        source = name.removeprefix("tokenized/").replace(".npy", ".jsonl")  # a token file may be called by it
+        source = name.removeprefix("tokenized/").replace(".npy", ".jsonl")  # a message may name it for its token file
         assert any(text in done.stderr for text in (name, str(Path(name).parent), source)), f"{damage}: {done.stderr}"
         shutil.copy(before / name, place / name)
         check_whole(place, whole)
@@ -195,19 +197,19 @@ def test_an_input_that_is_gone_or_empty_is_named(
 def test_inputs_that_change_between_runs_are_noticed_by_every_step(
     run: Run, stages: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
-    """A book is written anew; then each step in turn is refused until it may overwrite what it made before."""
+    """A source changes; then each step in turn stops until it is run with --overwrite."""
     _, everything = stages["write_mds"]
     place = tmp_path / "place"
     shutil.copytree(everything, place)
     write_jsonl(place / "redpajama/book/book.jsonl", make_texts(77, 40, 900))
     run("get_all_jsonl.py", "redpajama", cwd=place)
-    refused = {}
+    errors = {}
     for step, command in STEPS.items():
         before = reference.tree_bytes(place)
         done = run(*command, cwd=place, status=None)
         assert done.returncode in {1, 2} and "Traceback" not in done.stderr, f"{step}: {done.returncode} {done.stderr}"
         assert reference.tree_bytes(place) == before, step
-        refused[step] = done.stderr
+        errors[step] = done.stderr
         run(*command, "--overwrite", cwd=place)
     for step, message in {
         "tokenize": "tokenized/book/book.npy was made with other arguments or inputs: source_bytes: was",
@@ -220,9 +222,9 @@ def test_inputs_that_change_between_runs_are_noticed_by_every_step(
         "search": "HITS/book was made with other arguments or inputs: embeddings: was",
         "write_mds": "RET/test/book was made with other",
     }.items():
-        assert message in refused[step], f"{step}: {refused[step]}"
-    again = {step: run(*command, cwd=place) for step, command in STEPS.items()}
-    assert all("skipped" in done.stdout for done in again.values())
+        assert message in errors[step], f"{step}: {errors[step]}"
+    for command in STEPS.values():
+        assert "skipped" in run(*command, cwd=place).stdout
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -1,4 +1,4 @@
-"""What `pip install .` gives: a wheel with everything, commands on the PATH, and nothing else in the environment.
+"""`pip install .` gives a wheel with everything, commands on the PATH, and nothing else in the environment.
 
 pytest tests/test_installation.py
 """
@@ -43,7 +43,7 @@ def wheel(clone: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of commands of an environment with the wheel, and with the libraries of this one."""
+    """The folder of commands of an environment with the wheel and this environment's libraries."""
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin/python"

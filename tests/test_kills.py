@@ -1,4 +1,4 @@
-"""Kills at random moments of every step's work; tests/kills.py has the details.    pytest tests/test_kills.py"""
+"""Kills at random moments of every step; tests/kills.py has the details.    pytest tests/test_kills.py"""
 
 from __future__ import annotations
 

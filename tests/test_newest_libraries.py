@@ -15,16 +15,15 @@ import pytest
 
 from tests import reference
 from tests import tokenizer_kinds as kinds
-from tests.conftest import PROJECT, Run, write_jsonl
+from tests.conftest import PROJECT, Run, require_folder, write_jsonl
 
-NEWEST = Path(sys.prefix) / "newest"
 READ_BACK = """
 import json, sys
-import tokenizers, transformers, xxhash
+import transformers, xxhash
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 texts = [" x", "def f():\\n        return 1", "a\\u1df8\\u1df9", "Newton <s>"]
-versions = [int(module.__version__.split(".")[0]) for module in (transformers,)] + [int(xxhash.VERSION.split(".")[0])]
+versions = [int(version.split(".")[0]) for version in (transformers.__version__, xxhash.VERSION)]
 ids = [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
 if len(sys.argv) > 2:
     tokenizer.save_pretrained(sys.argv[2])
@@ -35,17 +34,14 @@ print(json.dumps({"versions": versions, "ids": ids, "bos": tokenizer.bos_token_i
 @pytest.fixture(scope="module")
 def newest() -> dict[str, str]:
     """The environment of a process that has the newest libraries."""
-    if not NEWEST.is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"{NEWEST} is missing, and CI is set")
-        pytest.skip(f"needs {NEWEST}: `make test` installs it")
-    return {"PYTHONPATH": str(NEWEST)}
+    return {"PYTHONPATH": str(require_folder(Path(sys.prefix) / "newest", "which `make test` installs"))}
 
 
-def read_back(folder: Path, environment: dict[str, str], *saved: Path) -> dict:
-    command = [sys.executable, "-c", READ_BACK, str(folder), *map(str, saved)]
+def run_code(code: str, environment: dict[str, str], *arguments: Path) -> str:
+    """The last line that Python code prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["llama", "llama with user-defined symbols", "neox, NFC and runs of spaces"])
@@ -74,26 +70,18 @@ def test_transformers_4_and_5_read_the_saved_tokenizer_alike_and_what_5_saves_is
     kind = kinds.make_kind(tmp_path / "source", name)
     loaded = tokenizers.load(str(kind.path))
     tokenizers.save(loaded, tmp_path / "saved")
-    old, new = read_back(tmp_path / "saved", {}), read_back(tmp_path / "saved", newest, tmp_path / "by_newest")
+    old = json.loads(run_code(READ_BACK, {}, tmp_path / "saved"))
+    new = json.loads(run_code(READ_BACK, newest, tmp_path / "saved", tmp_path / "by_newest"))
     assert (old.pop("versions"), new.pop("versions")) == ([4, 3], [5, 4])
     assert old == new and (old["bos"], old["eos"]) == (kind.bos_id, kind.eos_id)
     assert old["ids"][:3] == [kind.encode(text) for text in (" x", "def f():\n        return 1", "a\u1df8\u1df9")]
     assert tokenizers.load(str(tmp_path / "by_newest")).identity == loaded.identity
 
 
-def test_the_samplers_hashes_do_not_depend_on_the_version_of_xxhash(
-    newest: dict[str, str],
-) -> None:
-    script = (
+def test_the_samplers_hashes_do_not_depend_on_the_version_of_xxhash(newest: dict[str, str]) -> None:
+    code = (
         "from cepe_data import hashing; from cepe_data.storage import provenance;"
         "print(hashing.key('seed'), provenance.fingerprint({'a': [1, 'é']}))"
     )
-    outputs = set()
-    for environment in ({}, newest):
-        paths = os.pathsep.join([*environment.values(), str(PROJECT)])
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
-        )
-        outputs.add(done.stdout)
-    assert len(outputs) == 1
+    both = {"PYTHONPATH": f"{newest['PYTHONPATH']}{os.pathsep}{PROJECT}"}
+    assert run_code(code, {"PYTHONPATH": str(PROJECT)}) == run_code(code, both)

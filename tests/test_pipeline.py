@@ -1,4 +1,4 @@
-"""The whole pipeline as the README, the demo and the user's description have it.    pytest tests/test_pipeline.py"""
+"""The whole pipeline as in the README, the demo and the user's description.    pytest tests/test_pipeline.py"""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_demo_corpus_has_all_domains_and_long_documents(world: World, run: R
     plain = b"".join(path.read_bytes() for path in sorted((tmp_path / "data").rglob("*.jsonl")))
     for of_machine in (socket.gethostname(), sys.prefix, str(Path.cwd()), *os.environ.values()):
         if len(of_machine) > 11:  # shorter ones may be words of the manual
-            assert of_machine.encode() not in plain, f"{of_machine} is a fact of this machine"
+            assert of_machine.encode() not in plain, f"{of_machine} is of this machine only"
     done = run("get_all_jsonl.py", "data", cwd=tmp_path)
     assert "no files of" not in done.stderr
     assert any(path.suffix == ".zst" for path in (tmp_path / "data/common_crawl").rglob("*"))

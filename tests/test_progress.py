@@ -1,4 +1,4 @@
-"""pipeline.py progress: what it says of a pipeline that stands still anywhere, and that its lines finish it.
+"""pipeline.py progress: what it says of a pipeline that was interrupted anywhere, and that its lines complete it.
 
 pytest tests/test_progress.py
 """
@@ -11,18 +11,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.storage import mds, outputs, parts, provenance
 from tests import reference
-from tests.conftest import Run, World, make_encoder
+from tests.conftest import Run, World, make_encoder, make_once
 
 SET = "ab/train-logits-enc64-dec64-teacher/book"
 PARTS = f"{SET}.parts"
@@ -39,8 +37,12 @@ for range in ${ids//,/ }; do
     for id in $(seq "${range%-*}" "${range#*-}"); do SLURM_ARRAY_TASK_ID=$id bash "$@" >&2; done
 done
 """
-
-
+FAILING_SBATCH = """#!/usr/bin/env bash
+# Records its arguments, answers as sites with several clusters do, and fails at the fifth call.
+echo "$*" >> calls
+number=$(wc -l < calls)
+((number < 5)) && echo "$((100 + number));big"
+"""
 SETTINGS = """
 work_dir = {folder}
 python = {python}
@@ -89,7 +91,7 @@ shards = 2
 
 
 def write_settings(folder: Path, world: World, *changes: tuple[str, str], work_dir: Path | None = None) -> None:
-    """Settings of a run in `folder`, in which these lines are others."""
+    """Settings of a run in `folder`, with changes: pairs of an old and a new text."""
     paths = {"folder": work_dir or folder, "python": sys.executable, "data": world.data}
     paths |= {"tokenizer": world.tokenizer, "teacher": world.folder / "teacher"}
     text = SETTINGS.format(**{name: json.dumps(str(path)) for name, path in paths.items()})
@@ -99,13 +101,21 @@ def write_settings(folder: Path, world: World, *changes: tuple[str, str], work_d
     (folder / "settings.toml").write_text(text)
 
 
+def progress(run: Run, folder: Path, *flags: str, status: int = 0) -> str:
+    """What progress prints."""
+    return run("pipeline.py", "settings.toml", "progress", *flags, cwd=folder, status=status).stdout
+
+
 def ask(run: Run, folder: Path, *flags: str, status: int = 0) -> dict[str, Any]:
-    """What progress says with --json; `by_job` has the steps by their job."""
-    said = json.loads(
-        run("pipeline.py", "settings.toml", "progress", "--json", *flags, cwd=folder, status=status).stdout
-    )
+    """What progress prints with --json; `by_job` has the steps by their job."""
+    said = json.loads(progress(run, folder, "--json", *flags, status=status))
     assert said["ok"] == (status == 0)
     return {**said, "by_job": {step["job"]: step for step in said["steps"]}}
+
+
+def lines_to_submit(text: str) -> str:
+    """The part of what progress prints that is to be pasted into a shell."""
+    return text.split("to submit:\n")[1].rpartition("\n\n")[0]
 
 
 def states(step: dict[str, Any]) -> list[str]:
@@ -125,7 +135,7 @@ def array_of(line: str) -> str | None:
 
 
 def run_line(run: Run, folder: Path, line: str) -> subprocess.CompletedProcess[str]:
-    """Run a plain line; in a process that has made the imports, which is quicker."""
+    """Run a plain line in a process that has made the imports, which is faster than in a shell."""
     words = shlex.split(line)
     where = words.index(sys.executable) + 1
     script, *arguments = words[where + 1 :] if words[where] == "-m" else words[where:]
@@ -134,32 +144,36 @@ def run_line(run: Run, folder: Path, line: str) -> subprocess.CompletedProcess[s
 
 
 def add_tokens(folder: Path, world: World) -> None:
-    """The list of files, and the token files, as the pipeline would make them."""
+    """Add the list of files and the token files that the pipeline would make."""
     for name in ("all_jsonl.txt", "all_jsonl.json"):
         shutil.copy(world.folder / name, folder / name)
     shutil.copytree(world.tokenized, folder / "tokenized")
 
 
+def make_executable(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 @pytest.fixture(scope="session")
 def finished(run: Run, world: World) -> Path:
-    """A pipeline that ran to its end, by the lines that progress gave; made once for all workers of a run."""
-    folder = world.folder.parent / "pipeline"
-    with FileLock(folder.with_suffix(".lock")):
-        if (folder / "complete").exists():
-            return folder
+    """A pipeline that is complete, by the lines that progress gave."""
+
+    def make_pipeline(folder: Path) -> None:
         folder.mkdir()
         add_tokens(folder, world)
         make_encoder(folder / "encoder")
         write_settings(folder, world)
         for line in all_lines(ask(run, folder, "--plain")):
             run_line(run, folder, line)
-        (folder / "complete").touch()
-    return folder
+
+    return make_once(world.folder.parent / "pipeline", make_pipeline)
 
 
 @pytest.fixture
 def pipeline(finished: Path, world: World, tmp_path: Path) -> Path:
-    """A finished pipeline that a test may harm."""
+    """A complete pipeline that a test may damage."""
     folder = tmp_path / "pipeline"
     shutil.copytree(finished, folder)
     write_settings(folder, world)
@@ -167,7 +181,7 @@ def pipeline(finished: Path, world: World, tmp_path: Path) -> Path:
 
 
 def test_nothing_is_there(run: Run, world: World, tmp_path: Path) -> None:
-    """All is missing, and the lines are those that are printed for the whole run."""
+    """All tasks are missing, and the lines are those that `print` gives for the whole run."""
     write_settings(tmp_path, world, work_dir=tmp_path / "it's new")
     said = ask(run, tmp_path)
     assert all(state == "missing" for step in said["steps"] for state in states(step))
@@ -180,12 +194,10 @@ def test_nothing_is_there(run: Run, world: World, tmp_path: Path) -> None:
     assert [step["waits_for"] for step in said["steps"][:3]] == [[], ["tokenize tokenized"], ["tokenize tokenized"]]
     assert said["by_job"]["write_mds"]["waits_for"] == ["search_merge hits/test"]
     assert not (tmp_path / "it's new").exists()
-    text = run("pipeline.py", "settings.toml", "progress", cwd=tmp_path).stdout
+    text = progress(run, tmp_path)
     assert "tokenize tokenized: missing\n" in text and "# once tokenize tokenized is done:\nsbatch " in text
-    snippet = text.split("to submit:\n")[1].rpartition("\n\n")[0]
-    done = subprocess.run(
-        ["bash", "-euc", f"sbatch() {{ :; }}\n{snippet}\npwd; ls"], capture_output=True, text=True, check=True
-    )
+    command = ["bash", "-euc", f"sbatch() {{ :; }}\n{lines_to_submit(text)}\npwd; ls"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-4:] == [str(tmp_path / "it's new"), "all_jsonl.json", "all_jsonl.txt", "logs"]
 
 
@@ -196,9 +208,7 @@ def test_after_tokenizing(run: Run, world: World, tmp_path: Path) -> None:
     tokenize, sample = said["by_job"]["tokenize"], said["by_job"]["sample_concat"]
     num_bytes = sum(file["bytes"] for file in world.listed())
     assert tokenize["done"] and not tokenize["lines"]
-    assert (
-        sum(task["done"] for task in tokenize["tasks"]) == sum(task["total"] for task in tokenize["tasks"]) == num_bytes
-    )
+    assert [sum(task[name] for task in tokenize["tasks"]) for name in ("done", "total")] == [num_bytes] * 2
     assert sample["waits_for"] == [] and array_of(sample["lines"][0]) == "0-1"
     assert said["by_job"]["annotate"]["waits_for"] == ["sample_ab ab"]
 
@@ -207,41 +217,41 @@ def test_a_finished_pipeline(run: Run, pipeline: Path) -> None:
     said = ask(run, pipeline)
     assert not undone(said) and not all_lines(said)
     assert all(task["done"] == task["total"] for step in said["steps"] for task in step["tasks"])
-    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
+    text = progress(run, pipeline)
     assert "9 of 9 steps done, 0 lines to submit" in text and "to submit:" not in text
 
 
-def test_what_no_later_step_reads_may_go(run: Run, pipeline: Path) -> None:
+def test_what_no_later_step_reads_may_be_deleted(run: Run, pipeline: Path) -> None:
     """Parts after joining, embeddings and hits after writing: what was made from them stays done."""
-    shutil.rmtree(pipeline / PARTS)
-    for pool in (pipeline / "hits/test").glob("*.parts"):
-        shutil.rmtree(pool)
-    assert not undone(ask(run, pipeline))
-    shutil.rmtree(pipeline / "concat/retrieval")
-    assert undone(ask(run, pipeline)) == ["sample_concat"]
-    shutil.rmtree(pipeline / "embeddings")
-    assert undone(ask(run, pipeline)) == ["sample_concat", "embed"]
-    shutil.rmtree(pipeline / "hits")
-    assert undone(ask(run, pipeline)) == ["sample_concat", "embed", "search", "search_merge"]
+    expected: list[str] = []
+    for names, jobs in (
+        ([PARTS, *(f"hits/test/{path.name}" for path in pipeline.glob("hits/test/*.parts"))], []),
+        (["concat/retrieval"], ["sample_concat"]),
+        (["embeddings"], ["embed"]),
+        (["hits"], ["search", "search_merge"]),
+    ):
+        for name in names:
+            shutil.rmtree(pipeline / name)
+        expected += jobs
+        assert undone(ask(run, pipeline)) == expected
 
 
-def test_a_token_file_is_gone(run: Run, pipeline: Path, world: World) -> None:
+def test_a_token_file_is_missing(run: Run, pipeline: Path, world: World) -> None:
     """Only its shard is in the line, and what was made from it before is done."""
-    files = [(file["path"], file["bytes"]) for file in world.listed()]
-    gone = "wikipedia/wiki.jsonl"
-    (pipeline / "tokenized" / listing.token_path(gone)).unlink()
-    [shard] = [number for number, paths in enumerate(shards.assign_files(files, 3)) if gone in paths]
+    sizes = {file["path"]: file["bytes"] for file in world.listed()}
+    missing = "wikipedia/wiki.jsonl"
+    (pipeline / "tokenized" / listing.token_path(missing)).unlink()
+    assigned = shards.assign_files([*sizes.items()], 3)
+    [shard] = [number for number, paths in enumerate(assigned) if missing in paths]
     said = ask(run, pipeline)
-    tokenize = said["by_job"]["tokenize"]
     assert undone(said) == ["tokenize"] and [array_of(line) for line in all_lines(said)] == [str(shard)]
-    sizes = dict(files)
-    mine = sum(sizes[path] for path in shards.assign_files(files, 3)[shard])
-    assert tokenize["tasks"][shard]["total"] - tokenize["tasks"][shard]["done"] == sizes[gone] < mine
-    assert tokenize["tasks"][shard]["state"] == "part done"
+    task = said["by_job"]["tokenize"]["tasks"][shard]
+    assert task["state"] == "part done" and task["total"] == sum(sizes[path] for path in assigned[shard])
+    assert task["total"] - task["done"] == sizes[missing]
 
 
 def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
-    """Shard 0 has made nothing, then one of its parts; rows are counted, and the merge waits."""
+    """A part of either shard is missing; rows are counted, and the merge waits."""
     shutil.rmtree(pipeline / SET)
     parts = sorted((pipeline / PARTS).iterdir())
     assert len(parts) == 3
@@ -256,16 +266,12 @@ def test_an_interrupted_teacher(run: Run, pipeline: Path) -> None:
     shutil.rmtree(parts[2])
     said = ask(run, pipeline)
     assert states(said["by_job"]["annotate"]) == ["missing", "part done"]
-    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
-    assert (
-        f"annotate {SET}: 0 of 2 tasks done, 1 of 3 parts, 4 of 12 rows\n  part done 1: 1 of 2 parts, 4 of 8 rows\n"
-        in text
-    )
+    of_set = f"annotate {SET}: 0 of 2 tasks done, 1 of 3 parts, 4 of 12 rows\n"
+    assert f"{of_set}  part done 1: 1 of 2 parts, 4 of 8 rows\n" in progress(run, pipeline)
 
 
-def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> None:
-    """Parts of rows that are the same are done, whatever files these are in; another part is not, and its task in no
-    line."""
+def test_a_teacher_whose_input_has_changed(run: Run, pipeline: Path) -> None:
+    """Parts of unchanged rows are done, whatever files these are in; the other part is not, and its task in no line."""
     shutil.rmtree(pipeline / SET)
     folder = pipeline / "ab/train/book"
     columns, rows = mds.read_columns(folder), list(mds.Rows(folder))
@@ -279,52 +285,40 @@ def test_a_teacher_whose_input_has_other_rows_now(run: Run, pipeline: Path) -> N
 
 
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
-    """A set that was not joined is not done, though all its parts are there; their rows are counted."""
+    """A set that is not joined is not done, though it has all its parts; their rows are counted."""
     folder = pipeline / "ab/train/book"
     rows, meta = mds.Rows(folder), provenance.read_meta(folder)
     assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
-    part, record = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
-    mds.write_shard(outputs.Output(part, record), mds.read_columns(folder), len(rows), rows)
+    part, made_with = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
+    mds.write_shard(outputs.Output(part, made_with), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
     shutil.copytree(part, parts.part_path(parts.parts_dir(folder), 0))
     [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
     assert (task["state"], task["outputs_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
 
 
-Harm = Callable[[Path], object]
-
-
-def cut(name: str) -> Harm:
-    """The file with this name, or the first such one, loses its end; not what shares its bytes by a link."""
-
-    def harm(folder: Path) -> None:
-        path = sorted(folder.glob(name))[0]
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content[:-3])
-
-    return harm
-
-
 @pytest.mark.parametrize(
-    ("harm", "job", "expected", "array"),
+    ("name", "job", "expected", "array"),
     [
-        (cut("tokenized/book/book.npy"), "tokenize", "damaged", "0"),
-        (cut("tokenized/book/book.meta.json"), "tokenize", "damaged", "0"),
-        (cut("ab/test/book/*.mds"), "sample_ab", "damaged", None),
-        (cut("ab/manifest.json"), "sample_ab", "damaged", None),
-        (cut("concat/retrieval/1/cc.jsonl"), "sample_concat", "damaged", "1"),
-        (cut(f"{PARTS}/part-00000/meta.json"), "annotate", "done", None),  # the set is joined
-        (cut(f"{SET}/*.mds"), "annotate_merge", "damaged", None),
-        (cut("embeddings/0/arxiv/part-00000/passages.npy"), "embed", "damaged", "0"),
-        (cut("hits/test/cc/keys.npy"), "search_merge", "damaged", None),
-        (cut("retrieved/test/cc/index.json"), "write_mds", "damaged", None),
+        ("tokenized/book/book.npy", "tokenize", "damaged", "0"),
+        ("tokenized/book/book.meta.json", "tokenize", "damaged", "0"),
+        ("ab/test/book/*.mds", "sample_ab", "damaged", None),
+        ("ab/manifest.json", "sample_ab", "damaged", None),
+        ("concat/retrieval/1/cc.jsonl", "sample_concat", "damaged", "1"),
+        (f"{PARTS}/part-00000/meta.json", "annotate", "done", None),  # the set is joined
+        (f"{SET}/*.mds", "annotate_merge", "damaged", None),
+        ("embeddings/0/arxiv/part-00000/passages.npy", "embed", "damaged", "0"),
+        ("hits/test/cc/keys.npy", "search_merge", "damaged", None),
+        ("retrieved/test/cc/index.json", "write_mds", "damaged", None),
     ],
 )
-def test_damage(run: Run, pipeline: Path, harm: Harm, job: str, expected: str, array: str | None) -> None:
-    """Damage is named, never done, and its line has --overwrite."""
-    harm(pipeline)
+def test_damage(run: Run, pipeline: Path, name: str, job: str, expected: str, array: str | None) -> None:
+    """A file that lost its end is reported, its task is not done, and its line has --overwrite."""
+    path = sorted(pipeline.glob(name))[0]
+    content = path.read_bytes()
+    path.unlink()  # other links to its bytes keep them
+    path.write_bytes(content[:-3])
     said = ask(run, pipeline, status=int(expected == "damaged"))
     step = said["by_job"][job]
     assert expected in states(step)
@@ -347,7 +341,7 @@ def test_damage(run: Run, pipeline: Path, harm: Harm, job: str, expected: str, a
 def test_other_arguments(
     run: Run, world: World, pipeline: Path, old: str, new: str, jobs: list[str], what: str
 ) -> None:
-    """They are named, never done, and in no line: what is to become of what is there is for a person to say."""
+    """They are named, never done, and in no line: a person must decide what to do with the old outputs."""
     write_settings(pipeline, world, (old, new))
     said = ask(run, pipeline)
     assert undone(said) == jobs
@@ -355,12 +349,12 @@ def test_other_arguments(
         step = said["by_job"][job]
         assert "other arguments" in states(step) and not step["lines"]
         assert any(what in one["what"] for one in step["wrong"])
-    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
+    text = progress(run, pipeline)
     assert what in text and "run it with --overwrite" in text
 
 
 def test_what_is_left_to_retrieve(run: Run, pipeline: Path) -> None:
-    """The dry runs of the retrieval steps count what is left of all shards, and write nothing."""
+    """Dry runs of the retrieval steps count what is left of all shards, and write nothing."""
     shutil.rmtree(pipeline / "embeddings/0")
     lines = [line for line in all_lines(ask(run, pipeline, "--plain")) if "embed_passages" in line]
     num_passages = sum(1 for path in (pipeline / "concat/retrieval/0").glob("*.jsonl") for _ in path.open())
@@ -381,13 +375,13 @@ def test_what_is_left_to_retrieve(run: Run, pipeline: Path) -> None:
 
 
 def test_clean(run: Run, world: World, pipeline: Path) -> None:
-    """Nothing is deleted unasked; what is left is enough, until a setting asks for more."""
+    """Only --delete deletes; what is left is enough, until a setting asks for more."""
     said = run("pipeline.py", "settings.toml", "clean", cwd=pipeline).stdout
     before = set(reference.tree_bytes(pipeline))
     assert "embeddings" in said and "tokenized/book" in said and set(reference.tree_bytes(pipeline)) == before
     run("pipeline.py", "settings.toml", "clean", "--delete", cwd=pipeline)
-    gone = {path.split("/")[0] for path in before - set(reference.tree_bytes(pipeline))}
-    assert gone == {"ab", "tokenized", "concat", "embeddings", "hits"}  # of ab, parts of the teacher
+    deleted = {path.split("/")[0] for path in before - set(reference.tree_bytes(pipeline))}
+    assert deleted == {"ab", "tokenized", "concat", "embeddings", "hits"}  # of ab, parts of the teacher
     assert (pipeline / "tokenized/tokenizer").exists() and not (pipeline / "concat/retrieval").exists()
     left = ask(run, pipeline)
     assert not all_lines(left) and not any(step["needed"] for step in left["steps"])
@@ -411,20 +405,6 @@ def test_a_step_that_does_not_fit(run: Run, world: World, tmp_path: Path) -> Non
     assert "1,000 are free" in failed.stderr and not list((tmp_path / "tokenized").glob("*/*.npy"))
 
 
-FAILING_SBATCH = """#!/usr/bin/env bash
-# Keeps the lines, answers as sites with several clusters do, and fails at the fifth line.
-echo "$*" >> calls
-number=$(wc -l < calls)
-((number < 5)) && echo "$((100 + number));big"
-"""
-
-
-def make_executable(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-
-
 def test_a_submission_that_fails(run: Run, world: World, tmp_path: Path) -> None:
     """What is queued is printed; arrays are as long as slurm allows, and wait for ids without the cluster's name."""
     shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
@@ -440,14 +420,13 @@ def test_a_submission_that_fails(run: Run, world: World, tmp_path: Path) -> None
     assert "--dependency afterok:101:102:103 " in calls[3] and "--dependency afterok:104 " in calls[4]
 
 
-def test_the_lines_finish_the_pipeline(run: Run, pipeline: Path) -> None:
-    """What is printed is pasted into a shell whose sbatch runs the batch files."""
+def test_the_lines_complete_the_pipeline(run: Run, pipeline: Path) -> None:
+    """They are pasted into a shell whose sbatch runs the batch files."""
     shutil.rmtree(pipeline / SET)
     shutil.rmtree(pipeline / PARTS / "part-00001")
     (pipeline / "concat/retrieval/1/cc.jsonl").unlink()
     shutil.rmtree(pipeline / "retrieved")
-    text = run("pipeline.py", "settings.toml", "progress", cwd=pipeline).stdout
-    snippet = text.split("to submit:\n")[1].rpartition("\n\n")[0]
+    snippet = lines_to_submit(progress(run, pipeline))
     make_executable(pipeline / "bin/sbatch", FAKE_SBATCH)
     (pipeline / "paste.sh").write_text(snippet)
     environment = {"PATH": f"{pipeline / 'bin'}:{os.environ['PATH']}"}

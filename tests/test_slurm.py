@@ -51,7 +51,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running slurm, for those who pass its environment."""
+    """A running slurm: commands find it by its environment."""
 
     environment: dict[str, str]
 
@@ -115,7 +115,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             daemon.wait(20)
 
 
-ON_SLURM = (  # one core a task; and 3 tasks of tokenizing in arrays of 2
+ON_SLURM = (  # one core a task; MaxArraySize splits the 3 tasks of tokenizing into two arrays
     ("[corpus]", 'slurm = ["--cpus-per-task=1", "--mem=0", "--time=10"]\n[corpus]'),
     ("gpus = 1\n", ""),
     ("part_bytes = 20000", "part_bytes = 20000\ncores = 1"),
@@ -128,20 +128,18 @@ def test_the_whole_pipeline_is_submitted_and_once_more_after_a_task_was_cancelle
     finished: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Arrays make what single commands have made, though slurm allows them two tasks only."""
+    """Arrays make what single commands made, though slurm allows them two tasks only."""
     make_encoder(tmp_path / "encoder")
     write_settings(tmp_path, world, *ON_SLURM, ("test_fraction = 0.2", "test_fraction = 0.2\ndrop_duplicates = true"))
     tool = (sys.executable, PROJECT / "pipeline.py", tmp_path / "settings.toml")
     shown = slurm.run(*tool, "submit", "--dry_run", cwd=tmp_path)
-    assert re.search(r"name mark_duplicates .*afterok:ID_OF_check_3 .*/step\.sh sanity_check\.py duplicates", shown), (
-        shown
-    )
+    pattern = r"name mark_duplicates .*afterok:ID_OF_check_3 .*/step\.sh sanity_check\.py duplicates"
+    assert re.search(pattern, shown), shown
     write_settings(tmp_path, world, *ON_SLURM)
     shown = slurm.run(*tool, "submit", "--dry_run", cwd=tmp_path)
     assert shown.count("sbatch --parsable") == 13 and "afterok:ID_OF_tokenize_1:ID_OF_tokenize_2" in shown
     assert not slurm.jobs(tmp_path)
-    said = slurm.run(*tool, "submit", cwd=tmp_path)
-    [queued] = re.findall(r"^queued: (.*)", said, re.MULTILINE)
+    [queued] = re.findall(r"^queued: (.*)", slurm.run(*tool, "submit", cwd=tmp_path), re.MULTILINE)
     slurm.run("scancel", queued.split()[1], cwd=tmp_path)  # task 2 of tokenizing
     slurm.wait(tmp_path)
     progress = slurm.run(*tool, "progress", cwd=tmp_path)
@@ -153,7 +151,7 @@ def test_the_whole_pipeline_is_submitted_and_once_more_after_a_task_was_cancelle
     assert "all is there" in slurm.run(*tool, "submit", cwd=tmp_path)
     for name in ("ab", "concat", "tokenized"):
         assert reference.tree_bytes(tmp_path / name) == reference.tree_bytes(finished / name), name
-    vectors = reference.tree_bytes(tmp_path / "embeddings")  # which depend on the cores of the encoder
+    vectors = reference.tree_bytes(tmp_path / "embeddings")  # they depend on the number of cores
     shutil.rmtree(tmp_path / "embeddings")
     lines = slurm.run(*tool, "print", "embed", cwd=tmp_path)
     xargs = ("xargs", "-P", "2", "-d", "\\n", "-I{}", "bash", "-c", "{}")
@@ -162,7 +160,7 @@ def test_the_whole_pipeline_is_submitted_and_once_more_after_a_task_was_cancelle
 
 
 def test_a_cancelled_task_says_how_to_go_on_and_is_submitted_alone(slurm: Slurm, world: World, tmp_path: Path) -> None:
-    """Task 1 of 2 is cancelled in the middle of its work; the merge names it; it alone is submitted again."""
+    """Task 1 of 2 is cancelled during its work; the merge names it; it alone is submitted again."""
     flags = ["--domains", "book=1", "--train_fraction", "0.9", "--allow_shortage", *world.source_flags]
     slurm.run(sys.executable, PROJECT / "sample_mds_ab.py", "OUT", 64, 4, 0, 2000, *flags, cwd=tmp_path)
     slurm.environment["CEPE_DATA_HOME"] = str(PROJECT)
@@ -173,8 +171,8 @@ def test_a_cancelled_task_says_how_to_go_on_and_is_submitted_alone(slurm: Slurm,
                  "--model_dir", world.folder / "teacher", "--num_encoder_tokens", 60, "--num_decoder_tokens", 4,
                  "--topk", 5, "--rows_per_part", 20, "--num_shards", 2, "--device", "cpu")  # fmt: skip
     job = slurm.run(*sbatch, "--array=0-1", *arguments, cwd=tmp_path).strip()
-    pool = tmp_path / "OUT/train-logits-enc60-dec4-teacher/book.parts"
-    while not list(pool.glob(".tmp-part-0005*")) + list(pool.glob("part-0005*")):
+    parts = tmp_path / "OUT/train-logits-enc60-dec4-teacher/book.parts"
+    while not list(parts.glob(".tmp-part-0005*")) + list(parts.glob("part-0005*")):
         assert slurm.jobs(tmp_path), "\n".join(logs(tmp_path))
         time.sleep(0.01)
     slurm.run("scancel", "--batch", "--signal=TERM", f"{job}_1", cwd=tmp_path)
@@ -186,4 +184,4 @@ def test_a_cancelled_task_says_how_to_go_on_and_is_submitted_alone(slurm: Slurm,
     slurm.run(*sbatch, "--array=1", *arguments, cwd=tmp_path)
     slurm.wait(tmp_path)
     slurm.run(*merge, cwd=tmp_path)
-    assert (pool.parent / "book/index.json").exists()
+    assert (parts.parent / "book/index.json").exists()

@@ -70,7 +70,7 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
             f"--chunk_tokens {args.chunk_tokens}: the {num_tokens} of {source} are not a multiple of it"
         )
     columns[COLUMN] = mds.array_column(np.dtype(np.float32), num_chunks)
-    dtype = choose_dtype(args.dtype, args.device, folder, args.overwrite, GPU_DTYPE)
+    dtype = choose_dtype(args, args.dtype, args.device, folder, GPU_DTYPE)
     prefixes = {name: getattr(args, name) for name in ("query_prefix", "passage_prefix") if getattr(args, name)}
     made_with = {
         "domain": domain,

@@ -39,17 +39,6 @@ def paths_there(folder: Path) -> list[Path]:
     return sorted(parts_dir(folder).glob("part-*"))
 
 
-def recorded(folder: Path, name: str, overwrite: bool) -> Any:
-    """An argument in the provenance of the set `folder`, or else of its first part; None if neither exists. With
-    `overwrite`, the part comes first, and damaged meta files are passed over."""
-    there = [*([folder] if folder.is_dir() else []), *paths_there(folder)[:1]]
-    for made in reversed(there) if overwrite else there:
-        with contextlib.suppress(*[DamagedFileError] if overwrite else []):
-            if name in (made_with := provenance.made_with(made)):
-                return made_with[name]
-    return None
-
-
 def part_ranges(num_rows: int, rows_per_part: int) -> list[tuple[int, int]]:
     """[start, stop) of the rows of every part."""
     return [(start, min(start + rows_per_part, num_rows)) for start in range(0, num_rows, rows_per_part)]
@@ -151,9 +140,19 @@ class PartedSetOptions(MergeOptions):
 
     rows_per_part: int | None
 
+    def recorded(self, folder: Path, name: str) -> Any:
+        """An argument in the provenance of the set `folder`, or else of its first part; None if neither exists. Where
+        these may be replaced, the part comes first, and damaged meta files are passed over."""
+        there = [*([folder] if folder.is_dir() else []), *paths_there(folder)[:1]]
+        for made in reversed(there) if self.overwrite else there:
+            with contextlib.suppress(*[DamagedFileError] if self.overwrite else []):
+                if name in (made_with := provenance.made_with(made)):
+                    return made_with[name]
+        return None
+
     def part_rows(self, folder: Path, default: int) -> int:
         """The rows of a part of the set `folder`: the argument's; for a merge, by default, those of the parts."""
-        there = recorded(folder, "rows_per_part", self.overwrite) if self.merge else None
+        there = self.recorded(folder, "rows_per_part") if self.merge else None
         return int(self.rows_per_part or there or default)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError
-from cepe_data.storage import mds, parts, provenance, verify
+from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
 from cepe_data.teacher import devices, vocabulary
@@ -101,7 +101,7 @@ def _plan_annotation(
         raise ArgumentError(f"{flag} {targets.width} is more than the {vocab_size} words of {args.model_dir}")
     check_positions(args, model, num_tokens)
     folder = output_folder(args, domain)
-    dtype = choose_dtype(args.dtype, args.device, folder, args.overwrite, "bfloat16")
+    dtype = choose_dtype(args, args.dtype, args.device, folder, "bfloat16")
     attention = choose_attention(args, folder, model, dtype, num_tokens)
     made_with = {
         **provenance_of_request(args, domain),
@@ -154,10 +154,10 @@ def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tok
     cli.warn(f"{what}: what it expects beyond them may be poor")
 
 
-def choose_dtype(dtype: str, device: str | None, folder: Path, overwrite: bool, half: str) -> str:
+def choose_dtype(options: PartedSetOptions, dtype: str, device: str | None, folder: Path, half: str) -> str:
     """`--dtype`; for auto, the dtype of the parts or the set that exist (a join may run on a machine without the GPU
     that made them), else `half` on a GPU and float32 on a CPU."""
-    if dtype == "auto" and (made := parts.recorded(folder, "dtype", overwrite)):
+    if dtype == "auto" and (made := options.recorded(folder, "dtype")):
         return str(made)
     return devices.resolve_dtype(dtype, device, half)
 
@@ -171,7 +171,7 @@ def choose_attention(
     Raises:
         ArgumentError: if the device does not exist, or the model cannot be loaded.
     """
-    made = parts.recorded(folder, "attn_implementation", args.overwrite)
+    made = args.recorded(folder, "attn_implementation")
     if made is not None or args.merge:
         return args.attn_implementation or str(made or "eager")
     [device, *_] = devices.choose_devices(args.device, args.num_gpus)

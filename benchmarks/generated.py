@@ -104,7 +104,7 @@ def new_token_file(
         writer.publish({"skipped_lines": {}, "mended_lines": {}})
 
 
-def made_with(folder: Path, file: listing.ListedFile) -> provenance.Meta:
+def made_with(folder: Path, file: listing.ListedFile) -> provenance.Provenance:
     """The provenance of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
     return encoding.Job(folder, folder / "tokenized", TEXT_KEY, 0.0, identity).made_with(file)

@@ -184,7 +184,7 @@ def embed_queries(
     dtype = todo[0].embedded_queries.made_with["dtype"]  # that of the passages, unless --dtype is another
     encoder = Encoder(model, dtype, device, corpus.kind["normalize"], args.batch_size)
     for one in todo:
-        fingerprint = (provenance.read_meta(one.queries) or {}).get("tokenizer") or corpus.kind["tokenizer"]
+        fingerprint = provenance.read_meta(one.queries).get("tokenizer") or corpus.kind["tokenizer"]
         tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
         vectors = np.empty((one.num_rows, model.dimension), np.float32)
         ranges = part_ranges(one.num_rows, QUERIES_AT_ONCE)

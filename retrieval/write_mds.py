@@ -90,19 +90,19 @@ class RetrievedSet:
 
     def __init__(self, args: RetrievedSetOptions, corpus: Embeddings, domain: str) -> None:
         self._corpus, self._hits, queries = corpus, args.hits / domain, args.queries / domain
-        meta = provenance.read_meta(self._hits) if self._hits.exists() else None
-        if meta is None:
+        meta = provenance.read_meta(self._hits) if self._hits.exists() else provenance.Meta()
+        if not meta:
             raise ArgumentError(f"{self._hits} holds no hits: run search, and its --merge")
-        if lost := provenance.lost_files(self._hits, meta):
+        if lost := provenance.lost_files(self._hits, meta.files):
             raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {self._hits} and make it again")
         searched = {"input": mds.fingerprint(queries), "embeddings": corpus.fingerprint(corpus.parts)}
-        of_hits = {name: meta["made_with"].get(name) for name in searched}
+        of_hits = {name: meta.made_with.get(name) for name in searched}
         if differences := provenance.describe_differences(of_hits, searched):
             raise ArgumentError(
                 f"{self._hits} was found for other rows than those of {queries}, or in other passages than those in "
                 f"{corpus.folder}: {differences}"
             )
-        found = int(meta["made_with"]["topk"])
+        found = int(meta.made_with["topk"])
         self.topk = args.topk or found
         if self.topk > found:
             raise ArgumentError(f"--topk {self.topk} is more than the {found} that {self._hits} has for a row")
@@ -122,7 +122,7 @@ class RetrievedSet:
         self.of_set = PartedSet(folder, columns, num_rows, part_rows, made_with, args, inputs)
         self.metadata = {
             "corpus_files": [file.name for file in corpus.files],
-            "query_tokens": meta["made_with"]["query_tokens"],
+            "query_tokens": meta.made_with["query_tokens"],
             "tokenizer": corpus.kind["tokenizer"],
             "vocab_size": corpus.parts[0].meta.get("vocab_size"),
         }

@@ -55,7 +55,7 @@ def test_joined_parts_are_one_set_in_order_and_no_byte_is_copied(tmp_path: Path)
     for number in range(3):
         assert (tmp_path / f"set/shard.{number:05d}.mds").stat().st_nlink == 2
     meta = provenance.read_meta(tmp_path / "set")
-    assert meta is not None and provenance.is_intact(tmp_path / "set", meta)
+    assert provenance.is_intact(tmp_path / "set", meta)
 
 
 def test_a_part_has_the_bytes_that_mdswriter_writes(tmp_path: Path) -> None:

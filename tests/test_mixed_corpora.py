@@ -304,7 +304,7 @@ def test_duplicates_are_marked_within_a_domain(mixed: Mixed) -> None:
         is_copy = np.unpackbits(np.load(bits), bitorder="little")[: len(records)].astype(bool)
         marked += int(is_copy.sum())
         meta = provenance.read_meta(bits)
-        assert meta is not None and meta["copies"] == int(is_copy.sum())
+        assert meta["copies"] == int(is_copy.sum())
     assert marked == 5
 
 

@@ -20,7 +20,7 @@ from cepe_data.storage import outputs, provenance
 
 
 def publish(
-    path: Path, text: str, made_with: provenance.Meta, overwrite: bool = False, is_folder: bool = False
+    path: Path, text: str, made_with: provenance.Provenance, overwrite: bool = False, is_folder: bool = False
 ) -> bool:
     """Publish an output with that text, and a sidecar file that has it twice."""
     with outputs.Output(path, made_with, overwrite).draft(is_folder) as draft:

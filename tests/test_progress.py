@@ -288,7 +288,6 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that is not joined is not done, though it has all its parts; their rows are counted."""
     folder = pipeline / "ab/train/book"
     rows, meta = mds.Rows(folder), provenance.read_meta(folder)
-    assert meta is not None
     made_with = {name: value for name, value in meta["made_with"].items() if name != "rows"}
     part, made_with = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
     mds.write_shard(outputs.Output(part, made_with), mds.read_columns(folder), len(rows), rows)

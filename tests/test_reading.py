@@ -250,7 +250,6 @@ def test_losses_of_the_example_fall_in_each_mode_and_exchanged_targets_are_seen(
     for domain in ("book", "cc"):
         targets, meta = folder / TEACHER / domain, provenance.read_meta(folder / TEACHER / domain)
         rows = list(mds.Rows(targets))
-        assert meta is not None
         output = outputs.Output(folder / "exchanged" / domain, meta["made_with"])
         mds.write_shard(output, mds.read_columns(targets), len(rows), [*rows[1:], rows[0]])
     short = ("--context_size", 16, "--num_contexts", 1, "--steps", 24, "--num_decoder_tokens")

@@ -70,7 +70,7 @@ def test_shards_merged_are_what_one_run_makes(run: Run, copied: Path) -> None:
 def test_other_rows_and_scores_are_found(run: Run, copied: Path) -> None:
     assert "14 compared with the input, 4 recomputed: 0 findings" in run(*CHECK, cwd=copied).stdout
     folder = copied / "OUT/test_scores/wiki"
-    rows, columns, made_with = list(mds.Rows(folder)), mds.read_columns(folder), provenance.made_with(folder)
+    rows, columns, made_with = list(mds.Rows(folder)), mds.read_columns(folder), provenance.read_meta(folder).made_with
 
     def check_rows() -> str:
         shutil.rmtree(folder)

@@ -132,12 +132,12 @@ class Found:
     `windows`: the folder of a set of windows, by the fingerprint of the set. `converted`: sets of another pipeline.
     `unknown`: outputs without a meta file that can be read."""
 
-    folders: dict[str, dict[Path, list[provenance.Meta]]] = field(default_factory=lambda: defaultdict(dict))
+    folders: dict[str, dict[Path, list[provenance.Provenance]]] = field(default_factory=lambda: defaultdict(dict))
     windows: dict[str, Path] = field(default_factory=dict)
     converted: list[Path] = field(default_factory=list)
     unknown: list[Path] = field(default_factory=list)
 
-    def add(self, kind: str, folder: Path, *made_with: provenance.Meta) -> None:
+    def add(self, kind: str, folder: Path, *made_with: provenance.Provenance) -> None:
         """Add a folder, and the provenance of what is in it."""
         self.folders[kind].setdefault(folder, []).extend(made_with)
 
@@ -177,8 +177,8 @@ def is_near(output: Path, base: Path) -> bool:
 
 def add_output(found: Found, output: Path, has_content: bool) -> None:
     """Put an output where its check finds it. `has_content`: there are files of a set or of hits, so it must be one."""
-    meta = verify.readable_metas([output]).get(output, {"made_with": {}})
-    made_with = meta["made_with"]
+    meta = verify.readable_metas([output]).get(output, provenance.Meta())
+    made_with = meta.made_with
     kind = next((kind for name, kind in KINDS.items() if name in made_with), None)
     if kind == EMBEDDED:  # without its manifest
         found.add(kind, output.parents[2])
@@ -243,9 +243,9 @@ def embeddings_of(folder: Path, found: Found) -> tuple[Path | None, Path | None]
 
 def corpus_of(embedded: embeddings.Embeddings, outputs: Iterable[Path]) -> Path | None:
     """The retrieval corpus that has files that were embedded, if it is there."""
-    sources = [part.meta["made_with"].get("source") for part in embedded.parts]
+    sources = [part.meta.made_with.get("source") for part in embedded.parts]
     for output in outputs:
         metas = verify.readable_metas(output.glob("retrieval/*/*.jsonl"))
-        if any(meta["files"].get(path.name) in sources for path, meta in metas.items()):
+        if any(meta.files.get(path.name) in sources for path, meta in metas.items()):
             return output / "retrieval"
     return None

@@ -260,8 +260,8 @@ def require_one_tokenizer(paths: Sequence[Path]) -> None:
     """Raise ArgumentError if ids of some of these sets and files are of another tokenizer than those of others."""
     known: dict[str, Path] = {}
     for path in dict.fromkeys(paths):
-        meta = provenance.read_meta(path) or {"made_with": {}}
-        if fingerprint := meta.get("tokenizer") or meta["made_with"].get("tokenizer"):
+        meta = provenance.read_meta(path)
+        if fingerprint := meta.get("tokenizer") or meta.made_with.get("tokenizer"):
             known.setdefault(fingerprint, path)
     if len(known) > 1:
         one, other, *_ = known.values()

@@ -167,7 +167,7 @@ def show_documents(args: ShowOptions) -> None:
         ends = tokens.tokens_start + np.cumsum(tokens.lengths(0, num_documents))
         fingerprint = read_tokenizer(args.path, meta).fingerprint if meta else None
         print_ids = make_ids_printer(args, tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint))
-        source = f" of {meta['made_with']['source']}" if meta else ""
+        source = f" of {meta.made_with['source']}" if meta else ""
         for row in row_numbers(args, num_documents):
             start = int(ends[row - 1]) if row else tokens.tokens_start
             ids = tokens.tokens(start, int(ends[row]))
@@ -204,7 +204,7 @@ def show_set(args: ShowOptions) -> None:
         raise ArgumentError(f"{args.path} has none of the columns of this pipeline: it was not made by this pipeline")
     numbers = row_numbers(args, len(rows))
     set_of_tokens = input_folder(args) if "target_index" in columns else args.path
-    fingerprint = (provenance.read_meta(set_of_tokens) or {}).get("tokenizer")
+    fingerprint = provenance.read_meta(set_of_tokens).get("tokenizer")
     tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint)
     print_ids = make_ids_printer(args, tokenizer)
     types = ", ".join(f"{name} {kind}" for name, kind in columns.items())
@@ -233,8 +233,8 @@ def query_of(args: ShowOptions, row: int) -> np.ndarray:
     Raises:
         ArgumentError: if they were found for another set.
     """
-    meta = provenance.read_meta(args.path) or {"made_with": {}}
-    found_for, folder = meta["made_with"].get("input"), input_folder(args)
+    meta = provenance.read_meta(args.path)
+    found_for, folder = meta.made_with.get("input"), input_folder(args)
     if found_for is not None and found_for != mds.fingerprint(folder):
         raise ArgumentError(f"the passages in {args.path} were found for other rows than those of {folder}")
     return input_row(args, row)["token_ids"][: meta.get("query_tokens")]
@@ -270,7 +270,7 @@ def read_row(path: Path, row: int, num_columns: int) -> np.ndarray:
 def describe_source(folder: Path, row: int, tokenized_dir: Path) -> str:
     """The jsonl file and the document that a row of windows starts in, as far as the files that name them are there."""
     meta = provenance.read_meta(folder)
-    if meta is None or not rows_path(folder).exists():
+    if not meta or not rows_path(folder).exists():
         return "source: unknown, no provenance is beside this set"
     number, position = read_row(rows_path(folder), row, 2).tolist()
     files = meta.get("source_files", [])

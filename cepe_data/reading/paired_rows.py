@@ -104,7 +104,7 @@ class PairedRows(Dataset[dict[str, Any]]):
     @property
     def vocab_size(self) -> int | None:
         """The vocabulary size of the tokenizer; None if the meta files do not have it."""
-        return next((size for one in self._sets if (size := (one.meta or {}).get("vocab_size"))), None)
+        return next((size for one in self._sets if (size := one.meta.get("vocab_size"))), None)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -142,7 +142,7 @@ class _Cut:
 class _PairedSets:
     """The sets of one domain. `slices` selects a part of a column, along its first axis."""
 
-    meta: provenance.Meta | None
+    meta: provenance.Meta
     rows: mds.Rows
     others: tuple[mds.Rows, ...]
     slices: Mapping[str, slice]
@@ -264,7 +264,7 @@ def _check_pair(rows_dir: Path, other: Path, num_rows: int, passages_dir: Path |
     if of_rows is None or of_other is None:
         cli.warn(f"nothing says whether {other} was made from the rows of {rows_dir}: their numbers agree")
         return
-    made_with = of_other["made_with"]
+    made_with = of_other.made_with
     if made_with.get("input") != mds.fingerprint(rows_dir):
         raise ArgumentError(
             f"{other} was made from other rows than those of {rows_dir}: pass the folder it was made from, or make it "

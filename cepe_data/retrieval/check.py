@@ -137,7 +137,7 @@ class RetrievalCheck(verify.SetCheck):
         """Columns, keys, queries, corpus."""
         before = len(report.findings)
         columns = mds.read_columns(folder)
-        made_with = provenance.made_with(folder)
+        made_with = provenance.read_meta(folder).made_with
         try:
             _, (topk, _) = mds.column_array(columns["retrieved_token_ids"])
             if mds.column_array(columns["retrieval_scores"])[1] != (topk,):
@@ -168,7 +168,7 @@ class RetrievalCheck(verify.SetCheck):
             report.found(folder, f"has no hits: {found} is not there")
         elif self.hits_of(folder) is None:
             return  # they are damaged: reported before
-        elif [fingerprint] != [provenance.fingerprint(meta["files"]) for meta in metas]:
+        elif [fingerprint] != [provenance.fingerprint(meta.files) for meta in metas]:
             report.found(folder, f"was written from other hits than those that are in {found} now")
         elif not (vectors := check_hits.query_vectors_path(found)).exists():
             cli.warn(f"{vectors} does not exist: the scores of {folder} are not recomputed")
@@ -181,7 +181,6 @@ class RetrievalCheck(verify.SetCheck):
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Check that the scores descend, and that the passages differ and are those of their keys."""
         meta, result = provenance.read_meta(folder), verify.Result()
-        assert meta is not None
         vocab_size = meta.get("vocab_size") or 1 << 31
         found = self.hits_of(folder)
         vectors = check_hits.query_vectors_path(found) if found else None

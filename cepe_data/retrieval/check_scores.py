@@ -81,7 +81,7 @@ class ScoreCheck(verify.SetCheck):
         if not verify.has_set(source):
             raise ArgumentError(f"the rows that {folder} has scores of are not in {source}: pass --input_dir")
         verify.compare_with_source(report, folder, source, "made from")
-        made_with = provenance.made_with(folder)
+        made_with = provenance.read_meta(folder).made_with
         expected = mds.read_columns(source)
         _, (num_tokens,) = mds.column_array(expected["prev_token_ids"])
         num_chunks = num_tokens // made_with.get("chunk_tokens", 256)
@@ -104,8 +104,8 @@ class ScoreCheck(verify.SetCheck):
 
 def recompute(report: Report, options: ScoreCheck, model_dir: str, folder: Path) -> int:
     """Recompute the scores of some rows of a set, and report those that differ. Returns how many rows."""
-    meta = provenance.read_meta(folder) or {"made_with": {}}
-    made_with, model = meta["made_with"], EncoderModel.find(model_dir)
+    meta = provenance.read_meta(folder)
+    made_with, model = meta.made_with, EncoderModel.find(model_dir)
     if made_with.get("model") != model.fingerprint:
         report.found(folder, f"was made with another encoder than {model_dir}")
         return 0

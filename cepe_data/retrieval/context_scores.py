@@ -86,7 +86,7 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     part_rows = args.part_rows(folder, mds.rows_per_shard(columns, SHARD_BYTES))
     inputs = {"input": SetInput(source)}
     of_set = PartedSet(folder, columns, mds.num_rows(source), part_rows, made_with, args, inputs)
-    of_input = provenance.read_meta(source) or {}
+    of_input = provenance.read_meta(source)
     metadata = {
         "input_name": name_beside(args.input_dir, args.output),
         "tokenizer": of_input.get("tokenizer"),
@@ -95,7 +95,7 @@ def plan_scores(args: ScoreOptions, domain: str, model: EncoderModel) -> ScoredS
     return ScoredSet(of_set, source, num_chunks, dtype, metadata)
 
 
-def texts_of(source: Path, tokenizer: TokenizerFiles, word_pieces: str, made_with: provenance.Meta) -> RowTexts:
+def texts_of(source: Path, tokenizer: TokenizerFiles, word_pieces: str, made_with: provenance.Provenance) -> RowTexts:
     """The task that reads the texts of rows of `source`, for scores with the provenance `made_with`."""
     names = ("query_tokens", "query_prefix", "chunk_tokens", "passage_prefix")
     return RowTexts(source, tokenizer, word_pieces, **{name: made_with[name] for name in names if name in made_with})

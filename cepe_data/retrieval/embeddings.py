@@ -89,10 +89,10 @@ class Embeddings:
         for number, file in enumerate(self.files):
             for part in range(file.num_parts):
                 path = part_path(folder, file, part)
-                meta = provenance.read_meta(path) if path.exists() else None
-                if meta is None:
+                meta = provenance.read_meta(path) if path.exists() else provenance.Meta()
+                if not meta:
                     missing.append(path)
-                elif lost := provenance.lost_files(path, meta):
+                elif lost := provenance.lost_files(path, meta.files):
                     raise DamagedFileError(f"{lost[0]} is gone or has another size: remove {path} and make it again")
                 else:
                     found.append(Part(path, number, file.shard, meta))
@@ -115,12 +115,12 @@ class Embeddings:
         self.kind = self._kind(self.parts[0].meta)
 
     @staticmethod
-    def _kind(meta: provenance.Meta) -> provenance.Meta:
+    def _kind(meta: provenance.Meta) -> provenance.Provenance:
         names = (
             "model", "dtype", "pooling", "normalize", "passage_prefix", "max_word_pieces", "dimension", "chunk_size",
             "tokenizer",
         )  # fmt: skip
-        return {name: meta["made_with"].get(name) for name in names}
+        return {name: meta.made_with.get(name) for name in names}
 
     @property
     def num_passages(self) -> int:
@@ -138,7 +138,7 @@ class Embeddings:
     def fingerprint(self, parts: Sequence[Part]) -> str:
         """A hash of the content of these parts, and of the file names that keys stand for."""
         names = [file.name for file in self.files]
-        return provenance.fingerprint([names, [[part.first_key, part.meta["files"]] for part in parts]])
+        return provenance.fingerprint([names, [[part.first_key, part.meta.files] for part in parts]])
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings of these parts in blocks, each with its first key: float16 [rows, dimension]. The next block
@@ -215,7 +215,7 @@ class Embeddings:
 def _check_no_gaps(parts: Sequence[Part]) -> None:
     """Raise DamagedFileError unless these parts were made from the same version of a file, and follow each other."""
     for before, part in itertools.pairwise(parts):
-        one, other = ({name: meta["made_with"].get(name) for name in ("source", "part_bytes")}
+        one, other = ({name: meta.made_with.get(name) for name in ("source", "part_bytes")}
                       for meta in (before.meta, part.meta))  # fmt: skip
         if differences := provenance.describe_differences(one, other):
             raise DamagedFileError(

@@ -53,8 +53,8 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
     for path in corpus.glob("*/*.jsonl"):
         if path.parent.name.isdecimal():
             meta = provenance.read_meta(path)
-            num_shards = max(num_shards, int((meta or {"made_with": {}})["made_with"].get("retrieval_shards", 1)))
-            if meta and (lost := provenance.lost_files(path, meta)):
+            num_shards = max(num_shards, int(meta.made_with.get("retrieval_shards", 1)))
+            if meta and (lost := provenance.lost_files(path, meta.files)):
                 raise DamagedFileError(f"{lost[0]} has not the size it was written with: make it again")
             num_parts = -(-path.stat().st_size // part_bytes)
             files.append(CorpusFile(path.stem, int(path.parent.name), num_parts))
@@ -75,17 +75,16 @@ def part_range(source: Path, part: int, part_bytes: int) -> tuple[int, int]:
     return part * part_bytes, min((part + 1) * part_bytes, source.stat().st_size)
 
 
-def provenance_of_source(source: Path, meta: provenance.Meta | None) -> provenance.Meta:
+def provenance_of_source(source: Path, meta: provenance.Meta) -> provenance.Provenance:
     """The provenance of a part as far as its jsonl file, with the meta file `meta`, gives it."""
-    made_with = meta["made_with"] if meta else {}
     return {
-        "source": meta["files"][source.name] if meta else {"bytes": source.stat().st_size},
-        "tokenizer": made_with.get("tokenizer"),
-        "chunk_size": made_with.get("chunk_size"),
+        "source": meta.files[source.name] if meta else {"bytes": source.stat().st_size},
+        "tokenizer": meta.made_with.get("tokenizer"),
+        "chunk_size": meta.made_with.get("chunk_size"),
     }
 
 
-def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Meta:
+def provenance_of_request(args: EmbeddingOptions, part: int) -> provenance.Provenance:
     """The provenance of a part as far as the arguments give it, without the encoder and its dtype."""
     prefix = {"passage_prefix": args.passage_prefix} if args.passage_prefix else {}
     return {"part": part, "part_bytes": args.part_bytes, **prefix, **({"normalize": True} if args.normalize else {})}
@@ -110,7 +109,7 @@ class PlannedPart:
         """Part `part` of a file."""
         source = source_path(args.corpus, file)
         meta = provenance.read_meta(source)
-        vocab_size = (meta or {}).get("vocab_size")
+        vocab_size = meta.get("vocab_size")
         made_with = {
             **provenance_of_source(source, meta),
             **provenance_of_request(args, part),

@@ -95,7 +95,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
     """
     queries = args.queries / domain
     num_rows = mds.num_rows(queries)
-    tokenizer = (provenance.read_meta(queries) or {}).get("tokenizer")
+    tokenizer = provenance.read_meta(queries).get("tokenizer")
     if None not in {tokenizer, corpus.kind["tokenizer"]} and tokenizer != corpus.kind["tokenizer"]:
         raise ArgumentError(
             f"the rows of {queries} are tokens of {tokenizer}, the passages in {args.embeddings} of "
@@ -145,7 +145,7 @@ class HitsInput:
 
     @property
     def fingerprint(self) -> str:
-        return provenance.fingerprint((provenance.read_meta(self.folder) or {"files": {}})["files"])
+        return provenance.fingerprint(provenance.read_meta(self.folder).files)
 
     def rows_fingerprint(self, start: int, stop: int) -> str:
         hashes = []

@@ -180,7 +180,7 @@ def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[OutputStatus] 
     outputs = []
     for domain, num_rows in rows_of_queries(args, before).items():
         meta = if_complete(provenance.read_meta, args.hits / domain)
-        known = {"domain": domain, **({"topk": args.topk or meta["made_with"]["topk"]} if meta else {})}
+        known = {"domain": domain, **({"topk": args.topk or meta.made_with["topk"]} if meta else {})}
         inputs = find_inputs(args, domain) if meta else {}
         if if_complete(describe_set, inputs) is None:  # one is missing or damaged: only the arguments are compared
             inputs = {}

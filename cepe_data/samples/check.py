@@ -94,7 +94,7 @@ def check_agreement(report: Report, paths: Sequence[Path]) -> None:
     """That sets and passages of one output were made with the same rule: else a text could be in two splits."""
     known: dict[tuple[str, str], tuple[Path, Any]] = {}
     for output, meta in verify.readable_metas(paths).items():
-        made_with = meta["made_with"]
+        made_with = meta.made_with
         is_passages = made_with.get("kind") == "passages"
         scopes = dict.fromkeys(OF_ALL, "")  # "" if all outputs agree, or the domain whose shards agree
         scopes |= {"train_fraction": ""} if "train_fraction" in made_with else {}
@@ -110,7 +110,7 @@ def check_shards(report: Report, output: Path, passages: Sequence[Path]) -> None
     """That files of passages are in the folder of their shard, and that all shards are there."""
     num_shards = 0
     for path, meta in verify.readable_metas(passages).items():
-        made_with = meta["made_with"]
+        made_with = meta.made_with
         num_shards = max(num_shards, made_with.get("retrieval_shards") or 0)
         place = {"shard_id": int(path.parent.name) if path.parent.name.isdecimal() else -1, "domain": path.stem}
         if wrong := verify.compare_records(made_with, place):
@@ -130,7 +130,7 @@ def _compare_with_manifest(
             report.found(output, f"is missing, and {manifest} says that it has {metadata['written']:,} rows")
         return
     for meta in verify.readable_metas([output]).values():
-        num_rows = meta.get("rows", meta["made_with"].get("rows"))
+        num_rows = meta.get("rows", meta.made_with.get("rows"))
         expected = {"written": num_rows, **{name: meta.get(name) for name in names}}
         if differences := verify.compare_records(metadata, expected):
             report.found(manifest, f"says of {output} otherwise than its meta file: {differences}")
@@ -147,8 +147,8 @@ class SampleCheck(verify.SetCheck):
     def check_set(self, report: Report, folder: Path) -> bool:
         """Columns, names, and the numbers in `{domain}.rows.npy`."""
         before = len(report.findings)
-        meta = provenance.read_meta(folder) or {"made_with": {}}
-        made_with = meta["made_with"]
+        meta = provenance.read_meta(folder)
+        made_with = meta.made_with
         if wrong := verify.compare_records(made_with, {"domain": folder.name, "split": folder.parent.name}):
             report.found(folder, f"is not where it was written: {wrong}")
         columns = mds.read_columns(folder)
@@ -183,14 +183,13 @@ class SampleCheck(verify.SetCheck):
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Check rows of one token file, in the order of their positions."""
         meta, result = provenance.read_meta(folder), verify.Result()
-        assert meta is not None
         with NpyRows(rows_path(folder), num_axes=2) as sources:
             file_number = int(sources.read(int(rows[0]), int(rows[0]) + 1)[0, 0])
             positions = np.array([sources.read(row, row + 1)[0, 1] for row in rows.tolist()])
         source = SourceDocuments.open(self.tokenized_dir, meta, meta["source_files"][file_number], result)
         if source is None:
             return result
-        is_inside = meta["made_with"]["kind"] == "inside documents"
+        is_inside = meta.made_with["kind"] == "inside documents"
         windows = verify.open_rows(folder)
         with source:
             places = dict(zip(rows.tolist(), source.find(positions), strict=True))

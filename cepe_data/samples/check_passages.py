@@ -54,7 +54,6 @@ class PassageChecker:
     def check(self, path: Path, _: np.ndarray) -> verify.Result:
         """Check its lines, or a sample of them."""
         meta, result = provenance.read_meta(path), verify.Result()
-        assert meta is not None
         blocks, num_lines = [], 0
         for lines in self._lines(path, meta["rows"]):
             blocks.append(self._check_lines(path, lines, meta, result))
@@ -111,13 +110,13 @@ class PassageChecker:
             ValueError: if its ids cannot be right, its texts are not those of the ids, or its file does not exist.
         """
         ids = [np.array(record[f"{name}_token_ids"], np.int64) for name in ("contents", "neighbor")]
-        chunk_size, vocab_size = meta["made_with"]["chunk_size"], meta.get("vocab_size") or 1 << 31
+        chunk_size, vocab_size = meta.made_with["chunk_size"], meta.get("vocab_size") or 1 << 31
         if len(ids[0]) != chunk_size or len(ids[1]) > chunk_size:
             raise ValueError(f"has {len(ids[0])} ids and {len(ids[1])} behind them, not {chunk_size} and at most that")
         together = np.concatenate(ids)
         if together.min() < 0 or together.max() >= vocab_size:
             raise ValueError(f"has ids outside of 0 … {vocab_size - 1}")
-        if self._decoder and self._decoder[0] == meta["made_with"].get("tokenizer"):
+        if self._decoder and self._decoder[0] == meta.made_with.get("tokenizer"):
             texts = self._decoder[1](together.astype(np.int32), np.array(list(map(len, ids))))
             for name, text in zip(("contents", "neighbor"), texts, strict=True):
                 if record[name] != text:
@@ -129,8 +128,8 @@ class PassageChecker:
 
     def _compare(self, passages: np.ndarray, meta: provenance.Meta, result: verify.Result) -> None:
         """Compare passages, PASSAGE [n], with the token files, each of which is read once, in order of positions."""
-        described = {**meta, "tokenizer": meta["made_with"].get("tokenizer")}
-        chunk_size, passages = meta["made_with"]["chunk_size"], np.sort(passages, order=("file", "position"))
+        described = provenance.Meta(meta, tokenizer=meta.made_with.get("tokenizer"))
+        chunk_size, passages = meta.made_with["chunk_size"], np.sort(passages, order=("file", "position"))
         for group in np.split(passages, np.flatnonzero(np.diff(passages["file"])) + 1) if len(passages) else ():
             name = meta["source_files"][int(group["file"][0])]
             source = SourceDocuments.open(self.tokenized_dir, described, name, result)

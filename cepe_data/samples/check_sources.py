@@ -19,7 +19,7 @@ DOCUMENTS_AT_ONCE = 64
 class SourceDocuments(SampledFile):
     """A token file, and which of its documents belong to a split."""
 
-    def __init__(self, path: Path, mark_command: str | None, made_with: provenance.Meta) -> None:
+    def __init__(self, path: Path, mark_command: str | None, made_with: provenance.Provenance) -> None:
         super().__init__(path, mark_command, made_with["domain"])
         self.split = made_with.get("split", "retrieval")
         self._splits = Splits(made_with["seed"], made_with["test_fraction"], made_with.get("train_fraction", 0.0))
@@ -32,14 +32,14 @@ class SourceDocuments(SampledFile):
             result.warnings.append(f"{path} is not there: rows from it are not compared (--tokenized_dir)")
             return None
         command = None
-        if "drop_duplicates" in meta["made_with"]:
+        if "drop_duplicates" in meta.made_with:
             command = "python sanity_check.py duplicates"
             sources = tuple(folder / listing.token_path(one) for one in meta["source_files"])
-            if duplicates.present_fingerprint(sources) != meta["made_with"]["duplicates"]:
+            if duplicates.present_fingerprint(sources) != meta.made_with["duplicates"]:
                 what = f"duplicates are not marked in {path.parent} as they were when rows were sampled from there"
                 result.warnings.append(f"{what}: these are not compared")
                 return None
-        source_file = cls(path, command, meta["made_with"])
+        source_file = cls(path, command, meta.made_with)
         made_by = read_tokenizer(path, source_file.meta).fingerprint if source_file.meta else None
         if None not in {made_by, meta.get("tokenizer")} and made_by != meta["tokenizer"]:
             source_file.__exit__()

@@ -250,14 +250,14 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
             if names is None or domain in names:
                 files.setdefault(domain, []).append(file)
         if meta:
-            if lost := provenance.lost_files(path, meta):
+            if lost := provenance.lost_files(path, meta.files):
                 raise DamagedFileError(
                     f"{path} is damaged: {lost[0]} is gone or has not the size it was written with. tokenize_jsonl.py "
                     f"--overwrite makes it again"
                 )
             tokenizer = read_tokenizer(path, meta)
             identities.setdefault(tokenizer.fingerprint, (file.path, tokenizer.vocab_size))
-            if file.num_bytes is not None and meta["made_with"].get("source_bytes") != file.num_bytes:
+            if file.num_bytes is not None and meta.made_with.get("source_bytes") != file.num_bytes:
                 raise DamagedFileError(
                     f"{path} was made when {file.path} had another size than the list says: run tokenize_jsonl.py "
                     f"--overwrite"
@@ -273,16 +273,16 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
     return Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
 
 
-def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta | None) -> dict[str, int]:
+def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta) -> dict[str, int]:
     """The number of tokens of every domain in a token file; 0 if the file was made elsewhere.
 
     Raises:
         DamagedFileError: if its records should say their domain, and do not.
     """
     if file.domain is not None:
-        return {file.domain: meta.get("tokens", 0) if meta else 0}
+        return {file.domain: meta.get("tokens", 0)}
     try:
-        of_file = (meta or {})["domains"]
+        of_file = meta["domains"]
         counts = zip(of_file["names"], of_file["documents"], of_file["tokens"], strict=True)
         return {name: num_tokens for name, num_documents, num_tokens in counts if num_documents}
     except (KeyError, TypeError):
@@ -307,7 +307,7 @@ def domain_counts(split: str, args: SampleOptions, number: int) -> dict[str, int
     return counts
 
 
-def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> None:
+def check_differences(output: Path, rule: provenance.Provenance, only_warn: bool) -> None:
     """Raise ArgumentError, or warn, if another set of the same output was made with another rule."""
     try:
         meta = provenance.read_meta(output)
@@ -317,7 +317,7 @@ def check_differences(output: Path, rule: provenance.Meta, only_warn: bool) -> N
         cli.warn(str(error))
         return
     names = {*rule, "drop_duplicates"}  # the latter is only in the provenance of sets without duplicates
-    old = {name: value for name, value in meta["made_with"].items() if name in names} if meta else rule
+    old = {name: value for name, value in meta.made_with.items() if name in names} if meta else rule
     if differences := provenance.describe_differences(old, rule):
         message = f"{output} is in the same output, and was made with other arguments or inputs: {differences}"
         if not only_warn:

@@ -177,7 +177,7 @@ class PassageShard:
     def path(self, domain: str) -> Path:
         return self.args.output / "retrieval" / str(self.shard_id) / f"{domain}.jsonl"
 
-    def shared_made_with(self, domain: str, requested: int, decoding: str) -> provenance.Meta:
+    def shared_made_with(self, domain: str, requested: int, decoding: str) -> provenance.Provenance:
         """What the files of a domain have in common over all shards; else they would overlap."""
         return {
             **self.request_made_with(requested),
@@ -187,7 +187,7 @@ class PassageShard:
             **self.inventories[domain].rule,
         }
 
-    def request_made_with(self, requested: int) -> provenance.Meta:
+    def request_made_with(self, requested: int) -> provenance.Provenance:
         """What of that the arguments say, whatever the token files are."""
         return {
             "requested": requested,
@@ -196,7 +196,7 @@ class PassageShard:
             **self.args.splits.made_with("retrieval"),
         }
 
-    def own_made_with(self, domain: str) -> provenance.Meta:
+    def own_made_with(self, domain: str) -> provenance.Provenance:
         """What only the file of a domain in this shard has."""
         return {"kind": "passages", "domain": domain, "shard_id": self.shard_id}
 
@@ -216,7 +216,7 @@ class PassageShard:
         for path in sorted(self.path("").parent.glob("*.jsonl")):
             if path.stem not in sets and (meta := provenance.read_meta(path)):  # of an earlier run, for other domains
                 metadata = {name: meta.get(name) for name in METADATA}
-                sets[path.stem] = {"requested": meta["made_with"]["requested"], "written": meta["rows"], **metadata}
+                sets[path.stem] = {"requested": meta.made_with["requested"], "written": meta["rows"], **metadata}
         manifest = self.path("").with_name("manifest.json")
         outputs.remove_stale_temporaries(manifest.parent)
         content = {**options.describe_run(self.args), "shard_id": self.shard_id, "sets": sets}

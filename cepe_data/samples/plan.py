@@ -113,7 +113,7 @@ def window_outputs(args: options.SampleOptions, tokens: OpenTokens) -> list[Outp
     return [*outputs, of_manifest]
 
 
-def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Meta:
+def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Provenance:
     """What is known of the provenance of a set without counting windows."""
     if sampler.inventories:
         return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}

@@ -161,10 +161,9 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
     with cli.progress_bar(len(by_path), "file", "inventory") as bar:
         for path, (file, domains) in sorted(by_path.items()):  # each once, however many domains it has
             by_domain: Mapping[str, FileCounts] = {}
-            meta = None if windows else provenance.read_meta(tokens.folder / file.token_file)
-            if meta:  # nothing is counted, and the meta file identifies the token file
-                fingerprint = meta["files"]
-            else:
+            meta = provenance.Meta() if windows else provenance.read_meta(tokens.folder / file.token_file)
+            fingerprint: object = meta.files
+            if not meta:  # else nothing is counted, and the meta file identifies the token file
                 with tokens.open(file) as token_file:
                     if not token_file.has_text_hashes:
                         without_hashes.append(token_file.path)
@@ -194,12 +193,12 @@ def inventory(tokens: Tokens, splits: Splits, windows: Mapping[str, Windows]) ->
         bits |= dict.fromkeys(mixed, bits_made_with(tokens, mixed[0]))
     for domain, one in inventories.items():
         paths = [tokens.folder / file.token_file for file in tokens.files[domain]]
-        fingerprint = duplicates.fingerprint(paths, bits[domain], tokens.mark_command)
-        inventories[domain] = replace(one, duplicates=fingerprint)
+        marks = duplicates.fingerprint(paths, bits[domain], tokens.mark_command)
+        inventories[domain] = replace(one, duplicates=marks)
     return inventories
 
 
-def bits_made_with(tokens: Tokens, domain: str) -> provenance.Meta:
+def bits_made_with(tokens: Tokens, domain: str) -> provenance.Provenance:
     """The provenance of the bits that mark the duplicates of a domain: all files among which they are marked."""
     whole = replace(tokens, files={domain: list(tokens.marked_with(domain))}, mark_command=None, _versions={})
     one = inventory(whole, Splits(0, 0.0, 0.0), {})[domain]  # what identifies the files, no split
@@ -215,9 +214,9 @@ def _count_file(
     """What identifies the content of a token file; and by domain, the documents and windows of each split."""
     content = xxhash.xxh3_64()
     documents, indices = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    blocks = token_file.document_blocks() if windows or token_file.meta is None else ()
+    blocks = token_file.document_blocks() if windows or not token_file.meta else ()
     for first_document, _, lengths, hashes in blocks:
-        if token_file.meta is None:
+        if not token_file.meta:
             content.update(lengths.data)
             content.update(hashes.data)
         stop = first_document + len(hashes)
@@ -230,7 +229,7 @@ def _count_file(
                 chosen = lengths[of_split if numbers is None else of_split & (numbers == names.index(domain))]
                 documents[split, domain] += len(chosen)
                 indices[split, domain] += int(cut.num_indices(chosen).sum())
-    fingerprint = token_file.meta["files"] if token_file.meta else content.hexdigest()
+    fingerprint = token_file.meta.files if token_file.meta else content.hexdigest()
     return fingerprint, {
         domain: {
             split: (documents[split, domain], cut.available(indices[split, domain])) for split, cut in windows.items()

@@ -96,13 +96,13 @@ class WindowSampler:
         """Rows of a part, but for the last."""
         return self.args.rows_per_part or mds.rows_per_shard(self.columns, SHARD_BYTES)
 
-    def split_rule(self, split: str) -> provenance.Meta:
+    def split_rule(self, split: str) -> provenance.Provenance:
         """The provenance that all sets of an output share: else a text could be in two splits. Without an inventory,
         what of it the arguments determine."""
         rule = next((one.rule for one in self.inventories.values()), {})  # a run has one for all domains
         return {**rule, **self.args.splits.made_with(split)}
 
-    def window_rule(self, split: str) -> provenance.Meta:
+    def window_rule(self, split: str) -> provenance.Provenance:
         """The provenance that all sets of windows of an output share."""
         return {
             "kind": self.args.kind,
@@ -111,7 +111,7 @@ class WindowSampler:
             **self.split_rule(split),
         }
 
-    def made_with(self, split: str, domain: str) -> provenance.Meta:
+    def made_with(self, split: str, domain: str) -> provenance.Provenance:
         """The provenance of a set, but for the numbers of its rows."""
         return {
             "domain": domain,
@@ -243,7 +243,7 @@ class WindowSampler:
             for folder in sorted(self.args.output.glob(f"{split}/[!.]*")):
                 is_other = folder.name not in of_split and (folder / mds.INDEX_NAME).exists()
                 if is_other and (meta := provenance.read_meta(folder)):
-                    rows = {"requested": 0, "written": meta["made_with"]["rows"]}
+                    rows = {"requested": 0, "written": meta.made_with["rows"]}
                     of_split[folder.name] = {**rows, **{name: meta.get(name) for name in METADATA}}
                     cli.say(f"{folder}: not asked for, and left as it is")
         content = {**options.describe_run(self.args), "sets": sets}

@@ -50,7 +50,7 @@ class SetInput:
         return self._rows.fingerprint(start, stop)
 
     def files_fingerprint(self, start: int, stop: int) -> str | None:
-        files = self._meta["files"] if self._meta else {}
+        files = self._meta.files
         names = [shard["raw_data"]["basename"] for shard in self._rows.shards]
         places = [(files.get(names[number]), *rows) for number, *rows in self._rows.places(start, stop)]
         return provenance.fingerprint(places) if all(metadata for metadata, *_ in places) else None
@@ -60,7 +60,7 @@ class SetInput:
         return mds.Rows(self.folder)
 
     @cached_property
-    def _meta(self) -> provenance.Meta | None:
+    def _meta(self) -> provenance.Meta:
         return provenance.read_meta(self.folder)
 
     def __getstate__(self) -> dict[str, Path]:
@@ -68,25 +68,25 @@ class SetInput:
         return {"folder": self.folder}
 
 
-def describe_set(inputs: Mapping[str, Input]) -> provenance.Meta:
+def describe_set(inputs: Mapping[str, Input]) -> provenance.Provenance:
     """The inputs in the provenance of a set: their fingerprints."""
     return {name: one.fingerprint for name, one in inputs.items()}
 
 
-def describe_part(inputs: Mapping[str, Input], part: Path, start: int, stop: int) -> provenance.Meta:
+def describe_part(inputs: Mapping[str, Input], part: Path, start: int, stop: int) -> provenance.Provenance:
     """The inputs in the provenance of the part that has rows [start, stop): hashes of their rows. If the part exists,
     made from the present files, the hashes are those of its meta file, and no row is read."""
-    meta = None
+    meta = provenance.Meta()
     with contextlib.suppress(DamagedFileError):  # Output.is_done raises it again
-        meta = provenance.read_meta(part) if part.exists() else None
+        meta = provenance.read_meta(part) if part.exists() else meta
     found, files = {}, describe_files(inputs, start, stop)
     for name, one in inputs.items():
-        is_known = meta is not None and name in files and meta.get(FILES, {}).get(name) == files[name]
-        found[name] = meta["made_with"][name] if meta and is_known else one.rows_fingerprint(start, stop)
+        is_known = name in files and meta.get(FILES, {}).get(name) == files[name]
+        found[name] = meta.made_with[name] if is_known else one.rows_fingerprint(start, stop)
     return found
 
 
-def describe_files(inputs: Mapping[str, Input], start: int, stop: int) -> provenance.Meta:
+def describe_files(inputs: Mapping[str, Input], start: int, stop: int) -> provenance.Provenance:
     """The fingerprints of the files that have rows [start, stop), by input, as far as they are known."""
     found = {name: one.files_fingerprint(start, stop) for name, one in inputs.items()}
     return {name: files for name, files in found.items() if files is not None}

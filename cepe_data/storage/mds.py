@@ -252,10 +252,10 @@ def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
     """A hash of an MDS set's index and shards, from its meta file; from their bytes if another program made the set.
     `decoded_types` as in `read_index`. Raises DamagedFileError if files differ in size from the meta file."""
     if (meta := provenance.read_meta(folder)) is not None:
-        if lost := provenance.lost_files(folder, meta):
+        if lost := provenance.lost_files(folder, meta.files):
             raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
         return provenance.fingerprint(
-            {name: metadata for name, metadata in meta["files"].items() if not name.startswith("../")}
+            {name: metadata for name, metadata in meta.files.items() if not name.startswith("../")}
         )
     names = [INDEX_NAME, *(shard["raw_data"]["basename"] for shard in read_index(folder, decoded_types))]
     return provenance.fingerprint({name: provenance.file_metadata(folder / name) for name in names})

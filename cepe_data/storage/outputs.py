@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -119,7 +119,7 @@ class Output:
     """An output: its path, its provenance, and whether it replaces one of other provenance."""
 
     path: Path
-    made_with: provenance.Meta
+    made_with: provenance.Provenance
     overwrite: bool = False
     _is_verified: bool = field(default=False, init=False, repr=False, compare=False)
 
@@ -146,7 +146,7 @@ class WriteOptions:
     overwrite: bool
     ignore_disk_space: bool = False
 
-    def output_at(self, path: Path, made_with: provenance.Meta) -> Output:
+    def output_at(self, path: Path, made_with: provenance.Provenance) -> Output:
         """An output of the step."""
         return Output(path, made_with, self.overwrite)
 
@@ -215,7 +215,7 @@ class Draft:
             return False
         return True
 
-    def publish(self, metadata: provenance.Meta | None = None) -> bool:
+    def publish(self, metadata: Mapping[str, object] | None = None) -> bool:
         """Write the meta file, flush everything, and rename everything to its final name, the output itself last.
 
         Returns False if another process, with the same arguments, was faster; then this draft is dropped.
@@ -226,7 +226,7 @@ class Draft:
         self.seal(metadata)
         return publish_together([self])[0]
 
-    def seal(self, metadata: provenance.Meta | None = None) -> None:
+    def seal(self, metadata: Mapping[str, object] | None = None) -> None:
         """Write the meta file: from now on nothing of the output changes but its name."""
         meta = provenance.signed({**(metadata or {}), "made_with": self.output.made_with, "files": self._own_files()})
         meta_file = provenance.meta_path(self.path if self.is_folder else self.final, self.is_folder)

@@ -146,7 +146,7 @@ class PartedSetOptions(MergeOptions):
         there = [*([folder] if folder.is_dir() else []), *paths_there(folder)[:1]]
         for made in reversed(there) if self.overwrite else there:
             with contextlib.suppress(*[DamagedFileError] if self.overwrite else []):
-                if name in (made_with := provenance.made_with(made)):
+                if name in (made_with := provenance.read_meta(made).made_with):
                     return made_with[name]
         return None
 
@@ -169,7 +169,7 @@ class PartedSet:
     columns: mds.Columns
     num_rows: int
     part_rows: int
-    made_with: provenance.Meta
+    made_with: provenance.Provenance
     options: outputs.WriteOptions
     inputs: Mapping[str, Input] = field(default_factory=dict)
 
@@ -193,12 +193,12 @@ class PartedSet:
         return part_ranges(self.num_rows, self.part_rows)
 
     @property
-    def shared_made_with(self) -> provenance.Meta:
+    def shared_made_with(self) -> provenance.Provenance:
         """The provenance that the set and all its parts have in common."""
         return {**self.made_with, "rows_per_part": self.part_rows}
 
     @property
-    def set_made_with(self) -> provenance.Meta:
+    def set_made_with(self) -> provenance.Provenance:
         return {**self.shared_made_with, **describe_set(self.inputs), "rows": self.num_rows}
 
     def _describe_part(self, part: int) -> Output:
@@ -216,7 +216,7 @@ class PartedSet:
         """
         for path in [] if self.options.overwrite else paths_there(self.folder)[:1]:
             meta, own = provenance.read_meta(path), {"first_row", "stop_row", *self.inputs}
-            shared = {name: value for name, value in meta["made_with"].items() if name not in own} if meta else {}
+            shared = {name: value for name, value in meta.made_with.items() if name not in own}
             if meta and (differences := provenance.describe_differences(shared, self.shared_made_with)):
                 raise ArgumentError(
                     f"{path} was made with other arguments or inputs: {differences}. All parts of {self.folder} are "
@@ -234,8 +234,8 @@ class PartedSet:
             meta, index = provenance.read_meta(self.folder), mds.read_index(self.folder)
         except PipelineError:
             return
-        shared, of_parts = self.shared_made_with, meta.get(PARTS, []) if meta else []
-        if meta is None or any(meta["made_with"].get(name) != value for name, value in shared.items()):
+        shared, of_parts = self.shared_made_with, meta.get(PARTS, [])
+        if not meta or any(meta.made_with.get(name) != value for name, value in shared.items()):
             return
         first, stop = shards.row_range(shard_id, num_shards, len(self.part_ranges))
         for number in range(first, min(stop, len(of_parts))):
@@ -245,7 +245,7 @@ class PartedSet:
             if self.parts[number].made_with == {**shared, **of_parts[number], **rows}:
                 name = _shard_name(number)
                 with self.parts[number].draft(is_folder=True) as draft:
-                    draft.link(mds.SHARD_NAME, self.folder / name, meta["files"][name])
+                    draft.link(mds.SHARD_NAME, self.folder / name, meta.files[name])
                     mds.write_index(draft.path, [_renamed(index[number], mds.SHARD_NAME)])
                     draft.publish(self._part_metadata(number))
 
@@ -264,7 +264,7 @@ class PartedSet:
         metadata = {**self._part_metadata(part), **(metadata or {})}
         mds.write_shard(self.parts[part], self.columns, self.count_rows([part]), rows, metadata)
 
-    def _part_metadata(self, part: int) -> provenance.Meta:
+    def _part_metadata(self, part: int) -> dict[str, Any]:
         start, stop = self.part_ranges[part]
         files = describe_files(self.inputs, start, stop)
         return {"rows": stop - start, **({FILES: files} if files else {})}
@@ -278,7 +278,7 @@ class PartedSet:
         self,
         num_shards: int,
         delete_parts: bool,
-        metadata: provenance.Meta,
+        metadata: Mapping[str, Any],
         start_time: float,
         prepare: Callable[[outputs.Draft], object] = lambda draft: None,
     ) -> None:
@@ -299,7 +299,7 @@ class PartedSet:
             outputs.remove(self.parts.directory)
             cli.say(f"{self.parts.directory}: removed")
 
-    def publish(self, metadata: provenance.Meta, prepare: Callable[[outputs.Draft], object]) -> None:
+    def publish(self, metadata: Mapping[str, Any], prepare: Callable[[outputs.Draft], object]) -> None:
         """Link the MDS files of all parts into the folder of the set, write its index, and publish it: no row is read.
         Before that, `prepare` writes sidecar files. Warns if MDS files have to be copied.
 
@@ -310,14 +310,14 @@ class PartedSet:
         with self.joined.draft(is_folder=True) as draft:
             for number, (part, (start, stop)) in enumerate(zip(self.parts, self.part_ranges, strict=True)):
                 index, meta = mds.read_index(part.path), provenance.read_meta(part.path)
-                if len(index) != 1 or index[0]["samples"] != stop - start or meta is None:
+                if len(index) != 1 or index[0]["samples"] != stop - start or not meta:
                     raise DamagedFileError(
                         f"{part.path} does not have its {stop - start} rows: remove it and make it again"
                     )
                 source, name = part.path / index[0]["raw_data"]["basename"], _shard_name(number)
-                num_copied += not draft.link(name, source, meta["files"][source.name])
+                num_copied += not draft.link(name, source, meta.files[source.name])
                 entries.append(_renamed(index[0], name))
-                parts_of_set.append({name: meta["made_with"][name] for name in self.inputs})
+                parts_of_set.append({name: meta.made_with[name] for name in self.inputs})
             mds.write_index(draft.path, entries)
             prepare(draft)
             draft.publish({**metadata, **({PARTS: parts_of_set} if self.inputs else {})})

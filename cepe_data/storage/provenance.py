@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,22 @@ _OWN_HASH = "meta_xxh3_64"
 _DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
 _READ_BYTES = 8 << 20
 
-Meta = dict[str, Any]
+Files = dict[str, dict[str, Any]]  # size and hash of every file of an output, by name
+Provenance = dict[str, Any]  # what determines the bytes of an output: arguments and fingerprints of inputs, by name
+
+
+class Meta(dict[str, Any]):
+    """The content of a meta file. That of an output without one, which another program made, is empty."""
+
+    @property
+    def made_with(self) -> Provenance:
+        """The provenance of the output."""
+        return self.get("made_with", {})
+
+    @property
+    def files(self) -> Files:
+        """The size and hash of every file of the output, by name."""
+        return self.get("files", {})
 
 
 def file_metadata(path: Path) -> dict[str, object]:
@@ -45,13 +61,13 @@ def fingerprint(content: object) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def signed(meta: Meta) -> Meta:
-    """The content of a meta file, with its own hash."""
-    content = {name: value for name, value in meta.items() if name != _OWN_HASH}
+def signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON file, with its own hash."""
+    content = {name: value for name, value in content.items() if name != _OWN_HASH}
     return {**content, _OWN_HASH: fingerprint(content)}
 
 
-def read_signed(path: Path, remedy: str) -> Meta:
+def read_signed(path: Path, remedy: str) -> dict[str, Any]:
     """The content of a JSON file that was written signed, without its hash.
 
     Raises:
@@ -72,62 +88,57 @@ def meta_path(output: Path, is_folder: bool = False) -> Path:
     return output / "meta.json" if is_folder else output.with_name(f"{output.name.rpartition('.')[0]}.meta.json")
 
 
-def read_meta(output: Path) -> Meta | None:
-    """The content of an output's meta file; None if there is no such file (another program made the output).
+def read_meta(output: Path) -> Meta:
+    """The content of an output's meta file.
 
     Raises:
         DamagedFileError: if it is not a meta file.
     """
     path, remedy = meta_path(output, output.is_dir()), f"remove {output} and make it again"
     try:
-        meta = read_signed(path, remedy)
+        meta = Meta(read_signed(path, remedy))
     except FileNotFoundError:
-        return None
+        return Meta()
     if not isinstance(meta.get("made_with"), dict) or not isinstance(meta.get("files"), dict):
         raise DamagedFileError(f"{path} is damaged (made_with and files are not objects): {remedy}")
     return meta
 
 
-def made_with(output: Path) -> Meta:
-    """The provenance of an output; empty if it has no meta file. Raises as `read_meta`."""
-    meta = read_meta(output)
-    return meta["made_with"] if meta else {}
-
-
 def is_intact(output: Path, meta: Meta) -> bool:
     """Whether every file of the output has the size and hash in its meta file. Reads all of it."""
-    return not lost_files(output, meta) and not damaged_files(output, meta)
+    return not lost_files(output, meta.files) and not damaged_files(output, meta.files)
 
 
-def damaged_files(output: Path, meta: Meta) -> list[Path]:
-    """The files of the output that are missing, or differ in size or hash from its meta file. Reads all of it."""
-    return [path for path, metadata in _files_of(output, meta) if not path.is_file() or file_metadata(path) != metadata]
+def damaged_files(output: Path, files: Files) -> list[Path]:
+    """Those of an output's `files` that are missing, or have another size or hash. Reads all of them."""
+    listed = _files_of(output, files)
+    return [path for path, metadata in listed if not path.is_file() or file_metadata(path) != metadata]
 
 
-def lost_files(output: Path, meta: Meta) -> list[Path]:
-    """The files of the output that are missing, or differ in size from its meta file. Reads none."""
-    files = _files_of(output, meta)
-    return [path for path, metadata in files if not path.is_file() or path.stat().st_size != metadata["bytes"]]
+def lost_files(output: Path, files: Files) -> list[Path]:
+    """Those of an output's `files` that are missing, or have another size. Reads none."""
+    listed = _files_of(output, files)
+    return [path for path, metadata in listed if not path.is_file() or path.stat().st_size != metadata["bytes"]]
 
 
-def _files_of(output: Path, meta: Meta) -> list[tuple[Path, dict[str, object]]]:
+def _files_of(output: Path, files: Files) -> list[tuple[Path, dict[str, Any]]]:
     folder = output if output.is_dir() else output.parent
     return [
         (folder.parent / name[3:] if name.startswith("../") else folder / name, metadata)
-        for name, metadata in meta["files"].items()
+        for name, metadata in files.items()
     ]
 
 
-def is_made_and_intact(output: Path, made_with: Meta) -> bool:
+def is_made_and_intact(output: Path, made_with: Provenance) -> bool:
     """Whether `output` exists, was made with `made_with`, and every file of it has its hash. Reads all of it."""
     try:
-        meta = read_meta(output) if output.exists() else None
+        meta = read_meta(output) if output.exists() else Meta()
     except DamagedFileError:
         return False
-    return meta is not None and meta["made_with"] == made_with and is_intact(output, meta)
+    return bool(meta) and meta.made_with == made_with and is_intact(output, meta)
 
 
-def is_made(output: Path, made_with: Meta) -> bool:
+def is_made(output: Path, made_with: Provenance) -> bool:
     """Whether `output` exists. Reads its meta file only.
 
     Raises:
@@ -137,25 +148,25 @@ def is_made(output: Path, made_with: Meta) -> bool:
     if not output.exists():
         return False
     meta = read_meta(output)
-    if meta is None:
+    if not meta:
         raise ArgumentError(f"{output} is there, but nothing says what made it: move it away, or pass --overwrite")
-    if differences := describe_differences(meta["made_with"], made_with):
+    if differences := describe_differences(meta.made_with, made_with):
         raise ArgumentError(
             f"{output} was made with other arguments or inputs: {differences}. Use the same, remove it, or replace it "
             f"with --overwrite"
         )
-    if lost := lost_files(output, meta):
+    if lost := lost_files(output, meta.files):
         raise DamagedFileError(
             f"{output} is damaged: {lost[0]} is gone or has another size. --overwrite makes it again"
         )
     return True
 
 
-def describe_differences(old: Meta, new: Meta) -> str:
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The differences of two provenances, as `seed: was 42, now 43; …`; empty if they are equal. Numbers of rows, which
     may follow from other differences, are named only if nothing else differs."""
 
-    def shown(record: Meta, name: str) -> str:
+    def shown(record: Mapping[str, Any], name: str) -> str:
         return json.dumps(record[name], ensure_ascii=False) if name in record else "absent"
 
     missing = object()

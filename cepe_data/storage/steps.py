@@ -39,11 +39,11 @@ class OutputStatus:
     num_bytes: float = 0
     is_counted: bool = True
     is_result: bool = False
-    meta: provenance.Meta | None = field(default=None, repr=False)
+    meta: provenance.Meta = field(default_factory=provenance.Meta, repr=False)
 
     def made_with(self, name: str) -> Any:
         """What the provenance says of an argument; None without a meta file."""
-        return self.meta["made_with"].get(name) if self.meta else None
+        return self.meta.made_with.get(name)
 
 
 class Counts(NamedTuple):
@@ -164,7 +164,7 @@ def rows_to_come(outputs: Iterable[OutputStatus], folder: Path, domains: str) ->
 
 
 def look(
-    path: Path, known: provenance.Meta, total: int = 0, num_bytes: float = 0, is_result: bool = False
+    path: Path, known: provenance.Provenance, total: int = 0, num_bytes: float = 0, is_result: bool = False
 ) -> OutputStatus:
     """Look at an output of `total` rows; `known` is as much of its provenance as is known without it, `num_bytes` what
     it will take."""
@@ -175,16 +175,14 @@ def look(
         meta = provenance.read_meta(path)
     except DamagedFileError as error:
         return replace(output, state=DAMAGED, what=str(error))
-    if meta is None:
+    if not meta:
         return replace(output, state=OTHER, what="nothing says what made it")
     output = replace(output, meta=meta)
-    if differences := compare_records(meta["made_with"], known):
+    if differences := compare_records(meta.made_with, known):
         return replace(output, state=OTHER, what=f"{OTHERWISE}: {differences}")
-    if lost := provenance.lost_files(path, meta):
+    if lost := provenance.lost_files(path, meta.files):
         return replace(output, state=DAMAGED, what=f"its {lost[0].name} is gone or has another size")
-    return replace(
-        output, state=DONE, done=total, num_bytes=sum(metadata["bytes"] for metadata in meta["files"].values())
-    )
+    return replace(output, state=DONE, done=total, num_bytes=sum(metadata["bytes"] for metadata in meta.files.values()))
 
 
 def look_at_manifest(path: Path) -> tuple[OutputStatus, dict[str, Any]]:
@@ -203,7 +201,11 @@ def look_at_manifest(path: Path) -> tuple[OutputStatus, dict[str, Any]]:
 
 
 def look_at_set(
-    folder: Path, known: provenance.Meta, requested: int, num_bytes: float, inputs: Mapping[str, Input] | None = None
+    folder: Path,
+    known: provenance.Provenance,
+    requested: int,
+    num_bytes: float,
+    inputs: Mapping[str, Input] | None = None,
 ) -> OutputStatus:
     """A set that one task makes: the set, or before it is joined, its parts that are there.
 
@@ -228,8 +230,8 @@ def look_at_set(
 
 
 def known_of_part(
-    path: Path, known: provenance.Meta, inputs: Mapping[str, Input], start: int, stop: int
-) -> provenance.Meta:
+    path: Path, known: provenance.Provenance, inputs: Mapping[str, Input], start: int, stop: int
+) -> provenance.Provenance:
     """What is known of the provenance of a part that has rows [start, stop). They are read from the inputs only where
     these are other files than it was made from."""
     rows = {"first_row": start, "stop_row": stop}
@@ -237,13 +239,13 @@ def known_of_part(
 
 
 def look_at_part(
-    path: Path, known: Callable[[], provenance.Meta], num_rows: int, num_bytes: float, joined: OutputStatus
+    path: Path, known: Callable[[], provenance.Provenance], num_rows: int, num_bytes: float, joined: OutputStatus
 ) -> OutputStatus:
     """A part of the set `joined`: once that is there all of them are done, and none is looked at. What a damaged set
     has no part of any more can only be made with --overwrite, and so it is damaged, too."""
     if joined.state in {DONE, OTHER}:
         done = num_rows if joined.state == DONE else 0
-        return replace(joined, total=num_rows, done=done, num_bytes=num_bytes, meta=None)
+        return replace(joined, total=num_rows, done=done, num_bytes=num_bytes, meta=provenance.Meta())
     part = look(path, known(), num_rows, num_bytes, joined.is_result)
     if part.state == MISSING and joined.state == DAMAGED:
         return replace(part, path=joined.path, state=DAMAGED, what=joined.what)

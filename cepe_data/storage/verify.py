@@ -144,7 +144,7 @@ def check_sets(
 def _groups_to_check(report: Report, check: SetCheck, folder: Path) -> Iterator[np.ndarray]:
     """The rows of a set to check, in groups; none if the set itself is damaged."""
     num_rows = len(mds.Rows(folder))
-    if (recorded := recorded_rows(provenance.made_with(folder), num_rows)) != num_rows:
+    if (recorded := recorded_rows(provenance.read_meta(folder).made_with, num_rows)) != num_rows:
         report.found(folder, f"has {num_rows:,} rows, its meta file says {recorded:,}")
     elif check.check_set(report, folder):
         rows = np.arange(num_rows) if check.deep else sample(num_rows, check.rows, check.seed, folder.name)
@@ -218,7 +218,7 @@ def check_files(report: Report, effort: Effort, paths: Sequence[Path], remedy: s
         report.found_all(findings, remedy)
         whole += [] if findings else [output]
     metas = readable_metas(whole if effort.deep else [])
-    files = [(output, {name: metadata}) for output, meta in metas.items() for name, metadata in meta["files"].items()]
+    files = [(output, {name: metadata}) for output, meta in metas.items() for name, metadata in meta.files.items()]
     sizes = [metadata["bytes"] for _, named in files for metadata in named.values()]
     for _, findings in on_all_cores(hash_findings, files, effort.num_workers, sizes, "B", "comparing hashes"):
         report.found_all(findings, remedy)
@@ -231,19 +231,19 @@ def output_findings(output: Path) -> list[Finding]:
         return [(output, "is missing")]
     try:
         meta = provenance.read_meta(output)
-        if meta is None:
+        if not meta:
             return [(output, f"has no {provenance.meta_path(output, output.is_dir()).name}: nothing says what made it")]
         what = "is gone, or has not the size that it was written with"
-        return [(path, what) for path in provenance.lost_files(output, meta)]
+        return [(path, what) for path in provenance.lost_files(output, meta.files)]
     except FAILURES as error:
         return [(output, describe(error))]
 
 
-def hash_findings(files: tuple[Path, provenance.Meta]) -> list[Finding]:
+def hash_findings(files: tuple[Path, provenance.Files]) -> list[Finding]:
     """The files of an output, given as their metadata by name, that have another hash."""
     output, metadata_of_files = files
     try:
-        return [(path, OTHER_HASH) for path in provenance.damaged_files(output, {"files": metadata_of_files})]
+        return [(path, OTHER_HASH) for path in provenance.damaged_files(output, metadata_of_files)]
     except FAILURES as error:
         return [(output, describe(error))]
 
@@ -274,12 +274,12 @@ def describe(error: Exception) -> str:
 
 def count_rows(folders: Iterable[Path]) -> int:
     """The number of rows of these sets in their meta files; `check_files` reports a set without one."""
-    return sum(recorded_rows(meta["made_with"], 0) for meta in readable_metas(folders).values())
+    return sum(recorded_rows(meta.made_with, 0) for meta in readable_metas(folders).values())
 
 
 def compare_with_source(report: Report, folder: Path, source: Path, how: str) -> None:
     """Report a set that was not made from the present rows of `source`, row by row; `how`: "made from", say."""
-    made_with = provenance.made_with(folder)
+    made_with = provenance.read_meta(folder).made_with
     try:
         fingerprint, num_rows = mds.fingerprint(source), mds.num_rows(source)
     except FAILURES as error:

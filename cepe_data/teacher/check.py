@@ -76,7 +76,7 @@ def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | Non
 
 def input_folder(folder: Path, input_dir: Path | None) -> Path:
     """The set that was annotated: in `input_dir`, or else where it was beside the annotated one."""
-    name = (provenance.read_meta(folder) or {}).get("input_name") or ""
+    name = provenance.read_meta(folder).get("input_name") or ""
     return (input_dir or verify.with_parents(folder, 2).parent.parent / name) / folder.name
 
 
@@ -251,7 +251,7 @@ class TeacherCheck(verify.SetCheck):
     def check_rows(self, folder: Path, rows: np.ndarray) -> verify.Result:
         """Check that probabilities descend, add up to 1, and of samples are shares of the draws; that ids are distinct
         words of the model."""
-        known = (provenance.read_meta(folder) or {}).get("vocab_size")
+        known = provenance.read_meta(folder).get("vocab_size")
         result, num_samples = TeacherResult(), num_samples_of(folder)
         for number, row in verify.read_ids(verify.open_rows(folder), rows.tolist(), result):
             vocab_size = known or int(np.iinfo(row["target_index"].dtype).max) + 1
@@ -267,7 +267,7 @@ class TeacherCheck(verify.SetCheck):
 
 def num_samples_of(folder: Path) -> int:
     """The draws per position of a set; 0 where its targets are not samples."""
-    return int(provenance.made_with(folder).get("num_samples", 0))
+    return int(provenance.read_meta(folder).made_with.get("num_samples", 0))
 
 
 def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int, num_samples: int) -> str:
@@ -302,7 +302,7 @@ def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders
     damaged = [Path(finding["path"]) for finding in report.findings]
     whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
     for folder in whole:
-        needs_passages = "retrieval_k" in provenance.made_with(folder)
+        needs_passages = "retrieval_k" in provenance.read_meta(folder).made_with
         has_passages = options.retrieval_input_dir is not None
         if not verify.has_set(input_folder(folder, options.input_dir)) or (needs_passages and not has_passages):
             raise ArgumentError(
@@ -324,7 +324,7 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
     """Compute some rows of a set once more; returns how many."""
     import torch
 
-    made_with = provenance.made_with(folder)
+    made_with = provenance.read_meta(folder).made_with
     source = input_folder(folder, options.input_dir)
     checkpoint = Checkpoint.find(model_dir, "model")
     if made_with.get("model") != checkpoint.fingerprint():

@@ -17,7 +17,7 @@ Ranges = Sequence[tuple[int, int]]  # first row, and the row after the last
 
 
 def context_and_tokens(
-    made_with: provenance.Meta, window: Mapping[str, Any], retrieved: Mapping[str, Any] | None = None
+    made_with: provenance.Provenance, window: Mapping[str, Any], retrieved: Mapping[str, Any] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The context of a row, and its tokens to annotate.
 

@@ -59,7 +59,7 @@ class Annotation:
     settings: teacher_model.Settings
 
     @property
-    def metadata(self) -> provenance.Meta:
+    def metadata(self) -> dict[str, object]:
         """The metadata of the joined set; the input is named where it stands beside the set."""
         input_name = None if self.retrieval_folder else name_beside(self.input_folder.parent, self.of_set.folder.parent)
         metas = verify.readable_metas(self.of_set.parts.paths)
@@ -192,7 +192,7 @@ def choose_targets(args: AnnotationOptions) -> Targets:
     return TopK(args.topk) if args.target == "topk" else Sampled(args.num_samples, args.seed)
 
 
-def provenance_of_request(args: AnnotationOptions, domain: str) -> provenance.Meta:
+def provenance_of_request(args: AnnotationOptions, domain: str) -> provenance.Provenance:
     """The provenance of a set and its parts without that of the model: as far as the arguments say it."""
     context = "num_encoder_tokens" if args.retrieval_input_dir is None else "retrieval_k"
     numbers = {name: getattr(args, name) for name in (context, "num_decoder_tokens")}
@@ -218,7 +218,7 @@ def check_context(args: AnnotationOptions, input_folder: Path, retrieval_folder:
     numbers = [mds.num_rows(folder) for folder in (retrieval_folder, input_folder)]
     if numbers[0] != numbers[1]:
         raise ArgumentError(f"{retrieval_folder} has {numbers[0]} rows, {input_folder} has {numbers[1]}: no pair")
-    found_for = provenance.made_with(retrieval_folder).get("input")
+    found_for = provenance.read_meta(retrieval_folder).made_with.get("input")
     if found_for is not None and found_for != mds.fingerprint(input_folder):
         raise ArgumentError(f"the passages in {retrieval_folder} were found for other rows than {input_folder}'s")
     _, (_, chunk) = mds.column_array(mds.read_columns(retrieval_folder)["retrieved_token_ids"])

@@ -40,7 +40,7 @@ class TopK:
         return self.topk
 
     @property
-    def made_with(self) -> provenance.Meta:
+    def made_with(self) -> provenance.Provenance:
         """The arguments that determine the targets."""
         return {"topk": self.topk}
 
@@ -89,7 +89,7 @@ class Sampled:
         return self.num_samples
 
     @property
-    def made_with(self) -> provenance.Meta:
+    def made_with(self) -> provenance.Provenance:
         return {"target": "sampled", "num_samples": self.num_samples, "seed": self.seed}
 
     def uniforms(self, row: str, num_positions: int) -> np.ndarray:

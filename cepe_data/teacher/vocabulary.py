@@ -34,7 +34,7 @@ def check_tokenizer(sets: Sequence[Path], model_folder: Path, vocab_size: int, a
     if allow_other:
         return
     go_on = "Take the model whose tokenizer made the token files, or go on with --allow_other_tokenizer"
-    metas = {folder: provenance.read_meta(folder) or {} for folder in sets}
+    metas = {folder: provenance.read_meta(folder) for folder in sets}
     for folder, meta in metas.items():
         if (size := meta.get("vocab_size")) is not None and size > vocab_size:
             raise ArgumentError(
@@ -66,7 +66,7 @@ def _fingerprint_beside(model_folder: Path) -> str | None:
 
 def tokenizer_size(folder: Path) -> int | None:
     """The vocabulary size of the tokenizer that made a set, if its metadata says so."""
-    size = (provenance.read_meta(folder) or {}).get("vocab_size")
+    size = provenance.read_meta(folder).get("vocab_size")
     return None if size is None else int(size)
 
 

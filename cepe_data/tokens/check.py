@@ -176,6 +176,6 @@ def used_text_key(options: TokenCheck, files: Sequence[listing.ListedFile]) -> s
     for file in files:
         path = options.tokenized_dir / file.token_file
         with contextlib.suppress(DamagedFileError):
-            if text_key := provenance.made_with(path).get("text_key"):
+            if text_key := provenance.read_meta(path).made_with.get("text_key"):
                 return str(text_key)
     return "text"

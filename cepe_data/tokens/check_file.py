@@ -117,7 +117,7 @@ class FileChecker:
             result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
         try:
             with TokenFile(path) as tokens:
-                if tokens.meta is not None:
+                if tokens.meta:
                     self._check_meta(tokens, tokens.meta, file, result)
                 self._check_documents(tokens, file.domain, result)
                 if not result.findings:
@@ -136,7 +136,7 @@ class FileChecker:
                 found.append(f"has {value:,} {name}, its meta file says {meta.get(name)}")
         if tokens.dtype != TOKEN_DTYPE:
             found.append(f"has dtype {tokens.dtype}, not {TOKEN_DTYPE}")
-        source = (meta["made_with"].get("source"), meta["made_with"].get("source_bytes"))
+        source = (meta.made_with.get("source"), meta.made_with.get("source_bytes"))
         if file.num_bytes is None:
             source = source[0], None
         if source != (file.path, file.num_bytes):
@@ -169,8 +169,8 @@ class FileChecker:
         for of_file in counts.values():
             of_file.files, of_file.chunks = 1, of_file.tokens // CHUNK_TOKENS
         result.findings += [(tokens.path, f"document {document} {what}") for what, document in ids.first_wrong.items()]
-        if self.options.deep and tokens.meta is not None:
-            others = dict(tokens.meta["files"])
+        if self.options.deep and tokens.meta:
+            others = dict(tokens.meta.files)
             if ids.digest != others.pop(tokens.path.name)["xxh3_64"]:
                 result.findings.append((tokens.path, verify.OTHER_HASH))
             result.findings += verify.hash_findings((tokens.path, others))
@@ -184,13 +184,13 @@ class FileChecker:
     def _compare_texts(self, tokens: TokenFile, file: listing.ListedFile, result: FileResult) -> None:
         """Tokenize some documents of the corpus file again."""
         source = self.root / file.path if self.root else None
-        if source is None or not source.exists() or tokens.meta is None or self.saved is None or not self.options.texts:
+        if source is None or not source.exists() or not tokens.meta or self.saved is None or not self.options.texts:
             return
         if source.stat().st_size != file.num_bytes:
             result.warnings.append(f"{source} is not the file that was listed: its texts are not compared")
             return
         rng = np.random.default_rng([self.options.seed, int(hashing.key(file.path))])
-        made_with = tokens.meta["made_with"]
+        made_with = tokens.meta.made_with
         keys = RecordKeys(made_with["text_key"], RecordDomains.recorded(made_with))
         texts: dict[tuple[int, int], tuple[str, str]] = {}
         for where, block in sample_blocks(source, self.options.texts, rng, keys):

@@ -38,7 +38,7 @@ def bits_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.duplicates.npy")
 
 
-def made_with(token_files: str, document_hash: str) -> provenance.Meta:
+def made_with(token_files: str, document_hash: str) -> provenance.Provenance:
     """The provenance of the bits of a domain: `token_files` is the fingerprint of all its token files."""
     return {"kind": "duplicates", "token_files": token_files, "document_hash": document_hash}
 
@@ -48,7 +48,7 @@ def is_made(bits: outputs.Output) -> bool:
     are not what was written."""
     if not bits.is_done():
         return False
-    if damaged := provenance.damaged_files(bits.path, provenance.read_meta(bits.path) or {"files": {}}):
+    if damaged := provenance.damaged_files(bits.path, provenance.read_meta(bits.path).files):
         raise DamagedFileError(f"{damaged[0]} is not what was written: --overwrite makes it again")
     return True
 
@@ -108,7 +108,7 @@ class DuplicateBits:
         return bits[start - 8 * first : stop - 8 * first].view(bool)
 
 
-def fingerprint(paths: Sequence[Path], expected: provenance.Meta, remedy: str) -> str:
+def fingerprint(paths: Sequence[Path], expected: provenance.Provenance, remedy: str) -> str:
     """The fingerprint of the bits beside all token files of a domain; `expected` is their provenance.
 
     Raises:
@@ -119,13 +119,13 @@ def fingerprint(paths: Sequence[Path], expected: provenance.Meta, remedy: str) -
     for path in paths:
         bits = bits_path(path)
         meta = provenance.read_meta(bits)
-        if meta is None:
+        if not meta:
             raise _outdated(bits, "nothing says what made it", remedy)
-        if differences := provenance.describe_differences(meta["made_with"], expected):
+        if differences := provenance.describe_differences(meta.made_with, expected):
             raise _outdated(bits, differences, remedy)
-        if damaged := provenance.damaged_files(bits, meta):  # a bit a document: reading them takes no time
+        if damaged := provenance.damaged_files(bits, meta.files):  # a bit a document: reading them takes no time
             raise DamagedFileError(f"{damaged[0]} is not what was written. Make it again with\n  {remedy}")
-        metadata.append(meta["files"])
+        metadata.append(meta.files)
     return provenance.fingerprint(metadata)
 
 
@@ -136,7 +136,7 @@ def present_fingerprint(paths: tuple[Path, ...]) -> str | None:
         metas = [provenance.read_meta(bits_path(path)) for path in paths]
     except DamagedFileError:
         return None
-    return provenance.fingerprint([meta["files"] for meta in metas if meta]) if all(metas) else None
+    return provenance.fingerprint([meta.files for meta in metas if meta]) if all(metas) else None
 
 
 def _outdated(bits: Path, why: str, remedy: str) -> ArgumentError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,7 +205,7 @@ class Job:
     identity: TokenizerIdentity
     options: outputs.WriteOptions = outputs.REPLACE_NOTHING
 
-    def made_with(self, file: listing.ListedFile) -> provenance.Meta:
+    def made_with(self, file: listing.ListedFile) -> provenance.Provenance:
         """What determines the bytes of a token file."""
         domains = self.keys.of(file.domain).domains
         return {
@@ -397,7 +397,7 @@ class _Publisher:
             for writer in self._sealed:
                 writer.close()
 
-    def publish(self, writer: token_file.TokenFileWriter, metadata: provenance.Meta) -> None:
+    def publish(self, writer: token_file.TokenFileWriter, metadata: Mapping[str, object]) -> None:
         """Publish a token file, at the latest on leaving, and close its writer."""
         if writer.num_tokens < _SMALL_TOKENS:
             writer.seal(metadata)
@@ -416,7 +416,7 @@ class _Publisher:
         self._sealed = []
 
 
-def _publish(writer: token_file.TokenFileWriter, metadata: provenance.Meta) -> None:
+def _publish(writer: token_file.TokenFileWriter, metadata: Mapping[str, object]) -> None:
     """Publish a token file, in a thread."""
     try:
         writer.publish(metadata)

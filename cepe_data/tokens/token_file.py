@@ -16,11 +16,11 @@ document is then xxh3_64 of its tokens as little-endian int32.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -111,12 +111,12 @@ class TokenFileWriter:
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
 
-    def publish(self, metadata: provenance.Meta) -> bool:
+    def publish(self, metadata: Mapping[str, Any]) -> bool:
         """Assemble the files and give them their names; see `outputs.Draft.publish`."""
         self.seal(metadata)
         return outputs.publish_together([self.draft])[0]
 
-    def seal(self, metadata: provenance.Meta) -> None:
+    def seal(self, metadata: Mapping[str, Any]) -> None:
         """Assemble the files; see `outputs.Draft.seal`."""
         with outputs.naming(self.path):
             with self.draft.path.open("wb") as file:
@@ -167,7 +167,7 @@ def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:
         DamagedFileError: if it does not.
     """
     try:
-        return TokenizerIdentity(**meta["made_with"]["tokenizer"])
+        return TokenizerIdentity(**meta.made_with["tokenizer"])
     except (KeyError, TypeError) as error:
         raise DamagedFileError(
             f"{provenance.meta_path(path)} is damaged, it names no tokenizer ({error}): remove {path} and make it again"
@@ -206,9 +206,9 @@ class TokenFile:
                 f"{path} is damaged: {self.num_documents:,} documents in {self._array.size:,} numbers. Make it again"
             )
         self.num_tokens = self._array.size - 1 - self.num_documents
-        if self.meta is None and hash_path(path).exists():
+        if not self.meta and hash_path(path).exists():
             raise DamagedFileError(f"{provenance.meta_path(path)} is missing, the meta file of {path}: make it again")
-        if self.meta is not None:
+        if self.meta:
             self._hashes = self._open_sidecar(hash_path(path), HASH_DTYPE)
             if "domains" in self.meta:
                 self._domains = self._open_sidecar(domain_path(path), DOMAIN_DTYPE)

@@ -368,7 +368,7 @@ def save(tokenizer: TokenizerFiles, folder: Path, options: outputs.WriteOptions 
         draft.publish()
 
 
-def made_with(identity: TokenizerIdentity) -> provenance.Meta:
+def made_with(identity: TokenizerIdentity) -> provenance.Provenance:
     """The provenance of a saved tokenizer."""
     return {"tokenizer": identity.as_json()}
 
@@ -379,11 +379,11 @@ def saved_identity(folder: Path) -> TokenizerIdentity | None:
     Raises:
         DamagedFileError: if a file of it is not what was saved: ids would be others than the fingerprint says.
     """
-    meta = provenance.read_meta(folder) if folder.is_dir() else None
-    if meta is None:
+    meta = provenance.read_meta(folder) if folder.is_dir() else provenance.Meta()
+    if not meta:
         return None
     try:
-        identity = TokenizerIdentity(**meta["made_with"]["tokenizer"])
+        identity = TokenizerIdentity(**meta.made_with["tokenizer"])
     except (KeyError, TypeError):
         identity = None
     if identity is None or not provenance.is_intact(folder, meta):

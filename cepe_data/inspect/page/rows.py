@@ -133,7 +133,7 @@ class Rows:
         """The tokenizer of a set; None, said once, where it is not there."""
         fingerprint = one.meta.get("tokenizer")
         if fingerprint is None and one.source is not None:
-            fingerprint = (provenance.read_meta(one.source) or {}).get("tokenizer")
+            fingerprint = provenance.read_meta(one.source).get("tokenizer")
         if fingerprint not in self._texts:
             self._texts[fingerprint] = None
             try:

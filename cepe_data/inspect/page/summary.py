@@ -42,8 +42,8 @@ class ShownSet:
     source: Path | None
 
     @property
-    def made_with(self) -> provenance.Meta:
-        return self.meta["made_with"]
+    def made_with(self) -> provenance.Provenance:
+        return self.meta.made_with
 
     @property
     def domain(self) -> str:
@@ -107,7 +107,7 @@ class Corpus:
         return corpus
 
     def _add(self, file: listing.ListedFile, tokens: TokenFile) -> None:
-        meta = tokens.meta or {"made_with": {}}
+        meta = tokens.meta
         numbers = {file.domain or "(unknown)": (tokens.num_documents, tokens.num_tokens)}
         if "domains" in meta:
             of_domains = zip(*(meta["domains"][name] for name in ("names", "documents", "tokens")), strict=True)
@@ -115,8 +115,8 @@ class Corpus:
         for domain, (documents, num_tokens) in numbers.items():
             self.totals.setdefault(domain, DomainCounts()).add(DomainCounts(1, documents, num_tokens))
         self.files.append(file)
-        self.tokenizer = self.tokenizer or meta["made_with"].get("tokenizer", {})
-        self.text_key = meta["made_with"].get("text_key", self.text_key)
+        self.tokenizer = self.tokenizer or meta.made_with.get("tokenizer", {})
+        self.text_key = meta.made_with.get("text_key", self.text_key)
 
 
 @dataclass
@@ -358,12 +358,11 @@ def _sets(report: Report, found: check_all.Found) -> Iterator[ShownSet]:
 
 def _read_set(folder: Path, kind: str, source: Path | None) -> ShownSet:
     meta = provenance.read_meta(folder)
-    assert meta is not None  # `output_findings` says so
     own = teacher_check.input_folder(folder, source) if kind == ANNOTATED else (source or Path()) / folder.name
     is_there = False
     if kind != WINDOWS:
         with contextlib.suppress(*verify.FAILURES):  # it is a finding of its own
-            is_there = verify.has_set(own) and mds.fingerprint(own) == meta["made_with"]["input"]
+            is_there = verify.has_set(own) and mds.fingerprint(own) == meta.made_with["input"]
     return ShownSet(folder, kind, meta, mds.read_columns(folder), mds.num_rows(folder), own if is_there else None)
 
 

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cepe_data import cli, shards, workers
 from cepe_data.corpus import listing, readers
 from cepe_data.corpus.domains import RecordKeys
@@ -193,11 +191,12 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
     for shard, of_shard in enumerate(listed.by_shard(num_shards)):
         assigned = [file for file in of_shard if file in is_todo]
         if assigned:
-            sizes = [file.num_bytes or 0 for file in assigned]
-            tokens, documents, seconds = np.dot(sizes, [rates[file.domain] for file in assigned]).tolist()
+            made = [[(file.num_bytes or 0) * rate for rate in rates[file.domain]] for file in assigned]
+            tokens, documents, seconds = map(sum, zip(*made, strict=True))
+            text_bytes = sum(file.num_bytes or 0 for file in assigned)
             num_bytes = 4 * round(tokens) + 12 * round(documents)
             minutes = seconds / args.num_workers / 60
-            rows.append([str(shard), len(assigned), sum(sizes), round(tokens), num_bytes, minutes])
+            rows.append([str(shard), len(assigned), text_bytes, round(tokens), num_bytes, minutes])
     if len(rows) < num_shards:
         cli.say(f"{num_shards - len(rows)} shards have nothing to do")
     if len(rows) > 1:
@@ -212,15 +211,15 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
 
 def measure_domains(
     job: Job, backend: str, folder: Path, files: list[listing.ListedFile]
-) -> dict[str | None, np.ndarray]:
+) -> dict[str | None, tuple[float, float, float]]:
     """Encode the beginning of every domain's largest file, and of the largest of mixed ones. For a child process.
 
     Returns:
-        By domain, float [3]: tokens, documents and seconds of one core, for a byte of a corpus file on disk.
+        By domain: tokens, documents and seconds of one core, for a byte of a corpus file on disk.
     """
     encode = SegmentEncoder(backend, folder, job.identity, job.keys)
     encode([])  # loads the backend, which is not to be measured
-    rates: dict[str | None, np.ndarray] = {}
+    rates = {}
     for domain in {file.domain for file in files}:
         largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes or 0)
         start = time.perf_counter()
@@ -228,8 +227,8 @@ def measure_domains(
         if segment.failure:
             raise DamagedFileError(segment.failure)
         [encoded] = encode([segment])
-        made = np.array([len(encoded.ids), len(encoded.lengths), time.perf_counter() - start])
-        rates[domain] = made / max(1, segment.stop - segment.start)
+        seconds, num_bytes = time.perf_counter() - start, max(1, segment.stop - segment.start)
+        rates[domain] = len(encoded.ids) / num_bytes, len(encoded.lengths) / num_bytes, seconds / num_bytes
     return rates
 
 

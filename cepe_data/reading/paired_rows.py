@@ -261,7 +261,7 @@ def _check_pair(rows_dir: Path, other: Path, num_rows: int, passages_dir: Path |
     if (number := mds.num_rows(other)) != num_rows:
         raise ArgumentError(f"{other} has {number:,} rows, {rows_dir} has {num_rows:,}: they do not belong together")
     of_rows, of_other = provenance.read_meta(rows_dir), provenance.read_meta(other)
-    if of_rows is None or of_other is None:
+    if not of_rows or not of_other:
         cli.warn(f"nothing says whether {other} was made from the rows of {rows_dir}: their numbers agree")
         return
     made_with = of_other.made_with

@@ -77,14 +77,18 @@ def plan_annotations(args: AnnotationOptions) -> list[Annotation]:
     Raises:
         ArgumentError: if an input is missing, its rows are too short, or the vocabulary has fewer ids than asked for.
     """
+    find_model = functools.cache(lambda: teacher_model.find_model(args.model_dir))
+
+    @functools.cache
+    def fingerprint() -> str:  # reads all weights
+        return find_model().checkpoint.fingerprint()
+
     domains = mds.find_domains(args.input_dir, args.domain)
-    model = teacher_model.find_model(args.model_dir)
-    fingerprint = functools.cache(model.checkpoint.fingerprint)  # reads all weights
-    return [_plan_annotation(args, domain, model, fingerprint) for domain in domains]
+    return [_plan_annotation(args, domain, find_model, fingerprint) for domain in domains]
 
 
 def _plan_annotation(
-    args: AnnotationOptions, domain: str, model: teacher_model.Model, fingerprint: Callable[[], str]
+    args: AnnotationOptions, domain: str, find_model: Callable[[], teacher_model.Model], fingerprint: Callable[[], str]
 ) -> Annotation:
     inputs = find_inputs(args, domain)
     input_folder = args.input_dir / domain
@@ -92,7 +96,7 @@ def _plan_annotation(
     num_rows = mds.num_rows(input_folder)
     require_column(input_folder, "token_ids", 1, args.num_decoder_tokens, "--num_decoder_tokens")
     num_tokens = check_context(args, input_folder, retrieval_folder) + args.num_decoder_tokens
-    folders = [one.folder for one in inputs.values()]
+    folders, model = [one.folder for one in inputs.values()], find_model()
     vocabulary.check_tokenizer(folders, model.checkpoint.folder, model.vocab_size, args.allow_other_tokenizer)
     num_words = vocabulary.resolve_num_words(args.num_words, input_folder, model.vocab_size)
     vocab_size, targets = num_words or model.vocab_size, choose_targets(args)

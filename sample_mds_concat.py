@@ -21,6 +21,7 @@ from cepe_data.samples.passages import PassageShard
 from cepe_data.samples.summary import finish, report_dry_run
 from cepe_data.samples.windows import Windows
 from cepe_data.samples.writer import WindowSampler
+from cepe_data.storage.steps import look_at_manifest
 from cepe_data.tokens import tokenizers
 
 WEIGHTS = {
@@ -92,8 +93,9 @@ def main() -> int:
 
 def report_shards_left(args: options.ConcatOptions) -> None:
     """Say which retrieval shards are still to be made."""
-    manifests = (args.output / "retrieval" / str(shard) / "manifest.json" for shard in range(args.retrieval_shards))
-    left = [shard for shard, manifest in enumerate(manifests) if not manifest.exists()]
+    paths = (args.output / "retrieval" / str(shard) / "manifest.json" for shard in range(args.retrieval_shards))
+    arguments = options.described_arguments(args)
+    left = [shard for shard, path in enumerate(paths) if look_at_manifest(path)[1]["arguments"] != arguments]
     if left:
         cli.say(
             f"{len(left)} of {args.retrieval_shards} retrieval shards are left: run this with each SHARD_ID of "

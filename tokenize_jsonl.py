@@ -103,7 +103,8 @@ def main() -> int:
     if skipped := len(assigned) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(assigned)} files: already tokenized with the same arguments")
     if todo:
-        args.require_disk(args.output_dir, expected_bytes(todo))
+        new = [file for file in todo if not (args.output_dir / file.token_file).exists()]
+        args.require_disk(args.output_dir, expected_bytes(new))
         documents = first_texts(job, todo, args.verify_documents)
         backend = workers.run_in_child(choose_backend, args.output_dir / "tokenizer", args.backend, documents)
         job.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)

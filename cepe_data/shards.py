@@ -36,6 +36,8 @@ def resolve_shard(shard_id: int | None, num_shards: int | None, dry_run: bool = 
     """
     task = slurm_task_id()
     if dry_run:
+        if shard_id is not None and shard_id >= (num_shards or 1):
+            raise ArgumentError(f"--shard_id {shard_id} is not below --num_shards {num_shards or 1}: ids start at 0")
         return 0, 1
     if num_shards is None:
         if task is not None:

@@ -84,13 +84,14 @@ def main() -> int:
     num_rows = 0
     if todo:
         model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
+        if not args.dry_run:
+            args.require_disk(args.output, sum(one.num_bytes for one in todo if not one.output.path.exists()))
         core = workers.run_in_child(word_piece_json, model)
         encoder = Encoder(model, args.dtype, device, args.normalize, args.batch_size)
         if args.dry_run:
             return report_dry_run(todo, encoder, PassageReader(core, args.passage_prefix), args)
         for folder in {part.output.path.parent for part in todo}:
             outputs.remove_stale_temporaries(folder)
-        args.require_disk(args.output, sum(part.num_bytes for part in todo))
         num_rows = embed(todo, encoder, core, args)
     elif args.dry_run:
         cli.say("nothing is left to do")

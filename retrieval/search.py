@@ -82,7 +82,11 @@ def main() -> int:
     if todo and not args.merge:
         missing = [(one, one.parts.todo(shard_id, num_shards)) for one in todo]
         num_bytes = sum(len(numbers) * one.num_rows * one.fetch * HIT_BYTES for one, numbers in missing)
-        num_bytes += sum(4 * model.dimension * one.num_rows for one in todo if not one.embedded_queries.is_done())
+        num_bytes += sum(
+            4 * model.dimension * one.num_rows
+            for one, numbers in missing
+            if numbers and not one.embedded_queries.is_done()
+        )
         if args.dry_run:
             return report_dry_run(args, corpus, missing, num_bytes)
         args.require_disk(args.output, num_bytes)

@@ -54,7 +54,11 @@ def main() -> int:
     if args.dry_run:
         return report_dry_run(args, todo)
     for one in todo:
-        one.write(shard_id, num_shards)
+        one.of_set.restore_parts(shard_id, num_shards)
+    missing = [(one, one.of_set.todo(shard_id, num_shards)) for one in todo]
+    args.require_disk(args.output, sum(one.of_set.count_rows(numbers) * one.row_bytes for one, numbers in missing))
+    for one, numbers in missing:
+        one.write(numbers)
     if not args.merge and num_shards > 1:
         cli.say(f"shard {shard_id} of {num_shards}: {cli.seconds_since(start)} → {args.output}")
         return cli.EXIT_OK
@@ -143,14 +147,11 @@ class RetrievedSet:
                     f"with a larger --overfetch"
                 )
 
-    def write(self, shard_id: int, num_shards: int) -> None:
-        """Write the missing parts of a shard."""
-        self.of_set.restore_parts(shard_id, num_shards)
-        todo = self.of_set.todo(shard_id, num_shards)
-        self.of_set.options.require_disk(self.of_set.folder, self.of_set.count_rows(todo) * self.row_bytes)
+    def write(self, parts: Sequence[int]) -> None:
+        """Write parts, by their numbers."""
         self.of_set.remove_stale_temporaries()
-        with cli.progress_bar(self.of_set.count_rows(todo), "row", self.of_set.folder.name) as bar:
-            for part in todo:
+        with cli.progress_bar(self.of_set.count_rows(parts), "row", self.of_set.folder.name) as bar:
+            for part in parts:
                 self.of_set.write_part(part, self.rows(*self.of_set.part_ranges[part]))
                 bar.update(self.of_set.count_rows([part]))
 

@@ -194,3 +194,13 @@ def test_dtypes_are_the_smallest_signed_ones_and_shards_have_their_size() -> Non
     assert column == "ndarray:float16:2048,51" and mds.column_array(column) == (np.float16, (2048, 51))
     assert mds.rows_per_shard({"target_prob": column, "target_index": "ndarray:int16:2048,50"}, 128 << 20) == 324
     assert mds.rows_per_shard({"x": "ndarray:int64:100"}, 10) == 1
+
+
+def test_sets_of_other_programs_are_identified_by_their_bytes(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for number, folder in enumerate(folders):
+        mds.write_shard(outputs.Output(folder, {}), COLUMNS, 1, [{"ids": np.full(4, number, np.int16), "name": "row"}])
+        provenance.meta_path(folder, True).unlink()
+    assert mds.fingerprint(folders[0]) != mds.fingerprint(folders[1])
+    with pytest.raises(ArgumentError, match="holds no MDS set"):
+        mds.fingerprint(tmp_path / "absent")

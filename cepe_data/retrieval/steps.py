@@ -117,11 +117,12 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
 
 
 def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[OutputStatus]) -> dict[str, int]:
-    """The rows of every domain of the queries; where there are no queries yet, the rows that there will be."""
+    """The rows of every domain of the queries; of one that is not there yet, the rows that it will have."""
+    rows = rows_to_come(before, args.queries, args.domain)
     with contextlib.suppress(PipelineError):
         names = mds.find_domains(args.queries, args.domain)
-        return {name: mds.num_rows(args.queries / name) for name in names}
-    return rows_to_come(before, args.queries, args.domain)
+        rows |= {name: mds.num_rows(args.queries / name) for name in names}
+    return rows
 
 
 def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> Step:

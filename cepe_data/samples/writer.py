@@ -88,8 +88,10 @@ class WindowSampler:
         return mds.row_bytes(self.columns) + 16
 
     def count_bytes(self, planned: Sequence[PlannedSet]) -> int:
-        """Bytes of the sets that are to be written."""
-        return self.row_bytes * sum(one.summary.written for one in planned if not one.is_made)
+        """Bytes of the parts that are to be written."""
+        sets = [one.of_set for one in planned if not one.is_made]
+        left = [(of_set, [n for n, path in enumerate(of_set.parts.paths) if not path.exists()]) for of_set in sets]
+        return self.row_bytes * sum(of_set.count_rows(numbers) for of_set, numbers in left)
 
     @property
     def part_rows(self) -> int:
@@ -238,13 +240,14 @@ class WindowSampler:
         sets: dict[str, dict[str, Any]] = {"test": {}, "train": {}}
         for one in planned:
             rows = {"requested": one.summary.requested, "written": one.summary.written}
-            sets[one.split][one.domain] = {**rows, **self.metadata(one.split, one.domain)}
+            listed = metadata_of(one.folder) if one.summary.written else self.metadata(one.split, one.domain)
+            sets[one.split][one.domain] = {**rows, **listed}
         for split, of_split in sets.items():
             for folder in sorted(self.args.output.glob(f"{split}/[!.]*")):
                 is_other = folder.name not in of_split and (folder / mds.INDEX_NAME).exists()
                 if is_other and (meta := provenance.read_meta(folder)):
                     rows = {"requested": 0, "written": meta.made_with["rows"]}
-                    of_split[folder.name] = {**rows, **{name: meta.get(name) for name in METADATA}}
+                    of_split[folder.name] = {**rows, **metadata_of(folder)}
                     cli.say(f"{folder}: not asked for, and left as it is")
         content = {**options.describe_run(self.args), "sets": sets}
         outputs.write_json(self.args.output / "manifest.json", provenance.signed(content))
@@ -259,6 +262,12 @@ class WindowSampler:
             "tokenizer": self.tokens.fingerprint,
             "source_files": [file.path for file in self.tokens.files[domain]],
         }
+
+
+def metadata_of(folder: Path) -> dict[str, Any]:
+    """What the manifest says of the content of a set that exists."""
+    meta = provenance.read_meta(folder)
+    return {name: meta.get(name) for name in METADATA}
 
 
 def rows_path(folder: Path) -> Path:

@@ -251,7 +251,7 @@ def find_domains(folder: Path, domains: str) -> list[str]:
 def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
     """A hash of an MDS set's index and shards, from its meta file; from their bytes if another program made the set.
     `decoded_types` as in `read_index`. Raises DamagedFileError if files differ in size from the meta file."""
-    if (meta := provenance.read_meta(folder)) is not None:
+    if meta := provenance.read_meta(folder):
         if lost := provenance.lost_files(folder, meta.files):
             raise DamagedFileError(f"{lost[0]} is gone or has not the size it was written with: make {folder} again")
         return provenance.fingerprint(

@@ -6,7 +6,6 @@ words and starts each batch with an empty cache.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -257,37 +256,35 @@ class Job:
     ) -> None:
         """Write the token file of the next segments, up to the last one of a file, and hand it to the publisher."""
         source, domains = self.root / file.path, self.keys.of(file.domain).domains
-        writer = token_file.TokenFileWriter(self.output(file), domains.names if domains else ())
+        writer = publisher.writer = token_file.TokenFileWriter(self.output(file), domains.names if domains else ())
         skipped, repaired = readers.LineReport(), readers.LineReport()
         num_lines, failure = 0, ""
-        with contextlib.ExitStack() as unless_published:
-            unless_published.callback(writer.close)
-            for segment, encoded in segments:
-                writer.append(encoded.ids, encoded.lengths, encoded.hashes, encoded.domains)
-                skipped.merge(encoded.skipped, num_lines)
-                repaired.merge(encoded.repaired, num_lines)
-                num_lines += encoded.num_lines
-                failure = failure or segment.failure or encoded.failure
-                if segment.is_last:
-                    failure = failure or _describe_change(segment)
-                    break
-            failure = failure or self._describe_bad_content(source, skipped, writer.num_documents, totals)
-            if failure:
-                totals.failures.append(failure)
-                cli.warn(failure)
-                return
-            for what, report in (("skipped", skipped), ("repaired", repaired)):
-                if report.total:
-                    cli.warn(f"{source}: {report.total:,} lines {what} ({report})")
-            if not writer.num_documents:
-                cli.warn(f"{source} has no document")
-            totals.files += 1
-            totals.documents += writer.num_documents
-            totals.tokens += writer.num_tokens
-            totals.skipped += skipped.total
-            totals.repaired += repaired.total
-            publisher.publish(writer, {"skipped_lines": skipped.as_json(), "mended_lines": repaired.as_json()})
-            unless_published.pop_all()
+        for segment, encoded in segments:
+            writer.append(encoded.ids, encoded.lengths, encoded.hashes, encoded.domains)
+            skipped.merge(encoded.skipped, num_lines)
+            repaired.merge(encoded.repaired, num_lines)
+            num_lines += encoded.num_lines
+            failure = failure or segment.failure or encoded.failure
+            if segment.is_last:
+                failure = failure or _describe_change(segment)
+                break
+        failure = failure or self._describe_bad_content(source, skipped, writer.num_documents, totals)
+        if failure:
+            totals.failures.append(failure)
+            cli.warn(failure)
+            writer.close()
+            return
+        for what, report in (("skipped", skipped), ("repaired", repaired)):
+            if report.total:
+                cli.warn(f"{source}: {report.total:,} lines {what} ({report})")
+        if not writer.num_documents:
+            cli.warn(f"{source} has no document")
+        totals.files += 1
+        totals.documents += writer.num_documents
+        totals.tokens += writer.num_tokens
+        totals.skipped += skipped.total
+        totals.repaired += repaired.total
+        publisher.publish({"skipped_lines": skipped.as_json(), "mended_lines": repaired.as_json()})
 
     def _describe_bad_content(self, source: Path, skipped: readers.LineReport, num_good: int, totals: Totals) -> str:
         """Why a file fails for its lines: it was cut off, or it has more bad lines than are allowed."""
@@ -372,9 +369,13 @@ def _describe_change(last: Segment) -> str:
 
 class _Publisher:
     """Publishes token files: a large one in a thread, while the next is written; small ones many at a time, because
-    threads that do little but call the system wait for each other."""
+    threads that do little but call the system wait for each other.
+
+    `writer` is the one in use. It is closed when no thread can be at work on its file any more.
+    """
 
     def __init__(self) -> None:
+        self.writer: token_file.TokenFileWriter | None = None
         self._threads = ThreadPoolExecutor(_NUM_PUBLISHERS)
         self._publishing: deque[Future[None]] = deque()
         self._sealed: list[token_file.TokenFileWriter] = []
@@ -394,11 +395,13 @@ class _Publisher:
                 raise
         finally:
             self._threads.shutdown(wait=True, cancel_futures=True)
-            for writer in self._sealed:
+            for writer in [*self._sealed, *filter(None, [self.writer])]:
                 writer.close()
 
-    def publish(self, writer: token_file.TokenFileWriter, metadata: Mapping[str, object]) -> None:
-        """Publish a token file, at the latest on leaving, and close its writer."""
+    def publish(self, metadata: Mapping[str, object]) -> None:
+        """Publish the token file of `writer`, at the latest on leaving, and close the writer."""
+        writer = self.writer
+        assert writer is not None
         if writer.num_tokens < _SMALL_TOKENS:
             writer.seal(metadata)
             self._sealed.append(writer)
@@ -408,6 +411,7 @@ class _Publisher:
             while len(self._publishing) >= _MAX_UNPUBLISHED_FILES:
                 self._publishing.popleft().result()
             self._publishing.append(self._threads.submit(_publish, writer, metadata))
+        self.writer = None
 
     def _publish_sealed(self) -> None:
         outputs.publish_together([writer.draft for writer in self._sealed])

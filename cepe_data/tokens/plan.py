@@ -28,7 +28,7 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
     Raises:
         PipelineError: for a list that is not right.
     """
-    num_shards, folder, data_dir = args.num_shards or 1, args.output_dir, Path(args.data_dir or ".")
+    num_shards, folder, data_dir = args.num_shards or 1, args.output_dir, Path(args.data_dir) if args.data_dir else None
     if not args.file_list.exists():
         text_bytes = sum(output.num_bytes for output in before)
         return Step(
@@ -37,11 +37,11 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
             "",
             unknown_tasks(folder, num_shards, text_bytes * TOKEN_BYTES),
             True,
-            reads=[data_dir],
+            reads=[output.path for output in before[:1]],
             intermediates=[folder / "files"],
             takes=Takes(text_bytes / BYTES_PER_CORE, text_bytes / BYTES_PER_PROCESS),
         )
-    listed = listing.read_file_list(args.file_list)
+    listed = listing.read_file_list(args.file_list, data_dir)
     listed.require_sizes()
     saved, job = look(folder / "tokenizer", {}), None
     try:
@@ -65,7 +65,7 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
         "files",
         "bytes",
         [Task(of_task) for of_task in tasks],
-        reads=[data_dir],
+        reads=[output.path for output in before[:1]],
         intermediates=sorted({folder / Path(file.token_file).parts[0] for file in listed.files}),
         takes=Takes(text_bytes / BYTES_PER_CORE, text_bytes / BYTES_PER_PROCESS, scratch_bytes=in_flight),
     )

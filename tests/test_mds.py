@@ -199,7 +199,7 @@ def test_dtypes_are_the_smallest_signed_ones_and_shards_have_their_size() -> Non
 def test_sets_of_other_programs_are_identified_by_their_bytes(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "other"]
     for number, folder in enumerate(folders):
-        mds.write_shard(outputs.Output(folder, {}), COLUMNS, 1, [{"ids": np.full(4, number, np.int16), "name": "row"}])
+        mds.write_shard(outputs.Output(folder, {}), COLUMNS, 1, [row(number)])
         provenance.meta_path(folder, True).unlink()
     assert mds.fingerprint(folders[0]) != mds.fingerprint(folders[1])
     with pytest.raises(ArgumentError, match="holds no MDS set"):

@@ -284,6 +284,24 @@ def test_a_teacher_whose_input_has_changed(run: Run, pipeline: Path) -> None:
     assert wrong["path"].endswith(f"{PARTS}/part-00002") and "input: was" in wrong["what"]
 
 
+def test_a_step_waits_for_nothing_but_its_inputs(run: Run, pipeline: Path) -> None:
+    """What another sampler needs is not waited for."""
+    for folder in (SET, PARTS, "concat", "tokenized/book"):
+        shutil.rmtree(pipeline / folder)
+    said = ask(run, pipeline)
+    assert {"tokenize", "sample_concat", "annotate"} <= {*undone(said)}
+    assert said["by_job"]["sample_concat"]["waits_for"] == ["tokenize tokenized"]
+    assert said["by_job"]["annotate"]["waits_for"] == [] and said["by_job"]["annotate"]["lines"]
+
+
+def test_a_domain_that_is_still_to_be_sampled_is_still_to_be_annotated(run: Run, world: World, pipeline: Path) -> None:
+    write_settings(pipeline, world, ('domain = "book"', 'domain = "all"'))
+    shutil.rmtree(pipeline / "ab/train/arxiv")
+    said = ask(run, pipeline)
+    assert undone(said)[:1] == ["sample_ab"] and {"annotate", "annotate_merge"} <= {*undone(said)}
+    assert said["by_job"]["annotate"]["waits_for"] == ["sample_ab ab"] and said["by_job"]["annotate"]["lines"]
+
+
 def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     """A set that is not joined is not done, though it has all its parts; their rows are counted."""
     folder = pipeline / "ab/train/book"
@@ -442,8 +460,14 @@ def test_the_lines_complete_the_pipeline(run: Run, pipeline: Path) -> None:
         ("topk = 5\nrows", 'topk = "five"\nrows', 35, "'five' is not a count"),
         ('"ab/train"', '"abc/train"', 29, "nothing in these settings makes abc/train"),
         ("part_bytes = 20000", "part_bytes =", 41, "not TOML"),
+        ('output = "concat"', 'output = "ab"', 19, "sample_concat and sample_ab would both write ab"),
+        ("shards = 3", "shards = true", 8, "shards = True: a number from 1 on is expected"),
+        ("gpus = 1", "slurm = [1]", 32, "slurm = [1]: a list of texts is expected"),
+        ("shards = 2\npart_bytes", "gpus = 2\npart_bytes", 40, "uses one GPU"),
+        ("total_length = 128\n", "", 12, "[ab] has no total_length"),
+        ("[[ab]]", "[ab]", 12, "begin it with [[ab]]"),
     ],
-    ids=["key", "table", "value", "input", "syntax"],
+    ids=["key", "table", "value", "input", "syntax", "outputs", "bool", "list", "gpus", "missing", "array"],
 )
 def test_wrong_settings(run: Run, world: World, tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
     """They are named with their line."""

@@ -31,7 +31,7 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
         peak, least_peak = max(peak, total + takes.scratch_bytes), max(least_peak, least + takes.scratch_bytes)
         read = sum(num_bytes(below(outputs, path)) for path in job.step.reads)
         gpu_seconds = takes.flops / pipeline.gpu_tflops / 1e12
-        seconds = max(takes.core_seconds / job.cores, takes.serial_seconds) + gpu_seconds
+        seconds = max(takes.core_seconds / job.cores, takes.serial_seconds) + gpu_seconds / job.gpus
         rows.append((pipeline.label(job), len(job.tasks), size(read), size(written), size(total),
                      *map(hours, (takes.core_seconds, gpu_seconds, seconds / len(job.tasks)))))  # fmt: skip
         if takes.serial_seconds and job.cores > (most := takes.core_seconds / takes.serial_seconds):
@@ -62,8 +62,11 @@ def num_bytes(outputs: Iterable[OutputStatus]) -> float:
 
 def size(num_bytes: float) -> str:
     """`4.84 TB`."""
-    power = min(5, int(math.log10(num_bytes)) // 3) if num_bytes >= 1 else 0
-    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}" if num_bytes else "-"
+    if not num_bytes:
+        return "-"
+    rounded = float(f"{num_bytes:.3g}")
+    power = min(5, int(math.log10(rounded)) // 3) if rounded >= 1 else 0
+    return f"{rounded / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def hours(seconds: float) -> str:
@@ -80,6 +83,8 @@ def add_clean_arguments(parser: argparse.ArgumentParser) -> None:
 def clean(args: argparse.Namespace, pipeline: Pipeline) -> int:
     """List what no later step needs, with its bytes and what making it again takes; or delete it."""
     rows, total = [], 0
+    for folder in {path.parent for job in pipeline.steps for path in job.step.intermediates} if args.delete else ():
+        outputs.remove_stale_temporaries(folder)  # of a deletion that was stopped
     for job, path in not_needed(pipeline):
         if not (freed := freed_bytes(path)):
             continue

@@ -23,18 +23,21 @@ from cepe_data.storage.steps import DAMAGED, DONE, MISSING, PART_DONE, OutputSta
 from cepe_data.teacher.step import ANNOTATE
 from cepe_data.tokens.plan import TOKENIZE
 
-VALUES: Mapping[str, type] = {"work_dir": str, "python": str, "gpu_tflops": object, "slurm": list}
+VALUES: Mapping[str, type] = {"work_dir": str, "python": str, "gpu_tflops": float, "slurm": list}
 TABLES: Mapping[str, type] = {
     **dict.fromkeys(("corpus", "tokenize", "samplers", "concat", "embed"), dict),
     **dict.fromkeys(("ab", "teacher", "search"), list),
 }
-CORPUS = {"data_dir": str, "num_bytes": object, "domain_map": str, "domain_key": str}
+CORPUS = {"data_dir": str, "num_bytes": float, "domain_map": str, "domain_key": str}
 OWN: Mapping[str, type] = {"shards": int, "cores": int, "gpus": int, "slurm": list}
 # Arguments that join the steps, or that another key says; `output` joins only some.
 JOINED = {"file_list", "tokenized_dir", "output_dir", "shard_id", "num_shards", "retrieval_shards", "merge"}
 JOINED |= {"delete_parts", "dry_run", "overwrite", "ignore_disk_space", "num_workers", "num_gpus"}
 JOINED_OF = {TOKENIZE: {"data_dir"}, EMBED: {"corpus", "output"},
              SEARCH: {"queries", "embeddings", "model_dir", "output"}}  # fmt: skip
+TEXTS = {"output", "input_dir", "retrieval_input_dir", "model_dir"}
+GPU_MEMORY = {ANNOTATE: "64G", EMBED: "64G", SEARCH: "64G"}  # of the host: models are loaded through it
+CORES = 4  # of a task, as in slurm/step.sh
 GPU_TFLOPS = 395  # half of what an H200 was measured to reach in bfloat16
 Parse = Callable[[Script, Sequence[str]], argparse.Namespace]  # a script's own parser of its arguments
 
@@ -55,7 +58,8 @@ class Job:
     after: Sequence[Job]
     slurm: Sequence[str]
     num_tasks: int = 0
-    cores: int = 1
+    cores: int = CORES
+    gpus: int = 1  # that it uses
     id_flag: Sequence[str] = ("--shard_id",)
     step: Step = NOTHING
     readers: list[Job] = field(default_factory=list, repr=False)
@@ -92,9 +96,20 @@ class Job:
 
     @property
     def waits_for(self) -> list[Job]:
-        """The jobs that must have succeeded before this one can: those that are not done, and needed, nearest first."""
-        found = [job for before in self.after for job in ([before] if before.is_needed else before.waits_for)]
+        """The jobs that must have succeeded before this one can: those that are not done, and needed; of a check, which
+        has no output, those that it waits for."""
+        found: list[Job] = []
+        for before in self.after:
+            if before.step.tasks:
+                found += [before] * before.is_needed
+            else:
+                found += before.waits_for
         return list(dict.fromkeys(found))
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether it can say what it would do. What marks duplicates is not asked whether it is done."""
+        return not self.waits_for and not any("duplicates" in before.positionals for before in self.after)
 
     def reads(self, other: Job) -> bool:
         """Whether it reads what of the other is there for later steps only."""
@@ -137,6 +152,8 @@ class Pipeline:
         self.folder = (file.parent / values["work_dir"]).resolve()
         self.python, self.gpu_tflops = values.get("python", "python3"), float(values.get("gpu_tflops", GPU_TFLOPS))
         data_dir = (file.parent / corpus.values["data_dir"]).resolve()
+        if self.folder.is_relative_to(data_dir):
+            raise self._whole.error("work_dir", "work_dir is inside data_dir: what is written would be listed")
         self.list_words = ["get_all_jsonl.py", str(data_dir), *as_flags(corpus.values, ("domain_map", "domain_key"))]
         file_list, num_bytes = self.folder / "all_jsonl.txt", float(corpus.values.get("num_bytes", 0))
         if file_list.exists():
@@ -259,6 +276,9 @@ class Pipeline:
         """
         own, is_merge = table.values, "merge" in given
         values = {**own, **given}
+        table.require(*(name for name in script.positionals if name not in {"shard_id", *given}))
+        if own.get("gpus", 1) > 1 and "num_gpus" not in script.arguments:
+            raise table.error("gpus", f"a task of {script.name} uses one GPU: take more shards")
         if shards:
             values[shards] = own.get("shards", 100 if script is CONCAT else 1)
         if "num_workers" in script.arguments and "cores" in own:
@@ -267,13 +287,19 @@ class Pipeline:
             values["model_dir"] = model
         positionals, flags = arguments(script, values)
         step = script.look(self._options(script, table, [*positionals, *flags]), self._outputs)
+        others = [job for job in self.steps if "--merge" not in job.flags] if not is_merge else []
+        for other in others:
+            if step.folder in {other.step.folder, *other.step.intermediates}:
+                raise table.error("output", f"{name} and {other.name} would both write {self.shown(step.folder)}")
         slurm = self._flags(table)
         if not is_merge:
+            slurm = [*([f"--mem={GPU_MEMORY[script]}"] if script in GPU_MEMORY else []), *slurm]
             slurm += [f"--{flag}={own[key]}" for key, flag in (("gpus", "gpus"), ("cores", "cpus-per-task"))
                       if key in own]  # fmt: skip
         num_tasks = values[shards] if shards and not is_merge else 0
         id_flag = () if "shard_id" in script.positionals else ("--shard_id",)
-        job = Job(name, script.name, positionals, flags, after, slurm, num_tasks, own.get("cores", 1), id_flag, step)
+        cores, gpus = own.get("cores", CORES), own.get("gpus", 1)
+        job = Job(name, script.name, positionals, flags, after, slurm, num_tasks, cores, gpus, id_flag, step)
         self._outputs += step.outputs
         self.jobs.append(job)
         return job
@@ -296,7 +322,7 @@ def keys(script: Script, *own: str) -> dict[str, type]:
     """The keys that the table of a script may have, with their types: its arguments, but for those that join it to
     others, and some of OWN."""
     names = {*script.arguments} - JOINED - JOINED_OF.get(script, set())
-    return {**dict.fromkeys(names, object), **{name: OWN[name] for name in own}}
+    return {**dict.fromkeys(names, object), **dict.fromkeys(names & TEXTS, str), **{name: OWN[name] for name in own}}
 
 
 def arguments(script: Script, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:

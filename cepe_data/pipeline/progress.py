@@ -7,7 +7,10 @@ sizes, so this is quick, and no proof; sanity_check.py is. The exit status is 1 
 from __future__ import annotations
 
 import argparse
+import functools
+import re
 import shlex
+import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,8 +64,29 @@ def lines_of(pipeline: Pipeline, job: Job, plain: bool) -> Iterator[str]:
         if plain:
             of_job = job.tasks if tasks and not job.num_tasks else tasks
             yield from (pipeline.plain([*job.words(task), *added]) for task in of_job)
-        elif tasks:
-            yield shlex.join([*sbatch_words(job, tasks), *added])
+        else:
+            for first_task, of_array in array_groups(tasks, find_max_array_size()).items():
+                yield shlex.join([*sbatch_words(job, of_array, first_task), *added])
+
+
+def array_groups(tasks: Sequence[int], max_array_size: int | None) -> dict[int, list[int]]:
+    """The arrays that tasks are submitted as, each by the task that its first id stands for: the ids of an array of
+    slurm are below `max_array_size`."""
+    groups: dict[int, list[int]] = {}
+    for task in tasks:
+        groups.setdefault(task - task % max_array_size if max_array_size else 0, []).append(task)
+    return groups
+
+
+@functools.cache
+def find_max_array_size() -> int | None:
+    """How many tasks an array of this slurm may have; None without slurm."""
+    try:
+        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return None
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
+    return max(1, int(found[1])) if found else 1001  # slurm's default
 
 
 def sbatch_words(job: Job, tasks: Sequence[int], first_task: int = 0, dependency: str = "") -> list[str]:

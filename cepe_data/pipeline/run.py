@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -58,10 +57,12 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
     if not jobs:
         cli.say(f"all is there → {pipeline.folder}")
         return cli.EXIT_OK
-    max_array_size = find_max_array_size()
+    max_array_size = progress.find_max_array_size()
+    if not max_array_size:
+        raise ArgumentError("no slurm is installed here: `print` has lines that run without it")
     (pipeline.folder / "logs").mkdir(parents=True, exist_ok=True)
     os.environ.update(pipeline.environment)
-    ready = [job.dry_run() for job in jobs if job.name in DRY_RUN_STEPS and not job.waits_for]
+    ready = [job.dry_run() for job in jobs if job.name in DRY_RUN_STEPS and job.has_inputs]
     for line in [*pipeline.list_lines(), *(pipeline.plain(job.words()) for job in ready)]:
         cli.say(line)
         if status := subprocess.run(["bash", "-c", line], check=False).returncode:
@@ -70,13 +71,14 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
     ids: dict[Job, list[str]] = {}  # of what is queued
 
     def ids_before(job: Job) -> list[str]:
-        return [one for before in job.after for one in ids.get(before) or ids_before(before)]
+        found = [ids.get(before) or ([] if before.step.tasks else ids_before(before)) for before in job.after]
+        return [one for ids_of in found for one in ids_of]
 
     queued: list[str] = []
     try:
         for job in jobs:
             after = ":".join(one.partition(";")[0] for one in dict.fromkeys(ids_before(job)))
-            for first_task, tasks in array_groups(job, max_array_size).items():
+            for first_task, tasks in progress.array_groups(job.left or [0], max_array_size).items():
                 words = progress.sbatch_words(job, tasks, first_task, after)
                 print(shlex.join(words), file=sys.stderr, flush=True)
                 answer = f"ID_OF_{job.name}_{len(queued) + 1}" if args.dry_run else sbatch(words, pipeline.folder)
@@ -95,28 +97,9 @@ def jobs_to_submit(pipeline: Pipeline) -> list[Job]:
     wanted: list[Job] = []
     for job in reversed(pipeline.jobs):
         is_check = not job.step.tasks and any(job in other.after for other in wanted)
-        if job.left or (is_check and (job.waits_for or "--dry_run" not in job.flags)):
+        if job.left or (is_check and (not job.has_inputs or "--dry_run" not in job.flags)):
             wanted.append(job)
     return wanted[::-1]
-
-
-def array_groups(job: Job, max_array_size: int) -> dict[int, list[int]]:
-    """The arrays that the tasks left of a job are submitted as, each by the task that its first id stands for: the ids
-    of an array of slurm are below `max_array_size`."""
-    groups: dict[int, list[int]] = {}
-    for task in job.left or [0]:
-        groups.setdefault(task - task % max_array_size, []).append(task)
-    return groups
-
-
-def find_max_array_size() -> int:
-    """How many tasks an array of this slurm may have. Raises ArgumentError if there is no slurm."""
-    try:
-        said = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
-        raise ArgumentError("no slurm is installed here: `print` has lines that run without it") from None
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", said)
-    return max(1, int(found[1])) if found else 1001  # slurm's default
 
 
 def sbatch(words: Sequence[str], folder: Path) -> str:

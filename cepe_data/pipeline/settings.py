@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EXPECTED = {int: "a number from 1 on", list: "a list", dict: "a table", str: "a text"}
+# By the type of a key: what is expected, and whether a value is that.
+EXPECTED: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a number from 1 on", lambda value: type(value) is int and value >= 1),
+    float: ("a number above 0", lambda value: type(value) in {int, float} and value > 0),
+    str: ("a text", lambda value: isinstance(value, str)),
+    list: ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)),
+    object: ("a value", lambda value: True),
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,9 @@ class Table:
                 hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(sorted(types))}"
                 where = f"[{self.name}]" if self.name else "the file"
                 raise self.error(key, f"{where} has no key {key}: {hint}")
-            if not isinstance(value, types[key]) or (isinstance(value, int) and types[key] is int and value < 1):
-                raise self.error(key, f"{key} = {value!r}: {EXPECTED[types[key]]} is expected")
+            expected, is_right = EXPECTED[types[key]]
+            if not is_right(value):
+                raise self.error(key, f"{key} = {value!r}: {expected} is expected")
 
     def require(self, *keys: str) -> None:
         """Raise ArgumentError if one of these keys is missing."""
@@ -104,10 +112,12 @@ def read(file: Path, values: Mapping[str, type], tables: Mapping[str, type]) -> 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{file} is not TOML: {error}") from None
     whole, found = Table(file, "", 0, content), {}
-    whole.check({**values, **tables})
+    whole.check({**values, **dict.fromkeys(tables, object)})
     for name, kind in tables.items():
         ones = content.get(name, []) if kind is list else [content[name]] if name in content else []
-        if not all(isinstance(one, dict) for one in ones):
-            raise whole.error(name, f"{name} is not an array of tables, [[{name}]]")
+        if not isinstance(ones, list) or not all(isinstance(one, dict) for one in ones):
+            header = f"[[{name}]]" if kind is list else f"[{name}]"
+            raise whole.error(name, f"{name} is not a table: begin it with {header}")
+
         found[name] = [Table(file, name, number, one) for number, one in enumerate(ones)]
     return whole, found

@@ -34,6 +34,9 @@ USUAL_VOCABULARY = 32_000
 USUAL_CHUNK = 256  # tokens of a retrieved passage
 
 
+RANKS = {MISSING: 1, DONE: 2}  # what is wrong with a set comes before these
+
+
 def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """Parts of annotated sets; with --merge, the sets."""
     to_come = rows_to_come(before, args.input_dir, args.domain)
@@ -54,8 +57,8 @@ def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[OutputStat
     rows_per_part = args.rows_per_part or next((one.rows_per_part for one in sets if one.rows_per_part), None)
     if not rows_per_part or not all(one.is_known for one in sets):
         # No part exists, and their size depends on the model.
-        wrong = [one.joined for one in sets if one.joined.state not in {DONE, MISSING}]
-        found = next(iter(wrong), sets[0].joined if sets else OutputStatus(output, is_result=True))
+        joined = sorted((one.joined for one in sets), key=lambda status: RANKS.get(status.state, 0))
+        found = next(iter(joined), OutputStatus(output, is_result=True))
         unknown = unknown_tasks(output, num_shards, sum(one.joined.num_bytes for one in sets), found)
         return Step(output, "", "", unknown, True, reads, directories, takes)
     tasks: list[list[OutputStatus]] = [[] for _ in range(num_shards)]
@@ -68,10 +71,11 @@ def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[OutputStat
 
 
 def domains_of(args: plan.AnnotationOptions, to_come: Mapping[str, int]) -> list[str]:
-    """The domains that `--domain` names; of an input that does not exist yet, those that it will have."""
+    """The domains that `--domain` names, those included that the input will have."""
+    found: list[str] = []
     with contextlib.suppress(PipelineError):
-        return mds.find_domains(args.input_dir, args.domain)
-    return list(to_come)
+        found = mds.find_domains(args.input_dir, args.domain)
+    return list(dict.fromkeys([*found, *to_come]))
 
 
 @dataclass(frozen=True)

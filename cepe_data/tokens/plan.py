@@ -66,9 +66,15 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
         "bytes",
         [Task(of_task) for of_task in tasks],
         reads=[output.path for output in before[:1]],
-        intermediates=sorted({folder / Path(file.token_file).parts[0] for file in listed.files}),
+        intermediates=sorted({path for file in listed.files for path in paths_of(folder, file.token_file)}),
         takes=Takes(text_bytes / BYTES_PER_CORE, text_bytes / BYTES_PER_PROCESS, scratch_bytes=in_flight),
     )
+
+
+def paths_of(folder: Path, token_file: str) -> list[Path]:
+    """The folder below `folder` that has a token file; or, of one that is in no such folder, all of its files."""
+    first, *others = Path(token_file).parts
+    return [folder / first] if others else [folder / first, *folder.glob(f"{first.removesuffix('npy')}*")]
 
 
 def with_expected_bytes(

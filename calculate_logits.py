@@ -30,7 +30,7 @@ from cepe_data.teacher.plan import SHARD_BYTES, Annotation, AnnotationOptions, p
 if TYPE_CHECKING:
     import numpy as np
 
-Job = tuple[Annotation, int]  # a part, by its number in a set
+SetPart = tuple[Annotation, int]  # a part, by its number in a set
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -137,14 +137,14 @@ def main() -> int:
     for annotation, parts in todo:
         annotation.of_set.remove_stale_temporaries()
         check_ids(annotation, [annotation.of_set.part_ranges[part] for part in parts])
-    jobs = [(annotation, part) for annotation, parts in todo for part in parts]
-    if jobs:
-        shares = [(jobs[number :: len(chosen)], device) for number, device in enumerate(chosen[: len(jobs)])]
+    set_parts = [(annotation, part) for annotation, parts in todo for part in parts]
+    if set_parts:
+        shares = [(set_parts[number :: len(chosen)], device) for number, device in enumerate(chosen[: len(set_parts)])]
         names = ",".join(annotation.of_set.folder.name for annotation, _ in todo)
         with cli.progress_bar(num_rows, "row", names) as bar:
             workers.run_shares(annotate, shares, bar.update)
     where = folder.parent if len(todo) > 1 else todo[0][0].of_set.parts.directory
-    made = f"{num_rows:,} rows in {len(jobs)} parts"
+    made = f"{num_rows:,} rows in {len(set_parts)} parts"
     cli.say(f"shard {shard_id} of {num_shards}: {made}, {cli.seconds_since(start)} → {where}")
     if num_shards == 1:
         for annotation, _ in todo:
@@ -152,19 +152,19 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def annotate(jobs: Sequence[Job], device: str, progress: Callable[[int], object]) -> None:
+def annotate(set_parts: Sequence[SetPart], device: str, progress: Callable[[int], object]) -> None:
     """Make parts on one device. The teacher is loaded once for all domains with the same settings."""
-    for settings, of_settings in itertools.groupby(jobs, lambda job: job[0].settings):
+    for settings, of_settings in itertools.groupby(set_parts, lambda job: job[0].settings):
         annotate_with(settings, list(of_settings), device, progress)
 
 
 def annotate_with(
-    settings: teacher_model.Settings, jobs: Sequence[Job], device: str, progress: Callable[[int], object]
+    settings: teacher_model.Settings, set_parts: Sequence[SetPart], device: str, progress: Callable[[int], object]
 ) -> None:
     """Make parts with one teacher, which is gone from the device afterwards."""
-    model = teacher_model.Teacher(jobs[0][0].model.checkpoint, settings, device)
+    model = teacher_model.Teacher(set_parts[0][0].model.checkpoint, settings, device)
     versions = {"transformers": transformers_version()}
-    for annotation, of_domain in itertools.groupby(jobs, lambda job: job[0]):
+    for annotation, of_domain in itertools.groupby(set_parts, lambda job: job[0]):
         parts = [part for _, part in of_domain]
         ranges = [annotation.of_set.part_ranges[part] for part in parts]
         rows = model.annotate(read_batches(annotation, ranges, model.batch_size))

@@ -8,6 +8,9 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --mem=8G
 #SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 
 # slurm runs a copy of this file from its spool folder: there, the scripts are where the job was submitted.

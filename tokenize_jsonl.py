@@ -27,13 +27,13 @@ from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.encoding import (
     BATCH_BYTES,
     MIN_BAD_LINES,
-    Job,
     SegmentEncoder,
+    Tokenization,
     TokenizeOptions,
     Totals,
     describe_missing_key,
 )
-from cepe_data.tokens.plan import expected_bytes
+from cepe_data.tokens.steps import expected_bytes
 from cepe_data.tokens.tokenizers import TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
@@ -94,20 +94,20 @@ def main() -> int:
     assigned = listed.by_shard(num_shards)[shard_id]
     outputs.remove_stale_temporaries(args.output_dir)
     identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args)
-    job = job_of(args, listed, identity)
+    tokenization = tokenization_of(args, listed, identity)
     for folder in {(args.output_dir / file.token_file).parent for file in assigned}:
         outputs.remove_stale_temporaries(folder)
     totals = Totals()
-    todo = [file for file in assigned if not job.is_done(file, totals)]
+    todo = [file for file in assigned if not tokenization.is_done(file, totals)]
     listed.require_root(todo)
     if skipped := len(assigned) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(assigned)} files: already tokenized with the same arguments")
     if todo:
         new = [file for file in todo if not (args.output_dir / file.token_file).exists()]
         args.require_disk(args.output_dir, expected_bytes(new))
-        documents = first_texts(job, todo, args.verify_documents)
+        documents = first_texts(tokenization, todo, args.verify_documents)
         backend = workers.run_in_child(choose_backend, args.output_dir / "tokenizer", args.backend, documents)
-        job.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)
+        tokenization.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)
     cli.say(
         f"shard {shard_id} of {num_shards}: {totals.files} files, {totals.documents:,} documents, {totals.tokens:,} "
         f"tokens, {totals.skipped:,} lines skipped, {totals.repaired:,} repaired, {cli.seconds_since(start)} → "
@@ -118,10 +118,10 @@ def main() -> int:
     return cli.EXIT_OK
 
 
-def job_of(args: TokenizeOptions, listed: listing.FileList, identity: TokenizerIdentity) -> Job:
-    """The job of the arguments. The data folder need not be there: it is required only if a file is to be read."""
+def tokenization_of(args: TokenizeOptions, listed: listing.FileList, identity: TokenizerIdentity) -> Tokenization:
+    """The tokenization of the arguments. The data folder must be there only if a file is to be read."""
     keys = RecordKeys(args.text_key, listed.record_domains)
-    return Job(listed.root or Path(), args.output_dir, keys, args.max_bad_lines, identity, args)
+    return Tokenization(listed.root or Path(), args.output_dir, keys, args.max_bad_lines, identity, args)
 
 
 def prepare_tokenizer(name: str | None, folder: Path, options: outputs.WriteOptions) -> TokenizerIdentity:
@@ -140,7 +140,7 @@ def choose_backend(folder: Path, requested: str | None, documents: list[str]) ->
     return backends.choose_backend(tokenizers.read_saved(folder), requested, documents)
 
 
-def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> list[str]:
+def first_texts(tokenization: Tokenization, files: Sequence[listing.ListedFile], number: int) -> list[str]:
     """The beginnings of the first documents of up to `number` files spread over the run, or of more of fewer files.
 
     Raises:
@@ -151,9 +151,9 @@ def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> l
     texts: list[str] = []
     without_key: list[Path] = []
     for file in chosen:
-        source, num_before = job.root / file.path, len(texts)
+        source, num_before = tokenization.root / file.path, len(texts)
         try:
-            keys = job.keys.of(file.domain)
+            keys = tokenization.keys.of(file.domain)
             for first_line, block, _ in itertools.islice(readers.read_blocks(source, keys, 1), per_file):
                 parsed = readers.parse_block(first_line, block, keys)
                 texts += [text[:VERIFIED_CHARACTERS] for text in parsed.texts[:per_file]]
@@ -161,8 +161,8 @@ def first_texts(job: Job, files: Sequence[listing.ListedFile], number: int) -> l
                     without_key.append(source)
         except (DamagedFileError, OSError):
             continue  # reported when the file itself is tokenized
-    if without_key and not texts and job.max_bad_lines < MAX_SHARE_WITHOUT_KEY:
-        raise ArgumentError(describe_missing_key(without_key[0], job.keys.text))
+    if without_key and not texts and tokenization.max_bad_lines < MAX_SHARE_WITHOUT_KEY:
+        raise ArgumentError(describe_missing_key(without_key[0], tokenization.keys.text))
     return texts[:number]
 
 
@@ -175,9 +175,9 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
         identity = prepare_tokenizer(args.tokenizer or (str(saved) if saved.is_dir() else None), folder, args)
         if not args.overwrite:
             args.output_at(saved, tokenizers.made_with(identity)).is_done()
-        job = job_of(args, listed, identity)
+        tokenization = tokenization_of(args, listed, identity)
         totals = Totals()
-        todo = [file for file in files if not job.is_done(file, totals)]
+        todo = [file for file in files if not tokenization.is_done(file, totals)]
         if totals.failures:
             raise PipelineError(f"{len(totals.failures)} files are damaged:\n  " + "\n  ".join(totals.failures))
         if skipped := len(files) - len(todo):
@@ -186,7 +186,7 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
             return cli.EXIT_OK
         listed.require_root(todo)
         backend = workers.run_in_child(choose_backend, folder, args.backend, [])
-        rates = workers.run_in_child(measure_domains, job, backend, folder, todo)
+        rates = workers.run_in_child(measure_domains, tokenization, backend, folder, todo)
     rows: list[list[Any]] = []
     is_todo, num_shards = set(todo), args.num_shards or 1
     for shard, of_shard in enumerate(listed.by_shard(num_shards)):
@@ -211,20 +211,20 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
 
 
 def measure_domains(
-    job: Job, backend: str, folder: Path, files: list[listing.ListedFile]
+    tokenization: Tokenization, backend: str, folder: Path, files: list[listing.ListedFile]
 ) -> dict[str | None, tuple[float, float, float]]:
     """Encode the beginning of every domain's largest file, and of the largest of mixed ones. For a child process.
 
     Returns:
         By domain: tokens, documents and seconds of one core, for a byte of a corpus file on disk.
     """
-    encode = SegmentEncoder(backend, folder, job.identity, job.keys)
+    encode = SegmentEncoder(backend, folder, tokenization.identity, tokenization.keys)
     encode([])  # loads the backend, which is not to be measured
     rates = {}
     for domain in {file.domain for file in files}:
         largest = max((file for file in files if file.domain == domain), key=lambda file: file.num_bytes or 0)
         start = time.perf_counter()
-        segment = next(job.read(largest))
+        segment = next(tokenization.read(largest))
         if segment.failure:
             raise DamagedFileError(segment.failure)
         [encoded] = encode([segment])

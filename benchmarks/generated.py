@@ -107,7 +107,7 @@ def new_token_file(
 def made_with(folder: Path, file: listing.ListedFile) -> provenance.Provenance:
     """The provenance of a token file."""
     identity = saved_identity(folder / "tokenized/tokenizer")
-    return encoding.Job(folder, folder / "tokenized", TEXT_KEY, 0.0, identity).made_with(file)
+    return encoding.Tokenization(folder, folder / "tokenized", TEXT_KEY, 0.0, identity).made_with(file)
 
 
 def write_list(folder: Path, name: str, files: Sequence[listing.ListedFile]) -> None:

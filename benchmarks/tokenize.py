@@ -169,7 +169,7 @@ def project_seconds(
     # A new folder each time: ext4 creates files slowly where thousands were deleted in the last seconds.
     output = Path(tempfile.mkdtemp(dir=folder))
     (output / "tokenizer").symlink_to(tokenizer_folder)
-    job = encoding.Job(folder / "data", output, keys, 0.001, generated.saved_identity(tokenizer_folder))
+    job = encoding.Tokenization(folder / "data", output, keys, 0.001, generated.saved_identity(tokenizer_folder))
     startup = startup_seconds(tokenizer_folder, num_workers)
     totals, start = encoding.Totals(), time.perf_counter()
     job.tokenize(files, "gigatoken", num_workers, "", totals)

@@ -1,4 +1,10 @@
-"""The library of the CEPE data pipeline: one module for each format or rule that the scripts share."""
+"""The library of the CEPE data pipeline, a folder for each stage: corpus, tokens, samples, teacher, retrieval.
+
+storage     below the stages: outputs and their provenance, parts, MDS, what all checks share
+reading     for training code: rows and documents in Python
+inspect     tools that look at finished data: checks of all stages, figures, a page
+pipeline    a whole run from one settings file
+"""
 
 import importlib.util
 import signal

@@ -143,7 +143,9 @@ def test_the_whole_pipeline_is_submitted_and_once_more_after_a_task_was_cancelle
     slurm.run("scancel", queued.split()[1], cwd=tmp_path)  # task 2 of tokenizing
     slurm.wait(tmp_path)
     progress = slurm.run(*tool, "progress", cwd=tmp_path)
-    assert "tokenize tokenized: 2 of 3 tasks done" in progress and "--array=2 " in progress, progress
+    assert "tokenize tokenized: 2 of 3 tasks done" in progress and "--array=0 " in progress and " +2 " in progress, (
+        progress
+    )
     slurm.run(*tool, "submit", cwd=tmp_path)
     slurm.wait(tmp_path)
     assert not [text for text in logs(tmp_path) if "error" in text], "\n".join(logs(tmp_path))

@@ -258,7 +258,7 @@ def test_a_source_that_changes_while_it_is_read_fails(
     shutil.copytree(world.tokenized / "tokenizer", tmp_path / "tokenized/tokenizer")
     identity = tokenizers.saved_identity(tmp_path / "tokenized/tokenizer")
     assert identity is not None
-    job = encoding.Job(tmp_path, tmp_path / "tokenized", RecordKeys("text"), 0.001, identity)
+    job = encoding.Tokenization(tmp_path, tmp_path / "tokenized", RecordKeys("text"), 0.001, identity)
     file = listing.ListedFile(source.name, "arxiv", source.stat().st_size)
     for patched, num_failures in ((read_range, 0), (read_and_replace, 1)):
         monkeypatch.setattr(readers, "read_range", patched)

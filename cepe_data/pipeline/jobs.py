@@ -18,10 +18,10 @@ from cepe_data.corpus import listing
 from cepe_data.pipeline import settings
 from cepe_data.pipeline.settings import Table, as_flags, as_word
 from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
-from cepe_data.samples.plan import CONCAT, INSIDE
+from cepe_data.samples.steps import CONCAT, INSIDE
 from cepe_data.storage.steps import DAMAGED, DONE, MISSING, PART_DONE, OutputStatus, Script, Step
-from cepe_data.teacher.step import ANNOTATE
-from cepe_data.tokens.plan import TOKENIZE
+from cepe_data.teacher.steps import ANNOTATE
+from cepe_data.tokens.steps import TOKENIZE
 
 VALUES: Mapping[str, type] = {"work_dir": str, "python": str, "gpu_tflops": float, "slurm": list}
 TABLES: Mapping[str, type] = {

@@ -32,7 +32,7 @@ PASSAGE = np.dtype([("where", "i8"), ("file", "i8"), ("position", "i8"), ("hash"
 def check_passages(report: Report, effort: verify.Effort, tokenized_dir: Path, paths: list[Path]) -> int:
     """Check the files of the retrieval corpus; returns how many passages were compared with the token files."""
     jobs = [(path, np.empty(0, np.int64)) for path in verify.check_files(report, effort, paths)]
-    return verify.look_at(report, effort, PassageChecker(effort, tokenized_dir).check, jobs, "file")
+    return verify.check_on_all_cores(report, effort, PassageChecker(effort, tokenized_dir).check, jobs, "file")
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def check_sets(
             jobs += ((folder, rows) for rows in _groups_to_check(report, check, folder))
         except FAILURES as error:
             report.found(folder, describe(error))
-    return look_at(report, check, check.check_rows, jobs, "row", collect)
+    return check_on_all_cores(report, check, check.check_rows, jobs, "row", collect)
 
 
 def _groups_to_check(report: Report, check: SetCheck, folder: Path) -> Iterator[np.ndarray]:
@@ -151,7 +151,7 @@ def _groups_to_check(report: Report, check: SetCheck, folder: Path) -> Iterator[
         yield from check.groups(folder, rows)
 
 
-def look_at(
+def check_on_all_cores(
     report: Report,
     effort: Effort,
     look: Callable[[Path, np.ndarray], Result],

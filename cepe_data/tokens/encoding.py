@@ -194,7 +194,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Job:
+class Tokenization:
     """What all files of a run share."""
 
     root: Path

@@ -13,7 +13,7 @@ from cepe_data.corpus.domains import RecordKeys
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage.steps import DAMAGED, DONE, OutputStatus, Script, Step, Takes, Task, look, unknown_tasks
 from cepe_data.tokens import tokenizers
-from cepe_data.tokens.encoding import Job, TokenizeOptions
+from cepe_data.tokens.encoding import Tokenization, TokenizeOptions
 
 TOKEN_BYTES = 0.98  # of token files for a byte of JSON lines: RedPajama's 4.95 TB make 4.84 TB
 UNPACKED_BYTES = 3.0  # of JSON lines for a byte of a compressed file
@@ -43,15 +43,17 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
         )
     listed = listing.read_file_list(args.file_list, data_dir)
     listed.require_sizes()
-    saved, job = look(folder / "tokenizer", {}), None
+    saved, tokenization = look(folder / "tokenizer", {}), None
     try:
         if identity := tokenizers.saved_identity(folder / "tokenizer"):
-            job = Job(Path(), folder, RecordKeys(args.text_key, listed.record_domains), 0.0, identity)
+            tokenization = Tokenization(Path(), folder, RecordKeys(args.text_key, listed.record_domains), 0.0, identity)
     except DamagedFileError as error:
         saved = replace(saved, state=DAMAGED, what=str(error))
     sizes = {file.path: file.num_bytes or 0 for file in listed.files}
     outputs = {
-        file.path: look(folder / file.token_file, job.made_with(file) if job else {}, sizes[file.path])
+        file.path: look(
+            folder / file.token_file, tokenization.made_with(file) if tokenization else {}, sizes[file.path]
+        )
         for file in listed.files
     }
     outputs = with_expected_bytes(listed.files, outputs)

@@ -45,15 +45,15 @@ domains = "arxiv=0.5,book=0.5"
 output = "ab"
 total_length = 2048
 decoder_length = 512
-eval_samples = 200
-train_samples = 1000
+eval_samples = 20
+train_samples = 200
 [concat]
 output = "concat"
 encoder_length = 1536
 decoder_length = 512
-eval_samples = 200
-train_samples = 1000
-retrieval_samples = 2000
+eval_samples = 80
+train_samples = 500
+retrieval_samples = 800
 shards = 2
 [[teacher]]
 model_dir = "teacher"
@@ -65,7 +65,8 @@ device = "cpu"
 model_dir = {encoder}
 device = "cpu"
 [[search]]
-topk = 20
+topk = 100
+shards = 2
 device = "cpu"
 """
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
@@ -108,7 +109,7 @@ def peak_while_running(lines: Sequence[str], folder: Path) -> int:
     watcher = threading.Thread(target=watch)
     watcher.start()
     for line in lines:
-        subprocess.run(["bash", "-c", line], check=True, capture_output=True)
+        subprocess.run(["bash", "-c", line], check=True, capture_output=True, timeout=600)
     done.set()
     watcher.join()
     return max(peak, bytes_below(folder))
@@ -127,13 +128,11 @@ def compare_bytes(bars: Bars, folder: Path) -> None:
     values = {"python": sys.executable, "data": data, "tokenizer": tokenizer, "encoder": models.find_encoder()}
     quoted = {name: json.dumps(str(value)) for name, value in values.items()}
     (folder / "settings.toml").write_text(SETTINGS.format(num_bytes=bytes_below(data), **quoted))
-    planned = tool(folder, "plan")
-    written = {}
-    for line in planned.splitlines():
-        if found := re.match(r"([a-z_]+) \S+ +\d+ +(?:-|\S+ \w+) +(-|\S+ \w+) ", line):
-            written[found[1]] = num_bytes(found[2])
     before, peak = bytes_below(run), 0
     for name in re.findall(r"^# (\w+): ", tool(folder, "print"), re.MULTILINE):
+        if name in {"list", "tokenize", "check"}:  # what is there of these tells the rest
+            planned = tool(folder, "plan")
+            written = planned_bytes(planned)
         start = bytes_below(run)
         peak = max(peak, peak_while_running(tool(folder, "print", name).splitlines(), run))
         if written.get(name):
@@ -141,6 +140,12 @@ def compare_bytes(bars: Bars, folder: Path) -> None:
     planned_peak, planned_end = re.findall(r"at the (?:peak|end) ([\d.]+ \w+)", planned)[:2]
     report_bytes(bars, "the peak", num_bytes(planned_peak), peak - before)
     report_bytes(bars, "the end", num_bytes(planned_end), bytes_below(run) - before)
+
+
+def planned_bytes(text: str) -> dict[str, float]:
+    """What each step writes, as `plan` prints it."""
+    found = (re.match(r"([a-z_]+) \S+ +\d+ +(?:-|\S+ \w+) +(-|\S+ \w+) ", line) for line in text.splitlines())
+    return {match[1]: num_bytes(match[2]) for match in found if match}
 
 
 def time_large_run(bars: Bars, folder: Path) -> None:

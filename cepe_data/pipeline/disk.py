@@ -25,6 +25,8 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
     outputs = [pipeline.corpus, *(output for job in steps for output in job.outputs)]
     total, peak, least, least_peak = 0.0, 0.0, 0.0, 0.0  # the last two: if what may be deleted is deleted at once
     rows, notes = [], []
+    if not pipeline.corpus.num_bytes:
+        notes.append("the size of the corpus is not known: `print list` lists it, or give [corpus] num_bytes")
     for job in steps:
         takes, written = job.step.takes, num_bytes(job.outputs)
         total, least = total + written, least + written

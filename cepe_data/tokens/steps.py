@@ -59,7 +59,7 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
     outputs = with_expected_bytes(listed.files, outputs)
     assigned = shards.assign_files(list(sizes.items()), num_shards)
     tasks = [[outputs[path] for path in paths] for paths in assigned]
-    tasks[0].append(replace(saved, is_counted=False))
+    tasks[0].append(replace(saved, is_counted=False, is_result=True))
     text_bytes = sum(size * unpacked(path) for path, size in sizes.items())
     in_flight = min(num_shards, len(sizes)) * max((output.num_bytes for output in outputs.values()), default=0)
     return Step(

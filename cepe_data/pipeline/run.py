@@ -51,8 +51,10 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
     that, a job between tokenizing and sampling does it."""
     for job in pipeline.steps:
         for output in progress.wrong_outputs(job.step) if job.is_needed else []:
-            error = DamagedFileError if output.state == DAMAGED else ArgumentError
-            raise error(f"{pipeline.label(job)}: {output.path} {output.what}. `progress` has the lines that replace it")
+            what = f"{pipeline.label(job)}: {output.path} {output.what}"
+            if output.state == DAMAGED:
+                raise DamagedFileError(f"{what}. `progress` has the line that replaces it")
+            raise ArgumentError(f"{what}. Use the same settings or another output, remove it, or run it with --overwrite")
     jobs = jobs_to_submit(pipeline)
     if not jobs:
         cli.say(f"all is there → {pipeline.folder}")

@@ -54,7 +54,7 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
             what = f"{pipeline.label(job)}: {output.path} {output.what}"
             if output.state == DAMAGED:
                 raise DamagedFileError(f"{what}. `progress` has the line that replaces it")
-            raise ArgumentError(f"{what}. Use the same settings or another output, remove it, or run it with --overwrite")
+            raise ArgumentError(f"{what}. Use the same settings or another output, or --overwrite by hand")
     jobs = jobs_to_submit(pipeline)
     if not jobs:
         cli.say(f"all is there → {pipeline.folder}")

@@ -36,8 +36,7 @@ def resolve_shard(shard_id: int | None, num_shards: int | None, dry_run: bool = 
     """
     task = slurm_task_id()
     if dry_run:
-        if shard_id is not None and shard_id >= (num_shards or 1):
-            raise ArgumentError(f"--shard_id {shard_id} is not below --num_shards {num_shards or 1}: ids start at 0")
+        _require_below(shard_id or 0, num_shards or 1)
         return 0, 1
     if num_shards is None:
         if task is not None:
@@ -54,9 +53,13 @@ def resolve_shard(shard_id: int | None, num_shards: int | None, dry_run: bool = 
         shard_id = task if task is not None else (0 if num_shards == 1 else None)
     if shard_id is None:
         raise ArgumentError(f"--num_shards {num_shards} needs --shard_id, a number below {num_shards}")
+    _require_below(shard_id, num_shards)
+    return shard_id, num_shards
+
+
+def _require_below(shard_id: int, num_shards: int) -> None:
     if shard_id >= num_shards:
         raise ArgumentError(f"--shard_id {shard_id} is not below --num_shards {num_shards}: ids start at 0")
-    return shard_id, num_shards
 
 
 def slurm_task_id() -> int | None:

@@ -22,16 +22,16 @@ NO_FIT = "does not fit on"
 def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
     """Print what each step reads, writes and takes, the disk at the peak and at the end, and whether it fits."""
     steps = pipeline.steps
-    outputs = [pipeline.corpus, *(output for job in steps for output in job.outputs)]
+    everything = [pipeline.corpus, *(output for job in steps for output in job.outputs)]
     total, peak, least, least_peak = 0.0, 0.0, 0.0, 0.0  # the last two: if what may be deleted is deleted at once
     rows, notes = [], []
     if not pipeline.corpus.num_bytes:
         notes.append("the size of the corpus is not known: `print list` lists it, or give [corpus] num_bytes")
     for job in steps:
-        takes, written = job.step.takes, num_bytes(job.outputs)
+        takes, written = job.step.takes, total_bytes(job.outputs)
         total, least = total + written, least + written
         peak, least_peak = max(peak, total + takes.scratch_bytes), max(least_peak, least + takes.scratch_bytes)
-        read = sum(num_bytes(below(outputs, path)) for path in job.step.reads)
+        read = sum(total_bytes(below(everything, path)) for path in job.step.reads)
         gpu_seconds = takes.flops / pipeline.gpu_tflops / 1e12
         seconds = max(takes.core_seconds / job.cores, takes.serial_seconds) + gpu_seconds / job.gpus
         rows.append((pipeline.label(job), len(job.tasks), size(read), size(written), size(total),
@@ -39,7 +39,7 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
         if takes.serial_seconds and job.cores > (most := takes.core_seconds / takes.serial_seconds):
             notes.append(f"{job.name}: more than {math.ceil(most)} cores a task do not help, more shards do")
         for other in steps:
-            passing = num_bytes(output for output in other.outputs if not output.is_result)
+            passing = total_bytes(output for output in other.outputs if not output.is_result)
             if passing and other.readers and other.readers[-1] is job:
                 least -= passing
                 first, *more = (str(pipeline.shown(path)) for path in other.step.intermediates)
@@ -47,7 +47,7 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
                 notes.append(f"after {pipeline.label(job)}: {paths} may go, {size(passing)} (`clean` does it)")
     header = ("step", "tasks", "reads", "writes", "disk then", "core hours", "GPU hours", "hours a task")
     cli.say("\n".join([cli.table(header, rows), *notes]))
-    there = num_bytes(output for job in steps for output in job.outputs if output.state == DONE)
+    there = total_bytes(output for job in steps for output in job.outputs if output.state == DONE)
     place, free_bytes = cli.free_space(pipeline.folder)
     room = free_bytes + there
     verdict = "fits on" if peak <= room else "fits, with `clean` in between, on" if least_peak <= room else NO_FIT
@@ -57,9 +57,9 @@ def plan(_: argparse.Namespace, pipeline: Pipeline) -> int:
     return cli.EXIT_FAILED if verdict == NO_FIT else cli.EXIT_OK
 
 
-def num_bytes(outputs: Iterable[OutputStatus]) -> float:
+def total_bytes(statuses: Iterable[OutputStatus]) -> float:
     """What outputs take on the disk, or will take."""
-    return sum(output.num_bytes for output in outputs)
+    return sum(status.num_bytes for status in statuses)
 
 
 def size(num_bytes: float) -> str:

@@ -39,10 +39,8 @@ TEXTS = {"output", "input_dir", "retrieval_input_dir", "model_dir"}
 GPU_MEMORY = {ANNOTATE: "64G", EMBED: "64G", SEARCH: "64G"}  # of the host: models are loaded through it
 CORES = 4  # of a task, as in slurm/step.sh
 GPU_TFLOPS = 395  # half of what an H200 was measured to reach in bfloat16
-Parse = Callable[[Script, Sequence[str]], argparse.Namespace]  # a script's own parser of its arguments
-
-
 NOTHING = Step(Path(), "", "", [])
+Parse = Callable[[Script, Sequence[str]], argparse.Namespace]  # a script's own parser of its arguments
 
 
 @dataclass(eq=False)
@@ -98,12 +96,16 @@ class Job:
     def waits_for(self) -> list[Job]:
         """The jobs that must have succeeded before this one can: those that are not done, and needed; of a check, which
         has no output, those that it waits for."""
+        return self.before(lambda job: job.is_needed)
+
+    def before(self, is_one: Callable[[Job], bool]) -> list[Job]:
+        """The nearest of the jobs that it comes after of which this is true, looking behind those without output."""
         found: list[Job] = []
-        for before in self.after:
-            if before.step.tasks:
-                found += [before] * before.is_needed
-            else:
-                found += before.waits_for
+        for job in self.after:
+            if is_one(job):
+                found.append(job)
+            elif not job.step.tasks:
+                found += job.before(is_one)
         return list(dict.fromkeys(found))
 
     @property
@@ -200,7 +202,7 @@ class Pipeline:
         return [] if (self.folder / "all_jsonl.txt").exists() else [self.plain(self.list_words)]
 
     def _add_tokens(self, data_dir: Path) -> list[Job]:
-        """Tokenizing, the check behind it, and what marks copies behind that; returns what samplers wait for."""
+        """Tokenizing, the check behind it, and what marks duplicates behind that; returns what samplers wait for."""
         [table] = self._tables["tokenize"]
         table.check(keys(TOKENIZE, "shards", "cores", "slurm"))
         tokens = self._add("tokenize", TOKENIZE, table, {"data_dir": data_dir}, [], "num_shards")
@@ -239,7 +241,7 @@ class Pipeline:
     def _maker(self, table: Table, key: str) -> Job:
         """The job that makes the sets in the folder that a key names."""
         for job in reversed(self.jobs):
-            if job in self.steps and (self.folder / table.values[key]).is_relative_to(job.step.folder):
+            if job.step.tasks and (self.folder / table.values[key]).is_relative_to(job.step.folder):
                 return job
         raise table.error(key, f"nothing in these settings makes {table.values[key]}")
 
@@ -287,13 +289,14 @@ class Pipeline:
             values["model_dir"] = model
         positionals, flags = arguments(script, values)
         step = script.look(self._options(script, table, [*positionals, *flags]), self._outputs)
-        others = [job for job in self.steps if "--merge" not in job.flags] if not is_merge else []
-        for other in others:
-            if step.folder in {other.step.folder, *other.step.intermediates}:
-                raise table.error("output", f"{name} and {other.name} would both write {self.shown(step.folder)}")
         slurm = self._flags(table)
         if not is_merge:
-            slurm = [*([f"--mem={GPU_MEMORY[script]}"] if script in GPU_MEMORY else []), *slurm]
+            for other in self.steps:
+                is_other_output = step.folder in {other.step.folder, *other.step.intermediates}
+                if is_other_output and "--merge" not in other.flags:
+                    raise table.error("output", f"{name} and {other.name} would both write {self.shown(step.folder)}")
+            if script in GPU_MEMORY:
+                slurm.insert(0, f"--mem={GPU_MEMORY[script]}")
             slurm += [f"--{flag}={own[key]}" for key, flag in (("gpus", "gpus"), ("cores", "cpus-per-task"))
                       if key in own]  # fmt: skip
         num_tasks = values[shards] if shards and not is_merge else 0

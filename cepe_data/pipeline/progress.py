@@ -64,7 +64,7 @@ def lines_of(pipeline: Pipeline, job: Job, plain: bool) -> Iterator[str]:
         if plain:
             of_job = job.tasks if tasks and not job.num_tasks else tasks
             yield from (pipeline.plain([*job.words(task), *added]) for task in of_job)
-        else:
+        elif tasks:
             for first_task, of_array in array_groups(tasks, find_max_array_size()).items():
                 yield shlex.join([*sbatch_words(job, of_array, first_task), *added])
 

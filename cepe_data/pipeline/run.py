@@ -71,15 +71,10 @@ def submit(args: argparse.Namespace, pipeline: Pipeline) -> int:
             cli.warn("nothing is submitted")
             return status
     ids: dict[Job, list[str]] = {}  # of what is queued
-
-    def ids_before(job: Job) -> list[str]:
-        found = [ids.get(before) or ([] if before.step.tasks else ids_before(before)) for before in job.after]
-        return [one for ids_of in found for one in ids_of]
-
     queued: list[str] = []
     try:
         for job in jobs:
-            after = ":".join(one.partition(";")[0] for one in dict.fromkeys(ids_before(job)))
+            after = ":".join(one.partition(";")[0] for before in job.before(ids.__contains__) for one in ids[before])
             for first_task, tasks in progress.array_groups(job.left or [0], max_array_size).items():
                 words = progress.sbatch_words(job, tasks, first_task, after)
                 print(shlex.join(words), file=sys.stderr, flush=True)

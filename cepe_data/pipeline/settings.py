@@ -49,6 +49,10 @@ class Table:
         """An error about a key, or about the table, with its line."""
         return ArgumentError(f"{self.file}, line {self._line(key)}: {what}")
 
+    @property
+    def _title(self) -> str:
+        return f"[{self.name}]" if self.name else "the file"
+
     def _line(self, key: str) -> int:
         """The line where a key is, else where the table begins; counted from 1."""
         lines = self.file.read_text(encoding="utf-8").splitlines()
@@ -67,8 +71,7 @@ class Table:
             if key not in types:
                 near = difflib.get_close_matches(key, types, 1, 0.5)
                 hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(sorted(types))}"
-                where = f"[{self.name}]" if self.name else "the file"
-                raise self.error(key, f"{where} has no key {key}: {hint}")
+                raise self.error(key, f"{self._title} has no key {key}: {hint}")
             expected, is_right = EXPECTED[types[key]]
             if not is_right(value):
                 raise self.error(key, f"{key} = {value!r}: {expected} is expected")
@@ -77,8 +80,7 @@ class Table:
         """Raise ArgumentError if one of these keys is missing."""
         for key in keys:
             if key not in self.values:
-                where = f"[{self.name}]" if self.name else "the file"
-                raise self.error("", f"{where} has no {key}: settings.example.toml shows one")
+                raise self.error("", f"{self._title} has no {key}: settings.example.toml shows one")
 
 
 def as_flags(values: Mapping[str, object], names: Iterable[str]) -> list[str]:
@@ -118,6 +120,5 @@ def read(file: Path, values: Mapping[str, type], tables: Mapping[str, type]) -> 
         if not isinstance(ones, list) or not all(isinstance(one, dict) for one in ones):
             header = f"[[{name}]]" if kind is list else f"[{name}]"
             raise whole.error(name, f"{name} is not a table: begin it with {header}")
-
         found[name] = [Table(file, name, number, one) for number, one in enumerate(ones)]
     return whole, found

@@ -15,9 +15,9 @@ from cepe_data.retrieval.embeddings import CorpusFile
 from cepe_data.retrieval.encoder import EncoderModel, EncoderOptions
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.outputs import Output, WriteOptions
+from cepe_data.storage.steps import USUAL_CHUNK
 
 CHUNK_BYTES = 4_000_000
-USUAL_CHUNK = 256  # tokens of a passage; its word pieces are as many
 
 
 @dataclass(frozen=True)

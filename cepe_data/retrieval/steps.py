@@ -13,7 +13,6 @@ from cepe_data import hub, shards
 from cepe_data.errors import PipelineError
 from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.plan_embedding import (
-    USUAL_CHUNK,
     EmbeddingOptions,
     list_corpus,
     part_range,
@@ -34,6 +33,7 @@ from cepe_data.storage.inputs import describe_set
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
+    USUAL_CHUNK,
     OutputStatus,
     Script,
     Step,

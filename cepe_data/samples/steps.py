@@ -17,6 +17,7 @@ from cepe_data.storage import provenance
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
+    USUAL_VOCABULARY,
     OutputStatus,
     Script,
     Step,
@@ -30,7 +31,6 @@ from cepe_data.tokens import tokenizers
 
 WINDOW_BYTES_PER_CORE = 340e6  # a second
 PASSAGES_PER_CORE = 25_000
-USUAL_VOCABULARY = 32_000  # of LLaMA-2's tokenizer, before any is saved
 
 
 def look_at_inside(args: options.InsideOptions, _: Sequence[OutputStatus] = ()) -> Step:

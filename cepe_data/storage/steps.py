@@ -22,6 +22,8 @@ from cepe_data.storage.verify import compare_records
 
 DONE, PART_DONE, MISSING, OTHER, DAMAGED = "done", "part done", "missing", "other arguments", "damaged"
 OTHERWISE = "was made with other arguments or inputs"
+# Of what is not there to be looked at: LLaMA-2's vocabulary, and the tokens of a passage.
+USUAL_VOCABULARY, USUAL_CHUNK = 32_000, 256
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from cepe_data.storage.inputs import Input, describe_set
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
+    USUAL_CHUNK,
+    USUAL_VOCABULARY,
     OutputStatus,
     Script,
     Step,
@@ -30,10 +32,6 @@ from cepe_data.teacher import model as teacher_model
 from cepe_data.teacher import plan
 
 USUAL_PARAMETERS = 6.7e9  # of a teacher that is not a folder here
-USUAL_VOCABULARY = 32_000
-USUAL_CHUNK = 256  # tokens of a retrieved passage
-
-
 RANKS = {MISSING: 1, DONE: 2}  # what is wrong with a set comes before these
 
 
@@ -57,8 +55,8 @@ def look_at_annotation(args: plan.AnnotationOptions, before: Sequence[OutputStat
     rows_per_part = args.rows_per_part or next((one.rows_per_part for one in sets if one.rows_per_part), None)
     if not rows_per_part or not all(one.is_known for one in sets):
         # No part exists, and their size depends on the model.
-        joined = sorted((one.joined for one in sets), key=lambda status: RANKS.get(status.state, 0))
-        found = next(iter(joined), OutputStatus(output, is_result=True))
+        nothing = OutputStatus(output, is_result=True)
+        found = min((one.joined for one in sets), key=lambda status: RANKS.get(status.state, 0), default=nothing)
         unknown = unknown_tasks(output, num_shards, sum(one.joined.num_bytes for one in sets), found)
         return Step(output, "", "", unknown, True, reads, directories, takes)
     tasks: list[list[OutputStatus]] = [[] for _ in range(num_shards)]

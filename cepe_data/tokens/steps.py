@@ -60,7 +60,7 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
     assigned = shards.assign_files(list(sizes.items()), num_shards)
     tasks = [[outputs[path] for path in paths] for paths in assigned]
     tasks[0].append(replace(saved, is_counted=False, is_result=True))
-    text_bytes = sum(size * unpacked(path) for path, size in sizes.items())
+    text_bytes = sum(map(json_bytes, listed.files))
     in_flight = min(num_shards, len(sizes)) * max((output.num_bytes for output in outputs.values()), default=0)
     return Step(
         folder,
@@ -89,26 +89,25 @@ def with_expected_bytes(
     for file in files:
         if outputs[file.path].state == DONE:
             for domain in {file.domain, "all of them"}:
-                there[domain] += (file.num_bytes or 0) * unpacked(file.path)
+                there[domain] += json_bytes(file)
                 made[domain] += outputs[file.path].num_bytes
     expected = {}
     for file in files:
         domain = file.domain if there[file.domain] else "all of them"
         ratio = made[domain] / there[domain] if there[domain] else TOKEN_BYTES
-        num_bytes = (file.num_bytes or 0) * unpacked(file.path) * ratio
         output = outputs[file.path]
-        expected[file.path] = output if output.state == DONE else replace(output, num_bytes=num_bytes)
+        expected[file.path] = output if output.state == DONE else replace(output, num_bytes=json_bytes(file) * ratio)
     return expected
 
 
 def expected_bytes(files: Sequence[listing.ListedFile]) -> float:
     """Bytes of the token files of these files."""
-    return sum((file.num_bytes or 0) * unpacked(file.path) * TOKEN_BYTES for file in files)
+    return TOKEN_BYTES * sum(map(json_bytes, files))
 
 
-def unpacked(path: str) -> float:
-    """Bytes of JSON lines that a byte of a file stands for."""
-    return 1.0 if path.endswith((".jsonl", ".json")) else UNPACKED_BYTES
+def json_bytes(file: listing.ListedFile) -> float:
+    """Bytes of the JSON lines of a file, about so many if it is compressed."""
+    return (file.num_bytes or 0) * (1.0 if file.path.endswith((".jsonl", ".json")) else UNPACKED_BYTES)
 
 
 TOKENIZE = Script("tokenize_jsonl.py", TokenizeOptions, look_at_tokens)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from cepe_data import cli
-from cepe_data.corpus import listing
 from cepe_data.pipeline import settings
 from cepe_data.pipeline.settings import Table, as_flags, as_word
 from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
@@ -157,13 +156,13 @@ class Pipeline:
         if self.folder.is_relative_to(data_dir):
             raise self._whole.error("work_dir", "work_dir is inside data_dir: what is written would be listed")
         self.list_words = ["get_all_jsonl.py", str(data_dir), *as_flags(corpus.values, ("domain_map", "domain_key"))]
-        file_list, num_bytes = self.folder / "all_jsonl.txt", float(corpus.values.get("num_bytes", 0))
-        if file_list.exists():
-            num_bytes = sum(file.num_bytes or 0 for file in listing.read_file_list(file_list).files)
-        self.corpus = OutputStatus(data_dir, num_bytes=num_bytes)
+        self.corpus = OutputStatus(data_dir, num_bytes=float(corpus.values.get("num_bytes", 0)))
         self.jobs: list[Job] = []
         self._outputs = [self.corpus]
-        self._add_samplers(self._add_tokens(data_dir))
+        checked = self._add_tokens(data_dir)
+        if num_bytes := self.jobs[0].step.counts.total:  # the corpus is listed
+            self.corpus = replace(self.corpus, num_bytes=num_bytes)
+        self._add_samplers(checked)
         if self._tables["embed"] or self._tables["search"]:
             self._add_retrieval()
         for table in self._tables["teacher"]:

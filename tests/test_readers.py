@@ -20,6 +20,7 @@ from cepe_data.errors import DamagedFileError
 
 LINES = [json.dumps({"text": "line " * random.Random(n).randrange(400), "n": n}).encode() for n in range(500)]
 CONTENT = b"\n".join(LINES) + b"\n"
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 
 
 def blocks(path: Path, block_bytes: int) -> list[tuple[int, bytes]]:
@@ -31,8 +32,7 @@ def blocks(path: Path, block_bytes: int) -> list[tuple[int, bytes]]:
 def test_blocks_hold_whole_lines_with_their_numbers_however_the_file_is_packed(
     tmp_path: Path, ending: str, block_bytes: int
 ) -> None:
-    packers: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-    pack = packers[ending]
+    pack = PACKERS[ending]
     path = tmp_path / f"x.jsonl{ending}"
     cut = len(CONTENT) // 3
     path.write_bytes(pack(CONTENT[:cut]) + pack(CONTENT[cut:-1]))
@@ -177,3 +177,17 @@ def test_ranges_of_lines_are_whole_lines_and_all_of_the_file(
     assert list(readers.line_ranges(tmp_path / "empty.jsonl", range_bytes)) == []
     with pytest.raises(DamagedFileError, match="truncated while"):
         readers.read_range(path, 0, path.stat().st_size + 1)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_a_line_that_does_not_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """As the rest of a file of which a download set aside the space."""
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1 << 20)
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(PACKERS[ending](CONTENT) + 4 * PACKERS[ending](bytes(1 << 20)))
+    message = r"x.jsonl\S* has a line of more than 0.001 GB, after (line|byte)"
+    with pytest.raises(DamagedFileError, match=message):
+        blocks(path, 1000)
+    if not ending:
+        with pytest.raises(DamagedFileError, match=message):
+            list(readers.line_ranges(path, 1000))

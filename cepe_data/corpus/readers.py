@@ -28,6 +28,7 @@ OTHER_REASONS = "for other reasons"
 CUT_OFF = "cut off at the end of the file"
 HOLE = "a run of NUL bytes"  # which a download leaves where it set space aside and wrote nothing
 _HOLE_BYTES = b"\0" * 64
+MAX_LINE_BYTES = 1 << 30  # no document is longer; a run of NUL bytes may be
 _COMPRESSED_READ_BYTES = 4 << 10  # of zstandard, which makes up to 30,000 times as much of them at once
 _MIN_READ_BYTES = 64 << 10
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -83,7 +84,7 @@ def is_compressed(path: Path) -> bool:
 
 def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges [start, stop) of whole lines of a plain file, each of at least `range_bytes` but for the last. Only the
-    surroundings of their boundaries are read."""
+    surroundings of their boundaries are read. Raises DamagedFileError if a line is longer than MAX_LINE_BYTES."""
     size, start = path.stat().st_size, 0
     with path.open("rb") as file:
         _check_not_array(path, file.read(sniff.HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK))
@@ -95,6 +96,8 @@ def line_ranges(path: Path, range_bytes: int) -> Iterator[tuple[int, int]]:
                 if (end := piece.find(b"\n")) >= 0:
                     stop += end + 1 - len(piece)
                     break
+                if stop - start > range_bytes + MAX_LINE_BYTES:
+                    raise _no_line_end(path, f"byte {start + range_bytes:,}")
             yield start, min(stop, size)
             start = stop
 
@@ -120,7 +123,8 @@ def line_blocks(path: Path, block_bytes: int = 4 << 20) -> Iterator[tuple[int, b
     Each block ends at a line end or at the end of the file, and all but the last have at least `block_bytes` bytes.
 
     Raises:
-        DamagedFileError: if a compressed file is truncated, damaged, or has something else behind it.
+        DamagedFileError: if a compressed file is truncated, damaged, or has something else behind it; if a line is
+            longer than MAX_LINE_BYTES.
     """
     pieces = _decompressed(path, max(block_bytes, _MIN_READ_BYTES))
     head, head_read = next(pieces, (b"", 0))
@@ -137,8 +141,16 @@ def line_blocks(path: Path, block_bytes: int = 4 << 20) -> Iterator[tuple[int, b
             yield next_line, block, bytes_read
             next_line += block.count(b"\n")
             pending, pending_bytes = [piece[end:]], len(piece) - end
+        elif pending_bytes > block_bytes + MAX_LINE_BYTES:
+            raise _no_line_end(path, f"line {next_line:,}")
     if pending_bytes:
         yield next_line, b"".join(pending), bytes_read
+
+
+def _no_line_end(path: Path, where: str) -> DamagedFileError:
+    """The error for a file that has no line end from `where` on, as far as it was read."""
+    size = f"{MAX_LINE_BYTES / 1e9:.2g} GB"
+    return DamagedFileError(f"{path} has a line of more than {size}, after {where}: download it again")
 
 
 def _decompressed(path: Path, piece_bytes: int) -> Iterator[tuple[bytes, int]]:

@@ -25,7 +25,7 @@ from benchmarks.generated import corpus_texts, find_corpus
 from cepe_data import workers
 from cepe_data.retrieval import embeddings
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, WordPieces, word_piece_json
-from cepe_data.retrieval.topk import TopK
+from cepe_data.retrieval.topk import TopK, block_rows
 from cepe_data.storage import mds, outputs
 from demo.models import find_encoder
 
@@ -78,7 +78,7 @@ def compare_rates(bars: Bars, num_passages: int, num_queries: int) -> None:
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((num_queries, 384), np.float32)
     passages = rng.standard_normal((num_passages, 384), np.float32).astype(np.float16)
-    blocks = np.array_split(passages, max(1, passages.nbytes // embeddings.BLOCK_BYTES))
+    blocks = np.array_split(passages, -(-num_passages // block_rows(384, "cpu")))
 
     def search() -> None:
         best, first = TopK(queries, TOPK, "cpu"), 0

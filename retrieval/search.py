@@ -25,7 +25,7 @@ from cepe_data.retrieval.embeddings import NO_KEY, Embeddings
 from cepe_data.retrieval.encoder import Encoder, EncoderModel, word_piece_json
 from cepe_data.retrieval.plan_search import HIT_BYTES, Search, SearchOptions, find_encoder, plan_search
 from cepe_data.retrieval.row_texts import RowTexts, add_query_arguments
-from cepe_data.retrieval.topk import TopK
+from cepe_data.retrieval.topk import TopK, block_rows
 from cepe_data.samples.spans import shares_span
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.npy import NpyRows, write_header, write_npy
@@ -123,7 +123,7 @@ def report_dry_run(
         num_pairs += one.num_rows * sum(part.num_rows for part in of_shards)
     num_rows = sum(one.num_rows for one, _ in todo)
     [device] = devices.choose_devices(args.device, 1)
-    first_key, block = next(corpus.blocks(corpus.parts))
+    first_key, block = next(corpus.blocks(corpus.parts, block_rows(int(corpus.kind["dimension"]), device)))
     queries = np.random.default_rng(0).standard_normal((min(num_rows, MEASURED_QUERIES), block.shape[1]), np.float32)
     for _ in range(2):  # the first one chooses kernels
         start = time.perf_counter()
@@ -158,13 +158,14 @@ def search(
     embed_queries(args, corpus, sets, model, device)
     vectors = np.concatenate([read_queries(one) for one in sets])
     boundaries = np.cumsum([0, *(one.num_rows for one in sets)])
+    rows_at_once = block_rows(vectors.shape[1], device)
     numbers = sorted(set().union(*(missing for _, missing in todo)))
     of_todo = {number: corpus.parts_of(corpus.shards[number]) for number in numbers}
     num_passages = sum(part.num_rows for of_shard in of_todo.values() for part in of_shard)
     with cli.progress_bar(num_passages, "passage", "search", unit_scale=True) as bar:
         for number, of_shard in of_todo.items():
             with closing(TopK(vectors, sets[0].fetch, device)) as best:
-                for first_key, block in corpus.blocks(of_shard):
+                for first_key, block in corpus.blocks(of_shard, rows_at_once):
                     best.add(block, first_key)
                     bar.update(len(block))
                 keys, scores = best.best()

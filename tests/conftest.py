@@ -153,6 +153,16 @@ def streaming() -> Any:
         pytest.skip("needs mosaicml-streaming")
 
 
+@pytest.fixture(scope="session", params=["cpu", "cuda:0"])
+def device(request: pytest.FixtureRequest) -> str:
+    """A device of torch, and a GPU where there is one."""
+    import torch
+
+    if request.param != "cpu" and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def run() -> Run:
     return run_script

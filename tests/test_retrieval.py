@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -466,7 +467,9 @@ def test_the_teacher_reads_the_rows_and_show_prints_them(run: Run, world: World,
 @pytest.mark.parametrize("in_half", [False, True])
 @given(st.integers(0, 10**6), st.sampled_from([1e-4, 1.0, 30.0, 1000.0]))
 @settings(max_examples=25, deadline=None)
-def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(in_half: bool, seed: int, scale: float) -> None:
+def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(
+    device: str, in_half: bool, seed: int, scale: float
+) -> None:
     draw = np.random.default_rng(seed)
     num_queries, num_passages, dimension = draw.integers(1, (60, 800, 40))
     topk = int(draw.integers(1, num_passages + 3))
@@ -475,12 +478,13 @@ def test_top_k_is_exact_for_any_blocks_with_ties_to_the_smallest_key(in_half: bo
     queries = draw.normal(0, scale, (num_queries, dimension)).astype(np.float32)
     exact = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
     expected = np.stack([np.lexsort((np.arange(num_passages), -row))[:topk] for row in exact])
-    best, start = TopK(queries, topk, "cpu", in_half), 0
-    while start < num_passages:
-        stop = min(num_passages, start + int(draw.integers(1, 300)))
-        best.add(passages[start:stop], 10**9 + start)
-        start = stop
-    keys, scores = best.best()
+    best, start = TopK(queries, topk, device, in_half), 0
+    with mock.patch("cepe_data.retrieval.topk.GROUP", int(draw.choice([7, 1024]))):
+        while start < num_passages:
+            stop = min(num_passages, start + int(draw.integers(1, 300)))
+            best.add(passages[start:stop], 10**9 + start)
+            start = stop
+        keys, scores = best.best()
     best.close()
     width = expected.shape[1]
     assert (keys[:, :width] == 10**9 + expected).all() and (keys[:, width:] == NO_KEY).all()

@@ -32,7 +32,6 @@ from cepe_data.storage.parts import part_ranges
 KEY_SHIFT = 40
 NO_KEY = -1
 MANIFEST = "embeddings.json"
-BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -140,10 +139,9 @@ class Embeddings:
         names = [file.name for file in self.files]
         return provenance.fingerprint([names, [[part.first_key, part.meta.files] for part in parts]])
 
-    def blocks(self, parts: Sequence[Part]) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, parts: Sequence[Part], rows_at_once: int) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings of these parts in blocks, each with its first key: float16 [rows, dimension]. The next block
         is read while one is used."""
-        rows_at_once = max(1, BLOCK_BYTES // (2 * int(self.kind["dimension"])))
         pending: deque[Future[tuple[int, np.ndarray]]] = deque()
         with ThreadPoolExecutor(1) as reader:
             for part in parts:

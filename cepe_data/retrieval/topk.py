@@ -12,7 +12,7 @@ Algorithms, section 3.1, with room to spare).
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +24,20 @@ from cepe_data.teacher import devices
 if TYPE_CHECKING:
     import torch
 
+BLOCK_BYTES = 16 << 20
+BLOCK_ROWS_CUDA = 1 << 16
 QUERIES_AT_ONCE = 8192
 SCORE_BYTES = 2 << 20  # of the scores in memory at a time: what the cache of a core holds
-SCORE_BYTES_CUDA = 512 << 20
+SCORE_BYTES_CUDA = 2 << 30
+GROUP = 1024  # scores, of which the largest is found first; for 128, a GPU takes three times as long
 LONGEST_IN_HALF = 2.0**14  # a query of length 2 and such a passage have a score that float16 holds
 EXACT_AT_ONCE = 256
 EXACT_AT_ONCE_CUDA = 1 << 17
+
+
+def block_rows(dimension: int, device: str) -> int:
+    """How many passages to add to TopK at a time."""
+    return BLOCK_ROWS_CUDA if device.startswith("cuda") else max(1, BLOCK_BYTES // (2 * dimension))
 
 
 class TopK:
@@ -58,19 +66,30 @@ class TopK:
         with devices.memory_errors(device):
             self._shares = [_Share(share, topk, device, in_half) for share in np.array_split(queries, num_shares)]
         self._pool = ThreadPoolExecutor(num_shares)
+        self._running: list[Future[None]] = []
+        self._copies = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
     def add(self, embeddings: np.ndarray, first_key: int) -> None:
-        """Add passages, float16 [passages, dimension], with consecutive keys. No key may be added twice."""
+        """Add passages, float16 [passages, dimension], with consecutive keys. No key may be added twice. The array must
+        not change: it is searched while the caller reads the next one."""
         import torch
 
         with devices.memory_errors(self._device):
-            block = torch.from_numpy(embeddings).to(self._device)
-            for added in [self._pool.submit(share.add, block, first_key) for share in self._shares]:
-                added.result()
+            block = torch.from_numpy(embeddings)
+            if self._copies is not None:
+                with torch.cuda.stream(self._copies):
+                    block = block.pin_memory().to(self._device, non_blocking=True)
+            self._wait()
+            self._running = [self._pool.submit(share.add, block, first_key, self._copies) for share in self._shares]
+
+    def _wait(self) -> None:
+        for running in self._running:
+            running.result()
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         """int64 [queries, topk] keys and float32 [queries, topk] scores, the best first, padded with −1 and −inf."""
         with devices.memory_errors(self._device):
+            self._wait()
             keys, scores = zip(*(share.best() for share in self._shares), strict=True)
         return np.concatenate(keys), np.concatenate(scores)
 
@@ -100,9 +119,16 @@ class _Share:
         self._keys = torch.full((len(queries), topk), NO_KEY, dtype=torch.int64, device=device)
         self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._num_pending = 0
+        self._num_added = self._num_merged = 0  # passages; those that the best take into account
 
     @devices.inference_mode
-    def add(self, block: torch.Tensor, first_key: int) -> None:
+    def add(self, block: torch.Tensor, first_key: int, copies: torch.cuda.Stream | None) -> None:
+        import torch
+
+        if copies is not None:
+            compute = torch.cuda.current_stream(block.device)
+            compute.wait_stream(copies)
+            block.record_stream(compute)
         score_bytes = SCORE_BYTES_CUDA if self._on_gpu else SCORE_BYTES
         rows_at_once = max(self._topk, score_bytes // (4 * min(len(self._queries), QUERIES_AT_ONCE)))
         for number, rows in enumerate(block.split(rows_at_once)):
@@ -120,17 +146,16 @@ class _Share:
             scores = queries[of_chunk] @ ranking
             error = self._error[of_chunk] * longest
             threshold = self._scores[of_chunk, -1] * self._scale[of_chunk] - error
-            if len(rows) >= self._topk and bool(torch.isinf(threshold).any()):
+            if self._num_merged < self._topk <= len(rows):
                 # While fewer than top-k are known: at least top-k of these rows have an exact score of this or more.
                 least = scores.topk(self._topk).values[:, -1].float() - 2 * error
                 threshold = torch.maximum(threshold, least)
             if in_half:  # so that rounding to float16 loses nothing
                 threshold = (threshold - threshold.abs() * 2.0**-10 - 2.0**-24).half()
-            # Most queries have no candidate among these rows, which their best score tells.
-            active = (scores.amax(1) >= threshold).nonzero()[:, 0]
-            query, row = (scores[active] >= threshold[active, None]).nonzero(as_tuple=True)
+            query, row = _at_least(scores, threshold)
             if len(query):
-                self._score_exactly(active[query] + first, row, exact_rows, first_key)
+                self._score_exactly(query + first, row, exact_rows, first_key)
+        self._num_added += len(rows)
         if 2 * self._num_pending >= self._scores.numel():
             self._merge()
 
@@ -149,6 +174,7 @@ class _Share:
         """Merge the pending candidates into the best."""
         import torch
 
+        self._num_merged = self._num_added
         if not self._pending:
             return
         columns = (torch.cat(column) for column in zip(*self._pending, strict=True))
@@ -186,3 +212,17 @@ class _Share:
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         self._merge()
         return self._keys.cpu().numpy(), self._scores.cpu().numpy()
+
+
+def _at_least(scores: torch.Tensor, threshold: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and rows, int64 [pairs], of the scores [queries, rows] of at least the threshold, [queries], of their
+    query. Few groups have one, which their largest score tells: the others are read once."""
+    import torch
+
+    num_groups = max(1, scores.shape[1] // GROUP)
+    padded = torch.nn.functional.pad(scores, (0, -scores.shape[1] % num_groups), value=-torch.inf)
+    groups = padded.unflatten(1, (num_groups, -1))
+    threshold = threshold.clamp(min=torch.finfo(threshold.dtype).min)[:, None]  # which padding does not reach
+    query, group = (groups.amax(2) >= threshold).nonzero(as_tuple=True)
+    found, place = (groups[query, group] >= threshold[query]).nonzero(as_tuple=True)
+    return query[found], group[found] * groups.shape[2] + place

@@ -22,7 +22,7 @@ def test_it_measures_everything_without_what_such_machines_lack(tmp_path: Path) 
     assert done.returncode == 0 and not done.stderr, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     results = {one["what"]: one for one in found["results"]}
-    assert len(results) == 6 and all(0 < one["ratio"] < 1e6 for one in results.values())
+    assert len(results) == 7 and all(0 < one["ratio"] < 1e6 for one in results.values())
     for what in ("teacher", "sampled targets against top-k", "one sequence at a time", "embedding", "search"):
         assert any(what in name for name in results) and what in done.stdout
     assert found["product_flops"] > 0 and done.stdout.splitlines()[-1] == "found.json"

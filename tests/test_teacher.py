@@ -45,10 +45,10 @@ def save_model(family: str, folder: Path) -> Any:
     return model.eval()
 
 
-def open_teacher(folder: Path, **others: Any) -> teacher_model.Teacher:
+def open_teacher(folder: Path, device: str = "cpu", **others: Any) -> teacher_model.Teacher:
     settings = {"num_tokens": 60, "num_positions": 20, "targets": TopK(10), "dtype": "float32", "run_length": 7}
     asked = teacher_model.Settings(**{**settings, **others})
-    return teacher_model.Teacher(Checkpoint.find(str(folder), "model"), asked, "cpu")
+    return teacher_model.Teacher(Checkpoint.find(str(folder), "model"), asked, device)
 
 
 def make_sequences(number: int) -> list[tuple[str, np.ndarray]]:
@@ -64,10 +64,10 @@ def float64_probabilities(model: Any, sequence: np.ndarray, num_positions: int) 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_of_any_family_are_those_of_the_model_itself_in_float64(family: str, tmp_path: Path) -> None:
+def test_rows_of_any_family_are_those_of_the_model_itself_in_float64(family: str, device: str, tmp_path: Path) -> None:
     model = save_model(family, tmp_path)
     sequences = make_sequences(3)
-    one = open_teacher(tmp_path)
+    one = open_teacher(tmp_path, device)
     assert one._stack is not None, "the head is applied to few rows at a time"
     annotated = list(one.annotate([sequences[:2], sequences[2:]]))
     for (_, sequence), row in zip(sequences, annotated, strict=True):
@@ -161,11 +161,10 @@ def test_memory_that_is_not_there_names_the_batch_size(tmp_path: Path, monkeypat
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++, which is not here")
-def test_compiled_layers_give_the_same_rows(tmp_path: Path) -> None:
+def test_compiled_layers_give_the_same_rows(device: str, tmp_path: Path) -> None:
     save_model("Llama", tmp_path)
-    rows = [
-        next(iter(open_teacher(tmp_path, compile=compiled).annotate([make_sequences(1)]))) for compiled in (False, True)
-    ]
+    teachers = [open_teacher(tmp_path, device, compile=compiled) for compiled in (False, True)]
+    rows = [next(iter(one.annotate([make_sequences(1)]))) for one in teachers]
     assert (rows[0]["target_index"] == rows[1]["target_index"]).all()
     np.testing.assert_allclose(rows[0]["target_prob"], rows[1]["target_prob"], rtol=2.0**-10, atol=2.0**-24)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,16 +22,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-HEAD_BYTES = 32 << 20  # of logits at a time
+HEAD_BYTES = 32 << 20  # of logits whose targets are found at a time
 HEAD_BYTES_CUDA = 512 << 20
 MAX_BATCH_TOKENS = 1 << 16  # of more, a GPU does not become faster
 PROBE_TOKENS = 512
 ATTENTION_TOLERANCE = 1e-4  # in float32, mean total variation distance; two right ones differ by about 1e-6
 HALF_ATTENTION_TOLERANCE = 0.03
-# Settings of a configuration that change logits, but for those that `_head` applies.
-_CHANGES_LOGITS = re.compile(
-    "(?!attn)(?!output_)(?!num_)(?!(logits_scaling|logit_scale|final_logit_softcapping)$).*(logit|lm_head_)"
-)
 
 
 @dataclass(frozen=True)
@@ -95,20 +90,12 @@ class Teacher:
             self._config = self._model.config.get_text_config()
             self._num_words = settings.num_words or int(self._config.vocab_size)
             self._index_dtype = getattr(torch, mds.token_dtype(self._num_words).name)
-            head = self._model.get_output_embeddings()
-            weight = head.weight[: self._num_words]
-            self._bias = None if getattr(head, "bias", None) is None else head.bias[: self._num_words].float()
-            # float32 sums of half-precision operands in one product; where torch cannot, the operands are made float32.
-            self._sums_float32 = (
-                weight.is_cuda and weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
+            self._head_rows = max(
+                1, (HEAD_BYTES_CUDA if device.startswith("cuda") else HEAD_BYTES) // 4 // self._num_words
             )
-            self._weight = weight if self._sums_float32 else weight.float()
-            logit_bytes = HEAD_BYTES_CUDA if weight.is_cuda else HEAD_BYTES
-            self._head_rows = max(1, logit_bytes // (4 * self._weight.shape[0]))
-            self._check_causality(checkpoint.folder)
-            self._stack = self._find_stack()
+            self._replace_head(checkpoint.folder)
             if settings.compile:
-                _compile_layers(self._stack or self._model, self._config.num_hidden_layers)
+                _compile_layers(self._model, self._config.num_hidden_layers)
             self.batch_size = min(settings.batch_size or self._choose_batch_size(), settings.run_length)
 
     def annotate(self, batches: Iterable[Sequence[tuple[str, np.ndarray]]]) -> Iterator[dict[str, np.ndarray]]:
@@ -159,100 +146,61 @@ class Teacher:
         prob = torch.empty(num_rows, width + 1, dtype=torch.float16, device=ids.device)
         index = torch.empty(num_rows, width, dtype=self._index_dtype, device=ids.device)
         of_rows = uniforms.flatten(0, 1)
-        start = 0
-        for logits in self._logits(ids):
-            stop = start + len(logits)
-            prob[start:stop], index[start:stop] = self.settings.targets.of_logits(logits, of_rows[start:stop])
-            start = stop
+        logits = self._logits(ids)[:, -self.settings.num_positions :].flatten(0, 1)
+        for start in range(0, num_rows, self._head_rows):
+            rows = slice(start, start + self._head_rows)
+            prob[rows], index[rows] = self.settings.targets.of_logits(logits[rows].float(), of_rows[rows])
         return prob.view(len(ids), -1, width + 1), index.view(len(ids), -1, width)
 
-    def _logits(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The logits of the last positions, float32, some rows [rows, vocabulary] at a time."""
-        num_positions = self.settings.num_positions
-        if self._stack is not None:
-            hidden = self._stack(input_ids=ids, use_cache=False)[0][:, -num_positions:]
-            for rows in hidden.reshape(-1, hidden.shape[-1]).split(self._head_rows):
-                yield self._head(rows)
-            return
-        takes_number = "logits_to_keep" in inspect.signature(self._model.forward).parameters
-        fewer = {"logits_to_keep": num_positions} if takes_number else {}
-        for sequence in ids.split(1):
-            logits = self._model(input_ids=sequence, use_cache=False, **fewer).logits[0, -num_positions:]
-            for rows in logits[:, : self._num_words].split(self._head_rows):
-                yield rows.float()
-
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head with float32 sums (bfloat16 logits tie at the boundary of the top-k, and are off by up to 0.4 %),
-        then what Granite, Cohere and Gemma do to their logits."""
-        import torch
-
-        if self._sums_float32:
-            logits = torch.mm(hidden.to(self._weight.dtype), self._weight.t(), out_dtype=torch.float32)
-        else:
-            logits = torch.mm(hidden.float(), self._weight.t())
-        if self._bias is not None:
-            logits += self._bias
-        if divisor := getattr(self._config, "logits_scaling", None):
-            logits /= divisor
-        if factor := getattr(self._config, "logit_scale", None):
-            logits *= factor
-        if cap := getattr(self._config, "final_logit_softcapping", None):
-            logits = logits.div_(cap).tanh_().mul_(cap)
-        return logits
-
-    def _probe(self) -> torch.Tensor:
-        import torch
-
-        num_ids = min(16, self.settings.num_tokens)
-        ids = torch.linspace(0, self._weight.shape[0] - 1, num_ids, device=self._weight.device)
-        return ids.long()[None]
+    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._model(input_ids=ids, use_cache=False).logits[..., : self._num_words]
 
     @devices.inference_mode
-    def _check_causality(self, folder: Path) -> None:
-        """Raise ArgumentError if the last token changes the logits at the positions before it."""
-        ids = self._probe()
+    def _replace_head(self, folder: Path) -> None:
+        """Have the model apply its head to the last positions and first words only, and with float32 sums: bfloat16
+        logits tie at the boundary of the top-k, and are off by up to 0.4 %. What it does to logits then (Granite,
+        Cohere and Gemma scale or cap them) it does in float32, too.
+
+        Raises:
+            ArgumentError: if the last token changes the logits at the positions before it.
+        """
+        import torch
+
+        head, num_positions = self._model.get_output_embeddings(), self.settings.num_positions
+        weight = head.weight[: self._num_words]
+        bias = None if getattr(head, "bias", None) is None else head.bias[: self._num_words].float()
+        # In one product of half-precision operands; where torch cannot, they are made float32.
+        sums_float32 = weight.is_cuda and weight.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads()
+        weight = weight if sums_float32 else weight.float()
+        product = functools.partial(torch.mm, **({"out_dtype": torch.float32} if sums_float32 else {}))
+
+        def logits_of(hidden: torch.Tensor) -> torch.Tensor:
+            rows = hidden[:, -num_positions:].flatten(0, 1).to(weight.dtype)
+            logits = product(rows, weight.t())
+            return (logits if bias is None else logits.add_(bias)).unflatten(0, (len(hidden), -1))
+
+        ids = torch.linspace(0, self._num_words - 1, min(16, self.settings.num_tokens), device=weight.device).long()[
+            None
+        ]
         other = ids.clone()
         other[0, -1] = 0
-        one, another = (
-            self._model(input_ids=tokens, use_cache=False).logits[0, :-1].float() for tokens in (ids, other)
-        )
-        if one.numel() and bool((one - another).abs().max() > self._tolerance * one.abs().max()):
+        own, of_other = self._logits(ids).float(), self._logits(other).float()
+        # The model rounds its own logits to its dtype.
+        tolerance = own.abs().max() * (1e-4 if self._model.dtype == torch.float32 else 2.0**-7)
+        if bool(((own - of_other)[:, :-1].abs() > tolerance).any()):
             raise ArgumentError(f"the model in {folder} is not causal: what it expects depends on later tokens")
-
-    @property
-    def _tolerance(self) -> float:
-        """How far two ways to the same logits may differ, of the largest: the model rounds them to its dtype."""
-        import torch
-
-        return 1e-4 if self._model.dtype == torch.float32 else 2.0**-7
-
-    def _find_stack(self) -> Any:
-        """The part of the model whose hidden states `_head` turns into the model's logits; None where there is none:
-        then the logits are those of the model's own forward pass."""
-        changes = {name: value for name, value in self._config.to_dict().items() if _CHANGES_LOGITS.match(name)}
-        if any(value not in (None, False, 1) for value in changes.values()):
-            return None
-        candidates = [self._model.base_model, self._model.get_decoder()]
-        return next((stack for stack in candidates if stack not in (None, self._model) and self._fits(stack)), None)
-
-    @devices.inference_mode
-    def _fits(self, stack: Any) -> bool:
-        import torch
-
-        ids = self._probe()
-        own = self._model(input_ids=ids, use_cache=False).logits[0, :, : self._num_words].float()
-        hidden = stack(input_ids=ids, use_cache=False)[0]
-        if not isinstance(hidden, torch.Tensor) or hidden.shape[-1] != self._weight.shape[1]:
-            return False
-        found = self._head(hidden[0])
-        return own.shape == found.shape and bool((own - found).abs().max() <= self._tolerance * own.abs().max())
+        head.forward = logits_of
+        found, own = self._logits(ids), own[:, -num_positions:]
+        if found.shape != own.shape or bool(((found - own).abs() > tolerance).any()):
+            del head.forward  # it uses its head in another way
 
     def _choose_batch_size(self) -> int:
         """As many sequences as the free memory holds, and the device can use."""
         num_tokens = self.settings.num_tokens
         if not self.device.startswith("cuda"):
-            # A core has about 16 activations as wide as the hidden state at a time, and some chunks of logits.
-            of_sequence = 16 * num_tokens * self._weight.shape[1] * self._weight.itemsize + 3 * HEAD_BYTES
+            # A core has about 16 activations as wide as the hidden state at a time, and its logits up to three times.
+            of_sequence = 16 * num_tokens * self._config.hidden_size * self._model.dtype.itemsize
+            of_sequence += 12 * self.settings.num_positions * self._num_words
             return max(1, min(workers.default_num_workers(), devices.free_bytes("cpu") // of_sequence))
         of_memory = devices.free_bytes(self.device) // self._measure_sequence_bytes()
         return least_filled_batch(min(of_memory, MAX_BATCH_TOKENS // num_tokens), self.settings.run_length)
@@ -326,17 +274,17 @@ def _read_probe(
     return config._attn_implementation or "eager", logits.softmax(-1).cpu()
 
 
-def _compile_layers(stack: Any, num_layers: int) -> None:
+def _compile_layers(model: Any, num_layers: int) -> None:
     """Compile the layers one by one: they share one compilation, and what comes before them is not compiled. (Under the
     compiler, transformers writes out the causal mask, and attention without a mask is faster.)"""
     import torch
 
-    for module in stack.modules():
+    for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
             for layer in module:
                 layer.compile()
             return
-    stack.compile()
+    model.compile()
 
 
 def least_filled_batch(max_batch: int, run_length: int) -> int:

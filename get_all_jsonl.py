@@ -35,12 +35,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("all_jsonl.txt"), help="the list to write")
     parser.add_argument(
         "--domain_map",
+        type=cli.utf8,
         default="",
         metavar="NAME=DOMAIN,…",
         help="domains of further folders, and of further values of --domain_key; or other domains for known ones",
     )
     parser.add_argument(
         "--domain_key",
+        type=cli.utf8,
         metavar="KEY.KEY",
         help="where records say their domain, such as meta.redpajama_set_name, in files of no folder with a domain",
     )

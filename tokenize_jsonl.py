@@ -55,7 +55,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="hub name, folder, or SentencePiece .model file (default: the one that OUTPUT_DIR/tokenizer holds, else "
         "meta-llama/Llama-2-7b-hf)",
     )
-    tokenizing.add_argument("--text_key", default="text", help="key or column of the text; a.b is b in the object a")
+    tokenizing.add_argument(
+        "--text_key", type=cli.utf8, default="text", help="key or column of the text; a.b is b in the object a"
+    )
     tokenizing.add_argument(
         "--backend",
         choices=backends.BACKENDS,

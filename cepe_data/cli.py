@@ -71,6 +71,15 @@ def fraction(text: str) -> float:
     return number
 
 
+def utf8(text: str) -> str:
+    """An argument that JSON files will have. Raises argparse.ArgumentTypeError if its bytes were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
+
+
 def typed(kind: type[Options], args: argparse.Namespace) -> Options:
     """Parsed arguments as the dataclass `kind`, which has a field for each argument of its step."""
     fields = dataclasses.fields(cast(Any, kind))

@@ -38,3 +38,12 @@ def test_help_answers_at_once_and_imports_nothing_heavy(run: Run, script: str, t
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_wrong_arguments_are_exit_status_2(run: Run, script: str, tmp_path: Path) -> None:
     assert "usage:" in run(script, "--no_such_flag", cwd=tmp_path, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [("tokenize_jsonl.py", "--text_key"), ("get_all_jsonl.py", "--domain_key"), ("get_all_jsonl.py", "--domain_map")],
+)
+def test_a_key_that_is_not_utf8_is_a_wrong_argument(run: Run, script: str, flag: str, tmp_path: Path) -> None:
+    error = run(script, *([] if "tokenize" in script else ["data"]), flag, "a\udcff", cwd=tmp_path, status=2).stderr
+    assert rf"argument {flag}: 'a\udcff' is not UTF-8" in error

@@ -212,7 +212,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path, list[Record]], None], str]] = {
     "texts that are numbers": (".parquet", number_texts, "holds int64, not strings"),
     "cut parquet": (".parquet", cut, "is a damaged parquet file"),
     "other byte in a page with a checksum": (".parquet", flip_page, "is a damaged parquet file"),
-    "unknown domain": (".jsonl.zst", other_names, "unknown domain \"PileOfLaw\" in 'meta.redpajama_set_name', first"),
+    "unknown domain": (".jsonl.zst", other_names, "unknown domain 'PileOfLaw' in 'meta.redpajama_set_name', first"),
     "no domain": (".jsonl.zst", without_names, "no domain in 'meta.redpajama_set_name', first in lines 1, 2"),
     "meta that is not JSON": (".jsonl.zst", spoil_meta, "is not JSON, first in lines 1, 2"),
     "one JSON array": (".json", write_array, "is one JSON array, not JSON lines: convert it with `jq -c '.[]'`"),
@@ -254,6 +254,48 @@ def test_further_values_become_domains_by_the_map(mixed: Mixed, world: World, ru
     message = run(*sample, cwd=tmp_path, status=2).stderr
     assert "--domains law=" in message and ",press=" in message
     assert "already tokenized" in run("tokenize_jsonl.py", *flags, cwd=tmp_path).stdout
+
+
+def test_texts_in_strings_of_json_are_those_of_lines_and_a_key_into_a_text_stops_the_run(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    records = [{"body": json.dumps({"content": f"text {number}"}), "text": "plain"} for number in range(30)]
+    write_parquet(tmp_path / "data/rows.parquet", records)
+    (tmp_path / "data/lines.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_jsonl(tmp_path / "data/texts.jsonl", [f"text {number}" for number in range(30)])
+    for name, suffix, key in (
+        ("rows", "parquet", "body.content"),
+        ("lines", "jsonl", "body.content"),
+        ("texts", "jsonl", "text"),
+    ):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+        (tmp_path / name / "data/book").mkdir(parents=True)
+        shutil.copy(tmp_path / f"data/{name}.{suffix}", tmp_path / name / f"data/book/x.{suffix}")
+        run("get_all_jsonl.py", "data", cwd=tmp_path / name)
+        run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, "--text_key", key, cwd=tmp_path / name)
+    made = [(tmp_path / name / "tokenized/book/x.npy").read_bytes() for name in ("rows", "lines", "texts")]
+    assert made[0] == made[1] == made[2]
+    flags = ("--tokenizer", world.tokenizer, "--text_key", "text.typo", "--output_dir", "other")
+    for name in ("rows", "lines"):
+        error = run("tokenize_jsonl.py", *flags, cwd=tmp_path / name, status=2).stderr
+        assert "has the key 'text.typo': its first one has 'body', 'text'. Pass the one" in error
+        assert not list((tmp_path / name / "other").rglob("*.npy"))
+
+
+def test_a_domain_that_is_no_text_is_reported_and_the_rest_tokenized(world: World, run: Run, tmp_path: Path) -> None:
+    """A lone surrogate, and JSON so deep that it cannot be shown."""
+    (tmp_path / "data").mkdir()
+    values = ['"wikipedia"', r'"\ud800"', "[" * 1000 + "]" * 1000]
+    lines = "".join(f'{{"text": "a", "set": {value}}}\n' for value in values)
+    (tmp_path / "data/a.jsonl").write_text(lines)
+    run("get_all_jsonl.py", "data", "--domain_key", "set", cwd=tmp_path)
+    done = run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    assert r"1 unknown domain '\ud800' in 'set', first in lines 2" in done.stderr
+    assert json.loads((tmp_path / "tokenized/a.meta.json").read_text())["skipped_lines"] == {
+        r"unknown domain '\ud800' in 'set'": {"count": 1, "first_lines": [2]},
+        "no domain in 'set'": {"count": 1, "first_lines": [3]},
+    }
 
 
 def test_links_lead_to_other_disks_and_names_stay_those_below_the_data_folder(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import pickle
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from cepe_data.corpus import readers
-from cepe_data.corpus.domains import RecordKeys
+from cepe_data.corpus.domains import RecordDomains, RecordKeys
+from cepe_data.corpus.parquet import parquet_blocks
 from cepe_data.errors import DamagedFileError
 
 LINES = [json.dumps({"text": "line " * random.Random(n).randrange(400), "n": n}).encode() for n in range(500)]
@@ -191,3 +195,163 @@ def test_a_line_that_does_not_end_is_an_error(tmp_path: Path, monkeypatch: pytes
     if not ending:
         with pytest.raises(DamagedFileError, match=message):
             list(readers.line_ranges(path, 1000))
+
+
+def parse_file(path: Path, keys: RecordKeys) -> tuple[list[str], list[int], dict[str, list[int]]]:
+    """The texts of a file, the numbers of their domains, and the lines or rows that are skipped, by reason."""
+    texts, domains, skipped = [], [], readers.LineReport()
+    for first, block, _ in readers.read_blocks(path, keys, 100):
+        parsed = readers.parse_block(first, block, keys)
+        texts += parsed.texts
+        domains += parsed.domains
+        skipped.merge(parsed.skipped, 0)
+    return texts, domains, skipped.lines
+
+
+def parse_both(folder: Path, records: list[dict[str, Any]], text: str, domain: str = "") -> list[Any]:
+    """The same records as JSON lines and as parquet, parsed."""
+    keys = RecordKeys(text, RecordDomains(domain) if domain else None)
+    (folder / "x.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    names = {name: None for record in records for name in record}  # from_pylist takes those of the first record
+    rows = [{**names, **record} for record in records]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "x.parquet", row_group_size=3)
+    return [parse_file(folder / name, keys) for name in ("x.jsonl", "x.parquet")]
+
+
+BOOK, WIKI = 1, 6  # in the sorted names of the seven domains
+BODIES = ['{"content": "hello", "set": "book"}', '{"content": 7}', "no JSON", "[]", "", '{"content": "\\ud800"}', None]
+CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
+    "columns": (
+        [{"text": text, "set": name} for text in ("a", "", None) for name in ("RedPajamaBook", "wiki", "x", None)],
+        ("text", "set"),
+        (
+            ["a", "a", "", ""],
+            [BOOK, WIKI, BOOK, WIKI],
+            {
+                "unknown domain 'x' in 'set'": [3, 7],
+                "no domain in 'set'": [4, 8],
+                "'text' is no string": [9, 10, 11, 12],
+            },
+        ),
+    ),
+    "nested structs": (
+        [
+            {"body": {"part": {"content": "a"}, "n": 1}, "meta": {"set": "book"}},
+            {"body": {"part": {"content": None}, "n": 1}, "meta": {"set": "book"}},
+            {"body": {"part": None, "n": 1}, "meta": {"set": "book"}},
+            {"body": None, "meta": {"set": "book"}},
+            {"body": {"part": {"content": "b"}, "n": 1}, "meta": None},
+            {"body": {"part": {"content": "c"}, "n": 1}, "meta": {"set": "wiki"}},
+        ],
+        ("body.part.content", "meta.set"),
+        (
+            ["a", "c"],
+            [BOOK, WIKI],
+            {
+                "'body.part.content' is no string": [2],
+                "no key 'body.part.content'": [3, 4],
+                "no domain in 'meta.set'": [5],
+            },
+        ),
+    ),
+    "strings of JSON": (
+        [{"body": body} for body in BODIES],
+        ("body.content",),
+        (["hello"], [], {"'body.content' is no string": [2], "no key 'body.content'": [3, 4, 5, 6, 7]}),
+    ),
+    "text and domain in one string": (
+        [{"body": body} for body in BODIES[:2]],
+        ("body.content", "body.set"),
+        (["hello"], [BOOK], {"'body.content' is no string": [2]}),
+    ),
+    "strings of JSON in a struct": (
+        [{"body": {"json": body}} for body in BODIES],
+        ("body.json.content",),
+        (["hello"], [], {"'body.json.content' is no string": [2], "no key 'body.json.content'": [3, 4, 5, 6, 7]}),
+    ),
+    "JSON domains": (
+        [
+            {"text": "a", "meta": meta}
+            for meta in ('{"set": "book"}', '{"set": 7}', "{}", "no JSON", '{"set": "\\ud800"}', '{"set": null}', None)
+        ],
+        ("text", "meta.set"),
+        (
+            ["a"],
+            [BOOK],
+            {"no domain in 'meta.set'": [2, 3, 6, 7], "a string on the way to 'meta.set' is not JSON": [4, 5]},
+        ),
+    ),
+    "a key into a text": ([{"text": "a"}], ("text.typo",), ([], [], {"no key 'text.typo'": [1]})),
+    "a key that ends in a dot": ([{"text": "a"}], ("text.",), ([], [], {"no key 'text.'": [1]})),
+    "names with dots": (
+        [{"a": {"b": {"c": "in structs"}, "b.c": "in a field", "b.c.d": "other"}, "a.b": "other"}],
+        ("a.b.c",),
+        (["in a field"], [], {}),
+    ),
+    "a column with a dot": ([{"a": {"b": "in a struct"}, "a.b": "in a column"}], ("a.b",), (["in a column"], [], {})),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_of_parquet_is_parsed_as_the_same_record_in_a_line(tmp_path: Path, case: str) -> None:
+    records, keys, expected = CASES[case]
+    assert parse_both(tmp_path, records, *keys) == [expected, expected]
+
+
+def test_a_missing_key_is_a_null_in_parquet(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"text": "a", "meta": {"set": "book"}},
+        {"meta": {"set": "book"}},
+        {"text": "b"},
+        {"text": "c", "meta": {}},
+    ]
+    of_lines, of_rows = parse_both(tmp_path, records, "text", "meta.set")
+    domains = {"no domain in 'meta.set'": [3, 4]}
+    assert of_lines == (["a"], [BOOK], {"no key 'text'": [2], **domains})
+    assert of_rows == (["a"], [BOOK], {"'text' is no string": [2], **domains})
+
+
+def test_bytes_that_are_not_utf8_are_skipped_in_lines_and_in_rows(tmp_path: Path) -> None:
+    """Among them a lone surrogate as three bytes, which is as much as parquet can have of one."""
+    texts = [b"a", b"\xed\xa0\x80", b"\xff", "é".encode()]
+    (tmp_path / "x.jsonl").write_bytes(b"".join(b'{"text": "%b"}\n' % text for text in texts))
+    column = pa.array(texts, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "x.parquet")
+    for name in ("x.jsonl", "x.parquet"):
+        assert parse_file(tmp_path / name, RecordKeys("text")) == (["a", "é"], [], {"not UTF-8": [2, 3]})
+
+
+@pytest.mark.parametrize("key", ["text", "body.text"])
+def test_blocks_of_categories_are_as_small_as_those_of_strings(tmp_path: Path, key: str) -> None:
+    texts = [f"{number} " * 100 for number in range(1000)]
+    column = pa.array([*texts, None]).dictionary_encode()
+    table = pa.table({"text": column, "body": pa.StructArray.from_arrays([column], ["text"])})
+    pq.write_table(table, tmp_path / "x.parquet")
+    keys = RecordKeys(key)
+    assert parse_file(tmp_path / "x.parquet", keys) == (texts, [], {f"{key!r} is no string": [1001]})
+    blocks = [rows for _, rows, _ in parquet_blocks(tmp_path / "x.parquet", keys, 10_000)]
+    assert max(len(pickle.dumps(rows)) for rows in blocks) < 20_000 < sum(rows.nbytes for rows in blocks)
+
+
+def test_a_key_of_no_column_of_strings_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"body": {"n": 1, "text": "a"}, "id": 1}]), tmp_path / "x.parquet")
+    for key, message in {
+        "text": "has no column 'text', but body, id: pass one with --text_key",
+        "body.title": "has no field 'title' in 'body', but n, text: pass one with --text_key",
+        "body.n": "the column 'body.n' of .* holds int64, not strings",
+        "body": "the column 'body' of .* holds struct<n: int64, text: string>, not strings",
+    }.items():
+        with pytest.raises(DamagedFileError, match=message):
+            next(parquet_blocks(tmp_path / "x.parquet", RecordKeys(key), 1))
+
+
+def test_a_domain_is_shown_so_that_it_can_be_printed_and_written() -> None:
+    keys = RecordKeys("text", RecordDomains("set"))
+    values = [r'"\ud800"', r'"\u001b[31m"', '"' + "é" * 100 + '"', "[" * 1000 + "]" * 1000]
+    block = "".join(f'{{"text": "a", "set": {value}}}\n' for value in values).encode()
+    assert list(readers.parse_documents(1, block, keys).skipped.counts) == [
+        r"unknown domain '\ud800' in 'set'",
+        r"unknown domain '\x1b[31m' in 'set'",
+        f"unknown domain '{'é' * 60}' in 'set'",
+        "no domain in 'set'",
+    ]

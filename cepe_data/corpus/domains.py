@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,24 +65,20 @@ class RecordDomains:
         known = {**KNOWN_NAMES, **self.domain_map}
         return {value: self.names.index(domain) for value, domain in known.items()}
 
-    def number_of(self, value: object) -> int:
-        """The number of the domain that a value names. Raises DomainError if it names none."""
-        number = self._numbers.get(value) if isinstance(value, str) else None
-        if number is None:
-            shown = json.dumps(value, ensure_ascii=False)
-            raise DomainError(f"unknown domain {shown[:MAX_SHOWN_CHARACTERS]} in {self.key!r}")
-        return number
-
-    def number_of_record(self, record: Mapping[str, Any] | str, rest: str | None = None) -> int:
-        """The number of the domain of a record, or of an object in it, in which `rest` of the key is looked up. Raises
-        DomainError if it names none."""
+    def number_of_record(self, record: Mapping[str, Any]) -> int:
+        """The number of the domain of a record. Raises DomainError if it names none."""
         try:
-            value = find_value(record, self.key if rest is None else rest)
+            value = find_value(record, self.key)
         except KeyError:
-            raise DomainError(f"no domain in {self.key!r}") from None
+            value = None
         except ValueError:
             raise DomainError(f"a string on the way to {self.key!r} is not JSON") from None
-        return self.number_of(value)
+        if not isinstance(value, str):
+            raise DomainError(f"no domain in {self.key!r}")
+        if value not in self._numbers:
+            # repr, since a lone surrogate can be neither printed nor written to the meta file
+            raise DomainError(f"unknown domain {value[:MAX_SHOWN_CHARACTERS]!r} in {self.key!r}")
+        return self._numbers[value]
 
     @classmethod
     def recorded(cls, made_with: Mapping[str, Any]) -> RecordDomains | None:

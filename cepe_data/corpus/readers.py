@@ -15,12 +15,15 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from cepe_data.corpus import sniff
 from cepe_data.corpus.domains import DomainError, RecordKeys, find_value
-from cepe_data.corpus.parquet import TextRows, column_names, is_parquet, parquet_blocks
+from cepe_data.corpus.parquet import column_names, is_parquet, parquet_blocks
 from cepe_data.errors import DamagedFileError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_LISTED_LINES = 20
 MAX_REASONS = 20  # a domain key may be one with another value in every record
@@ -221,12 +224,12 @@ def _check_is_archive(path: Path, head: bytes) -> None:
                 )
 
 
-def read_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Iterator[tuple[int, bytes | TextRows, int]]:
+def read_blocks(path: Path, keys: RecordKeys, block_bytes: int) -> Iterator[tuple[int, bytes | pa.RecordBatch, int]]:
     """`line_blocks`, or `parquet_blocks`, of a file, for `parse_block`."""
     return parquet_blocks(path, keys, block_bytes) if is_parquet(path) else line_blocks(path, block_bytes)
 
 
-def parse_block(first: int, block: bytes | TextRows, keys: RecordKeys) -> ParsedLines:
+def parse_block(first: int, block: bytes | pa.RecordBatch, keys: RecordKeys) -> ParsedLines:
     """The documents of a block, whose first line or row has the number `first`."""
     return parse_documents(first, block, keys) if isinstance(block, bytes) else _parse_rows(first, block, keys)
 
@@ -258,33 +261,54 @@ def _reason_to_skip(line: bytes, error: ValueError | RecursionError, is_last: bo
     return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "not JSON"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ParsedLines:
     """The texts of a block, in order, and the numbers of their domains where records say them; the number of line ends,
     or of rows; lines skipped, and lines repaired."""
 
-    texts: list[str]
-    domains: list[int]
     num_lines: int
-    skipped: LineReport
-    repaired: LineReport
+    texts: list[str] = field(default_factory=list)
+    domains: list[int] = field(default_factory=list)
+    skipped: LineReport = field(default_factory=LineReport)
+    repaired: LineReport = field(default_factory=LineReport)
+
+    def add(self, record: object, number: int, keys: RecordKeys, may_have_surrogates: bool = False) -> None:
+        """Add the text and the domain of a record, which is line or row `number`.
+
+        Skipped: what is not an object, whose text is missing or not a string, or that does not say its domain where it
+        must. Repaired: a lone surrogate becomes U+FFFD.
+        """
+        if not isinstance(record, dict):
+            self.skipped.add("no JSON object", number)
+            return
+        try:
+            text = find_value(record, keys.text)
+            if not isinstance(text, str):
+                self.skipped.add(f"{keys.text!r} is no string", number)
+                return
+            if keys.domains is not None:
+                self.domains.append(keys.domains.number_of_record(record))
+        except DomainError as error:
+            self.skipped.add(str(error), number)
+            return
+        except (KeyError, ValueError):
+            self.skipped.add(keys.no_text, number)
+            return
+        if may_have_surrogates and _SURROGATE.search(text):
+            text = _SURROGATE.sub("\ufffd", text)
+            self.repaired.add("lone surrogate", number)
+        self.texts.append(text)
 
 
 def parse_documents(first_line: int, block: bytes, keys: RecordKeys) -> ParsedLines:
-    """Parse a block of json lines.
-
-    Skipped: a line that is not a JSON object, whose text is missing or not a string, or that does not say its domain
-    where it must. Repaired: a lone surrogate escape becomes U+FFFD. A blank line is neither.
+    """Parse a block of json lines. A line that is not JSON is skipped; a blank line is neither skipped nor repaired.
 
     A line without its end can only be the last of a file; if it is not JSON, it is counted as `CUT_OFF`.
     """
     import orjson
 
-    texts: list[str] = []
-    domains: list[int] = []
-    text_key, is_nested = keys.text, "." in keys.text
-    skipped, repaired = LineReport(), LineReport()
     lines = block.split(b"\n")
+    parsed = ParsedLines(len(lines) - 1)
     last = first_line + len(lines) - 1
     for number, line in enumerate(lines, first_line):
         may_have_surrogates = False
@@ -296,47 +320,21 @@ def parse_documents(first_line: int, block: bytes, keys: RecordKeys) -> ParsedLi
             try:  # the standard library reads lone surrogate escapes and NaN, which orjson rejects
                 record, may_have_surrogates = json.loads(line.decode("utf-8")), True
             except (ValueError, RecursionError) as error:
-                skipped.add(_reason_to_skip(line, error, number == last), number)
+                parsed.skipped.add(_reason_to_skip(line, error, number == last), number)
                 continue
-        if not isinstance(record, dict):
-            skipped.add("no JSON object", number)
-            continue
-        try:
-            text = find_value(record, text_key) if is_nested else record[text_key]
-            if not isinstance(text, str):
-                skipped.add(f"{text_key!r} is no string", number)
-                continue
-            if keys.domains is not None:
-                domains.append(keys.domains.number_of_record(record))
-        except DomainError as error:
-            skipped.add(str(error), number)
-            continue
-        except (KeyError, ValueError):
-            skipped.add(keys.no_text, number)
-            continue
-        if may_have_surrogates and _SURROGATE.search(text):
-            text = _SURROGATE.sub("\ufffd", text)
-            repaired.add("lone surrogate", number)
-        texts.append(text)
-    return ParsedLines(texts, domains, len(lines) - 1, skipped, repaired)
+        parsed.add(record, number, keys, may_have_surrogates)
+    return parsed
 
 
-def _parse_rows(first_row: int, rows: TextRows, keys: RecordKeys) -> ParsedLines:
-    """The documents of rows of a parquet file. Skipped: a row whose text is null, or that does not say its domain where
-    it must."""
-    texts: list[str] = []
-    domains: list[int] = []
-    skipped = LineReport()
+def _parse_rows(first_row: int, rows: pa.RecordBatch, keys: RecordKeys) -> ParsedLines:
+    """Parse rows of a parquet file. A row that is not UTF-8 is skipped; a null is what it is in JSON."""
+    parsed = ParsedLines(len(rows))
+    columns = list(zip(rows.schema.names, rows.columns, strict=True))
     for row in range(len(rows)):
         try:
-            if (text := rows.texts[row]) is None:
-                skipped.add(f"{keys.text!r} is null", first_row + row)
-                continue
-            if keys.domains is not None:
-                domains.append(rows.domain_number(row, keys.domains))
-            texts.append(text)
-        except DomainError as error:
-            skipped.add(str(error), first_row + row)
+            record = {name: column[row].as_py() for name, column in columns}
         except UnicodeDecodeError:
-            skipped.add("not UTF-8", first_row + row)
-    return ParsedLines(texts, domains, len(rows), skipped, LineReport())
+            parsed.skipped.add("not UTF-8", first_row + row)
+            continue
+        parsed.add(record, first_row + row, keys)
+    return parsed

@@ -9,17 +9,21 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
 from cepe_data.corpus.domains import RecordDomains, RecordKeys
-from cepe_data.corpus.parquet import TextRows, is_parquet, parquet_blocks
+from cepe_data.corpus.parquet import is_parquet, parquet_blocks
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, tokenizers
 from cepe_data.tokens.encoding import hash_text
 from cepe_data.tokens.token_file import TOKEN_DTYPE, Place, TokenFile, add_bos_eos, hash_path, read_tokenizer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CHUNK_TOKENS = 4096
 LONG_DOCUMENT_TOKENS = (8192, 32768, 131072)
@@ -276,7 +280,7 @@ class DocumentIds:
 
 def sample_blocks(
     path: Path, number: int, rng: np.random.Generator, keys: RecordKeys
-) -> Iterator[tuple[str, bytes | TextRows]]:
+) -> Iterator[tuple[str, bytes | pa.RecordBatch]]:
     """Lines of a corpus file, or rows of a parquet file's beginning, and where each is."""
     if not is_parquet(path):
         for start, line in sample_lines(path, number, rng):
@@ -284,7 +288,7 @@ def sample_blocks(
         return
     for first, rows, _ in itertools.islice(parquet_blocks(path, keys, SAMPLED_BYTES), 1):
         for row in rng.permutation(len(rows))[:number].tolist():
-            yield f"row {first + row}", rows.row(row)
+            yield f"row {first + row}", rows.slice(row, 1)
 
 
 def sample_lines(path: Path, number: int, rng: np.random.Generator) -> list[tuple[int, bytes]]:

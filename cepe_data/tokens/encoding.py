@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -19,12 +20,15 @@ import xxhash
 from cepe_data import cli, workers
 from cepe_data.corpus import listing, readers, sniff
 from cepe_data.corpus.domains import RecordKeys
-from cepe_data.corpus.parquet import TextRows, is_parquet
+from cepe_data.corpus.parquet import is_parquet
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import outputs, provenance
 from cepe_data.tokens import backends, token_file, tokenizers
 from cepe_data.tokens.backends import Encoder
 from cepe_data.tokens.tokenizers import TokenizerIdentity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH_BYTES = 16 << 20  # gigatoken's cache of words is empty when a batch begins: books take 7 % longer in 8 MB
 MIN_BAD_LINES = 10
@@ -67,19 +71,19 @@ class Segment:
     source: Path
     start: int
     stop: int
-    block: bytes | TextRows | None = None
+    block: bytes | pa.RecordBatch | None = None
     is_last: bool = False
     failure: str = ""
     version: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of lines, or of texts."""
+        """Bytes of lines, or of the columns of rows."""
         if self.block is None:
             return self.stop - self.start
-        return len(self.block) if isinstance(self.block, bytes) else self.block.num_bytes
+        return len(self.block) if isinstance(self.block, bytes) else self.block.nbytes
 
-    def read(self) -> bytes | TextRows:
+    def read(self) -> bytes | pa.RecordBatch:
         """The lines or rows."""
         return readers.read_range(self.source, self.start, self.stop) if self.block is None else self.block
 

@@ -65,7 +65,7 @@ def main() -> int:
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
     outputs.remove_stale_temporaries(args.output.absolute().parent)
-    paths, ignored = find_files(root)
+    paths, ignored = find_files(root, args.output.with_suffix(".json").resolve())
     check_map_is_used(root, paths, domain_map, record_domains)
     files = []
     for path in paths:
@@ -106,9 +106,9 @@ def check_map_is_used(
         raise ArgumentError(f"--domain_map: {', '.join(absent)} is not a folder with files in {root}")
 
 
-def find_files(root: Path) -> tuple[list[str], dict[str, list[str]]]:
+def find_files(root: Path, own_list: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Sorted relative paths of all corpus files below `root`, and of all other files by the reason for which they are
-    ignored. Symbolic links are followed, but not to a folder that they stand in.
+    ignored, such as `own_list`. Symbolic links are followed, but not to a folder that they stand in.
 
     Raises:
         PipelineError: if a link leads to nothing, two paths are one file, or a name cannot stand in a text file.
@@ -127,6 +127,8 @@ def find_files(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             if not name.startswith(".") and not (root / path).exists():
                 real = os.path.realpath(root / path)  # Path.resolve raises for a link to itself
                 problems.append(f"{path} is a link to nothing ({real}): mount that, or remove the link")
+                continue
+            if root / path == own_list:
                 continue
             if reason := reason_to_ignore(root, relative / name):
                 ignored[reason].append(path)
@@ -152,7 +154,9 @@ def reason_to_ignore(root: Path, relative: Path) -> str:
     if not relative.name.endswith(listing.SUFFIXES):
         endings = relative.suffixes[-2:] if relative.suffix in PARTIAL_SUFFIXES else relative.suffixes[-1:]
         return "".join(endings) or "without a suffix"
-    return "" if (root / relative).is_file() else "not a regular file"
+    if not (root / relative).is_file():
+        return "not a regular file"
+    return "written by these scripts" if provenance.is_own_file(root / relative) else ""
 
 
 def raise_error(error: OSError) -> None:
@@ -188,7 +192,7 @@ def report_left_out(without_domain: Collection[str], ignored: dict[str, list[str
 
 def warn_of_unknown_domains(root: Path, files: list[listing.ListedFile], record_domains: domains.RecordDomains) -> None:
     """Warn if no record at the beginning of the first files says a known domain: the key may be a wrong one."""
-    keys = domains.RecordKeys("text", record_domains)
+    keys = domains.RecordKeys(record_domains.key, record_domains)  # where texts are is not known here
     reasons: set[str] = set()
     for file in [file for file in files if file.domain is None][:NUM_SAMPLED_FILES]:
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
+from cepe_data.storage import provenance
+from tests.conftest import Run, World
 
 
 def make(folder: Path, *paths: str) -> Path:
@@ -114,3 +115,15 @@ def test_a_file_with_two_names_or_a_bad_name_is_an_error(run: Run, tmp_path: Pat
     error = run("get_all_jsonl.py", "data", cwd=tmp_path, status=1).stderr
     assert "arxiv/a.jsonl and arxiv/z.jsonl are one file" in error and "more than 160 bytes: rename it" in error
     assert "'arxiv/a\\nb.jsonl' cannot stand in a list of one path per line: rename it" in error
+
+
+def test_what_these_scripts_wrote_into_the_corpus_is_not_listed(run: Run, world: World, tmp_path: Path) -> None:
+    make(tmp_path, "arxiv/a.jsonl", "arxiv/meta.json", "arxiv/manifest.json")
+    run("get_all_jsonl.py", ".", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, "--data_dir", ".", cwd=tmp_path)
+    (tmp_path / "8k_concat").mkdir()
+    (tmp_path / "8k_concat/manifest.json").write_text(json.dumps(provenance.signed({"sets": {}})))
+    for flags in ((), ("--domain_key", "meta.set")):
+        done = run("get_all_jsonl.py", ".", *flags, cwd=tmp_path)
+        assert "0 added, 0 removed" in done.stdout and "written by these scripts (" in done.stderr
+        assert listed(tmp_path) == ["arxiv/a.jsonl", "arxiv/manifest.json", "arxiv/meta.json"]

@@ -13,6 +13,7 @@ The same `made_with` means that the output is done; a difference is an error tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -102,6 +103,17 @@ def read_meta(output: Path) -> Meta:
     if not isinstance(meta.get("made_with"), dict) or not isinstance(meta.get("files"), dict):
         raise DamagedFileError(f"{path} is damaged (made_with and files are not objects): {remedy}")
     return meta
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a file is an output of these scripts, is in a folder that is one, or says how one was made."""
+    signed_files = [meta_path(path), path.with_name("meta.json")]
+    if path.name.endswith(("meta.json", "manifest.json")):
+        signed_files.append(path)
+    for file in signed_files:
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):
+            return bool(read_signed(file, ""))
+    return False
 
 
 def is_intact(output: Path, meta: Meta) -> bool:

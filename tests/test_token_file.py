@@ -74,7 +74,8 @@ def test_blocks_of_documents_are_the_same_for_every_block_size(tmp_path: Path, m
         monkeypatch.setattr(token_file, "DOCUMENTS_PER_BLOCK", size)
         with token_file.TokenFile(tmp_path / "x.npy") as tokens:
             found = []
-            for first, position, lengths, hashes in tokens.document_blocks():
+            for first, position, lengths in tokens.document_blocks():
+                hashes = tokens.hashes(first, first + len(lengths))
                 for index, stop in enumerate(position + np.cumsum(lengths)):
                     document = tokens.tokens(int(stop - lengths[index]), int(stop)).tolist()
                     found.append((first + index, document, int(hashes[index])))
@@ -86,10 +87,10 @@ def test_a_lone_file_from_elsewhere_is_read_and_hashed_by_its_tokens(tmp_path: P
     np.save(tmp_path / "x.npy", np.array([3, 4, 2, 6, *flat(DOCUMENTS)], dtype))
     with token_file.TokenFile(tmp_path / "x.npy") as tokens:
         assert not tokens.has_text_hashes
-        [(_, _, lengths, hashes)] = tokens.document_blocks()
-    assert lengths.tolist() == [4, 2, 6]
+        assert tokens.lengths().tolist() == [4, 2, 6]
+        hashes, second = tokens.hashes(), tokens.hashes(1, 2)
     expected = [xxhash.xxh3_64_intdigest(np.array(document, "<i4").tobytes()) for document in DOCUMENTS]
-    assert hashes.tolist() == expected
+    assert hashes.tolist() == expected and second.tolist() == expected[1:2]
 
 
 def damage_nothing_but_size(path: Path) -> None:

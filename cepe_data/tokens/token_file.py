@@ -16,6 +16,7 @@ document is then xxh3_64 of its tokens as little-endian int32.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,6 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
-from cepe_data import system
 from cepe_data.corpus.domains import count_by_domain
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import outputs, provenance
@@ -41,6 +41,7 @@ _DOCUMENTS_PER_START = 1 << 10  # one position is kept per 1,024 documents: 8 KB
 _DOCUMENTS_AT_ONCE = _DOCUMENTS_PER_START << 6  # a read for each start would be four times slower
 _BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
 _SPOOL_BYTES = 1 << 20  # in memory
+_COPY_BYTES = 256 << 10  # stays in a core's cache: pieces of 8 MB take three times as long
 
 
 def hash_path(path: Path) -> Path:
@@ -153,14 +154,9 @@ class TokenFileWriter:
 
 
 def _append_spool(spool: IO[bytes], target: IO[bytes]) -> None:
-    """Append all of a spool to a file, inside the kernel where it can do that."""
-    if spool.tell() > _SPOOL_BYTES:
-        spool.flush()
-        target.flush()
-        system.copy_file(spool, target)
-    else:  # it is in memory still, and asking for its descriptor would make it a file
-        spool.seek(0)
-        target.write(spool.read())
+    """Append all of a spool to a file."""
+    spool.seek(0)
+    shutil.copyfileobj(spool, target, _COPY_BYTES)
 
 
 def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:

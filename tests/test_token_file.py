@@ -70,6 +70,28 @@ def test_blocks_of_documents_are_the_same_for_every_block_size(tmp_path: Path, m
         assert found == [(number, document, 1000 + number) for number, document in enumerate(DOCUMENTS)]
 
 
+def test_ranges_and_positions_are_those_of_the_documents_whatever_their_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.where(np.arange(5000) // 1100 == 1, 0, rng.integers(0, 5, 5000))  # a whole block of empty ones
+    ids = rng.integers(0, 99, int(lengths.sum()))
+    np.save(tmp_path / "x.npy", np.concatenate([[5000], lengths, ids]))
+    expected = [xxhash.xxh3_64_intdigest(one.astype("<i4").tobytes()) for one in np.split(ids, np.cumsum(lengths)[:-1])]
+    owner = np.repeat(np.arange(5000), lengths)
+    with token_file.TokenFile(tmp_path / "x.npy") as tokens:
+        for start, stop in ((0, None), (-2, None), (4999, 9999), (1023, 1025), (7, 3), (5000, None)):
+            assert tokens.lengths(start, stop).tolist() == lengths[start:stop].tolist()
+            assert tokens.hashes(start, stop).tolist() == expected[start:stop]
+        positions = rng.permutation(np.arange(-1, 5001 + len(ids) + 2))
+        for place in tokens.find(positions):
+            index = place.position - 5001
+            if not 0 <= index < len(ids):
+                assert place.document is None
+                continue
+            assert place.document == owner[index]
+            assert place.start <= place.position < place.stop == place.start + lengths[owner[index]]
+            assert index == 0 or (place.start == place.position) == (owner[index - 1] != owner[index])
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, ">i4"])
 def test_a_lone_file_from_elsewhere_is_read_and_hashed_by_its_tokens(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "x.npy", np.array([3, 4, 2, 6, *flat(DOCUMENTS)], dtype))

@@ -81,7 +81,7 @@ def read_corpus(folder: Path, data: Path) -> tuple[dict[str, tuple[np.ndarray, n
         ids, lengths, num_bytes = [], [], 0
         for file in files_of(folder, domain):
             with TokenFile(folder / "real" / file.token_file) as tokens:
-                lengths.append(tokens.lengths(0, tokens.num_documents))
+                lengths.append(tokens.lengths())
                 ids.append(tokens.tokens(tokens.tokens_start, tokens.tokens_start + tokens.num_tokens))
             num_bytes += sum(len(block) for _, block, _ in readers.line_blocks(data / file.path))
         documents[domain] = np.concatenate(ids), np.concatenate(lengths)

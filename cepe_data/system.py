@@ -1,15 +1,13 @@
 """Features of Linux, each with a fallback for any Unix.
 
-These are memory files, copies inside the kernel, the affinity mask and `/proc`. All of them are optimisations. The
+These are memory files, the affinity mask and `/proc`. All of them are optimisations. The
 outputs have the same bytes without them: tests/test_portability.py runs the pipeline in a Python that lacks them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -19,9 +17,6 @@ from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _INITIAL_PROCESSES = 0xEFFFFFFC  # the inode of a machine's own process namespace (proc_ns.h of Linux)
-_COPY_BYTES = 1 << 30
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
-_READ_BYTES = 8 << 20
 
 
 def usable_cores() -> int:
@@ -88,29 +83,6 @@ def open_shared_file() -> tuple[IO[bytes], Path]:
         file.close()
     named = tempfile.NamedTemporaryFile(prefix="cepe_data-")  # noqa: SIM115
     return named, Path(named.name)
-
-
-def copy_file(source: IO[bytes], target: IO[bytes]) -> None:
-    """Append a whole file to another one, inside the kernel if it can do that. Both must be flushed.
-
-    Raises:
-        OSError: if reading or writing fails.
-    """
-    position, size = 0, os.fstat(source.fileno()).st_size
-    try:
-        while position < size and hasattr(os, "copy_file_range"):
-            num_copied = os.copy_file_range(
-                source.fileno(), target.fileno(), min(_COPY_BYTES, size - position), position
-            )
-            if not num_copied:
-                break
-            position += num_copied
-    except OSError as error:
-        if error.errno not in _NO_KERNEL_COPY:
-            raise
-    if position < size:
-        source.seek(position)
-        shutil.copyfileobj(source, target, _READ_BYTES)
 
 
 def start_flushing(folder: Path) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import PROJECT, Run, World
 # Run by every Python process that finds it on its path, before anything else.
 WITHOUT_LINUX = """
 import builtins, ctypes, io, os
-for name in ("memfd_create", "copy_file_range", "sched_getaffinity", "posix_fadvise"):
+for name in ("memfd_create", "sched_getaffinity", "posix_fadvise"):
     delattr(os, name)
 
 def hiding(function):

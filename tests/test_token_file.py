@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +45,8 @@ def test_bos_and_eos_are_at_every_boundary(documents: list[list[int]], bos: int 
 
 
 @pytest.mark.parametrize("spool_bytes", [1, 20, 1 << 20])
-@pytest.mark.parametrize("kernel_copies", ["all", "nothing", "refused"])
-def test_the_arrays_are_what_the_format_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool_bytes: int, kernel_copies: str
-) -> None:
-    def copy_nothing(*_: object) -> int:
-        if kernel_copies == "refused":
-            raise OSError(errno.EXDEV, "across file systems")
-        return 0
-
+def test_the_arrays_are_what_the_format_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spool_bytes: int) -> None:
     monkeypatch.setattr(token_file, "_SPOOL_BYTES", spool_bytes)
-    if kernel_copies != "all":
-        monkeypatch.setattr(os, "copy_file_range", copy_nothing)
     write(tmp_path / "x.npy")
     array = np.load(tmp_path / "x.npy")
     assert array.dtype == np.dtype("<i4") and array.tolist() == [3, 4, 2, 6, *flat(DOCUMENTS)]
@@ -74,11 +62,34 @@ def test_blocks_of_documents_are_the_same_for_every_block_size(tmp_path: Path, m
         monkeypatch.setattr(token_file, "DOCUMENTS_PER_BLOCK", size)
         with token_file.TokenFile(tmp_path / "x.npy") as tokens:
             found = []
-            for first, position, lengths, hashes in tokens.document_blocks():
+            for first, position, lengths in tokens.document_blocks():
+                hashes = tokens.hashes(first, first + len(lengths))
                 for index, stop in enumerate(position + np.cumsum(lengths)):
                     document = tokens.tokens(int(stop - lengths[index]), int(stop)).tolist()
                     found.append((first + index, document, int(hashes[index])))
         assert found == [(number, document, 1000 + number) for number, document in enumerate(DOCUMENTS)]
+
+
+def test_ranges_and_positions_are_those_of_the_documents_whatever_their_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.where(np.arange(5000) // 1100 == 1, 0, rng.integers(0, 5, 5000))  # a whole block of empty ones
+    ids = rng.integers(0, 99, int(lengths.sum()))
+    np.save(tmp_path / "x.npy", np.concatenate([[5000], lengths, ids]))
+    expected = [xxhash.xxh3_64_intdigest(one.astype("<i4").tobytes()) for one in np.split(ids, np.cumsum(lengths)[:-1])]
+    owner = np.repeat(np.arange(5000), lengths)
+    with token_file.TokenFile(tmp_path / "x.npy") as tokens:
+        for start, stop in ((0, None), (-2, None), (4999, 9999), (1023, 1025), (7, 3), (5000, None)):
+            assert tokens.lengths(start, stop).tolist() == lengths[start:stop].tolist()
+            assert tokens.hashes(start, stop).tolist() == expected[start:stop]
+        positions = rng.permutation(np.arange(-1, 5001 + len(ids) + 2))
+        for place in tokens.find(positions):
+            index = place.position - 5001
+            if not 0 <= index < len(ids):
+                assert place.document is None
+                continue
+            assert place.document == owner[index]
+            assert place.start <= place.position < place.stop == place.start + lengths[owner[index]]
+            assert index == 0 or (place.start == place.position) == (owner[index - 1] != owner[index])
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, ">i4"])
@@ -86,10 +97,10 @@ def test_a_lone_file_from_elsewhere_is_read_and_hashed_by_its_tokens(tmp_path: P
     np.save(tmp_path / "x.npy", np.array([3, 4, 2, 6, *flat(DOCUMENTS)], dtype))
     with token_file.TokenFile(tmp_path / "x.npy") as tokens:
         assert not tokens.has_text_hashes
-        [(_, _, lengths, hashes)] = tokens.document_blocks()
-    assert lengths.tolist() == [4, 2, 6]
+        assert tokens.lengths().tolist() == [4, 2, 6]
+        hashes, second = tokens.hashes(), tokens.hashes(1, 2)
     expected = [xxhash.xxh3_64_intdigest(np.array(document, "<i4").tobytes()) for document in DOCUMENTS]
-    assert hashes.tolist() == expected
+    assert hashes.tolist() == expected and second.tolist() == expected[1:2]
 
 
 def damage_nothing_but_size(path: Path) -> None:

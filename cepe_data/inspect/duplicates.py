@@ -94,7 +94,8 @@ class BitsOfDomains:
         with duplicates.DuplicateFinder(self.num_documents(), folder, self.partition_documents) as finder:
             for file in self.files:
                 with self.tokens.open(file) as token_file:
-                    for first, _, _, hashes in token_file.document_blocks():
+                    for first, _, lengths in token_file.document_blocks():
+                        hashes = token_file.hashes(first, first + len(lengths))
                         finder.add(hashes ^ self._domain_keys(file, token_file, first, len(hashes)))
                         progress(len(hashes))
             finder.compare(progress)

@@ -24,7 +24,7 @@ from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.teacher import check as teacher_check
 from cepe_data.tokens import backends, tokenizers
-from cepe_data.tokens.token_file import TokenFile, read_tokenizer
+from cepe_data.tokens.token_file import TokenFile
 from cepe_data.tokens.tokenizers import TokenizerFiles
 
 HELP = "show rows, documents or passages as text"
@@ -163,15 +163,11 @@ def show_documents(args: ShowOptions) -> None:
     if not args.path.exists():
         raise ArgumentError(f"{args.path} is not there")
     with TokenFile(args.path) as tokens:
-        meta, num_documents = tokens.meta, tokens.num_documents
-        ends = tokens.tokens_start + np.cumsum(tokens.lengths(0, num_documents))
-        fingerprint = read_tokenizer(args.path, meta).fingerprint if meta else None
+        fingerprint = tokens.tokenizer.fingerprint if tokens.tokenizer else None
         print_ids = make_ids_printer(args, tokenizers.find(args.tokenizer, args.tokenized_dir, fingerprint))
-        source = f" of {meta.made_with['source']}" if meta else ""
-        for row in row_numbers(args, num_documents):
-            start = int(ends[row - 1]) if row else tokens.tokens_start
-            ids = tokens.tokens(start, int(ends[row]))
-            print_ids(f"{args.path} document {row} of {num_documents}{source}", ids)
+        source = f" of {tokens.meta.made_with['source']}" if tokens.meta else ""
+        for row in row_numbers(args, len(tokens)):
+            print_ids(f"{args.path} document {row} of {len(tokens)}{source}", tokens[row])
 
 
 def show_passages(args: ShowOptions) -> None:
@@ -282,7 +278,7 @@ def describe_source(folder: Path, row: int, tokenized_dir: Path) -> str:
     if not path.exists():
         return f"{without_document} ({path} is not there)"
     with TokenFile(path) as tokens:
-        if tokens.meta and meta.get("tokenizer") not in {None, read_tokenizer(path, tokens.meta).fingerprint}:
+        if tokens.tokenizer and meta.get("tokenizer") not in {None, tokens.tokenizer.fingerprint}:
             return f"{without_document} ({path} is of another tokenizer)"
         [place] = tokens.find(np.array([position]))
     if place.document is None:

@@ -6,7 +6,7 @@ collate      makes a padded batch of rows, of PairedRows or of streaming
 """
 
 from cepe_data.errors import PipelineError
-from cepe_data.reading.documents import Documents
 from cepe_data.reading.paired_rows import PairedRows, collate
+from cepe_data.tokens.token_file import TokenFile as Documents
 
 __all__ = ["Documents", "PairedRows", "PipelineError", "collate"]

@@ -11,7 +11,7 @@ from cepe_data.samples.reader import SampledFile
 from cepe_data.samples.splits import SPLITS, Splits
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import duplicates
-from cepe_data.tokens.token_file import Place, read_tokenizer
+from cepe_data.tokens.token_file import Place
 
 DOCUMENTS_AT_ONCE = 64
 
@@ -40,9 +40,9 @@ class SourceDocuments(SampledFile):
                 result.warnings.append(f"{what}: these are not compared")
                 return None
         source_file = cls(path, command, meta.made_with)
-        made_by = read_tokenizer(path, source_file.meta).fingerprint if source_file.meta else None
+        made_by = source_file.tokenizer.fingerprint if source_file.tokenizer else None
         if None not in {made_by, meta.get("tokenizer")} and made_by != meta["tokenizer"]:
-            source_file.__exit__()
+            source_file.close()
             what = f"comes from {path}, which another tokenizer has made since ({made_by}, not {meta['tokenizer']})"
             result.findings.append((None, what))
             return None
@@ -73,7 +73,7 @@ class SourceDocuments(SampledFile):
     def split_of(self, place: Place) -> str:
         """The split of the document; empty for one of another domain, and for a dropped duplicate."""
         assert place.document is not None
-        hashes = self.hashes(place.document, place.start, np.array([place.stop - place.start]))
+        hashes = self.hashes(place.document, place.document + 1)
         dropped = self.dropped([place.document], [place.document + 1])
         if dropped is not None and dropped[0]:
             return ""
@@ -93,7 +93,7 @@ class SourceDocuments(SampledFile):
             stop = min(document + DOCUMENTS_AT_ONCE, self.num_documents)
             lengths = self.lengths(document, stop)
             dropped = self.dropped([document], [stop])
-            hashes = self.hashes(document, position, lengths)
+            hashes = self.hashes(document, stop)
             is_in_split = self._splits.contains(self.split, hashes, dropped).tolist()
             for length_of_document, is_next in zip(lengths.tolist(), is_in_split, strict=True):
                 if is_next and missing:

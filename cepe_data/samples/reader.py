@@ -50,8 +50,8 @@ class SampledFile(TokenFile):
     def __enter__(self) -> SampledFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+    def close(self) -> None:
+        super().close()
         if self._bits is not None:
             self._bits.close()
 
@@ -215,11 +215,12 @@ def _count_file(
     content = xxhash.xxh3_64()
     documents, indices = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     blocks = token_file.document_blocks() if windows or not token_file.meta else ()
-    for first_document, _, lengths, hashes in blocks:
+    for first_document, _, lengths in blocks:
+        stop = first_document + len(lengths)
+        hashes = token_file.hashes(first_document, stop)
         if not token_file.meta:
             content.update(lengths.data)
             content.update(hashes.data)
-        stop = first_document + len(hashes)
         assigned = splits.assign(hashes, token_file.dropped([first_document], [stop]))
         names = token_file.domain_names
         numbers = token_file.domain_numbers(first_document, stop) if names else None
@@ -283,8 +284,10 @@ class WindowSource:
         """Write into these rows of the plan where the windows of a file are; `windows`, int64 [rows], are sorted."""
         first_indices, last_indices = self.windows.first_index(windows), self.windows.last_index(windows)
         indices_before = starts_found = ends_found = 0
-        for first_document, first_position, lengths, hashes in token_file.document_blocks():
-            dropped = token_file.dropped([first_document], [first_document + len(hashes)])
+        for first_document, first_position, lengths in token_file.document_blocks():
+            stop_document = first_document + len(lengths)
+            hashes = token_file.hashes(first_document, stop_document)
+            dropped = token_file.dropped([first_document], [stop_document])
             num_indices = self.windows.num_indices(lengths) * self.splits.contains(self.split, hashes, dropped)
             ends = np.cumsum(num_indices)
             ends += indices_before
@@ -399,7 +402,7 @@ class WindowSource:
             first_documents.tolist(), stop_documents.tolist(), first_positions.tolist(), strict=True
         ):
             lengths_of.append(token_file.lengths(first, stop))
-            hashes_of.append(token_file.hashes(first, position, lengths_of[-1]))
+            hashes_of.append(token_file.hashes(first, stop, position))
         num_documents = np.fromiter(map(len, lengths_of), np.int64, len(rows))
         windows = np.repeat(np.arange(len(rows)), num_documents)
         dropped = token_file.dropped(first_documents.tolist(), stop_documents.tolist())

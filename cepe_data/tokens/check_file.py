@@ -159,11 +159,10 @@ class FileChecker:
 
     def _check_documents(self, tokens: TokenFile, domain: str | None, result: FileResult) -> None:
         """Lengths and domains; BOS and EOS at the boundaries of documents, and their ids: of all, or of a sample."""
-        identity = read_tokenizer(tokens.path, tokens.meta) if tokens.meta else None
-        ids = DocumentIds(tokens, identity, self.options.deep)
+        ids = DocumentIds(tokens, tokens.tokenizer, self.options.deep)
         sample = verify.sample(tokens.num_documents, self.options.rows, self.options.seed, tokens.path.name)
         counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
-        for first, position, lengths, _ in tokens.document_blocks():
+        for first, position, lengths in tokens.document_blocks():
             ends = position + np.cumsum(lengths)
             is_here = (sample >= first) & (sample < first + len(lengths))
             chosen = slice(None) if self.options.deep else sample[is_here] - first
@@ -313,7 +312,8 @@ def find_documents(tokens: TokenFile, keys: Collection[tuple[int, int]]) -> dict
     their domain); a pair without a document is left out."""
     hashes = np.array(sorted(text_hash for text_hash, _ in keys), np.uint64)
     found: dict[tuple[int, int], Place] = {}
-    for first, position, lengths, of_block in tokens.document_blocks():
+    for first, position, lengths in tokens.document_blocks():
+        of_block = tokens.hashes(first, first + len(lengths))
         for index in np.flatnonzero(np.isin(of_block, hashes)).tolist():
             document, start = first + index, position + int(lengths[:index].sum())
             domain = int(tokens.domain_numbers(document, document + 1)[0]) if tokens.domain_names else 0

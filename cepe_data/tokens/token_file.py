@@ -16,8 +16,10 @@ document is then xxh3_64 of its tokens as little-endian int32.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -25,7 +27,6 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
-from cepe_data import system
 from cepe_data.corpus.domains import count_by_domain
 from cepe_data.errors import DamagedFileError
 from cepe_data.storage import outputs, provenance
@@ -36,8 +37,11 @@ DOCUMENTS_PER_BLOCK = 1 << 16  # arrays of so many numbers stay in a core's cach
 TOKEN_DTYPE = np.dtype("<i4")
 DOMAIN_DTYPE = np.dtype("u1")
 HASH_DTYPE = np.dtype("<u8")
+_DOCUMENTS_PER_START = 1 << 10  # one position is kept per 1,024 documents: 8 KB for a million
+_DOCUMENTS_AT_ONCE = _DOCUMENTS_PER_START << 6  # a read for each start would be four times slower
 _BRIDGED_DOCUMENTS = 1 << 10  # reading 4 KB along is cheaper than a call of the system
 _SPOOL_BYTES = 1 << 20  # in memory
+_COPY_BYTES = 256 << 10  # stays in a core's cache: pieces of 8 MB take three times as long
 
 
 def hash_path(path: Path) -> Path:
@@ -150,14 +154,9 @@ class TokenFileWriter:
 
 
 def _append_spool(spool: IO[bytes], target: IO[bytes]) -> None:
-    """Append all of a spool to a file, inside the kernel where it can do that."""
-    if spool.tell() > _SPOOL_BYTES:
-        spool.flush()
-        target.flush()
-        system.copy_file(spool, target)
-    else:  # it is in memory still, and asking for its descriptor would make it a file
-        spool.seek(0)
-        target.write(spool.read())
+    """Append all of a spool to a file."""
+    spool.seek(0)
+    shutil.copyfileobj(spool, target, _COPY_BYTES)
 
 
 def read_tokenizer(path: Path, meta: provenance.Meta) -> TokenizerIdentity:
@@ -185,15 +184,23 @@ class Place:
 
 
 class TokenFile:
-    """Reads a token file; use as a context manager. Positions count from the start of the array, so that
-    `np.load(path)[position]` is the token, and the first token of the first document is at position 1 + documents.
+    """The documents of the token file `path`, by number; a document takes three reads, the file is never loaded as a
+    whole. Any number of processes may read, and it can be sent to other processes. Use as a context manager, or
+    `close` it.
+
+        with TokenFile("tokenized/arxiv/arxiv_0.npy") as documents:
+            print(len(documents), documents.num_tokens, documents[3])
+
+    Positions count from the start of the array, so that `np.load(path)[position]` is the token, and the first token of
+    the first document is at position 1 + documents.
 
     Raises:
         DamagedFileError: if the arrays are damaged, or do not fit each other.
+        FileNotFoundError: if there is no such file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
         self.meta = provenance.read_meta(path)
         self._array = NpyRows(path)
         self._hashes: NpyRows | None = None
@@ -227,8 +234,37 @@ class TokenFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[TokenFile], tuple[Path]]:
+        return type(self), (self.path,)
+
+    def close(self) -> None:
+        """Close the file and its sidecars."""
         for rows in filter(None, (self._array, self._hashes, self._domains)):
             rows.close()
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """The ids of a document with BOS and EOS, int32 [tokens] (of a file of another program, in its dtype)."""
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self.path} has {len(self):,} documents: there is no number {number}")
+        number %= len(self)
+        return self.tokens(self._start_of(number), self._start_of(number + 1))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for first in range(0, len(self), _DOCUMENTS_PER_START):
+            start = self._start_of(first)
+            for length in self.lengths(first, first + _DOCUMENTS_PER_START).tolist():
+                yield self.tokens(start, start + length)
+                start += length
+
+    @property
+    def tokenizer(self) -> TokenizerIdentity | None:
+        """Fingerprint, vocabulary size, BOS and EOS of the tokenizer; None for a file of another program."""
+        return read_tokenizer(self.path, self.meta) if self.meta else None
 
     @property
     def version(self) -> object:
@@ -245,13 +281,14 @@ class TokenFile:
         """The position of the first token of the first document."""
         return 1 + self.num_documents
 
-    def lengths(self, start: int, stop: int) -> np.ndarray:
-        """int64 [stop - start]: the lengths of these documents, in tokens.
+    def lengths(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """int64 [documents]: the tokens of documents [start, stop), all by default, BOS and EOS included.
 
         Raises:
             DamagedFileError: if one is negative.
         """
-        lengths = self._array.read(1 + start, 1 + stop).astype(np.int64)
+        start, stop, _ = slice(start, stop).indices(len(self))
+        lengths = self._array.read(1 + start, 1 + max(start, stop)).astype(np.int64)
         if len(lengths) and lengths.min() < 0:
             raise DamagedFileError(f"{self.path} is damaged: a document has a negative length. Make it again")
         return lengths
@@ -297,49 +334,72 @@ class TokenFile:
         """The hash of the file's bytes before a position, to be continued with the ids from there on."""
         return self._array.digest_to(position)
 
-    def document_blocks(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """Blocks of documents in order: (first document, position of its first token, lengths int64, hashes uint64).
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """int64: the positions at which documents 0, 1024, 2048, … begin, and at which the last one ends."""
+        sums = [np.array([self.tokens_start])]
+        for first in range(0, len(self), _DOCUMENTS_AT_ONCE):
+            lengths = self.lengths(first, first + _DOCUMENTS_AT_ONCE)
+            sums.append(np.add.reduceat(lengths, np.arange(0, len(lengths), _DOCUMENTS_PER_START)))
+        starts = np.cumsum(np.concatenate(sums))
+        self._check_end(int(starts[-1]))
+        return starts
 
-        Raises:
-            DamagedFileError: if the lengths do not add up to the number of tokens.
-        """
-        position = self.tokens_start
-        for start in range(0, self.num_documents, DOCUMENTS_PER_BLOCK):
-            lengths = self.lengths(start, min(start + DOCUMENTS_PER_BLOCK, self.num_documents))
-            num_tokens = int(lengths.sum())
-            if position + num_tokens > self._array.size:
-                break
-            yield start, position, lengths, self.hashes(start, position, lengths)
-            position += num_tokens
+    def _start_of(self, number: int) -> int:
+        """The position of the first token of a document; of the number of documents, where the last one ends."""
+        block = number // _DOCUMENTS_PER_START
+        return int(self._starts[block] + self.lengths(block * _DOCUMENTS_PER_START, number).sum())
+
+    def _check_end(self, position: int) -> None:
+        """Raise DamagedFileError if the last document does not end where the file does."""
         if position != self._array.size:
             raise DamagedFileError(
                 f"{self.path} is damaged: the lengths of its documents do not add up to {self.num_tokens:,} tokens. "
                 f"Remove it and make it again"
             )
 
-    def find(self, positions: np.ndarray) -> list[Place]:
-        """The documents at positions, int64 [n], ascending."""
-        places = [Place(position) for position in positions.tolist()]
-        done = int(np.searchsorted(positions, self.tokens_start))
-        for first, start, lengths, _ in self.document_blocks():
-            ends = start + np.cumsum(lengths)
-            until = int(np.searchsorted(positions, ends[-1]))
-            for index in range(done, until):
-                number = int(np.searchsorted(ends, positions[index], "right"))
-                end = int(ends[number])
-                places[index] = Place(places[index].position, first + number, end - int(lengths[number]), end)
-            done = until
-            if done == len(positions):
-                break
-        return places
+    def document_blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Blocks of documents in order: (first document, position of its first token, lengths int64).
 
-    def hashes(self, first_document: int, position: int, lengths: np.ndarray) -> np.ndarray:
-        """uint64 [documents]: the hashes of consecutive documents, of which the first starts at `position`."""
+        Raises:
+            DamagedFileError: if the lengths do not add up to the number of tokens.
+        """
+        position = self.tokens_start
+        for first in range(0, len(self), DOCUMENTS_PER_BLOCK):
+            lengths = self.lengths(first, first + DOCUMENTS_PER_BLOCK)
+            stop = position + int(lengths.sum())
+            if stop > self._array.size:
+                break
+            yield first, position, lengths
+            position = stop
+        self._check_end(position)
+
+    def find(self, positions: np.ndarray) -> list[Place]:
+        """The documents at positions, int64 [n], in any order."""
+        return [self._find(position) for position in positions.tolist()]
+
+    def _find(self, position: int) -> Place:
+        if not self.tokens_start <= position < self._array.size:
+            return Place(position)
+        block = int(np.searchsorted(self._starts, position, "right")) - 1
+        first = block * _DOCUMENTS_PER_START
+        lengths = self.lengths(first, first + _DOCUMENTS_PER_START)
+        ends = self._starts[block] + np.cumsum(lengths)
+        index = int(np.searchsorted(ends, position, "right"))
+        return Place(position, first + index, int(ends[index] - lengths[index]), int(ends[index]))
+
+    def hashes(self, start: int = 0, stop: int | None = None, position: int | None = None) -> np.ndarray:
+        """uint64 [documents]: xxh3_64 of the UTF-8 text of documents [start, stop), all by default. For a file of
+        another program it is of the ids as int32, which are read: from `position` on if the caller knows where the
+        first of them begins, else all lengths are read once to find it."""
+        start, stop, _ = slice(start, stop).indices(len(self))
         if self._hashes is not None:
-            return self._hashes.read(first_document, first_document + len(lengths))
+            return self._hashes.read(start, max(start, stop))
+        lengths = self.lengths(start, stop)
         out = np.empty(len(lengths), HASH_DTYPE)
-        for index, length in enumerate(lengths):
-            tokens = self.tokens(position, position + int(length)).astype(TOKEN_DTYPE)
+        position = self._start_of(start) if position is None else position
+        for index, length in enumerate(lengths.tolist()):
+            tokens = self.tokens(position, position + length).astype(TOKEN_DTYPE)
             out[index] = xxhash.xxh3_64_intdigest(tokens.data)
-            position += int(length)
+            position += length
         return out

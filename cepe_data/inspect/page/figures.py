@@ -113,7 +113,7 @@ def sample_lengths(report: Report, corpus: Corpus, seed: int) -> dict[str, Domai
         path = corpus.tokenized_dir / file.token_file
         with failure_found(report, path), TokenFile(path) as tokens:
             start = random.Random(f"{seed} {file.path}").randint(0, max(0, tokens.num_documents - of_file))
-            lengths = tokens.lengths(start, min(tokens.num_documents, start + of_file))
+            lengths = tokens.lengths(start, start + of_file)
             for domain, of_domain in lengths_by_domain(tokens, file.domain, start, lengths):
                 if len(of_domain):
                     counts[domain].add_lengths(of_domain)

@@ -20,6 +20,7 @@ from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.check_passages import check_passages
 from cepe_data.samples.check_sources import SourceDocuments
 from cepe_data.samples.passages import METADATA as PASSAGE_METADATA
+from cepe_data.samples.windows import INSIDE_DOCUMENTS
 from cepe_data.samples.writer import METADATA, rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
@@ -189,7 +190,7 @@ class SampleCheck(verify.SetCheck):
         source = SourceDocuments.open(self.tokenized_dir, meta, meta["source_files"][file_number], result)
         if source is None:
             return result
-        is_inside = meta.made_with["kind"] == "inside documents"
+        is_inside = meta.made_with["kind"] == INSIDE_DOCUMENTS
         windows = verify.open_rows(folder)
         with source:
             places = dict(zip(rows.tolist(), source.find(positions), strict=True))

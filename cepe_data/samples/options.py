@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cepe_data import cli, workers
 from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples.windows import Windows
 from cepe_data.storage import provenance
 from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.report import add_source_arguments
@@ -26,14 +26,11 @@ from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
 EQUAL = "equal"
-INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(WriteOptions):
-    """The arguments that both samplers have. `kind` is that of their windows in provenance."""
-
-    kind: ClassVar[str]
+    """The arguments that both samplers have."""
 
     output: Path
     decoder_length: int
@@ -68,24 +65,20 @@ class SampleOptions(WriteOptions):
 class InsideOptions(SampleOptions):
     """The arguments of sample_mds_ab.py."""
 
-    kind = INSIDE_DOCUMENTS
-
     total_length: int
 
     @property
-    def windows(self) -> DocumentWindows:
+    def windows(self) -> Windows:
         if self.total_length <= self.decoder_length:
             raise ArgumentError(
                 f"TOTAL_LENGTH {self.total_length} must be more than DECODER_LENGTH {self.decoder_length}"
             )
-        return DocumentWindows(self.total_length, self.decoder_length)
+        return Windows(self.total_length, self.decoder_length, is_inside=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatOptions(SampleOptions):
     """The arguments of sample_mds_concat.py."""
-
-    kind = OVER_CONCATENATION
 
     encoder_length: int
     retrieval_samples: int
@@ -95,13 +88,13 @@ class ConcatOptions(SampleOptions):
     tokenizer: str | None
 
     @property
-    def windows(self) -> ConcatWindows:
-        return ConcatWindows(self.encoder_length + self.decoder_length, self.decoder_length)
+    def windows(self) -> Windows:
+        return Windows(self.encoder_length + self.decoder_length, self.decoder_length, is_inside=False)
 
     @property
-    def passages(self) -> DocumentWindows:
+    def passages(self) -> Windows:
         """The passages of the retrieval corpus."""
-        return DocumentWindows(self.retrieval_chunk_size, self.retrieval_chunk_size)
+        return Windows(self.retrieval_chunk_size, self.retrieval_chunk_size, is_inside=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float], **lengths: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cepe_data import cli, shards
+from cepe_data import shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.check_passages import check_passages
 from cepe_data.samples.check_sources import SourceDocuments
@@ -37,11 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT", help="what the sampler was given")
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     verify.add_arguments(parser)
-
-
-def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | None = None) -> int:
-    """Check every set of OUT."""
-    return check(Report("samples", args.json), cli.typed(SampleCheck, args), check_more)
 
 
 def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Path], None] | None = None) -> int:

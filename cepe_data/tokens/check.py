@@ -77,11 +77,6 @@ def check_duplicates(report: Report, options: TokenCheck, files: Sequence[listin
     verify.check_files(report, options, paths, "sanity_check.py duplicates --overwrite marks duplicates again")
 
 
-def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
-    """Check every token file of the list."""
-    return check(Report("tokens", args.json), cli.typed(TokenCheck, args), draw)
-
-
 def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None = None) -> int:
     """Check every token file of the list; print what is wrong, what to run again, and a table per domain. `draw` makes
     the file of `--plot`."""

@@ -62,9 +62,7 @@ def check_tokenizer(report: Report, options: TokenCheck) -> tokenizers.Tokenizer
         verify.check_files(report, replace(options, deep=True), [folder], remedy)
     if len(report.findings) == before:
         try:
-            if (identity := tokenizers.saved_identity(folder)) is not None:
-                tokenizers.check_saved(folder, identity)
-            return identity
+            return tokenizers.saved_identity(folder)
         except DamagedFileError as error:
             report.found(folder, str(error).removeprefix(f"{folder} "))
     return None

@@ -407,23 +407,6 @@ def read_saved(folder: Path) -> TokenizerFiles:
         raise DamagedFileError(f"{folder} is damaged ({error}): remove it, and name the tokenizer again") from None
 
 
-def check_saved(folder: Path, identity: TokenizerIdentity) -> None:
-    """Raise DamagedFileError unless the files of a saved tokenizer are what `load` makes of them, and have the identity
-    that was saved with them: earlier versions of this pipeline asked transformers."""
-    try:
-        tokenizer = load(str(folder))
-        differences = provenance.describe_differences(identity.as_json(), tokenizer.identity.as_json())
-        if not differences and tokenizer != read_saved(folder):
-            differences = f"its {_MODEL_NAME} is another tokenizer than its {_JSON_NAME}"
-    except ArgumentError as error:
-        differences = str(error)
-    if differences:
-        raise DamagedFileError(
-            f"{folder} was saved by an earlier version, which read this tokenizer wrongly ({differences}): remove it "
-            f"and the token files, and tokenize again"
-        )
-
-
 def find(name: str | None, tokenized_dir: Path, fingerprint: str | None) -> TokenizerFiles:
     """The tokenizer called `name`, else the one saved with the token files; `fingerprint` is that of the tokens, where
     it is known.

@@ -311,6 +311,32 @@ def test_a_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     assert int(done.stdout) == kind.vocab_size and "looking for it on the Hugging Face hub" in done.stderr
 
 
+USES = {
+    "decode": "backends.make_decoder(tokenizer)(np.full(20_000, 7, np.int32), np.full(2000, 10))",
+    "encode": "backends.make_encoder('tokenizers', tokenizer)(['some text'] * 2000)",
+    "embed": "WordPieces(tokenizer.tokenizer_json).encode(['some text'] * 2000)",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("use", USES)
+def test_the_library_starts_no_threads_for_what_workers_do(tmp_path: Path, use: str) -> None:
+    """Each of N workers would start as many as there are cores."""
+    kind = kinds.make_kind(tmp_path, "gpt2")
+    script = (
+        "import os\nfrom pathlib import Path\nimport numpy as np\n"
+        "from cepe_data.retrieval.encoder import WordPieces\n"
+        "from cepe_data.tokens import backends, tokenizers\n"
+        f"tokenizer = tokenizers.read_saved(Path({str(kind.path)!r}))\n"
+        "before = os.listdir('/proc/self/task')\n"
+        f"{USES[use]}\n"
+        "assert os.listdir('/proc/self/task') == before"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    environment |= {"RAYON_NUM_THREADS": "4", "PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
 # -- the world's tokenizer ---------------------------------------------------------------------------------------------
 
 

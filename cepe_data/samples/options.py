@@ -183,7 +183,8 @@ def open_tokens(args: SampleOptions) -> Tokens:
         for file in listed:
             num_bytes[str(file.domain)] += file.num_bytes or 1  # where it is not known
         require_domains(args.file_list, flags, num_bytes)
-    tokens = find_tokens(listed, args.tokenized_dir, list({**weights["train"], **weights["test"]}))
+    names = list({**weights["train"], **weights["test"]})
+    tokens = find_tokens(listed, args.tokenized_dir, names, with_marks=args.drop_duplicates)
     if is_mixed:
         require_domains(args.file_list, flags, tokens.num_tokens)
     return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None)
@@ -216,19 +217,27 @@ def mark_command(tokens: Tokens, args: SampleOptions) -> str:
     return shlex.join([*command, *["--overwrite"] * is_there])
 
 
-def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None) -> Tokens:
-    """The token files of these domains of a list, or of all of them.
+def require_token_files(files: Sequence[listing.ListedFile], folder: Path) -> None:
+    """Raise ArgumentError if the token files of some of these are missing."""
+    if missing := [file.path for file in files if not (folder / file.token_file).exists()]:
+        raise ArgumentError(
+            f"{len(missing)} of {len(files)} token files are missing in {folder}, such as that of {missing[0]}: run "
+            f"tokenize_jsonl.py; sanity_check.py names all of them"
+        )
+
+
+def find_tokens(
+    listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None, with_marks: bool = False
+) -> Tokens:
+    """The token files of these domains of a list, or of all of them; `with_marks`: their duplicates are to be marked or
+    dropped, for which all files must be there among which they are marked, of whichever domain.
 
     Raises:
         ArgumentError: if some are missing.
         DamagedFileError: if one is damaged, or they were made by two tokenizers.
     """
     all_files = [file for file in listed if names is None or file.domain is None or file.domain in names]
-    if missing := [file.path for file in all_files if not (folder / file.token_file).exists()]:
-        raise ArgumentError(
-            f"{len(missing)} of {len(all_files)} token files are missing in {folder}, such as that of "
-            f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
-        )
+    require_token_files(all_files, folder)
     identities: dict[str, tuple[str, int]] = {}
     files: dict[str, list[listing.ListedFile]] = {name: [] for name in names or ()}
     num_tokens: Counter[str] = Counter()
@@ -263,7 +272,12 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
         )
     fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
     mixed = [file for file in listed if file.domain is None or file.domain in mixed_domains]
-    return Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
+    tokens = Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
+    if with_marks:
+        checked = {file.path for file in all_files}  # their paths are not looked up again
+        marked = {file.path: file for domain in files for file in tokens.marked_with(domain)}
+        require_token_files([file for path, file in marked.items() if path not in checked], folder)
+    return tokens
 
 
 def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta) -> dict[str, int]:

@@ -12,6 +12,7 @@ large they were when listed, and which domain each belongs to: null where every 
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,7 +153,8 @@ def _listed_file(path: str, known: Mapping[str, Any] | None, root: Path | None, 
         return ListedFile(path, known["domain"], known["bytes"])
     domain = domain_of(path, KNOWN_NAMES)
     if domain is None:
-        raise ArgumentError(f"{where}: no domain; list it with `get_all_jsonl.py --domain_map {parts[0]}=DOMAIN`")
+        mapped = shlex.quote(f"{parts[0]}=DOMAIN")
+        raise ArgumentError(f"{where}: no domain; list it with `get_all_jsonl.py --domain_map {mapped}`")
     source = root / path if root else None
     return ListedFile(path, domain, source.stat().st_size if source and source.exists() else None)
 

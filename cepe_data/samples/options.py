@@ -201,9 +201,11 @@ def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], s
         rest = {domain: weight for domain, weight in weights.items() if domain in there}
         if set(there) != set(rest):
             by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
-            lines.append(f"All domains there are, by their size:\n  {flag} {domains.format_weights(by_size)}")
+            lines.append(
+                f"All domains there are, by their size:\n  {flag} {shlex.quote(domains.format_weights(by_size))}"
+            )
         if rest:
-            lines.append(f"Without them:\n  {flag} {domains.format_weights(rest)}")
+            lines.append(f"Without them:\n  {flag} {shlex.quote(domains.format_weights(rest))}")
         raise ArgumentError("\n".join(lines))
 
 

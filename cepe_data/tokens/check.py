@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -145,21 +146,22 @@ def print_remedy(
     report: Report, options: TokenCheck, listed: listing.FileList, broken: set[str], overwrite: bool
 ) -> None:
     """The command that makes what is missing or damaged."""
-    flags = f" --file_list {options.file_list}" if options.file_list != Path("all_jsonl.txt") else ""
-    flags += f" --output_dir {options.tokenized_dir}" if options.tokenized_dir != Path("tokenized") else ""
+    flags = ["--file_list", str(options.file_list)] if options.file_list != Path("all_jsonl.txt") else []
+    flags += ["--output_dir", str(options.tokenized_dir)] if options.tokenized_dir != Path("tokenized") else []
     if (text_key := used_text_key(options, listed.files)) != "text":
-        flags += f" --text_key {text_key}"
-    flags += " --overwrite" if overwrite else ""
+        flags += ["--text_key", text_key]
+    flags += ["--overwrite"] if overwrite else []
     home = Path(sys.argv[0]).parent
     if options.num_shards is None:
-        report.say(f"make them: python {home / 'tokenize_jsonl.py'}{flags}   (pass --num_shards for the array ids)")
+        line = shlex.join(["python", str(home / "tokenize_jsonl.py"), *flags])
+        report.say(f"make them: {line}   (pass --num_shards for the array ids)")
         return
     by_shard = [{file.path for file in files} for files in listed.by_shard(options.num_shards)]
     ids = shards.array_ids(shard for shard, paths in enumerate(by_shard) if broken & paths)
-    data_dir = listed.root or "DATA_DIR"
-    where = "" if home == Path() else f"CEPE_DATA_HOME={home.absolute()} "  # slurm runs a copy of the batch file
-    script = home / "run_tokenize.sh"
-    line = f"{where}sbatch --array={ids} {script} {data_dir} --num_shards {options.num_shards}{flags}"
+    words = ["sbatch", f"--array={ids}", str(home / "run_tokenize.sh"), str(listed.root or "DATA_DIR")]
+    line = shlex.join([*words, "--num_shards", str(options.num_shards), *flags])
+    if home != Path():  # slurm runs a copy of the batch file
+        line = f"CEPE_DATA_HOME={shlex.quote(str(home.absolute()))} {line}"
     report.results["run"] = line
     report.say(f"make them: {line}")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -176,7 +177,7 @@ def report_left_out(without_domain: Collection[str], ignored: dict[str, list[str
         cli.warn(f"{num_outside} files outside of any folder left out: a domain is a folder")
     if counts:
         what = ", ".join(f"{folder}/ with {num_files} files" for folder, num_files in sorted(counts.items()))
-        mapped = ",".join(f"{folder}={folder}" for folder in sorted(counts))
+        mapped = shlex.quote(",".join(f"{folder}={folder}" for folder in sorted(counts)))
         cli.warn(
             f"left out, because no folder on their path has a known domain: {what}. To add them as domains of their "
             f"own:\n  --domain_map {mapped}\nWhere records say their domain, as SlimPajama's do:\n"

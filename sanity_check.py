@@ -17,7 +17,7 @@ from cepe_data.inspect import check_all, overlap, report_page, show
 from cepe_data.inspect import duplicates as inspect_duplicates
 
 COMMANDS = {
-    **check_all.CHECKS,
+    **{name: module for name, (module, _) in check_all.CHECKS.items()},
     "all": check_all,
     "duplicates": inspect_duplicates,
     "overlap": overlap,

@@ -130,7 +130,6 @@ def prepare_tokenizer(name: str | None, folder: Path, options: outputs.WriteOpti
     """Save the tokenizer in `folder`, or find it saved. Raises ArgumentError if another one is saved there."""
     saved = tokenizers.saved_identity(folder)
     if name is None and saved is not None:
-        tokenizers.check_saved(folder, saved)
         return saved
     tokenizer = tokenizers.load(name or tokenizers.DEFAULT_TOKENIZER)
     tokenizers.save(tokenizer, folder, options)

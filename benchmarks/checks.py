@@ -13,7 +13,6 @@ import sys
 
 sys.path[0] = __file__.rpartition("benchmarks/")[0] or "."  # this folder has a tokenize.py, and so has the library
 
-import argparse
 import contextlib
 import io
 import json
@@ -24,13 +23,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import sanity_check
 from benchmarks.common import PROJECT, Bars, best_seconds, on_cores, parse_scale, run_benchmark
 from benchmarks.generated import prepare, write_headers, write_tokens
-from cepe_data.inspect import duplicates as inspect_duplicates
-from cepe_data.inspect import overlap
-from cepe_data.tokens import check as tokens_check
-
-CHECKS = {"tokens": tokens_check, "overlap": overlap, "duplicates": inspect_duplicates}
 
 
 def measure(bars: Bars, folder: Path, scale: int) -> None:
@@ -45,13 +40,11 @@ def measure(bars: Bars, folder: Path, scale: int) -> None:
 def check_seconds(folder: Path, check: str, arguments: Sequence[object]) -> tuple[float, dict]:
     """Seconds of a check in this process, and what it prints with --json. For a child process."""
     os.chdir(folder)
-    parser = argparse.ArgumentParser()
-    CHECKS[check].add_arguments(parser)
-    args = parser.parse_args([*map(str, arguments), "--json", "--num_workers", "1"])
+    sys.argv[1:] = [check, *map(str, arguments), "--json", "--num_workers", "1"]
     printed = io.StringIO()
     start = time.perf_counter()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-        CHECKS[check].run(args)
+        sanity_check.main()
     return time.perf_counter() - start, json.loads(printed.getvalue())
 
 

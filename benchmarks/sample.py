@@ -35,16 +35,16 @@ from benchmarks.generated import open_domain, prepare, write_headers, write_mixe
 from cepe_data import cli, workers
 from cepe_data.samples import options, passages, reader
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples.windows import Windows
 from cepe_data.samples.writer import SHARD_BYTES, Part, WindowSampler
 from cepe_data.storage import mds
 from cepe_data.tokens import tokenizers
 
 TOTAL, DECODER = 8192, 4096
 SPLITS = Splits(42, 0.01, 0.49)
-INSIDE = DocumentWindows(TOTAL, DECODER)
-CONCATENATED = ConcatWindows(TOTAL, DECODER)
-PASSAGES = DocumentWindows(256, 256)
+INSIDE = Windows(TOTAL, DECODER, is_inside=True)
+CONCATENATED = Windows(TOTAL, DECODER, is_inside=False)
+PASSAGES = Windows(256, 256, is_inside=True)
 
 
 def measure(bars: Bars, folder: Path, scale: int) -> None:

@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from cepe_data.storage import mds, provenance
-from tests.conftest import PROJECT, Run, World, run_script, write_jsonl
+from tests.conftest import PROJECT, Run, World, make_texts, run_script, write_jsonl
 
 KEY = ("--domain_key", "meta.redpajama_set_name")
 NAMES = {
@@ -348,6 +348,29 @@ def test_duplicates_are_marked_within_a_domain(mixed: Mixed) -> None:
         meta = provenance.read_meta(bits)
         assert meta["copies"] == int(is_copy.sum())
     assert marked == 5
+
+
+def test_a_missing_token_file_among_which_duplicates_are_marked_is_named(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    """Documents of book are in a mixed file, so those of all domains in it are marked together with book's own file."""
+    texts = make_texts(4, 40, 60)
+    (tmp_path / "data/train").mkdir(parents=True)
+    names = [NAMES["arxiv"], NAMES["book"]]
+    records = [{"text": text, "meta": {"redpajama_set_name": names[n % 2]}} for n, text in enumerate(texts)]
+    write_zst(tmp_path / "data/train/a.jsonl.zst", records)
+    write_jsonl(tmp_path / "data/book/b.jsonl", texts[:5])
+    run("get_all_jsonl.py", "data", *KEY, cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    sample = ("sample_mds_ab.py", "OUT", 16, 8, 2, 2, "--domains", "arxiv=1", "--test_fraction", 0.3)
+    mark = ("sanity_check.py", "duplicates", "--domains", "arxiv")
+    run(*mark, cwd=tmp_path)
+    for suffix in (".npy", ".hash.npy", ".meta.json"):
+        (tmp_path / f"tokenized/book/b{suffix}").unlink()
+        for command in ((*sample, "--drop_duplicates"), (*sample, "--drop_duplicates", "--dry_run"), mark):
+            error = run(*command, cwd=tmp_path, status=2).stderr
+            assert "1 of 1 token files are missing" in error and "book/b.jsonl: run tokenize_jsonl.py" in error
+    run(*sample, cwd=tmp_path)
 
 
 def test_the_commands_of_the_page_on_own_corpora_work(mixed: Mixed, world: World, run: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cepe_data.corpus.listing import ListedFile
 from cepe_data.errors import DamagedFileError
 from cepe_data.samples import reader
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples.windows import Windows
 from cepe_data.storage import outputs
 from cepe_data.tokens import token_file
 from tests import reference
@@ -50,7 +50,7 @@ def expected_windows(folder: Path, files: list[list[int]], windows: Windows, spl
             for index, document in enumerate(reference.documents_of(folder / f"{number:02d}.npy"))
             if reference.split_of(f"{number}/{index}", 42, 0.2, 0.4) == split
         ]
-        rows = documents if isinstance(windows, DocumentWindows) else [np.concatenate([[], *documents])]
+        rows = documents if windows.is_inside else [np.concatenate([[], *documents])]
         for row in rows:
             found += reference.windows_in(row, windows.total_length, windows.step)
     return found
@@ -63,7 +63,9 @@ def read(source: reader.WindowSource, plan: np.ndarray, dtype: type = np.int32) 
     return rows
 
 
-@pytest.mark.parametrize("windows", [DocumentWindows(20, 7), ConcatWindows(20, 7), ConcatWindows(1, 1)])
+@pytest.mark.parametrize(
+    "windows", [Windows(20, 7, is_inside=True), Windows(20, 7, is_inside=False), Windows(1, 1, is_inside=False)]
+)
 @pytest.mark.parametrize("split", ["test", "train", "retrieval"])
 @pytest.mark.parametrize(("per_block", "at_once", "bridged"), [(1 << 16, 1 << 18, 1 << 14), (3, 5, 0), (1, 1, 8)])
 def test_every_window_is_sampled_once_in_the_documented_order(
@@ -86,7 +88,7 @@ def test_every_window_is_sampled_once_in_the_documented_order(
     assert [tuple(row) for row in middle.tolist()] == expected[2:-1]
 
 
-@pytest.mark.parametrize("windows", [DocumentWindows(8, 4), ConcatWindows(8, 4)])
+@pytest.mark.parametrize("windows", [Windows(8, 4, is_inside=True), Windows(8, 4, is_inside=False)])
 def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Windows) -> None:
     tokens = make_tokens(tmp_path, [[20, 9, 3], [12], [8, 7, 30]])
     num_seeds, num_sampled = 1500, 3
@@ -108,9 +110,9 @@ def test_every_window_is_equally_likely_over_seeds(tmp_path: Path, windows: Wind
 def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path, [[10] * 20], vocab_size=100)
     with pytest.raises(DamagedFileError, match="outside of 0 … 99"):
-        source = source_of(tokens, ConcatWindows(20, 20))
+        source = source_of(tokens, Windows(20, 20, is_inside=False))
         read(source, source.sample(0, int(source.counts.sum())), np.int16)
-    source = source_of(make_tokens(tmp_path / "other", [[10] * 20]), ConcatWindows(20, 20))
+    source = source_of(make_tokens(tmp_path / "other", [[10] * 20]), Windows(20, 20, is_inside=False))
     plan = source.sample(0, int(source.counts.sum()))
     path = tmp_path / "other/00.npy"
     array = np.load(path)
@@ -119,6 +121,6 @@ def test_a_file_that_changes_and_an_id_outside_of_the_vocabulary_are_errors(tmp_
     with pytest.raises(DamagedFileError, match="was replaced while this run read it"):
         read(source, plan, np.int16)
     with pytest.raises(DamagedFileError, match="outside of 0 … 32767"):
-        wide = source_of(make_tokens(tmp_path / "wide", [[70_000]]), DocumentWindows(20, 20), "test",
+        wide = source_of(make_tokens(tmp_path / "wide", [[70_000]]), Windows(20, 20, is_inside=True), "test",
                          Splits(42, 1.0, 0.0))  # fmt: skip
         read(wide, wide.sample(0, 3000), np.int16)

@@ -19,7 +19,12 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from cepe_data.inspect.page import rows as page_rows
+from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
+from cepe_data.samples.steps import CONCAT, INSIDE
 from cepe_data.storage import mds
+from cepe_data.storage.steps import Script
+from cepe_data.teacher.steps import ANNOTATE
+from cepe_data.tokens.steps import TOKENIZE
 from demo import models
 from tests import reference
 from tests.conftest import VOCAB_SIZE, Run, World, make_encoder, make_texts, write_jsonl
@@ -53,14 +58,15 @@ def made(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "--allow_shortage", cwd=folder)  # fmt: skip
     for command in (
         "calculate_logits.py --input_dir OUT/train --model_dir teacher --domain wiki --topk 200 "
-        "--num_encoder_tokens 32 --num_decoder_tokens 48",
-        "retrieval.embed_passages --corpus OUT/retrieval --output EMB --model_dir encoder",
+        "--num_encoder_tokens 32 --num_decoder_tokens 48 --num_words 790",
+        "retrieval.embed_passages --corpus OUT/retrieval --output EMB --model_dir encoder --part_bytes 20000 "
+        "--passage_prefix 'a passage: '",
         "retrieval.search --queries OUT/test --embeddings EMB --output HITS --model_dir encoder --topk 4 "
-        "--query_tokens 20",
-        "retrieval.write_mds --hits HITS --embeddings EMB --queries OUT/test --output RET/test",
+        "--query_tokens 20 --query_prefix 'a query: '",
+        "retrieval.write_mds --hits HITS --embeddings EMB --queries OUT/test --output RET/test --rows_per_part 4",
         "sanity_check.py overlap OUT --span_tokens 20",
     ):
-        run(*command.split(), cwd=folder)
+        run(*shlex.split(command), cwd=folder)
     (folder / "checks.json").write_text(run("sanity_check.py", "samples", "OUT", "--json", cwd=folder).stdout)
     run("sanity_check.py", "report", ".", "--checks", "checks.json", "--passages", 2, cwd=folder)
     return folder
@@ -183,18 +189,88 @@ def test_what_the_page_says_is_what_the_sets_have(made: Path, run: Run) -> None:
     assert "7 figures" in again.stdout and (made / "b.html").read_bytes() == (made / "report.html").read_bytes()
 
 
-def test_commands_on_the_page_are_accepted_and_give_the_same_bytes(made: Path, run: Run, tmp_path: Path) -> None:
-    commands = [shlex.split(line) for line in Parsed(made / "report.html").elements["pre"][0].strip().splitlines()]
-    [command] = [words for words in commands if words[1] == "sample_mds_ab.py"]
-    assert [words[1] for words in commands].count("sample_mds_concat.py") == 1
-    steps = [words[1:] if words[1] == "-m" else words for words in commands[1:]]
-    scripts = {script.removesuffix(".py"): arguments for _, script, *arguments in steps}
-    assert len(scripts) == len(steps) == 7
-    for script, arguments in scripts.items():
-        importlib.import_module(script).parse_args(arguments)  # ends the test if they are refused
-    where = ["--tokenized_dir", made / "tokenized", "--file_list", made / "all_jsonl.txt", "--allow_shortage"]
-    run(*command[1:], *where, cwd=tmp_path)
-    assert reference.tree_bytes(tmp_path / "LONG") == reference.tree_bytes(made / "LONG")
+def commands_of(page: Path) -> dict[str, list[str]]:
+    """The arguments of every command on a page, by its script."""
+    lines = [shlex.split(line) for line in Parsed(page).elements["pre"][0].strip().splitlines()]
+    commands = {words[1]: words[2:] for words in (line[1:] if line[1] == "-m" else line for line in lines)}
+    assert len(commands) == len(lines)
+    return commands
+
+
+# Each script, and the files that have its arguments.
+RECORDED = {
+    TOKENIZE: "tokenized/*/*.meta.json",
+    INSIDE: "LONG/manifest.json",
+    CONCAT: "OUT/manifest.json",
+    ANNOTATE: f"{TEACHER}/*/meta.json",
+    EMBED: "EMB/**/part*/meta.json",
+    SEARCH: "HITS/*/meta.json",
+    WRITE: "RET/test/*/meta.json",
+}
+OF_OTHERS = {"embeddings", "hits", "tokenizer"}  # the provenance has a fingerprint of what these arguments name
+
+
+@pytest.mark.parametrize("script", RECORDED, ids=lambda script: script.name)
+def test_commands_on_the_page_have_every_argument_that_is_recorded(made: Path, script: Script) -> None:
+    module = importlib.import_module(script.name.removesuffix(".py"))
+    args = module.parse_args(commands_of(made / "report.html")[script.name])
+    paths = sorted(made.glob(RECORDED[script]))
+    assert paths
+    for path in paths:
+        content = json.loads(path.read_text())
+        recorded = content.get("made_with") or content["arguments"]
+        names = {*script.arguments} & {*recorded} - OF_OTHERS - {"domain"}
+        assert names and {name: getattr(args, name) for name in names} == {name: recorded[name] for name in names}
+        assert "domain" not in recorded or recorded["domain"] in args.domain.split(",")
+
+
+def test_commands_on_the_page_give_the_same_bytes(made: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(made / "redpajama", tmp_path / "redpajama")
+    for name in ("encoder", "teacher"):
+        (tmp_path / name).symlink_to(made / name)
+    (tmp_path / "tokenized").mkdir()
+    shutil.copytree(made / "tokenized/tokenizer", tmp_path / "tokenized/tokenizer")
+    for script, arguments in commands_of(made / "report.html").items():
+        assert script in {"get_all_jsonl.py", *(one.name for one in RECORDED)}
+        added = ["--allow_shortage"] if "sample" in script else []
+        run(script, *(word.replace("ENCODER", "encoder") for word in arguments), *added, cwd=tmp_path)
+    for name in ("all_jsonl.txt", "all_jsonl.json"):
+        assert (tmp_path / name).read_bytes() == (made / name).read_bytes()
+    for name in ("tokenized", "LONG", "OUT/test", "OUT/train", "OUT/retrieval", TEACHER, "EMB", "HITS", "RET"):
+        assert reference.tree_bytes(tmp_path / name) == reference.tree_bytes(made / name), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [(("--domain_key", "kind", "--domain_map", "act=law"), "law=0.5,arxiv=0.5"),
+     (("--domain_map", "acts=law,arxiv=press"), "law=0.5,press=0.5")],
+    ids=["domains of records", "domains of folders"],
+)  # fmt: skip
+def test_commands_on_the_page_list_own_domains_and_mark_duplicates(
+    made: Path, run: Run, tmp_path: Path, flags: tuple[str, ...], weights: str
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for name, kind in (("acts/of 2001", "act"), ("arxiv", "act")):
+        texts = make_texts(3, 30, 60)
+        (tmp_path / "data" / name).mkdir(parents=True)
+        lines = [json.dumps({"text": text, "kind": kind}) + "\n" for text in [*texts, *texts[:5]]]
+        (tmp_path / "data" / name / "a.jsonl").write_text("".join(lines))
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "tokenizer.model").symlink_to(made / "tokenizer.model")
+    run("get_all_jsonl.py", tmp_path / "data", *flags, cwd=one)
+    run("tokenize_jsonl.py", "--tokenizer", "tokenizer.model", cwd=one)
+    run("sanity_check.py", "duplicates", cwd=one)
+    run("sample_mds_ab.py", "OUT", 16, 8, 10, 10, "--domains", weights, "--drop_duplicates", "--allow_shortage",
+        "--test_fraction", 0.3, cwd=one)  # fmt: skip
+    run("sanity_check.py", "report", "OUT", cwd=one)
+    shutil.copytree(one / "tokenized/tokenizer", other / "tokenized/tokenizer")
+    for script, arguments in commands_of(one / "report.html").items():
+        run(script, *arguments, *(["--allow_shortage"] if "sample" in script else []), cwd=other)
+    for name in ("all_jsonl.txt", "all_jsonl.json"):
+        assert (other / name).read_bytes() == (one / name).read_bytes()
+    for name in ("tokenized", "OUT"):
+        assert reference.tree_bytes(other / name) == reference.tree_bytes(one / name)
 
 
 def test_what_is_damaged_is_named_and_the_rest_is_shown(made: Path, run: Run, tmp_path: Path) -> None:

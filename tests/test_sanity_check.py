@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +123,31 @@ def test_before_any_tokenizing_everything_is_missing(run: Run, world: World, tmp
     script = PROJECT / "run_tokenize.sh"
     assert f"--array=0-2 {script} {world.data} --num_shards 3 --output_dir none" in done.stdout
     assert f"CEPE_DATA_HOME={PROJECT} sbatch" in done.stdout
+
+
+def test_the_lines_that_make_what_is_missing_work_with_spaces_in_every_path(
+    run: Run, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "red pajama/book").mkdir(parents=True)
+    (tmp_path / "red pajama/book/b.jsonl").write_text('{"the text": "one"}\n')
+    (tmp_path / "my scripts").symlink_to(PROJECT)
+    (tmp_path / "bin").mkdir()
+    run_only_task = '[ "$1" = --array=0 ] || exit 9\nshift\nSLURM_ARRAY_TASK_ID=0 exec bash "$@"\n'
+    for name, content in (("sbatch", run_only_task), ("python", f'exec {shlex.quote(sys.executable)} "$@"\n')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{content}")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHON": sys.executable}
+    run("get_all_jsonl.py", "red pajama", "--output", "my list.txt", cwd=tmp_path)
+    places = ("--file_list", "my list.txt", "--output_dir", "my tokens", "--text_key", "the text")
+    run("tokenize_jsonl.py", *places, "--tokenizer", world.tokenizer, cwd=tmp_path)
+    check = [sys.executable, "my scripts/sanity_check.py", *places[:2], "--tokenized_dir", "my tokens"]
+    for flags in ([], ["--num_shards", "1"]):
+        (tmp_path / "my tokens/book/b.hash.npy").write_bytes(b"")
+        found = subprocess.run([*check, *flags], check=False, cwd=tmp_path, capture_output=True, text=True).stdout
+        [line] = [line for line in found.splitlines() if line.startswith("make them: ")]
+        line = line.removeprefix("make them: ").partition("   (")[0]
+        subprocess.run(line, shell=True, cwd=tmp_path, env=environment, check=True)
+        run("sanity_check.py", *check[2:], cwd=tmp_path)
 
 
 def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_ids_bos_eos_and_vocabulary_are_those_of_the_library(tmp_path: Path, nam
     identity = loaded.identity
     assert (identity.bos_id, identity.eos_id, identity.vocab_size) == (kind.bos_id, kind.eos_id, kind.vocab_size)
     tokenizers.save(loaded, tmp_path / "saved")
-    tokenizers.check_saved(tmp_path / "saved", identity)
     saved = tokenizers.read_saved(tmp_path / "saved")
+    assert tokenizers.load(str(tmp_path / "saved")) == saved and saved.identity == identity
     texts = kinds.generated_texts(2000, kind.added)
     # A model that is not BPE has its special tokens as pieces, which tokenizers cannot be told not to find.
     finds_special = name in {"unigram json", "wordlevel", "ignore_merges"}
@@ -311,28 +311,30 @@ def test_a_hub_name_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     assert int(done.stdout) == kind.vocab_size and "looking for it on the Hugging Face hub" in done.stderr
 
 
-def test_token_files_of_an_earlier_version_that_asked_transformers_are_found(run: Run, tmp_path: Path) -> None:
-    from transformers import LlamaTokenizerFast
+USES = {
+    "decode": "backends.make_decoder(tokenizer)(np.full(20_000, 7, np.int32), np.full(2000, 10))",
+    "encode": "backends.make_encoder('tokenizers', tokenizer)(['some text'] * 2000)",
+    "embed": "WordPieces(tokenizer.tokenizer_json).encode(['some text'] * 2000)",
+}
 
-    from cepe_data.storage import outputs
 
-    kind = kinds.make_kind(tmp_path / "source", "llama with other names of BOS and EOS")
-    write_jsonl(tmp_path / "data/arxiv/a.jsonl", kinds.generated_texts(50))
-    run("get_all_jsonl.py", "data", cwd=tmp_path)
-    run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path)
-    run("sanity_check.py", cwd=tmp_path)
-    shutil.rmtree(tmp_path / "tokenized/tokenizer")
-    fast = LlamaTokenizerFast(vocab_file=str(kind.path), legacy=True, add_prefix_space=True)
-    fast.save_pretrained(tmp_path / "converted")
-    (tmp_path / "converted/tokenizer.model").rename(tmp_path / "tokenizer.model")
-    old = tokenizers.load(str(tmp_path / "converted")).identity
-    assert (old.bos_id, old.eos_id, old.vocab_size) == (600, 601, 602), "transformers adds BOS and EOS"
-    with outputs.Output(tmp_path / "tokenized/tokenizer", {"tokenizer": old.as_json()}).draft(is_folder=True) as draft:
-        fast.save_pretrained(draft.path)
-        draft.publish()
-    for script in ("tokenize_jsonl.py", "sanity_check.py"):
-        done = run(script, cwd=tmp_path, status=1)
-        assert "was saved by an earlier version" in done.stdout + done.stderr
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("use", USES)
+def test_the_library_starts_no_threads_for_what_workers_do(tmp_path: Path, use: str) -> None:
+    """Each of N workers would start as many as there are cores."""
+    kind = kinds.make_kind(tmp_path, "gpt2")
+    script = (
+        "import os\nfrom pathlib import Path\nimport numpy as np\n"
+        "from cepe_data.retrieval.encoder import WordPieces\n"
+        "from cepe_data.tokens import backends, tokenizers\n"
+        f"tokenizer = tokenizers.read_saved(Path({str(kind.path)!r}))\n"
+        "before = os.listdir('/proc/self/task')\n"
+        f"{USES[use]}\n"
+        "assert os.listdir('/proc/self/task') == before"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    environment |= {"RAYON_NUM_THREADS": "4", "PYTHONPATH": str(PROJECT)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 # -- the world's tokenizer ---------------------------------------------------------------------------------------------

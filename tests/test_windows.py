@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows, KeyedPermutation
+from cepe_data.samples.windows import KeyedPermutation, Windows
 from tests import reference
 
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=20)
@@ -17,7 +17,7 @@ LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=20)
 
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 12))
 def test_windows_inside_documents_are_those_of_brute_force(lengths: list[int], total: int, step: int) -> None:
-    windows = DocumentWindows(total, step)
+    windows = Windows(total, step, is_inside=True)
     num_indices = windows.num_indices(np.array(lengths))
     expected = [len(range(0, length - total + 1, step)) for length in lengths]
     assert num_indices.tolist() == expected
@@ -27,7 +27,7 @@ def test_windows_inside_documents_are_those_of_brute_force(lengths: list[int], t
 
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 12))
 def test_windows_over_the_concatenation_are_those_of_brute_force(lengths: list[int], total: int, step: int) -> None:
-    windows = ConcatWindows(total, step)
+    windows = Windows(total, step, is_inside=False)
     available = windows.available(int(windows.num_indices(np.array(lengths)).sum()))
     assert windows.first_index(np.arange(available)).tolist() == list(range(0, sum(lengths) - total + 1, step))
 

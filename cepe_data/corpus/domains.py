@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -185,7 +186,8 @@ def parse_weights(text: str, flag: str = "--domains") -> dict[str, float]:
         raise ArgumentError(f"{flag} {text}: every weight is 0")
     if abs(total - 1) > 1e-9:
         raise ArgumentError(
-            f"{flag} {text}: the weights add up to {total:g}, not 1. Normalised:\n  {flag} {format_weights(weights)}"
+            f"{flag} {text}: the weights add up to {total:g}, not 1. Normalised:\n  "
+            f"{flag} {shlex.quote(format_weights(weights))}"
         )
     return {domain: weight for domain, weight in weights.items() if weight > 0}
 

@@ -11,6 +11,8 @@ large they were when listed, and which domain each belongs to: null where every 
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,24 @@ class FileList:
     files: Sequence[ListedFile]
     root: Path | None = None
     record_domains: RecordDomains | None = None
+
+    @property
+    def domain_map(self) -> dict[str, str]:
+        """A `--domain_map` that gives the files their domains. The list has that of get_all_jsonl.py only with a
+        `--domain_key`; without it, of each path's folders the first is mapped that has files of one domain only."""
+        if self.record_domains:
+            return dict(self.record_domains.domain_map)
+        below: dict[str, set[str | None]] = defaultdict(set)
+        for file in self.files:
+            for folder in PurePosixPath(file.path).parts[:-1]:
+                below[folder].add(file.domain)
+        domain_map: dict[str, str] = {}
+        for file in self.files:
+            if file.domain and domain_of(file.path, {**KNOWN_NAMES, **domain_map}) != file.domain:
+                folders = PurePosixPath(file.path).parts[:-1]
+                own = (folder for folder in folders if below[folder] == {file.domain})
+                domain_map |= {folder: file.domain for folder in itertools.islice(own, 1)}
+        return domain_map
 
     def require_sizes(self) -> None:
         """Raise ArgumentError if the size of a file is not known, by which files are assigned to shards."""
@@ -133,7 +153,8 @@ def _listed_file(path: str, known: Mapping[str, Any] | None, root: Path | None, 
         return ListedFile(path, known["domain"], known["bytes"])
     domain = domain_of(path, KNOWN_NAMES)
     if domain is None:
-        raise ArgumentError(f"{where}: no domain; list it with `get_all_jsonl.py --domain_map {parts[0]}=DOMAIN`")
+        mapped = shlex.quote(f"{parts[0]}=DOMAIN")
+        raise ArgumentError(f"{where}: no domain; list it with `get_all_jsonl.py --domain_map {mapped}`")
     source = root / path if root else None
     return ListedFile(path, domain, source.stat().st_size if source and source.exists() else None)
 

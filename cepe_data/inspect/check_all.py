@@ -24,6 +24,7 @@ from cepe_data.retrieval import check_hits, check_scores, embeddings
 from cepe_data.retrieval.check import RetrievalCheck
 from cepe_data.retrieval.check_scores import ScoreCheck
 from cepe_data.samples import check as samples_check
+from cepe_data.samples.check import SampleCheck
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report, add_source_arguments
 from cepe_data.teacher import check as teacher_check
@@ -32,10 +33,14 @@ from cepe_data.tokens import check as tokens_check
 from cepe_data.tokens.check_file import TokenCheck
 
 HELP = "all of these checks, of the token files and of every set below some folders"
-CHECKS: dict[str, Any] = {
-    "tokens": tokens_check, "samples": samples_check, "teacher": teacher_check, "retrieval": retrieval_check,
-    "scores": check_scores,
-}  # fmt: skip
+# The module of each check, and its options.
+CHECKS: dict[str, tuple[Any, type[verify.Effort]]] = {
+    "tokens": (tokens_check, TokenCheck),
+    "samples": (samples_check, SampleCheck),
+    "teacher": (teacher_check, TeacherCheck),
+    "retrieval": (retrieval_check, RetrievalCheck),
+    "scores": (check_scores, ScoreCheck),
+}
 # What other modules of this folder add to a check.
 ADDED = {"tokens": plots.draw_tokens, "samples": overlap.check_clean_lists, "teacher": plots.draw_teacher}
 # Kinds of folders. OUTPUT is the OUT of a sampler; there is nothing to compare the rows of converted sets with.
@@ -67,7 +72,8 @@ class AllChecks(verify.Effort):
 
 def run_one(args: argparse.Namespace) -> int:
     """Run the check of one stage, with what is added to it here."""
-    return CHECKS[args.command].run(args, ADDED.get(args.command))
+    module, options = CHECKS[args.command]
+    return int(module.check(Report(args.command, args.json), cli.typed(options, args), ADDED.get(args.command)))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         title, report = f"{name} {describe(of_stage)}", Report(name, options.json, collected=reports)
         report.say(f"== {title}")
         try:
-            statuses.append(CHECKS[name].check(report, of_stage, added.get(name)))
+            module, _ = CHECKS[name]
+            statuses.append(module.check(report, of_stage, added.get(name)))
         except PipelineError as error:
             reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{title}: {error}")
@@ -204,7 +211,7 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
         of_documents = {**effort, "rows": verify.NUM_SAMPLED}
         yield "tokens", TokenCheck(**of_documents, file_list=options.file_list, tokenized_dir=tokenized_dir)
     for output in found.folders[OUTPUT]:
-        yield "samples", samples_check.SampleCheck(**effort, output=output, tokenized_dir=tokenized_dir)
+        yield "samples", SampleCheck(**effort, output=output, tokenized_dir=tokenized_dir)
     for folder in found.folders[ANNOTATED]:
         yield "teacher", TeacherCheck(**effort, folder=folder, input_dir=input_of(ANNOTATED, folder, found))
     for folder in found.folders[SCORED]:

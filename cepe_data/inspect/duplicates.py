@@ -165,7 +165,7 @@ def choose_domains(file_list: Path, tokenized_dir: Path, domains: str | None) ->
         return options.find_tokens(listed, tokenized_dir)
     expected = [name.strip() for name in domains.split(",")]
     there = {file.domain for file in listed}
-    tokens = options.find_tokens(listed, tokenized_dir, expected)
+    tokens = options.find_tokens(listed, tokenized_dir, expected, with_marks=True)
     if unknown := [name for name in expected if not tokens.files.get(name)]:
         raise ArgumentError(
             f"--domains {domains}: {file_list} lists no files of {', '.join(unknown)}; it has "

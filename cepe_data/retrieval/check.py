@@ -45,11 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace, checked: set[Path] | None = None) -> int:
-    """Check every set of RET. Raises as `check`."""
-    return check(Report("retrieval", args.json), cli.typed(RetrievalCheck, args), checked)
-
-
 def check(report: Report, options: RetrievalCheck, checked: set[Path] | None = None) -> int:
     """Check every set of RET. Embeddings and hits in `checked` are not checked again; those that are checked here are
     added to it.

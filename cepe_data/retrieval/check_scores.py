@@ -39,11 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace, added: None = None) -> int:
-    """Check every set of DIR."""
-    return check(Report("scores", args.json), cli.typed(ScoreCheck, args), added)
-
-
 def check(report: Report, options: ScoreCheck, added: None = None) -> int:
     """Check every set of DIR. Other modules add nothing to it."""
     del added

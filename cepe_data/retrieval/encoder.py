@@ -23,6 +23,7 @@ from cepe_data import cli, workers
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.teacher import devices
 from cepe_data.teacher.checkpoint import Checkpoint
+from cepe_data.tokens.tokenizers import read_library
 
 if TYPE_CHECKING:
     import torch
@@ -169,9 +170,7 @@ class WordPieces:
     """Texts, each with a prefix → word pieces, with the special tokens of the encoder."""
 
     def __init__(self, tokenizer_json: str, prefix: str = "") -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer, self._prefix = Tokenizer.from_str(tokenizer_json), prefix
+        self._tokenizer, self._prefix = read_library(tokenizer_json), prefix
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """int32 [total] ids and int64 [texts] lengths."""

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cepe_data import cli, shards
+from cepe_data import shards
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.check_passages import check_passages
 from cepe_data.samples.check_sources import SourceDocuments
 from cepe_data.samples.passages import METADATA as PASSAGE_METADATA
+from cepe_data.samples.windows import INSIDE_DOCUMENTS
 from cepe_data.samples.writer import METADATA, rows_path
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.npy import NpyRows
@@ -36,11 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT", help="what the sampler was given")
     parser.add_argument("--tokenized_dir", type=Path, default=Path("tokenized"), help="the folder of token files")
     verify.add_arguments(parser)
-
-
-def run(args: argparse.Namespace, check_more: Callable[[Report, Path], None] | None = None) -> int:
-    """Check every set of OUT."""
-    return check(Report("samples", args.json), cli.typed(SampleCheck, args), check_more)
 
 
 def check(report: Report, options: SampleCheck, check_more: Callable[[Report, Path], None] | None = None) -> int:
@@ -189,7 +185,7 @@ class SampleCheck(verify.SetCheck):
         source = SourceDocuments.open(self.tokenized_dir, meta, meta["source_files"][file_number], result)
         if source is None:
             return result
-        is_inside = meta.made_with["kind"] == "inside documents"
+        is_inside = meta.made_with["kind"] == INSIDE_DOCUMENTS
         windows = verify.open_rows(folder)
         with source:
             places = dict(zip(rows.tolist(), source.find(positions), strict=True))

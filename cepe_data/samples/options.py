@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cepe_data import cli, workers
 from cepe_data.corpus import domains, listing
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.samples.reader import Tokens
 from cepe_data.samples.splits import Splits
-from cepe_data.samples.windows import ConcatWindows, DocumentWindows, Windows
+from cepe_data.samples.windows import Windows
 from cepe_data.storage import provenance
 from cepe_data.storage.outputs import WriteOptions
 from cepe_data.storage.report import add_source_arguments
@@ -26,14 +26,11 @@ from cepe_data.tokens import duplicates
 from cepe_data.tokens.token_file import read_tokenizer
 
 EQUAL = "equal"
-INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(WriteOptions):
-    """The arguments that both samplers have. `kind` is that of their windows in provenance."""
-
-    kind: ClassVar[str]
+    """The arguments that both samplers have."""
 
     output: Path
     decoder_length: int
@@ -68,24 +65,20 @@ class SampleOptions(WriteOptions):
 class InsideOptions(SampleOptions):
     """The arguments of sample_mds_ab.py."""
 
-    kind = INSIDE_DOCUMENTS
-
     total_length: int
 
     @property
-    def windows(self) -> DocumentWindows:
+    def windows(self) -> Windows:
         if self.total_length <= self.decoder_length:
             raise ArgumentError(
                 f"TOTAL_LENGTH {self.total_length} must be more than DECODER_LENGTH {self.decoder_length}"
             )
-        return DocumentWindows(self.total_length, self.decoder_length)
+        return Windows(self.total_length, self.decoder_length, is_inside=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConcatOptions(SampleOptions):
     """The arguments of sample_mds_concat.py."""
-
-    kind = OVER_CONCATENATION
 
     encoder_length: int
     retrieval_samples: int
@@ -95,13 +88,13 @@ class ConcatOptions(SampleOptions):
     tokenizer: str | None
 
     @property
-    def windows(self) -> ConcatWindows:
-        return ConcatWindows(self.encoder_length + self.decoder_length, self.decoder_length)
+    def windows(self) -> Windows:
+        return Windows(self.encoder_length + self.decoder_length, self.decoder_length, is_inside=False)
 
     @property
-    def passages(self) -> DocumentWindows:
+    def passages(self) -> Windows:
         """The passages of the retrieval corpus."""
-        return DocumentWindows(self.retrieval_chunk_size, self.retrieval_chunk_size)
+        return Windows(self.retrieval_chunk_size, self.retrieval_chunk_size, is_inside=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser, weights: Mapping[str, float], **lengths: str) -> None:
@@ -190,7 +183,8 @@ def open_tokens(args: SampleOptions) -> Tokens:
         for file in listed:
             num_bytes[str(file.domain)] += file.num_bytes or 1  # where it is not known
         require_domains(args.file_list, flags, num_bytes)
-    tokens = find_tokens(listed, args.tokenized_dir, list({**weights["train"], **weights["test"]}))
+    names = list({**weights["train"], **weights["test"]})
+    tokens = find_tokens(listed, args.tokenized_dir, names, with_marks=args.drop_duplicates)
     if is_mixed:
         require_domains(args.file_list, flags, tokens.num_tokens)
     return replace(tokens, mark_command=mark_command(tokens, args) if args.drop_duplicates else None)
@@ -207,9 +201,11 @@ def require_domains(file_list: Path, flags: Mapping[str, Mapping[str, float]], s
         rest = {domain: weight for domain, weight in weights.items() if domain in there}
         if set(there) != set(rest):
             by_size = {domain: round(there[domain] / sum(there.values()), 3) or 0.001 for domain in sorted(there)}
-            lines.append(f"All domains there are, by their size:\n  {flag} {domains.format_weights(by_size)}")
+            lines.append(
+                f"All domains there are, by their size:\n  {flag} {shlex.quote(domains.format_weights(by_size))}"
+            )
         if rest:
-            lines.append(f"Without them:\n  {flag} {domains.format_weights(rest)}")
+            lines.append(f"Without them:\n  {flag} {shlex.quote(domains.format_weights(rest))}")
         raise ArgumentError("\n".join(lines))
 
 
@@ -223,19 +219,27 @@ def mark_command(tokens: Tokens, args: SampleOptions) -> str:
     return shlex.join([*command, *["--overwrite"] * is_there])
 
 
-def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None) -> Tokens:
-    """The token files of these domains of a list, or of all of them.
+def require_token_files(files: Sequence[listing.ListedFile], folder: Path) -> None:
+    """Raise ArgumentError if the token files of some of these are missing."""
+    if missing := [file.path for file in files if not (folder / file.token_file).exists()]:
+        raise ArgumentError(
+            f"{len(missing)} of {len(files)} token files are missing in {folder}, such as that of {missing[0]}: run "
+            f"tokenize_jsonl.py; sanity_check.py names all of them"
+        )
+
+
+def find_tokens(
+    listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None, with_marks: bool = False
+) -> Tokens:
+    """The token files of these domains of a list, or of all of them; `with_marks`: their duplicates are to be marked or
+    dropped, for which all files must be there among which they are marked, of whichever domain.
 
     Raises:
         ArgumentError: if some are missing.
         DamagedFileError: if one is damaged, or they were made by two tokenizers.
     """
     all_files = [file for file in listed if names is None or file.domain is None or file.domain in names]
-    if missing := [file.path for file in all_files if not (folder / file.token_file).exists()]:
-        raise ArgumentError(
-            f"{len(missing)} of {len(all_files)} token files are missing in {folder}, such as that of "
-            f"{missing[0]}: run tokenize_jsonl.py; sanity_check.py names all of them"
-        )
+    require_token_files(all_files, folder)
     identities: dict[str, tuple[str, int]] = {}
     files: dict[str, list[listing.ListedFile]] = {name: [] for name in names or ()}
     num_tokens: Counter[str] = Counter()
@@ -270,7 +274,12 @@ def find_tokens(listed: Sequence[listing.ListedFile], folder: Path, names: Seque
         )
     fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
     mixed = [file for file in listed if file.domain is None or file.domain in mixed_domains]
-    return Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
+    tokens = Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
+    if with_marks:
+        checked = {file.path for file in all_files}  # their paths are not looked up again
+        marked = {file.path: file for domain in files for file in tokens.marked_with(domain)}
+        require_token_files([file for path, file in marked.items() if path not in checked], folder)
+    return tokens
 
 
 def tokens_by_domain(file: listing.ListedFile, path: Path, meta: provenance.Meta) -> dict[str, int]:

@@ -8,101 +8,80 @@ these numbers finds the document of any window.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
 from cepe_data import hashing
 
+INSIDE_DOCUMENTS, OVER_CONCATENATION = "inside documents", "over concatenation"  # the kinds of windows, on disk
 _ROUNDS = 8
 _MIN_HALF_BITS = 4
 
 
 @dataclass(frozen=True)
-class Windows(ABC):
-    """Windows of `total_length` tokens, each starting `step` tokens after the one before. Arrays are int64 [n]."""
+class Windows:
+    """Windows of `total_length` tokens, each starting `step` tokens after the one before. Arrays are int64 [n].
 
-    total_length: int
-    step: int
+    Either inside one document, in every document that holds one. Windows of 4 tokens, one every 2, in documents of 10,
+    3 and 8 tokens: four begin at tokens 0, 2, 4 and 6 of the first, the second is too short, three are in the last.
+    With step = total_length, they are the full chunks of a document.
 
-    @abstractmethod
-    def num_indices(self, lengths: np.ndarray) -> np.ndarray:
-        """The number of indices of documents of these lengths."""
-
-    @abstractmethod
-    def available(self, num_indices: int) -> int:
-        """The number of windows of a file whose documents have so many indices."""
-
-    @abstractmethod
-    def first_index(self, windows: np.ndarray) -> np.ndarray:
-        """The index at which each window starts."""
-
-    @abstractmethod
-    def last_index(self, windows: np.ndarray) -> np.ndarray:
-        """An index of the document in which each window ends."""
-
-    @abstractmethod
-    def offset(self, indices: np.ndarray) -> np.ndarray:
-        """Tokens from the start of a document to a window; `indices` are counted from the document's first index."""
-
-
-class DocumentWindows(Windows):
-    """Windows inside one document, in every document that holds one. With step = total_length: its full chunks.
-
-    Windows of 4 tokens, one every 2, in documents of 10, 3 and 8 tokens: four begin at tokens 0, 2, 4 and 6 of the
-    first, the second is too short, three are in the last.
-
-    >>> windows = DocumentWindows(total_length=4, step=2)
+    >>> windows = Windows(total_length=4, step=2, is_inside=True)
     >>> windows.num_indices(np.array([10, 3, 8])).tolist()
     [4, 0, 3]
     >>> windows.offset(np.arange(4)).tolist()
     [0, 2, 4, 6]
-    """
 
-    def num_indices(self, lengths: np.ndarray) -> np.ndarray:
-        return np.maximum((lengths - self.total_length) // self.step + 1, 0)
+    Or over the concatenation of the documents of a file; the tail that fills none is dropped. Documents of 5 and 4
+    tokens are 9 in a row, which hold three windows: tokens 0–3, 2–5 and 4–7. The second and the third end in the second
+    document; token 8 is in none.
 
-    def available(self, num_indices: int) -> int:
-        return num_indices
-
-    def first_index(self, windows: np.ndarray) -> np.ndarray:
-        return windows
-
-    def last_index(self, windows: np.ndarray) -> np.ndarray:
-        return windows
-
-    def offset(self, indices: np.ndarray) -> np.ndarray:
-        return indices * self.step
-
-
-class ConcatWindows(Windows):
-    """The same windows over the concatenation of the documents of a file; the tail that fills none is dropped.
-
-    Documents of 5 and 4 tokens are 9 in a row, which hold three windows of 4, one every 2: tokens 0–3, 2–5 and 4–7. The
-    second and the third end in the second document; token 8 is in none.
-
-    >>> windows = ConcatWindows(total_length=4, step=2)
+    >>> windows = Windows(total_length=4, step=2, is_inside=False)
     >>> windows.available(windows.num_indices(np.array([5, 4])).sum()).item()
     3
     >>> windows.first_index(np.arange(3)).tolist(), windows.last_index(np.arange(3)).tolist()
     ([0, 2, 4], [3, 5, 7])
     """
 
+    total_length: int
+    step: int
+    is_inside: bool
+
+    @property
+    def kind(self) -> str:
+        """The name of the kind in provenance."""
+        return INSIDE_DOCUMENTS if self.is_inside else OVER_CONCATENATION
+
+    @property
+    def _stride(self) -> int:
+        """Indices from the start of a window to that of the next."""
+        return 1 if self.is_inside else self.step
+
+    @property
+    def _span(self) -> int:
+        """Indices of a window."""
+        return 1 if self.is_inside else self.total_length
+
     def num_indices(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths
+        """The number of indices of documents of these lengths."""
+        return np.maximum((lengths - self.total_length) // self.step + 1, 0) if self.is_inside else lengths
 
     def available(self, num_indices: int) -> int:
-        return max(0, (num_indices - self.total_length) // self.step + 1)
+        """The number of windows of a file whose documents have so many indices."""
+        return max(0, (num_indices - self._span) // self._stride + 1)
 
     def first_index(self, windows: np.ndarray) -> np.ndarray:
-        return windows * self.step
+        """The index at which each window starts."""
+        return windows * self._stride
 
     def last_index(self, windows: np.ndarray) -> np.ndarray:
-        return windows * self.step + self.total_length - 1
+        """The last index of each window, which is one of the document in which the window ends."""
+        return windows * self._stride + self._span - 1
 
     def offset(self, indices: np.ndarray) -> np.ndarray:
-        return indices
+        """Tokens from the start of a document to a window; `indices` are counted from the document's first index."""
+        return indices * (self.step // self._stride)
 
 
 class KeyedPermutation:

@@ -107,7 +107,7 @@ class WindowSampler:
     def window_rule(self, split: str) -> provenance.Provenance:
         """The provenance that all sets of windows of an output share."""
         return {
-            "kind": self.args.kind,
+            "kind": self.args.windows.kind,
             "total_length": self.args.windows.total_length,
             "decoder_length": self.args.decoder_length,
             **self.split_rule(split),

@@ -43,11 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
-    """Check every set of DIR."""
-    return check(Report("teacher", args.json), cli.typed(TeacherCheck, args), draw)
-
-
 def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | None = None) -> int:
     """Check every set of DIR. `draw` makes the file of `--plot`."""
     check_plot_path(options.plot)

@@ -14,7 +14,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 from cepe_data import cli
 from cepe_data.errors import ArgumentError
 from cepe_data.tokens.sentencepiece_models import BYTE_PIECE, LLAMA_DECODER, SPACE
-from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, read_content
+from cepe_data.tokens.tokenizers import TokenizerFiles, hidden_pieces, read_content, read_library
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -224,13 +223,10 @@ def _gigatoken_encoder(tokenizer: TokenizerFiles) -> Encoder:
 
 
 def _tokenizers_encoder(tokenizer: TokenizerFiles) -> Encoder:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    from tokenizers import Tokenizer
-
     content = _require_tokenizer_json("tokenizers", tokenizer)
     _hide_special_pieces(content, hidden_pieces(content))
     content.update(post_processor=None, truncation=None, padding=None)
-    library = Tokenizer.from_str(json.dumps(content))
+    library = read_library(json.dumps(content))
     library.encode_special_tokens = True  # as the ordinary text that they are in a document
     assert all(library.token_to_id(token["content"]) == token["id"] for token in content["added_tokens"])
 
@@ -288,9 +284,7 @@ def make_piece_names(tokenizer: TokenizerFiles) -> Callable[[int], str | None]:
     """id → the piece as the vocabulary has it; None for an id that it does not have."""
     if tokenizer.tokenizer_json is None:
         return _processor(tokenizer).id_to_piece
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(tokenizer.tokenizer_json).id_to_token
+    return read_library(tokenizer.tokenizer_json).id_to_token
 
 
 def make_decoder(tokenizer: TokenizerFiles, keep_special_tokens: bool = False) -> Decoder:
@@ -304,9 +298,7 @@ def make_decoder(tokenizer: TokenizerFiles, keep_special_tokens: bool = False) -
     content = read_content(tokenizer.tokenizer_json)
     if content["decoder"] == LLAMA_DECODER and not keep_special_tokens:
         return _PieceTable(content)
-    from tokenizers import Tokenizer
-
-    library = Tokenizer.from_str(tokenizer.tokenizer_json)
+    library = read_library(tokenizer.tokenizer_json)
     return lambda ids, lengths: library.decode_batch(_split(ids, lengths), skip_special_tokens=not keep_special_tokens)
 
 

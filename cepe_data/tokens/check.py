@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -62,9 +63,7 @@ def check_tokenizer(report: Report, options: TokenCheck) -> tokenizers.Tokenizer
         verify.check_files(report, replace(options, deep=True), [folder], remedy)
     if len(report.findings) == before:
         try:
-            if (identity := tokenizers.saved_identity(folder)) is not None:
-                tokenizers.check_saved(folder, identity)
-            return identity
+            return tokenizers.saved_identity(folder)
         except DamagedFileError as error:
             report.found(folder, str(error).removeprefix(f"{folder} "))
     return None
@@ -75,11 +74,6 @@ def check_duplicates(report: Report, options: TokenCheck, files: Sequence[listin
     paths = [duplicates.bits_path(options.tokenized_dir / file.token_file) for file in files]
     paths = [path for path in paths if path.exists() or provenance.meta_path(path).exists()]
     verify.check_files(report, options, paths, "sanity_check.py duplicates --overwrite marks duplicates again")
-
-
-def run(args: argparse.Namespace, draw: Callable[..., None] | None = None) -> int:
-    """Check every token file of the list."""
-    return check(Report("tokens", args.json), cli.typed(TokenCheck, args), draw)
 
 
 def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None = None) -> int:
@@ -152,21 +146,22 @@ def print_remedy(
     report: Report, options: TokenCheck, listed: listing.FileList, broken: set[str], overwrite: bool
 ) -> None:
     """The command that makes what is missing or damaged."""
-    flags = f" --file_list {options.file_list}" if options.file_list != Path("all_jsonl.txt") else ""
-    flags += f" --output_dir {options.tokenized_dir}" if options.tokenized_dir != Path("tokenized") else ""
+    flags = ["--file_list", str(options.file_list)] if options.file_list != Path("all_jsonl.txt") else []
+    flags += ["--output_dir", str(options.tokenized_dir)] if options.tokenized_dir != Path("tokenized") else []
     if (text_key := used_text_key(options, listed.files)) != "text":
-        flags += f" --text_key {text_key}"
-    flags += " --overwrite" if overwrite else ""
+        flags += ["--text_key", text_key]
+    flags += ["--overwrite"] if overwrite else []
     home = Path(sys.argv[0]).parent
     if options.num_shards is None:
-        report.say(f"make them: python {home / 'tokenize_jsonl.py'}{flags}   (pass --num_shards for the array ids)")
+        line = shlex.join(["python", str(home / "tokenize_jsonl.py"), *flags])
+        report.say(f"make them: {line}   (pass --num_shards for the array ids)")
         return
     by_shard = [{file.path for file in files} for files in listed.by_shard(options.num_shards)]
     ids = shards.array_ids(shard for shard, paths in enumerate(by_shard) if broken & paths)
-    data_dir = listed.root or "DATA_DIR"
-    where = "" if home == Path() else f"CEPE_DATA_HOME={home.absolute()} "  # slurm runs a copy of the batch file
-    script = home / "run_tokenize.sh"
-    line = f"{where}sbatch --array={ids} {script} {data_dir} --num_shards {options.num_shards}{flags}"
+    words = ["sbatch", f"--array={ids}", str(home / "run_tokenize.sh"), str(listed.root or "DATA_DIR")]
+    line = shlex.join([*words, "--num_shards", str(options.num_shards), *flags])
+    if home != Path():  # slurm runs a copy of the batch file
+        line = f"CEPE_DATA_HOME={shlex.quote(str(home.absolute()))} {line}"
     report.results["run"] = line
     report.say(f"make them: {line}")
 

@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cepe_data import hub
 from cepe_data.corpus import sniff
 from cepe_data.errors import ArgumentError, DamagedFileError
 from cepe_data.storage import outputs, provenance
 from cepe_data.tokens.sentencepiece_models import BYTE_PIECE, SentencePieceModel
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 DEFAULT_TOKENIZER = "meta-llama/Llama-2-7b-hf"
 _JSON_NAME, _CONFIG_NAME, _MODEL_NAME = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
@@ -147,11 +151,9 @@ def _read_json(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _from_tokenizer_json(path: Path) -> TokenizerFiles:
-    from tokenizers import Tokenizer
-
     text, content = _read_json(path)
     try:
-        library = Tokenizer.from_str(text)
+        library = read_library(text)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ArgumentError(f"{path} cannot be read by the tokenizers library: {error}") from None
     _check_model(read_content(text)["model"], path)
@@ -210,6 +212,15 @@ def read_content(tokenizer_json: str, special_tokens: Collection[str | None] = (
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["content"] in special_tokens
     return content
+
+
+def read_library(tokenizer_json: str) -> Tokenizer:
+    """The library's own tokenizer. From here on, the library starts no threads in this process: workers share the
+    cores, and each would start a thread for every core."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # looked up at every call
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer_json)
 
 
 def hidden_pieces(content: Mapping[str, Any]) -> set[str]:
@@ -283,9 +294,7 @@ def _identify_json(tokenizer_json: str, bos: str | None, eos: str) -> TokenizerI
     The fingerprint covers what determines ids: vocabulary, merges, normaliser, pre-tokenizer, BOS, EOS, and added
     tokens that are ordinary text; not special tokens, which never appear in a document, and not decoding.
     """
-    from tokenizers import Tokenizer
-
-    library = Tokenizer.from_str(tokenizer_json)
+    library = read_library(tokenizer_json)
     content = read_content(library.to_str(), {bos, eos})  # with the library's defaults filled in
     model = {
         key: value for key, value in content["model"].items() if not (value is None or value is False or value == "")
@@ -405,23 +414,6 @@ def read_saved(folder: Path) -> TokenizerFiles:
         return TokenizerFiles(raw_json.decode("utf-8") if raw_json is not None else None, model, bos, eos)
     except (ValueError, OSError, AttributeError) as error:
         raise DamagedFileError(f"{folder} is damaged ({error}): remove it, and name the tokenizer again") from None
-
-
-def check_saved(folder: Path, identity: TokenizerIdentity) -> None:
-    """Raise DamagedFileError unless the files of a saved tokenizer are what `load` makes of them, and have the identity
-    that was saved with them: earlier versions of this pipeline asked transformers."""
-    try:
-        tokenizer = load(str(folder))
-        differences = provenance.describe_differences(identity.as_json(), tokenizer.identity.as_json())
-        if not differences and tokenizer != read_saved(folder):
-            differences = f"its {_MODEL_NAME} is another tokenizer than its {_JSON_NAME}"
-    except ArgumentError as error:
-        differences = str(error)
-    if differences:
-        raise DamagedFileError(
-            f"{folder} was saved by an earlier version, which read this tokenizer wrongly ({differences}): remove it "
-            f"and the token files, and tokenize again"
-        )
 
 
 def find(name: str | None, tokenized_dir: Path, fingerprint: str | None) -> TokenizerFiles:

@@ -16,17 +16,19 @@ from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.inspect import check_all, overlap
 from cepe_data.inspect.check_all import ANNOTATED, HITS, OUTPUT, RETRIEVED, WINDOWS
+from cepe_data.retrieval.embeddings import Embeddings
+from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
 from cepe_data.samples.check import MANIFEST
+from cepe_data.samples.steps import CONCAT, INSIDE
 from cepe_data.storage import mds, provenance, verify
 from cepe_data.storage.report import Report
+from cepe_data.storage.steps import Script
 from cepe_data.teacher import check as teacher_check
+from cepe_data.teacher.steps import ANNOTATE
 from cepe_data.tokens.check_file import DomainCounts
+from cepe_data.tokens.steps import TOKENIZE
 from cepe_data.tokens.token_file import TokenFile
 
-POSITIONAL = {  # the arguments of a manifest that stand before the flags, behind OUT
-    "sample_mds_ab.py": ("total_length", "decoder_length", "eval_samples", "train_samples"),
-    "sample_mds_concat.py": ("encoder_length", "decoder_length", "eval_samples", "train_samples", "retrieval_samples"),
-}
 MAX_FINDINGS = 200  # that are shown, of the page and of the checks each
 
 
@@ -77,14 +79,14 @@ class Table:
 
 @dataclass
 class Corpus:
-    """The token files of the list that are there and can be opened, and what their headers and meta files say."""
+    """The token files of the list that are there and can be opened, and what their headers and meta files say.
+    `made_with` is the provenance of the first that has one."""
 
     file_list: Path
     tokenized_dir: Path
     listed: listing.FileList = field(default_factory=lambda: listing.FileList([]))
     files: list[listing.ListedFile] = field(default_factory=list)
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
-    text_key: str = "text"
+    made_with: provenance.Provenance = field(default_factory=dict)
     totals: dict[str, DomainCounts] = field(default_factory=dict)
 
     @classmethod
@@ -115,8 +117,7 @@ class Corpus:
         for domain, (documents, num_tokens) in numbers.items():
             self.totals.setdefault(domain, DomainCounts()).add(DomainCounts(1, documents, num_tokens))
         self.files.append(file)
-        self.tokenizer = self.tokenizer or meta.made_with.get("tokenizer", {})
-        self.text_key = meta.made_with.get("text_key", self.text_key)
+        self.made_with = self.made_with or meta.made_with
 
 
 @dataclass
@@ -248,11 +249,11 @@ class Run:
             values["splits of the documents"][splits] = None
             for library, version in manifest["versions"].items():
                 values["versions"][f"{library} {version}"] = None
-        if tokenizer := self.corpus.tokenizer:
+        if tokenizer := self.corpus.made_with.get("tokenizer"):
             of = f"{tokenizer['vocab_size']:,} ids, BOS {tokenizer['bos_id']}, EOS {tokenizer['eos_id']}"
             values["tokenizer"][f"{tokenizer['fingerprint']} ({of})"] = None
         for one in self.sets:
-            if one.kind == WINDOWS and one.meta.get("tokenizer") and not self.corpus.tokenizer:
+            if one.kind == WINDOWS and one.meta.get("tokenizer") and not tokenizer:
                 values["tokenizer"][str(one.meta["tokenizer"])] = None
             if one.kind == ANNOTATED:
                 values["teacher"][f"{model_name(one)} ({one.made_with['model']})"] = None
@@ -264,49 +265,47 @@ class Run:
         """The commands that give these outputs, as far as their meta files say; flags that change no byte are left
         out, and so are other names of the same model."""
         lines, corpus = [], self.corpus
-        if corpus.listed.files:
-            lines.append(_command("get_all_jsonl.py", corpus.listed.root or "DATA_DIR", output=corpus.file_list))
-        if corpus.files:
+        listed, source = corpus.listed, {}
+        if listed.files:
             lines.append(
                 _command(
-                    "tokenize_jsonl.py",
-                    file_list=corpus.file_list,
-                    output_dir=corpus.tokenized_dir,
-                    tokenizer=corpus.tokenized_dir / "tokenizer",
-                    text_key=None if corpus.text_key == "text" else corpus.text_key,
+                    "get_all_jsonl.py",
+                    listed.root or "DATA_DIR",
+                    output=corpus.file_list,
+                    domain_key=listed.record_domains.key if listed.record_domains else None,
+                    domain_map=",".join(map("=".join, listed.domain_map.items())) or None,
                 )
             )
-        lines += [_sampler_command(out, manifest) for out, manifest in self.manifests.items()]
+        if corpus.files:
+            source = {"file_list": corpus.file_list, "tokenized_dir": corpus.tokenized_dir}
+            places = {"file_list": corpus.file_list, "output_dir": corpus.tokenized_dir}
+            tokenizer = corpus.tokenized_dir / "tokenizer"
+            lines.append(_step_command(TOKENIZE, [corpus.made_with], **places, tokenizer=tokenizer))
+        if any("drop_duplicates" in one["arguments"] for one in [*self.manifests.values(), *self.passages.values()]):
+            lines.append(_command("sanity_check.py", "duplicates", **source))
+        lines += [_sampler_command(out, manifest, **source) for out, manifest in self.manifests.items()]
         for folder, manifest in sorted(self.passages.items(), key=lambda one: one[0].parent.parent):
             out, shard = folder.parent.parent, manifest["shard_id"]
             if shard or out not in self.manifests:  # else the command above writes this shard, too
-                lines.append(_sampler_command(out, manifest, shard))
+                lines.append(_sampler_command(out, manifest, **source, shard_id=shard))
         lines += [_teacher_command(one) for one in self.of_kind(ANNOTATED)]
         return [*lines, *self._retrieval_commands()]
 
     def _retrieval_commands(self) -> Iterator[str]:
         for folder, made_with in self.found.folders[RETRIEVED].items():
             embedded, corpus = check_all.embeddings_of(folder, self.found)
+            hits = check_all.hits_of(folder, self.found)
+            if embedded:
+                of_parts = [part.meta.made_with for part in Embeddings(embedded).parts]
+                of_corpus = {"corpus": corpus or "CORPUS", "output": embedded, "model_dir": "ENCODER"}
+                yield _step_command(EMBED, of_parts, **of_corpus)
             queries = check_all.input_of(RETRIEVED, folder, self.found) or "QUERIES"
-            hits = {path: self.found.folders[HITS][path][0] for path in check_all.hits_of(folder, self.found)}
-            if embedded and hits:
-                encoder = next(iter(hits.values()))
-                flags = {name: encoder[name] for name in ("dtype", "normalize")}
-                places = {"corpus": corpus or "CORPUS", "output": embedded, "model_dir": "ENCODER"}
-                yield _command("-m retrieval.embed_passages", **places, **flags)
             places = {"queries": queries, "embeddings": embedded or "EMB"}
-            for path, search in hits.items():
-                names = ("topk", "query_tokens", "exclude_overlap", "overfetch", "dtype")
-                flags = {name: search.get(name) for name in names}
-                yield _command("-m retrieval.search", **places, output=path, model_dir="ENCODER", **flags)
-            yield _command(
-                "-m retrieval.write_mds",
-                hits=next(iter(hits), "HITS"),
-                embeddings=embedded or "EMB",
-                queries=queries,
-                output=folder,
-                topk=made_with[0].get("topk"),
-            )
+            tokenized_dir = self.corpus.tokenized_dir if self.corpus.files else None
+            for path in hits:
+                found = {**places, "output": path, "model_dir": "ENCODER", "tokenized_dir": tokenized_dir}
+                yield _step_command(SEARCH, self.found.folders[HITS][path], **found)
+            yield _step_command(WRITE, made_with, **places, hits=next(iter(hits), "HITS"), output=folder)
 
 
 @contextlib.contextmanager
@@ -403,17 +402,32 @@ def _command(script: str, *positional: object, **flags: object) -> str:
     return f"python {script} {shlex.join(words)}"
 
 
-def _sampler_command(out: Path, manifest: Mapping[str, Any], *shard: object) -> str:
-    script, arguments = str(manifest["script"]), dict(manifest["arguments"])
-    positional = [arguments.pop(name) for name in POSITIONAL.get(script, ()) if name in arguments]
-    return _command(script, out, *positional, *shard, **arguments)
+def _step_command(script: Script, made_with: Sequence[provenance.Provenance], **places: object) -> str:
+    """The command of a step: `places`, and every other argument of its script that the provenance of its outputs has,
+    with the same value in all of them; their domains."""
+    first, *others = made_with
+    shared = {name: value for name, value in first.items() if all(one.get(name) == value for one in others)}
+    if "domain" in first:
+        shared["domain"] = ",".join(dict.fromkeys(one["domain"] for one in made_with))
+    values = {**shared, **places}
+    flags = {name: values.get(name) for name in script.arguments if name not in script.positionals}
+    positional = [values[name] for name in script.positionals if name in values]
+    module = script.name if script.name.endswith(".py") else f"-m {script.name}"
+    return _command(module, *positional, **flags)
+
+
+def _sampler_command(out: Path, manifest: Mapping[str, Any], **places: object) -> str:
+    arguments = manifest["arguments"]
+    return _step_command(CONCAT if "encoder_length" in arguments else INSIDE, [arguments], output=out, **places)
 
 
 def _teacher_command(one: ShownSet) -> str:
-    made_with = one.made_with
-    not_flags = ("domain", "input", "retrieval_input", "model", "num_words", "rows")
-    flags = {name: value for name, value in made_with.items() if name not in not_flags}
-    if "retrieval_k" in made_with:
-        flags["retrieval_input_dir"] = one.folder.parent.with_name(one.folder.parent.name.partition("-ret_k")[0])
-    source = one.source.parent if one.source else Path("INPUT_DIR")
-    return _command("calculate_logits.py", input_dir=source, model_dir=model_name(one), domain=one.domain, **flags)
+    folder = one.folder.parent
+    places: dict[str, object] = {"model_dir": model_name(one)}
+    if places["model_dir"] == folder.name:  # it was named with --output_dir
+        places = {"model_dir": "TEACHER", "output_dir": folder}
+    if "retrieval_k" in one.made_with:
+        name, separator, _ = folder.name.partition("-ret_k")
+        places["retrieval_input_dir"] = folder.with_name(name) if separator else "RETRIEVED"
+    source = one.source.parent if one.source else "INPUT_DIR"
+    return _step_command(ANNOTATE, [one.made_with], input_dir=source, **places)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +56,9 @@ def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | Non
 
     def collect(folder: Path, result: verify.Result) -> None:
         if isinstance(result, TeacherResult) and result.positions is not None:
-            if folder.name in positions:
-                positions[folder.name].add(result.positions)
-            else:
-                positions[folder.name] = result.positions
+            of_set = positions.setdefault(folder.name, result.positions)
+            if of_set is not result.positions:
+                of_set.add(result.positions)
 
     verify.check_sets(report, options, folders, collect)
     num_rows = verify.count_rows(folders)
@@ -80,62 +79,44 @@ def input_folder(folder: Path, input_dir: Path | None) -> Path:
     return (input_dir or verify.with_parents(folder, 2).parent.parent / name) / folder.name
 
 
-@dataclass
 class Positions:
     """Statistics of a teacher's distributions over the positions of rows, in at most MAX_GROUPS groups of `width`
-    neighbouring positions: sums and histograms, so that any number of rows takes the same memory.
+    neighbouring positions (the last may have fewer): sums and histograms, so that any number of rows takes the same
+    memory. `first_positions`, int64 [groups], are those of each group, from 0.
 
     `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: see `entropy_bounds`.
     """
 
-    num_positions: int
-    topk: int
-    vocab_size: int
-    num_rows: int = 0
-    topk_mass: Spread = field(init=False)
-    entropy_lower: Spread = field(init=False)
-    entropy_upper: Spread = field(init=False)
-
-    def __post_init__(self) -> None:
-        num_groups = -(-self.num_positions // self.width)
-        self.topk_mass = Spread(num_groups, 1.0)
-        self.entropy_lower, self.entropy_upper = (Spread(num_groups, math.log(self.vocab_size)) for _ in range(2))
-
-    @property
-    def width(self) -> int:
-        """Positions of a group; the last may have fewer."""
-        return -(-self.num_positions // MAX_GROUPS)
-
-    @property
-    def first_positions(self) -> np.ndarray:
-        """int64 [groups]: the first position of each group, from 0."""
-        return np.arange(0, self.num_positions, self.width)
+    def __init__(self, num_positions: int, topk: int, vocab_size: int) -> None:
+        self.num_positions, self.topk, self.vocab_size, self.num_rows = num_positions, topk, vocab_size, 0
+        self.width = -(-num_positions // MAX_GROUPS)
+        self.first_positions = np.arange(0, num_positions, self.width)
+        num_groups, max_entropy = len(self.first_positions), math.log(vocab_size)
+        self.spreads = {
+            "topk_mass": Spread(num_groups, 1.0),
+            "entropy_lower_nats": Spread(num_groups, max_entropy),
+            "entropy_upper_nats": Spread(num_groups, max_entropy),
+        }
+        self.topk_mass, self.entropy_lower, self.entropy_upper = self.spreads.values()
 
     def add_row(self, prob: np.ndarray) -> None:
         """Count a row, float [positions, topk + 1]."""
         groups = np.arange(self.num_positions) // self.width
-        self.topk_mass.add_values(groups, 1.0 - prob[:, -1].astype(np.float64))
-        lower, upper = entropy_bounds(prob, self.vocab_size)
-        self.entropy_lower.add_values(groups, lower)
-        self.entropy_upper.add_values(groups, upper)
+        values = (1.0 - prob[:, -1].astype(np.float64), *entropy_bounds(prob, self.vocab_size))
+        for spread, of_row in zip(self.spreads.values(), values, strict=True):
+            spread.add_values(groups, of_row)
         self.num_rows += 1
 
     def add(self, other: Positions) -> None:
         """Count the rows of `other`, too."""
-        self.topk_mass.add(other.topk_mass)
-        self.entropy_lower.add(other.entropy_lower)
-        self.entropy_upper.add(other.entropy_upper)
+        for name, spread in self.spreads.items():
+            spread.add(other.spreads[name])
         self.num_rows += other.num_rows
 
     def as_json(self) -> dict[str, object]:
         """Lists over the groups, as `--json` prints them."""
-        return {
-            "rows": self.num_rows,
-            "first_positions": self.first_positions.tolist(),
-            "topk_mass": self.topk_mass.as_json(),
-            "entropy_lower_nats": self.entropy_lower.as_json(),
-            "entropy_upper_nats": self.entropy_upper.as_json(),
-        }
+        spreads = {name: spread.as_json() for name, spread in self.spreads.items()}
+        return {"rows": self.num_rows, "first_positions": self.first_positions.tolist(), **spreads}
 
 
 def entropy_bounds(prob: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -275,10 +276,10 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int, num_sam
 
 
 def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders: Sequence[Path]) -> int:
-    """Compute some rows of every set without a finding once more; returns how many.
+    """Compute some rows of every set without a finding once more; returns how many. The teacher is loaded once.
 
     Raises:
-        ArgumentError: if the input of a set is not there.
+        ArgumentError: if the input of a set is not there, or the teacher cannot be loaded.
     """
     damaged = [Path(finding["path"]) for finding in report.findings]
     whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
@@ -290,30 +291,31 @@ def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders
                 f"the rows of {folder} cannot be computed without their input: pass --input_dir"
                 + (" and --retrieval_input_dir" if needs_passages else "")
             )
-    num_recomputed = 0
+    whole = [folder for folder in whole if input_folder(folder, options.input_dir) not in damaged]
+    if not whole:
+        return 0
+    checkpoint, teacher, num_recomputed = Checkpoint.find(model_dir, "model"), None, 0
+    fingerprint = checkpoint.fingerprint()
     for folder in whole:
-        if input_folder(folder, options.input_dir) in damaged:
+        if provenance.read_meta(folder).made_with.get("model") != fingerprint:
+            report.found(folder, f"was made with another model than {model_dir}")
             continue
+        # eager writes out the formula of the model, which other implementations may only come close to.
+        eager = {"dtype": "float32", "attn_implementation": "eager"}
+        teacher = teacher or checkpoint.load("AutoModelForCausalLM", "model", **eager)
         try:
-            num_recomputed += recompute(report, options, model_dir, folder)
+            num_recomputed += recompute(report, options, teacher, folder)
         except DamagedFileError as error:
             report.found(folder, f"cannot be computed once more: {error}")
     return num_recomputed
 
 
-def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Path) -> int:
-    """Compute some rows of a set once more; returns how many."""
+def recompute(report: Report, options: TeacherCheck, teacher: Any, folder: Path) -> int:
+    """Compute some rows of a set once more, with a model of transformers; returns how many."""
     import torch
 
     made_with = provenance.read_meta(folder).made_with
-    source = input_folder(folder, options.input_dir)
-    checkpoint = Checkpoint.find(model_dir, "model")
-    if made_with.get("model") != checkpoint.fingerprint():
-        report.found(folder, f"was made with another model than {model_dir}")
-        return 0
-    # eager writes out the formula of the model, which other implementations may only come close to.
-    model = checkpoint.load("AutoModelForCausalLM", "model", dtype=torch.float32, attn_implementation="eager")
-    windows, passages = mds.Rows(source), None
+    windows, passages = mds.Rows(input_folder(folder, options.input_dir)), None
     if options.retrieval_input_dir is not None and "retrieval_k" in made_with:
         passages = mds.Rows(options.retrieval_input_dir / folder.name)
     rows, tolerance = mds.Rows(folder), LOG_TOLERANCE if made_with["dtype"] == "float32" else HALF_LOG_TOLERANCE
@@ -323,7 +325,7 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
         context, tokens = context_and_tokens(made_with, windows[number], retrieved)
         ids = torch.from_numpy(np.concatenate([context, tokens]).astype(np.int64))
         with torch.inference_mode():
-            logits = model(ids[None]).logits[0, -len(tokens) :, : made_with.get("num_words")].float()
+            logits = teacher(ids[None]).logits[0, -len(tokens) :, : made_with.get("num_words")].float()
             log_prob = logits.log_softmax(-1).numpy()
         stored = row["target_prob"][:, :-1].astype(np.float32)
         expected = np.take_along_axis(log_prob, row["target_index"].astype(np.int64), axis=1)

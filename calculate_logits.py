@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cepe_data import cli, workers
-from cepe_data.errors import ArgumentError
 from cepe_data.storage.parts import add_parted_set_arguments
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
@@ -113,29 +112,27 @@ def main() -> int:
     args = cli.typed(AnnotationOptions, parse_args())
     start = time.monotonic()
     shard_id, num_shards = args.resolve_shard()
-    if args.delete_parts and not args.merge and num_shards > 1:
-        raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
     todo: list[tuple[Annotation, list[int]]] = []  # sets that are not joined, and the parts of them to make
     for annotation in plan_annotations(args):
         of_set = annotation.of_set
-        if args.merge or of_set.joined.is_done():
-            of_set.join(num_shards, args.delete_parts and not args.dry_run, annotation.metadata, start)
-        else:
+        if not args.merge and not of_set.joined.is_done():
             if not args.dry_run:
                 of_set.restore_parts(shard_id, num_shards)
             todo.append((annotation, of_set.todo(shard_id, num_shards)))
+        elif not args.dry_run:
+            of_set.join(num_shards, args.delete_parts, annotation.metadata, start)
+    num_rows = sum(annotation.of_set.count_rows(parts) for annotation, parts in todo)
+    if args.dry_run and not num_rows:
+        cli.say("nothing is left to do")
+        return cli.EXIT_OK
     if not todo:
         return cli.EXIT_OK
     folder = todo[0][0].of_set.folder
-    num_rows = sum(annotation.of_set.count_rows(parts) for annotation, parts in todo)
     num_bytes = sum(annotation.of_set.count_bytes(parts) for annotation, parts in todo)
     chosen = devices.choose_devices(args.device, args.num_gpus) if num_rows else []
     if args.dry_run:
-        if num_rows:
-            report_dry_run(next(annotation for annotation, parts in todo if parts), num_rows, chosen)
-            cli.report_disk(folder, num_bytes)
-        else:
-            cli.say("nothing is left to do")
+        report_dry_run(next(annotation for annotation, parts in todo if parts), num_rows, chosen)
+        cli.report_disk(folder, num_bytes)
         return cli.EXIT_OK
     args.require_disk(folder, num_bytes)
     for annotation, parts in todo:

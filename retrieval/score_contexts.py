@@ -11,6 +11,7 @@ writes  OUTPUT/{domain}/ (MDS: the columns of the input, and context_scores); be
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -119,15 +120,15 @@ def write(args: ScoreOptions, model: EncoderModel, todo: Sequence[tuple[ScoredSe
 def open_encoders(
     args: ScoreOptions, model: EncoderModel, sets: Sequence[ScoredSet]
 ) -> Iterator[tuple[Encoder, RowTexts]]:
-    """The encoder for each set, and the task that reads its texts."""
+    """The encoder for each set, loaded once for all sets of a dtype, and the task that reads its texts."""
     [device] = devices.choose_devices(args.device, 1)
     model.check_prefix(args.query_prefix, "--query_prefix", ("query",))
     model.check_prefix(args.passage_prefix, "--passage_prefix", ("passage", "document", "corpus"))
     word_pieces = workers.run_in_child(word_piece_json, model)
+    load = functools.cache(lambda dtype: Encoder(model, dtype, device, normalize=False, batch_size=args.batch_size))
     for one in sets:
         tokenizer = tokenizers.find(args.tokenizer, args.tokenized_dir, one.metadata["tokenizer"])
-        encoder = Encoder(model, one.dtype, device, normalize=False, batch_size=args.batch_size)
-        yield encoder, texts_of(one.source, tokenizer, word_pieces, one.of_set.made_with)
+        yield load(one.dtype), texts_of(one.source, tokenizer, word_pieces, one.of_set.made_with)
 
 
 def blocks_of(one: ScoredSet, part: int) -> list[tuple[int, int]]:

@@ -325,6 +325,14 @@ def make_inputs(folder: Path, world: World) -> None:
     make_encoder(folder / "encoder")
 
 
+def add_stale_temporaries(folder: Path) -> None:
+    """Put a temporary file of a dead process into a folder, and into every folder below it."""
+    from cepe_data.storage import outputs
+
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        (path / f".tmp-stale-{outputs._HOST}-999999").write_text("of a dead process")
+
+
 def require_folder(folder: Path, what: str) -> Path:
     """A folder; a test that needs it is skipped without it, and fails in CI."""
     if not folder.is_dir():

@@ -22,7 +22,7 @@ from cepe_data.storage.parts import PartedSet
 from cepe_data.teacher.checkpoint import Checkpoint
 from demo import models
 from tests import reference, test_targets
-from tests.conftest import VOCAB_SIZE, Run, World, make_wide_teacher
+from tests.conftest import VOCAB_SIZE, Run, World, add_stale_temporaries, make_wide_teacher
 from tests.conftest import read_rows as read
 
 LENGTHS = ("--num_encoder_tokens", 40, "--num_decoder_tokens", 24, "--topk", 10)
@@ -250,13 +250,14 @@ def test_a_process_that_fails_ends_the_others(annotate: Run, folder: Path) -> No
 def test_a_dry_run_times_a_batch_and_writes_nothing(annotate: Run, folder: Path) -> None:
     """It counts what is left of all shards."""
     annotate("--num_shards", 2, "--shard_id", 0, "--rows_per_part", 3)
-    before = sorted(os.listdir(folder / "OUT"))
+    add_stale_temporaries(folder / ANNOTATED)
+    before = reference.tree_bytes(folder / ANNOTATED)
     done = annotate("--num_shards", 2, "--rows_per_part", 3, "--dry_run")
     assert "5 sequences of 64 tokens" in done.stdout and "TFLOP/s" in done.stdout and "hours on cpu" in done.stdout
     assert f"about {5 * (24 * (11 * 2 + 10 * 2) + 4):,} bytes to write" in done.stdout
-    assert sorted(os.listdir(folder / "OUT")) == before
+    assert reference.tree_bytes(folder / ANNOTATED) == before
     annotate("--rows_per_part", 3)
-    assert "skipped, made before" in annotate("--rows_per_part", 3, "--dry_run").stdout
+    assert "nothing is left to do" in annotate("--rows_per_part", 3, "--dry_run").stdout
 
 
 def test_parts_go_once_they_are_joined(annotate: Run, folder: Path) -> None:
@@ -290,8 +291,10 @@ def test_a_damaged_part_is_made_again_by_overwrite_and_a_merge_says_so(annotate:
     annotate("--overwrite")
     assert reference.tree_bytes(folder / ANNOTATED) == whole
     # A dry run removes nothing, and what a killed merge left goes away.
-    (folder / ANNOTATED / f".tmp-book-{outputs._HOST}-999999").mkdir()
+    stale = folder / ANNOTATED / f".tmp-book-{outputs._HOST}-999999"
+    stale.mkdir()
     annotate("--dry_run", "--delete_parts")
+    assert stale.exists()
     annotate("--merge")
     assert reference.tree_bytes(folder / ANNOTATED) == whole
     assert sorted(os.listdir(folder / ANNOTATED)) == ["book", "book.parts"]

@@ -15,7 +15,7 @@ import pytest
 
 from cepe_data.storage import mds, outputs, provenance
 from tests import reference
-from tests.conftest import PROJECT, Run, World, make_encoder, read_rows
+from tests.conftest import PROJECT, Run, World, add_stale_temporaries, make_encoder, read_rows
 from tests.test_retrieval import decode, mean_of_hidden_states
 
 SCORE = "retrieval.score_contexts --input_dir OUT/test --model_dir encoder --chunk_tokens 24 --query_tokens 30".split()
@@ -87,6 +87,7 @@ def test_other_rows_and_scores_are_found(run: Run, copied: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (("--num_shards", 2, "--shard_id", 0, "--delete_parts"), "--delete_parts goes with --merge"),
         (("--chunk_tokens", 25), "not a multiple of it"),
         (("--query_tokens", 65), "--query_tokens 65 is more than the 64"),
         (("--input_dir", "OUT/test_scores"), "has the column context_scores already"),
@@ -98,9 +99,11 @@ def test_wrong_arguments_are_named(run: Run, scored: Path, wrong: tuple[Any, ...
 
 
 def test_a_dry_run_counts_what_is_left_of_all_shards_and_writes_nothing(run: Run, copied: Path) -> None:
-    assert "nothing is left to do" in run(*SCORE, "OUT/test_scores", "--dry_run", cwd=copied).stdout
     run(*SCORE, "new", "--num_shards", 2, "--shard_id", 0, cwd=copied)  # of 3, 3 and 1 rows, the first part
+    add_stale_temporaries(copied / "new")
+    add_stale_temporaries(copied / "OUT/test_scores")
     before = reference.tree_bytes(copied)
+    assert "nothing is left to do" in run(*SCORE, "OUT/test_scores", "--dry_run", cwd=copied).stdout
     done = run(*SCORE, "new", "--num_shards", 2, "--shard_id", 0, "--dry_run", cwd=copied).stdout
     assert "8 rows of 2 sets are left, 40 texts to embed; 15 took" in done and "hours on one such device" in done
     row_bytes = sum((copied / f"OUT/test_scores/{name}/shard.00000.mds").stat().st_size for name in ("book", "wiki"))

@@ -29,6 +29,7 @@ from cepe_data.samples.spans import SpanIndex, SpanSampler
 from cepe_data.samples.writer import clean_list_path
 from cepe_data.storage import mds, outputs, provenance, verify
 from cepe_data.storage.npy import NpyRows
+from cepe_data.storage.parts import part_ranges
 from cepe_data.storage.report import Report, add_report_arguments
 
 WRITE_AGAIN = "run sanity_check.py overlap --write_clean_list again"
@@ -80,9 +81,9 @@ class Piece:
             return
         rows = verify.open_rows(self.path)
         for start in range(self.start, self.stop, ROWS_AT_ONCE):
-            of_rows = rows.read(start, min(start + ROWS_AT_ONCE, self.stop))
-            windows = np.concatenate([of_rows["prev_token_ids"], of_rows["token_ids"]], axis=1)
-            yield windows.ravel(), np.arange(1, len(windows) + 1) * windows.shape[1]
+            windows = [rows[number] for number in range(start, min(start + ROWS_AT_ONCE, self.stop))]
+            ids = np.stack([np.concatenate([row["prev_token_ids"], row["token_ids"]]) for row in windows])
+            yield ids.ravel(), np.arange(1, len(ids) + 1) * ids.shape[1]
 
 
 @dataclass(frozen=True)
@@ -236,8 +237,8 @@ def window_pieces(folder: Path, with_rows: bool = False) -> list[Piece]:
         DamagedFileError: if its index is damaged.
     """
     row_bytes = window_tokens(folder) * mds.column_array(mds.read_columns(folder)["token_ids"])[0].itemsize
-    blocks = mds.Rows(folder).blocks(max(1, PIECE_BYTES // row_bytes))
-    return [Piece(folder, start, stop, (stop - start) * row_bytes, with_rows) for start, stop in blocks]
+    ranges = part_ranges(mds.num_rows(folder), max(1, PIECE_BYTES // row_bytes))
+    return [Piece(folder, start, stop, (stop - start) * row_bytes, with_rows) for start, stop in ranges]
 
 
 def window_tokens(folder: Path) -> int:

@@ -8,7 +8,6 @@ Columns are typed, never pickled: `ndarray:int16:4096`, `str`, `json`. Sets are 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
@@ -262,9 +261,9 @@ def fingerprint(folder: Path, decoded_types: Collection[str] = ()) -> str:
 
 
 class Rows:
-    """The rows of an MDS set by number, as LocalDataset returns them, without the seconds of importing streaming; and
-    blocks of rows. Nothing is unpickled. Any number of processes may read. Memory grows with the index only. At most
-    `max_open_shards` files stay open; as a context manager, it closes them.
+    """The rows of an MDS set by number, as LocalDataset returns them, without the seconds of importing streaming.
+    Nothing is unpickled. Any number of processes may read. Memory grows with the index only. At most `max_open_shards`
+    files stay open; as a context manager, it closes them.
 
     Args:
         columns: the columns to decode; all by default.
@@ -302,29 +301,13 @@ class Rows:
         return self._ends[-1]
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        number, row_of_shard = self._find(row, row + 1)
-        return self._shard(number).row(row_of_shard)
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.folder} has {len(self)} rows: there is no row {row}")
+        number = bisect_right(self._ends, row)
+        return self._shard(number).row(row - self._first_row(number))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(len(self)))
-
-    def read(self, start: int, stop: int) -> dict[str, Any]:
-        """The columns of rows [start, stop) of one shard (see `blocks`): arrays [rows, *shape], or lists of values."""
-        number, first = self._find(start, stop)
-        return self._shard(number).read(first, first + stop - start)
-
-    def _find(self, start: int, stop: int) -> tuple[int, int]:
-        """The number of the shard that has row `start`, and the number of the row there."""
-        if not 0 <= start < stop <= len(self):
-            raise IndexError(f"{self.folder} has {len(self)} rows: there are no rows {start} to {stop}")
-        number = bisect_right(self._ends, start)
-        return number, start - self._first_row(number)
-
-    def blocks(self, rows_at_once: int) -> Iterator[tuple[int, int]]:
-        """Ranges of at most so many rows, each in one shard, that cover the set."""
-        for end, shard in zip(self._ends, self.shards, strict=True):
-            for start in range(end - shard["samples"], end, rows_at_once):
-                yield start, min(start + rows_at_once, end)
 
     def places(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The shards that have rows [start, stop), as far as these exist: their numbers, and a row range of each."""
@@ -376,6 +359,7 @@ class _ShardRows:
             for name, of_type in zip(entry["column_names"], entry["column_encodings"], strict=True)
         ]
         self._sizes = struct.Struct(f"<{sum(column.num_bytes is None for column in self._columns)}I")
+        self._fixed_bytes = self._sizes.size + sum(column.num_bytes or 0 for column in self._columns)
         self._num_rows, self._num_bytes = entry["samples"], entry["raw_data"]["bytes"]
         self._descriptor = os.open(self.path, os.O_RDONLY)
         number, end = (struct.unpack("<I", self._read_bytes(4 * at, 4 * at + 4))[0] for at in (0, 1 + self._num_rows))
@@ -401,7 +385,24 @@ class _ShardRows:
         start, stop = struct.unpack("<II", self._read_bytes(4 * (1 + number), 4 * (3 + number)))
         if not start <= stop <= self._num_bytes:
             raise self._wrong_offsets()
-        return self._decode_row(self._read_bytes(start, stop), number)
+        try:
+            return self._decode(self._read_bytes(start, stop))
+        except (ValueError, struct.error) as error:
+            row = self._first_row + number
+            raise DamagedFileError(f"row {row} of {self.path} cannot be read ({error}): make the set again") from None
+
+    def _decode(self, row: bytes) -> dict[str, Any]:
+        """The values of the selected columns."""
+        sizes = self._sizes.unpack_from(row)
+        if (num_bytes := self._fixed_bytes + sum(sizes)) != len(row):
+            raise ValueError(f"its columns have {num_bytes} bytes, it has {len(row)}")
+        at, values, sizes_left = self._sizes.size, {}, iter(sizes)
+        for column in self._columns:
+            size = next(sizes_left) if column.num_bytes is None else column.num_bytes
+            if column.is_selected:
+                values[column.name] = column.decode(row[at : at + size])
+            at += size
+        return values
 
     def encoded(self, start: int, stop: int) -> tuple[np.ndarray, bytes]:
         """The sizes of rows [start, stop), int64 [rows], and the bytes of all of them."""
@@ -410,50 +411,6 @@ class _ShardRows:
         if sizes.min() < 0 or offsets[-1] > self._num_bytes:
             raise self._wrong_offsets()
         return sizes, self._read_bytes(int(offsets[0]), int(offsets[-1]))
-
-    def read(self, start: int, stop: int) -> dict[str, Any]:
-        """The columns of rows [start, stop): at once if all rows have the same sizes, else row by row."""
-        sizes, block = self.encoded(start, stop)
-        if (sizes == sizes[0]).all():
-            rows = np.frombuffer(block, np.uint8).reshape(len(sizes), -1)
-            heads = rows[:, : self._sizes.size]
-            if (heads == heads[0]).all():
-                with self._naming(start):
-                    cells = self._cells(heads[0].tobytes(), rows.shape[1])
-                    return {column.name: column.decode_all(rows[:, first:last]) for column, first, last in cells}
-        ends = np.cumsum(sizes).tolist()
-        decoded = [self._decode_row(block[end - size : end], start + row)
-                   for row, (size, end) in enumerate(zip(sizes.tolist(), ends, strict=True))]  # fmt: skip
-        columns = {name: [row[name] for row in decoded] for name in decoded[0]}
-        return {
-            name: np.stack(column) if isinstance(column[0], np.ndarray) else column for name, column in columns.items()
-        }
-
-    def _decode_row(self, row: bytes, number: int) -> dict[str, Any]:
-        with self._naming(number):
-            cells = self._cells(row, len(row))
-            return {column.name: column.decode(row[first:last]) for column, first, last in cells}
-
-    def _cells(self, row: bytes, num_bytes: int) -> list[tuple[_Column, int, int]]:
-        """The selected columns, and where each begins and ends in a row that begins with these bytes."""
-        sizes, at, cells = iter(self._sizes.unpack_from(row)), self._sizes.size, []
-        for column in self._columns:
-            size = next(sizes) if column.num_bytes is None else column.num_bytes
-            if column.is_selected:
-                cells.append((column, at, at + size))
-            at += size
-        if at != num_bytes:
-            raise ValueError(f"its columns have {at} bytes, it has {num_bytes}")
-        return cells
-
-    @contextlib.contextmanager
-    def _naming(self, number: int) -> Iterator[None]:
-        """Name the row in an error about its bytes."""
-        try:
-            yield
-        except (ValueError, struct.error) as error:
-            row = self._first_row + number
-            raise DamagedFileError(f"row {row} of {self.path} cannot be read ({error}): make the set again") from None
 
 
 class _Column:
@@ -476,13 +433,6 @@ class _Column:
             return self._decode_text(cell)
         numbers = np.frombuffer(cell, self._dtype)
         return numbers[0].item() if self._shape is None else numbers.reshape(self._shape).copy()
-
-    def decode_all(self, cells: np.ndarray) -> Any:
-        """The values of cells of the same size, uint8 [rows, bytes]."""
-        if self._decode_text is not None:
-            return [self._decode_text(cell.tobytes()) for cell in cells]
-        numbers = np.array(cells).view(self._dtype)
-        return numbers.ravel().tolist() if self._shape is None else numbers.reshape(len(cells), *self._shape)
 
 
 def _column_bytes(column: str) -> int | None:

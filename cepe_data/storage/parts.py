@@ -125,9 +125,11 @@ class MergeOptions(outputs.WriteOptions):
         """The shard id and count, as `shards.resolve_shard`; a merge is of all shards.
 
         Raises:
-            ArgumentError: as `shards.resolve_shard`, and for a dry run of a merge.
+            ArgumentError: as `shards.resolve_shard`; for a dry run of a merge; for a shard that would delete parts.
         """
         if not self.merge:
+            if self.delete_parts and (self.num_shards or 1) > 1:
+                raise ArgumentError("--delete_parts goes with --merge: other shards may still be at work")
             return shards.resolve_shard(self.shard_id, self.num_shards, self.dry_run)
         if self.dry_run:
             raise ArgumentError("--merge has no dry run: it computes nothing and copies nothing")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,10 +52,9 @@ def check(report: Report, options: TeacherCheck, draw: Callable[..., None] | Non
 
     def collect(folder: Path, result: verify.Result) -> None:
         if isinstance(result, TeacherResult) and result.positions is not None:
-            if folder.name in positions:
-                positions[folder.name].add(result.positions)
-            else:
-                positions[folder.name] = result.positions
+            of_set = positions.setdefault(folder.name, result.positions)
+            if of_set is not result.positions:
+                of_set.add(result.positions)
 
     verify.check_sets(report, options, folders, collect)
     num_rows = verify.count_rows(folders)
@@ -75,62 +75,44 @@ def input_folder(folder: Path, input_dir: Path | None) -> Path:
     return (input_dir or verify.with_parents(folder, 2).parent.parent / name) / folder.name
 
 
-@dataclass
 class Positions:
     """Statistics of a teacher's distributions over the positions of rows, in at most MAX_GROUPS groups of `width`
-    neighbouring positions: sums and histograms, so that any number of rows takes the same memory.
+    neighbouring positions (the last may have fewer): sums and histograms, so that any number of rows takes the same
+    memory. `first_positions`, int64 [groups], are those of each group, from 0.
 
     `topk_mass`: 1 − the mass of the rest. `entropy_lower`, `entropy_upper`: see `entropy_bounds`.
     """
 
-    num_positions: int
-    topk: int
-    vocab_size: int
-    num_rows: int = 0
-    topk_mass: Spread = field(init=False)
-    entropy_lower: Spread = field(init=False)
-    entropy_upper: Spread = field(init=False)
-
-    def __post_init__(self) -> None:
-        num_groups = -(-self.num_positions // self.width)
-        self.topk_mass = Spread(num_groups, 1.0)
-        self.entropy_lower, self.entropy_upper = (Spread(num_groups, math.log(self.vocab_size)) for _ in range(2))
-
-    @property
-    def width(self) -> int:
-        """Positions of a group; the last may have fewer."""
-        return -(-self.num_positions // MAX_GROUPS)
-
-    @property
-    def first_positions(self) -> np.ndarray:
-        """int64 [groups]: the first position of each group, from 0."""
-        return np.arange(0, self.num_positions, self.width)
+    def __init__(self, num_positions: int, topk: int, vocab_size: int) -> None:
+        self.num_positions, self.topk, self.vocab_size, self.num_rows = num_positions, topk, vocab_size, 0
+        self.width = -(-num_positions // MAX_GROUPS)
+        self.first_positions = np.arange(0, num_positions, self.width)
+        num_groups, max_entropy = len(self.first_positions), math.log(vocab_size)
+        self.spreads = {
+            "topk_mass": Spread(num_groups, 1.0),
+            "entropy_lower_nats": Spread(num_groups, max_entropy),
+            "entropy_upper_nats": Spread(num_groups, max_entropy),
+        }
+        self.topk_mass, self.entropy_lower, self.entropy_upper = self.spreads.values()
 
     def add_row(self, prob: np.ndarray) -> None:
         """Count a row, float [positions, topk + 1]."""
         groups = np.arange(self.num_positions) // self.width
-        self.topk_mass.add_values(groups, 1.0 - prob[:, -1].astype(np.float64))
-        lower, upper = entropy_bounds(prob, self.vocab_size)
-        self.entropy_lower.add_values(groups, lower)
-        self.entropy_upper.add_values(groups, upper)
+        values = (1.0 - prob[:, -1].astype(np.float64), *entropy_bounds(prob, self.vocab_size))
+        for spread, of_row in zip(self.spreads.values(), values, strict=True):
+            spread.add_values(groups, of_row)
         self.num_rows += 1
 
     def add(self, other: Positions) -> None:
         """Count the rows of `other`, too."""
-        self.topk_mass.add(other.topk_mass)
-        self.entropy_lower.add(other.entropy_lower)
-        self.entropy_upper.add(other.entropy_upper)
+        for name, spread in self.spreads.items():
+            spread.add(other.spreads[name])
         self.num_rows += other.num_rows
 
     def as_json(self) -> dict[str, object]:
         """Lists over the groups, as `--json` prints them."""
-        return {
-            "rows": self.num_rows,
-            "first_positions": self.first_positions.tolist(),
-            "topk_mass": self.topk_mass.as_json(),
-            "entropy_lower_nats": self.entropy_lower.as_json(),
-            "entropy_upper_nats": self.entropy_upper.as_json(),
-        }
+        spreads = {name: spread.as_json() for name, spread in self.spreads.items()}
+        return {"rows": self.num_rows, "first_positions": self.first_positions.tolist(), **spreads}
 
 
 def entropy_bounds(prob: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -289,10 +271,10 @@ def describe_wrong(prob: np.ndarray, index: np.ndarray, vocab_size: int, num_sam
 
 
 def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders: Sequence[Path]) -> int:
-    """Compute some rows of every set without a finding once more; returns how many.
+    """Compute some rows of every set without a finding once more; returns how many. The teacher is loaded once.
 
     Raises:
-        ArgumentError: if the input of a set is not there.
+        ArgumentError: if the input of a set is not there, or the teacher cannot be loaded.
     """
     damaged = [Path(finding["path"]) for finding in report.findings]
     whole = [folder for folder in folders if not any(path.is_relative_to(folder) for path in damaged)]
@@ -304,30 +286,31 @@ def recompute_all(report: Report, options: TeacherCheck, model_dir: str, folders
                 f"the rows of {folder} cannot be computed without their input: pass --input_dir"
                 + (" and --retrieval_input_dir" if needs_passages else "")
             )
-    num_recomputed = 0
+    whole = [folder for folder in whole if input_folder(folder, options.input_dir) not in damaged]
+    if not whole:
+        return 0
+    checkpoint, teacher, num_recomputed = Checkpoint.find(model_dir, "model"), None, 0
+    fingerprint = checkpoint.fingerprint()
     for folder in whole:
-        if input_folder(folder, options.input_dir) in damaged:
+        if provenance.read_meta(folder).made_with.get("model") != fingerprint:
+            report.found(folder, f"was made with another model than {model_dir}")
             continue
+        # eager writes out the formula of the model, which other implementations may only come close to.
+        eager = {"dtype": "float32", "attn_implementation": "eager"}
+        teacher = teacher or checkpoint.load("AutoModelForCausalLM", "model", **eager)
         try:
-            num_recomputed += recompute(report, options, model_dir, folder)
+            num_recomputed += recompute(report, options, teacher, folder)
         except DamagedFileError as error:
             report.found(folder, f"cannot be computed once more: {error}")
     return num_recomputed
 
 
-def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Path) -> int:
-    """Compute some rows of a set once more; returns how many."""
+def recompute(report: Report, options: TeacherCheck, teacher: Any, folder: Path) -> int:
+    """Compute some rows of a set once more, with a model of transformers; returns how many."""
     import torch
 
     made_with = provenance.read_meta(folder).made_with
-    source = input_folder(folder, options.input_dir)
-    checkpoint = Checkpoint.find(model_dir, "model")
-    if made_with.get("model") != checkpoint.fingerprint():
-        report.found(folder, f"was made with another model than {model_dir}")
-        return 0
-    # eager writes out the formula of the model, which other implementations may only come close to.
-    model = checkpoint.load("AutoModelForCausalLM", "model", dtype=torch.float32, attn_implementation="eager")
-    windows, passages = mds.Rows(source), None
+    windows, passages = mds.Rows(input_folder(folder, options.input_dir)), None
     if options.retrieval_input_dir is not None and "retrieval_k" in made_with:
         passages = mds.Rows(options.retrieval_input_dir / folder.name)
     rows, tolerance = mds.Rows(folder), LOG_TOLERANCE if made_with["dtype"] == "float32" else HALF_LOG_TOLERANCE
@@ -337,7 +320,7 @@ def recompute(report: Report, options: TeacherCheck, model_dir: str, folder: Pat
         context, tokens = context_and_tokens(made_with, windows[number], retrieved)
         ids = torch.from_numpy(np.concatenate([context, tokens]).astype(np.int64))
         with torch.inference_mode():
-            logits = model(ids[None]).logits[0, -len(tokens) :, : made_with.get("num_words")].float()
+            logits = teacher(ids[None]).logits[0, -len(tokens) :, : made_with.get("num_words")].float()
             log_prob = logits.log_softmax(-1).numpy()
         stored = row["target_prob"][:, :-1].astype(np.float32)
         expected = np.take_along_axis(log_prob, row["target_index"].astype(np.int64), axis=1)

@@ -221,7 +221,7 @@ class Pipeline:
         for name, script in (("ab", INSIDE), ("concat", CONCAT)):
             for table in self._tables[name]:
                 table.check(own[script])
-                merged = replace(table, values={**shared.values, **table.values})
+                merged = replace(table, values={**shared.values, **table.values}, shared=shared.name)
                 shards = "retrieval_shards" if script is CONCAT else ""
                 samplers.append(self._add(f"sample_{name}", script, merged, {}, checked, shards))
         counts = [job.dry_run() for job in samplers]

@@ -98,10 +98,9 @@ def look_at_annotated(args: plan.AnnotationOptions, domain: str, to_come: int) -
 def look_at_parts(args: plan.AnnotationOptions, one: AnnotatedSet, rows_per_part: int) -> list[OutputStatus]:
     """Look at the parts of an annotated set."""
     joined, request = one.joined, plan.provenance_of_request(args, one.joined.path.name)
-    columns = target_columns(args)
-    of_set = PartedSet(joined.path, columns, joined.total, rows_per_part, request, args, one.inputs)
+    of_set = PartedSet(joined.path, target_columns(args), joined.total, rows_per_part, request, args, one.inputs)
     return [
-        look_at_part(of_set.parts, part, stop - start, mds.row_bytes(columns) * (stop - start), joined)
+        look_at_part(of_set.parts, part, stop - start, joined.num_bytes * (stop - start) / joined.total, joined)
         for part, (start, stop) in enumerate(of_set.part_ranges)
     ]
 

@@ -62,7 +62,7 @@ class Table:
         return f"[{self.name}]" if self.name else "the file"
 
     def check(self, types: Mapping[str, type]) -> None:
-        """Raise ArgumentError for a key that is not one of `types`, or has another type; object stands for any."""
+        """Raise ArgumentError for a key that is not one of `types`, or has another type; see EXPECTED."""
         for key, value in self.values.items():
             if key not in types:
                 near = difflib.get_close_matches(key, types, 1, 0.5)

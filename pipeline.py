@@ -13,13 +13,10 @@ writes  nothing itself, but for the list of the corpus when it submits; `clean -
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from cepe_data import cli
 from cepe_data.pipeline import disk, jobs, progress, run
-from cepe_data.storage.steps import Script
 
 
 def main() -> int:
@@ -38,12 +35,7 @@ def main() -> int:
         if add_arguments:
             add_arguments(command)
     args = parser.parse_args()
-    return commands[args.command][0](args, jobs.Pipeline(args.settings, parse))
-
-
-def parse(script: Script, words: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of a step as its script does."""
-    return importlib.import_module(script.name.removesuffix(".py")).parse_args(words)
+    return commands[args.command][0](args, jobs.Pipeline(args.settings))
 
 
 if __name__ == "__main__":

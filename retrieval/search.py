@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,14 @@ MEASURED_QUERIES = 8192
 ROWS_AT_ONCE = 64
 
 
+def overfetch(text: str) -> float:
+    """A value of `--overfetch`. Raises argparse.ArgumentTypeError if it is not a number from 1 on."""
+    with suppress(ValueError):
+        if 1 <= (number := float(text)) <= cli.MAX_COUNT:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+
+
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--queries", type=Path, required=True, help="the folder of the domain folders: OUT/test")
@@ -55,7 +63,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="drop passages that share so many tokens in a row with the row they are retrieved for",
     )
     parser.add_argument(
-        "--overfetch", type=float, default=2.0, help="with --exclude_overlap, find so many times --topk first"
+        "--overfetch", type=overfetch, default=2.0, help="with --exclude_overlap, find so many times --topk first"
     )
     add_query_arguments(parser)
     parser.add_argument("--merge", action="store_true", help="join what all shards found, and search nothing")

@@ -466,11 +466,28 @@ def test_the_lines_complete_the_pipeline(run: Run, pipeline: Path) -> None:
         ("shards = 2\npart_bytes", "gpus = 2\npart_bytes", 40, "uses one GPU"),
         ("total_length = 128\n", "", 12, "[ab] has no total_length"),
         ("[[ab]]", "[ab]", 12, "begin it with [[ab]]"),
+        ("shards = 3", '"shards(" = 3', 8, "no key shards(: did you mean shards?"),
+        ("shards = 3", "shards-x = 3", 8, "no key shards-x"),
+        ("shards = 3", '"schärds" = 3', 8, "no key schärds"),
+        ("shards = 3", "backend.x = 3", 8, "backend = {'x': 3}: a text, a number"),
+        ("shards = 3", 'text_key = """\nshards = 0\n[[ab]]"""\nshards = 0', 11, "shards = 0"),
+        ("[tokenize]", '["tokenize"]\nshard = 3', 7, "no key shard"),
+        ("[embed]", "[embed.sub]\n[embed]", 38, "no key sub"),
+        ("[corpus]\ndata_dir", "corpus.num_bytes = nan\ncorpus.data_dir", 4, "num_bytes = nan"),
+        ("test_fraction = 0.2", "test_fraction = nan", 10, "'nan' is not a share"),
+        ("data_dir", "num_bytes = inf\ndata_dir", 5, "num_bytes = inf"),
+        ("train_samples = 24", "train_samples = inf", 17, "'inf' is not a count"),
+        ("topk = 5\nshards", "exclude_overlap = 5\noverfetch = inf\nshards", 44, "'inf' is not a number from 1 on"),
+        ("topk = 5\nshards", "overfetch = nan\nshards", 43, "'nan' is not a number from 1 on"),
     ],
-    ids=["key", "table", "value", "input", "syntax", "outputs", "bool", "list", "gpus", "missing", "array"],
+    ids=[
+        *("key", "table", "value", "input", "syntax", "outputs", "bool", "list", "gpus", "missing", "array"),
+        *("regex", "prefix", "not ASCII", "dotted", "lines of a text", "quoted table", "table in a table"),
+        *("dotted table", "nan", "inf", "infinite count", "overfetch inf", "overfetch nan"),
+    ],
 )
 def test_wrong_settings(run: Run, world: World, tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
-    """They are named with their line."""
+    """They are named with their line, however the table and the key are written."""
     write_settings(tmp_path, world, (old, new))
     wrong = run("pipeline.py", "settings.toml", "plan", cwd=tmp_path, status=2)
     assert what in wrong.stderr and f"line {line}" in wrong.stderr

@@ -179,7 +179,7 @@ def parse_weights(text: str, flag: str = "--domains") -> dict[str, float]:
             weights[domain] = float(value)
         except ValueError:
             weights[domain] = math.nan
-        if not 0 <= weights[domain] < math.inf:
+        if not 0 <= weights[domain] <= 1e300:  # the sum of more may be too large
             raise ArgumentError(f"{flag} {text}: {value!r} is not a weight; a number of at least 0 is expected")
     total = math.fsum(weights.values())
     if total == 0:

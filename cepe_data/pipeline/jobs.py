@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import importlib
 import io
 import re
 import shlex
@@ -39,7 +39,6 @@ GPU_MEMORY = {ANNOTATE: "64G", EMBED: "64G", SEARCH: "64G"}  # of the host: mode
 CORES = 4  # of a task, as in slurm/step.sh
 GPU_TFLOPS = 400  # an H100 reached 350 in the encoder, 460 in the teacher
 NOTHING = Step(Path(), "", "", [])
-Parse = Callable[[Script, Sequence[str]], argparse.Namespace]  # a script's own parser of its arguments
 
 
 @dataclass(eq=False)
@@ -134,17 +133,12 @@ class Job:
 class Pipeline:
     """The jobs of a settings file, in an order in which they may run, and what there is of the output of each.
 
-    Args:
-        file: the settings.
-        parse: parses the arguments of a script as the script does.
-
     Raises:
         ArgumentError: if the file is not settings, or a script does not take its arguments.
         PipelineError: if the list of files is not right.
     """
 
-    def __init__(self, file: Path, parse: Parse) -> None:
-        self._parse = parse
+    def __init__(self, file: Path) -> None:
         self._whole, self._tables = settings.read(file, VALUES, TABLES)
         self._whole.require("work_dir", "corpus", "tokenize")
         values, [corpus] = self._whole.values, self._tables["corpus"]
@@ -158,7 +152,6 @@ class Pipeline:
         self.list_words = ["get_all_jsonl.py", str(data_dir), *as_flags(corpus.values, ("domain_map", "domain_key"))]
         self.corpus = OutputStatus(data_dir, num_bytes=float(corpus.values.get("num_bytes", 0)))
         self.jobs: list[Job] = []
-        self._outputs = [self.corpus]
         checked = self._add_tokens(data_dir)
         if num_bytes := self.jobs[0].step.counts.total:  # the corpus is listed
             self.corpus = replace(self.corpus, num_bytes=num_bytes)
@@ -221,7 +214,7 @@ class Pipeline:
         for name, script in (("ab", INSIDE), ("concat", CONCAT)):
             for table in self._tables[name]:
                 table.check(own[script])
-                merged = replace(table, values={**shared.values, **table.values})
+                merged = replace(table, values={**shared.values, **table.values}, shared=shared.name)
                 shards = "retrieval_shards" if script is CONCAT else ""
                 samplers.append(self._add(f"sample_{name}", script, merged, {}, checked, shards))
         counts = [job.dry_run() for job in samplers]
@@ -286,8 +279,10 @@ class Pipeline:
             values["num_workers"] = own["cores"]
         if (model := self.folder / str(values.get("model_dir", ""))).is_dir() and model != self.folder:
             values["model_dir"] = model
-        positionals, flags = arguments(script, values)
-        step = script.look(self._options(script, table, [*positionals, *flags]), self._outputs)
+        positionals = [as_word(values[name]) for name in script.positionals if name in values]
+        flags = as_flags(values, [name for name in script.arguments if name not in script.positionals])
+        before = [self.corpus, *(output for job in self.jobs for output in job.step.outputs)]
+        step = script.look(self._options(script, table, [*positionals, *flags]), before)
         slurm = self._flags(table)
         if not is_merge:
             for other in self.steps:
@@ -302,16 +297,15 @@ class Pipeline:
         id_flag = () if "shard_id" in script.positionals else ("--shard_id",)
         cores, gpus = own.get("cores", CORES), own.get("gpus", 1)
         job = Job(name, script.name, positionals, flags, after, slurm, num_tasks, cores, gpus, id_flag, step)
-        self._outputs += step.outputs
         self.jobs.append(job)
         return job
 
     def _options(self, script: Script, table: Table, words: Sequence[str]) -> Any:
-        """The options of a script for these words, its paths below the folder of the run."""
-        said = io.StringIO()
+        """The options of a script for these words, as it parses them itself; paths are below the folder of the run."""
+        said, module = io.StringIO(), importlib.import_module(script.name.removesuffix(".py"))
         try:
             with contextlib.redirect_stderr(said):
-                taken: Any = cli.typed(script.options, self._parse(script, words))
+                taken: Any = cli.typed(script.options, module.parse_args(words))
         except SystemExit:
             what = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
             key = re.match(r"argument (?:--)?(\w+)", what)
@@ -325,9 +319,3 @@ def keys(script: Script, *own: str) -> dict[str, type]:
     others, and some of OWN."""
     names = {*script.arguments} - JOINED - JOINED_OF.get(script, set())
     return {**dict.fromkeys(names, object), **dict.fromkeys(names & TEXTS, str), **{name: OWN[name] for name in own}}
-
-
-def arguments(script: Script, values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The positional arguments of a script, and the others, from values of which it takes some."""
-    flags = as_flags(values, [name for name in script.arguments if name not in script.positionals])
-    return [as_word(values[name]) for name in script.positionals if name in values], flags

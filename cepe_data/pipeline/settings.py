@@ -11,8 +11,8 @@ What joins the steps (folders, shard ids, --merge) is not in the file. settings.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,44 +29,40 @@ else:
 # By the type of a key: what is expected, and whether a value is that.
 EXPECTED: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     int: ("a number from 1 on", lambda value: type(value) is int and value >= 1),
-    float: ("a number above 0", lambda value: type(value) in {int, float} and value > 0),
-    str: ("a text", lambda value: isinstance(value, str)),
+    float: ("a number above 0, below 1e18", lambda value: type(value) in {int, float} and 0 < value < 1e18),
+    str: ("a text without - before it", lambda value: isinstance(value, str) and not value.startswith("-")),
     list: ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)),
-    object: ("a value", lambda value: True),
+    object: ("a text, a number, true or false", lambda value: isinstance(value, (str, int, float))),
+    dict: ("a table", lambda value: True),  # or several: `read` looks at that
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the file, the `number`-th of its name. What stands before all tables is a table without a name."""
+    """A table of the file, the `number`-th of its name. What stands before all tables is a table without a name. Some
+    of the values may be those of another table, named `shared`."""
 
     file: Path
     name: str
     number: int
     values: Mapping[str, Any]
+    shared: str = ""
 
     def error(self, key: str, what: str) -> ArgumentError:
         """An error about a key, or about the table, with its line."""
-        return ArgumentError(f"{self.file}, line {self._line(key)}: {what}")
+        text = self.file.read_text(encoding="utf-8")
+        line = find_line(text, self.name, self.number, key)
+        if not line and self.shared:
+            line = find_line(text, self.shared, 0, key)
+        line = line or find_line(text, self.name, self.number, "")
+        return ArgumentError(f"{self.file}, line {line}: {what}")
 
     @property
     def _title(self) -> str:
         return f"[{self.name}]" if self.name else "the file"
 
-    def _line(self, key: str) -> int:
-        """The line where a key is, else where the table begins; counted from 1."""
-        lines = self.file.read_text(encoding="utf-8").splitlines()
-        headers = [number for number, line in enumerate(lines) if re.match(rf"[\s\[]*\[\s*{self.name}\s*\]", line)]
-        first = headers[self.number] if self.name and self.number < len(headers) else 0
-        for number, line in enumerate(lines[first:], first + 1):
-            if key and re.match(rf"""[\s\["']*{key}\b""", line):
-                return number
-            if self.name and number > first + 1 and line.lstrip().startswith("["):
-                break
-        return first + 1
-
     def check(self, types: Mapping[str, type]) -> None:
-        """Raise ArgumentError for a key that is not one of `types`, or has another type; object stands for any."""
+        """Raise ArgumentError for a key that is not one of `types`, or has another type; see EXPECTED."""
         for key, value in self.values.items():
             if key not in types:
                 near = difflib.get_close_matches(key, types, 1, 0.5)
@@ -81,6 +77,29 @@ class Table:
         for key in keys:
             if key not in self.values:
                 raise self.error("", f"{self._title} has no {key}: settings.example.toml shows one")
+
+
+def find_line(text: str, name: str, number: int, key: str) -> int | None:
+    """The line, from 1, of a key of the `number`-th table of this name, or without a key, of the table; None if it is
+    not there.
+
+    The parser finds it, however it is written: more and more lines are parsed, until it is there. It begins behind the
+    last lines without it that are TOML, which those that end inside an array are once that is closed.
+
+        >>> find_line("ab = [\\n  {output = 'a'},\\n  {output = 'b'},\\n]", "ab", 1, "output")
+        3
+    """
+    lines, first = text.split("\n"), 1
+    for last in range(1, len(lines) + 1):
+        for end in ("", "\n]"):
+            with contextlib.suppress(ValueError):
+                content = tomllib.loads("\n".join(lines[:last]) + end)
+                tables = content.get(name, []) if name else content
+                tables = tables if isinstance(tables, list) else [tables]
+                if number < len(tables) and (not key or key in tables[number]):
+                    return first
+                first = last + 1
+    return None
 
 
 def as_flags(values: Mapping[str, object], names: Iterable[str]) -> list[str]:
@@ -111,10 +130,10 @@ def read(file: Path, values: Mapping[str, type], tables: Mapping[str, type]) -> 
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArgumentError(f"{file}: {error.strerror}. Copy settings.example.toml, and change it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ArgumentError(f"{file} is not TOML: {error}") from None
     whole, found = Table(file, "", 0, content), {}
-    whole.check({**values, **dict.fromkeys(tables, object)})
+    whole.check({**values, **dict.fromkeys(tables, dict)})
     for name, kind in tables.items():
         ones = content.get(name, []) if kind is list else [content[name]] if name in content else []
         if not isinstance(ones, list) or not all(isinstance(one, dict) for one in ones):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +67,6 @@ def find_encoder(args: SearchOptions, corpus: Embeddings) -> EncoderModel:
     """
     if args.topk > corpus.num_passages:
         raise ArgumentError(f"--topk {args.topk} is more than the {corpus.num_passages} passages in {args.embeddings}")
-    if not 1 <= args.overfetch < math.inf:
-        raise ArgumentError(f"--overfetch {args.overfetch} is not a number from 1 on")
     chunk_size = corpus.kind["chunk_size"]
     if args.exclude_overlap and chunk_size and args.exclude_overlap > chunk_size:
         raise ArgumentError(f"--exclude_overlap {args.exclude_overlap}: passages have only {chunk_size} tokens")

@@ -28,7 +28,7 @@ from cepe_data.retrieval.plan_search import (
     find_inputs,
     plan_search,
 )
-from cepe_data.storage import mds, parts, provenance
+from cepe_data.storage import parts, provenance
 from cepe_data.storage.inputs import describe_set
 from cepe_data.storage.steps import (
     DONE,
@@ -43,7 +43,7 @@ from cepe_data.storage.steps import (
     look,
     look_at_part,
     look_at_set,
-    rows_to_come,
+    rows_of_sets,
     unknown_tasks,
 )
 
@@ -116,18 +116,9 @@ def open_embeddings(folder: Path) -> embeddings.Embeddings | None:
     return if_complete(embeddings.Embeddings, folder)
 
 
-def rows_of_queries(args: SearchOptions | RetrievedSetOptions, before: Sequence[OutputStatus]) -> dict[str, int]:
-    """The rows of every domain of the queries; of one that is not there yet, the rows that it will have."""
-    rows = rows_to_come(before, args.queries, args.domain)
-    with contextlib.suppress(PipelineError):
-        names = mds.find_domains(args.queries, args.domain)
-        rows |= {name: mds.num_rows(args.queries / name) for name in names}
-    return rows
-
-
 def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """The hits in each shard of the corpus, a part for a domain and shard; with --merge, the hits of every domain."""
-    num_shards, num_rows = args.num_shards or 1, rows_of_queries(args, before)
+    num_shards, num_rows = args.num_shards or 1, rows_of_sets(before, args.queries, args.domain)
     corpus = open_embeddings(args.embeddings)
     plans = {name: if_complete(plan_search, args, corpus, name) if corpus else None for name in num_rows}
     hits = {name: look_at_hits(args, name, rows, plans[name]) for name, rows in num_rows.items()}
@@ -164,9 +155,8 @@ def look_at_search(args: SearchOptions, before: Sequence[OutputStatus] = ()) -> 
 
 def look_at_found(search: Search, number: int, num_bytes: float, hits: OutputStatus) -> OutputStatus:
     """The hits of a domain in one shard of the corpus, which may be removed once they are merged."""
-    part = search.parts[number]
-    num_bytes = 0 if hits.state == DONE and not part.path.exists() else num_bytes
-    return look_at_part(part.path, lambda: part.made_with, search.num_rows, num_bytes, hits)
+    num_bytes = 0 if hits.state == DONE and not search.parts.paths[number].exists() else num_bytes
+    return look_at_part(search.parts, number, search.num_rows, num_bytes, hits)
 
 
 def look_at_hits(args: SearchOptions, domain: str, num_rows: int, plan: Search | None) -> OutputStatus:
@@ -179,7 +169,7 @@ def look_at_hits(args: SearchOptions, domain: str, num_rows: int, plan: Search |
 def look_at_retrieved(args: RetrievedSetOptions, before: Sequence[OutputStatus] = ()) -> Step:
     """The sets of retrieved passages."""
     outputs = []
-    for domain, num_rows in rows_of_queries(args, before).items():
+    for domain, num_rows in rows_of_sets(before, args.queries, args.domain).items():
         meta = if_complete(provenance.read_meta, args.hits / domain)
         known = {"domain": domain, **({"topk": args.topk or meta.made_with["topk"]} if meta else {})}
         inputs = find_inputs(args, domain) if meta else {}

@@ -143,11 +143,11 @@ class PartedSetOptions(MergeOptions):
     rows_per_part: int | None
 
     def recorded(self, folder: Path, name: str) -> Any:
-        """An argument in the provenance of the set `folder`, or else of its first part; None if neither exists. Where
-        these may be replaced, the part comes first, and damaged meta files are passed over."""
-        there = [*([folder] if folder.is_dir() else []), *paths_there(folder)[:1]]
-        for made in reversed(there) if self.overwrite else there:
-            with contextlib.suppress(*[DamagedFileError] if self.overwrite else []):
+        """An argument in the provenance of the set `folder`, or else of the first of its parts that has it; None if
+        none does. Where these may be replaced, the parts come first. Damaged meta files are passed over."""
+        there = paths_there(folder)
+        for made in [*there, folder] if self.overwrite else [folder, *there]:
+            with contextlib.suppress(DamagedFileError):
                 if name in (made_with := provenance.read_meta(made).made_with):
                     return made_with[name]
         return None

@@ -9,14 +9,15 @@ with the arguments alone. What a process has in flight has a temporary name, and
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cepe_data.errors import DamagedFileError
-from cepe_data.storage import parts, provenance
+from cepe_data.errors import DamagedFileError, PipelineError
+from cepe_data.storage import mds, parts, provenance
 from cepe_data.storage.inputs import Input, describe_part, describe_set
 from cepe_data.storage.verify import compare_records
 
@@ -156,13 +157,19 @@ def below(outputs: Iterable[OutputStatus], folder: Path) -> list[OutputStatus]:
     return [output for output in outputs if output.path.is_relative_to(folder)]
 
 
-def rows_to_come(outputs: Iterable[OutputStatus], folder: Path, domains: str) -> dict[str, int]:
-    """The rows of the sets in a folder that `--domain` names, as the step says that makes them."""
-    names = None if domains == "all" else domains.split(",")
-    sets = [
-        output for output in outputs if output.path.parent == folder and (names is None or output.path.name in names)
-    ]
-    return {output.path.name: output.total for output in sets if output.total}
+def rows_of_sets(before: Iterable[OutputStatus], folder: Path, domains: str) -> dict[str, int]:
+    """The rows of the sets in a folder that `--domain` names, by domain; of a set that is not there, those that it will
+    have, as the step `before` says that makes it."""
+    rows = {output.path.name: output.total for output in before if output.path.parent == folder and output.total}
+    names: list[str] = []
+    with contextlib.suppress(PipelineError):
+        names = mds.find_domains(folder, domains)
+    if domains == "all":
+        names = list(dict.fromkeys([*names, *rows]))
+    for name in names:
+        with contextlib.suppress(PipelineError):
+            rows[name] = mds.num_rows(folder / name)
+    return {name: rows.get(name, 0) for name in names}
 
 
 def look(
@@ -224,31 +231,25 @@ def look_at_set(
             part = look(path, known)
             if part.state == DONE and inputs:
                 rows = part.made_with("first_row"), part.made_with("stop_row")
-                part = look(path, known_of_part(path, known, inputs, *rows))
+                part = look(path, {**known, **describe_part(inputs, path, *rows)})
             if part.state != DONE:
                 return replace(output, path=path, state=part.state, done=0, what=part.what)
             output = replace(output, done=output.done + part.made_with("stop_row") - part.made_with("first_row"))
     return output
 
 
-def known_of_part(
-    path: Path, known: provenance.Provenance, inputs: Mapping[str, Input], start: int, stop: int
-) -> provenance.Provenance:
-    """What is known of the provenance of a part that has rows [start, stop). They are read from the inputs only where
-    these are other files than it was made from."""
-    rows = {"first_row": start, "stop_row": stop}
-    return {**known, **(describe_part(inputs, path, start, stop) if path.exists() else {}), **rows}
-
-
 def look_at_part(
-    path: Path, known: Callable[[], provenance.Provenance], num_rows: int, num_bytes: float, joined: OutputStatus
+    of_set: parts.Parts, number: int, num_rows: int, num_bytes: float, joined: OutputStatus
 ) -> OutputStatus:
     """A part of the set `joined`: once that is there all of them are done, and none is looked at. What a damaged set
     has no part of any more can only be made with --overwrite, and so it is damaged, too."""
     if joined.state in {DONE, OTHER}:
         done = num_rows if joined.state == DONE else 0
         return replace(joined, total=num_rows, done=done, num_bytes=num_bytes, meta=provenance.Meta())
-    part = look(path, known(), num_rows, num_bytes, joined.is_result)
+    path = of_set.paths[number]
+    # Describing a part may read its input rows: not for one that is missing.
+    known = of_set[number].made_with if path.exists() else {}
+    part = look(path, known, num_rows, num_bytes, joined.is_result)
     if part.state == MISSING and joined.state == DAMAGED:
         return replace(part, path=joined.path, state=DAMAGED, what=joined.what)
     return part

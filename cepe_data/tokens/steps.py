@@ -38,7 +38,7 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
             unknown_tasks(folder, num_shards, text_bytes * TOKEN_BYTES),
             True,
             reads=[output.path for output in before[:1]],
-            intermediates=[folder / "files"],
+            intermediates=[folder / "**/*.npy"],  # their folders are not known yet
             takes=Takes(text_bytes / BYTES_PER_CORE, text_bytes / BYTES_PER_PROCESS),
         )
     listed = listing.read_file_list(args.file_list, data_dir)

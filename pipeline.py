@@ -13,10 +13,13 @@ writes  nothing itself, but for the list of the corpus when it submits; `clean -
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from cepe_data import cli
 from cepe_data.pipeline import disk, jobs, progress, run
+from cepe_data.storage.steps import Script
 
 
 def main() -> int:
@@ -35,7 +38,12 @@ def main() -> int:
         if add_arguments:
             add_arguments(command)
     args = parser.parse_args()
-    return commands[args.command][0](args, jobs.Pipeline(args.settings))
+    return commands[args.command][0](args, jobs.Pipeline(args.settings, parse))
+
+
+def parse(script: Script, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of a step as its script does."""
+    return importlib.import_module(script.name.removesuffix(".py")).parse_args(words)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import importlib
 import io
 import re
 import shlex
@@ -39,6 +39,7 @@ GPU_MEMORY = {ANNOTATE: "64G", EMBED: "64G", SEARCH: "64G"}  # of the host: mode
 CORES = 4  # of a task, as in slurm/step.sh
 GPU_TFLOPS = 400  # an H100 reached 350 in the encoder, 460 in the teacher
 NOTHING = Step(Path(), "", "", [])
+Parse = Callable[[Script, Sequence[str]], argparse.Namespace]  # a script's own parser of its arguments
 
 
 @dataclass(eq=False)
@@ -133,12 +134,17 @@ class Job:
 class Pipeline:
     """The jobs of a settings file, in an order in which they may run, and what there is of the output of each.
 
+    Args:
+        file: the settings.
+        parse: parses the arguments of a script as the script does.
+
     Raises:
         ArgumentError: if the file is not settings, or a script does not take its arguments.
         PipelineError: if the list of files is not right.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, parse: Parse) -> None:
+        self._parse = parse
         self._whole, self._tables = settings.read(file, VALUES, TABLES)
         self._whole.require("work_dir", "corpus", "tokenize")
         values, [corpus] = self._whole.values, self._tables["corpus"]
@@ -301,11 +307,11 @@ class Pipeline:
         return job
 
     def _options(self, script: Script, table: Table, words: Sequence[str]) -> Any:
-        """The options of a script for these words, as it parses them itself; paths are below the folder of the run."""
-        said, module = io.StringIO(), importlib.import_module(script.name.removesuffix(".py"))
+        """The options of a script for these words, its paths below the folder of the run."""
+        said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                taken: Any = cli.typed(script.options, module.parse_args(words))
+                taken: Any = cli.typed(script.options, self._parse(script, words))
         except SystemExit:
             what = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
             key = re.match(r"argument (?:--)?(\w+)", what)

@@ -66,7 +66,10 @@ def main() -> int:
     if not str(root).isprintable():
         raise ArgumentError(f"the path of the data folder, {str(root)!r}, cannot stand in a text file: rename it")
     outputs.remove_stale_temporaries(args.output.absolute().parent)
-    paths, ignored = find_files(root, args.output.with_suffix(".json").resolve())
+    paths, ignored = find_files(root)
+    beside = args.output.with_suffix(".json")
+    if any(path.endswith(beside.name) and (root / path).resolve() == beside.resolve() for path in paths):
+        raise ArgumentError(f"--output {args.output}: {beside} is a file of the corpus: take another name")
     check_map_is_used(root, paths, domain_map, record_domains)
     files = []
     for path in paths:
@@ -107,9 +110,9 @@ def check_map_is_used(
         raise ArgumentError(f"--domain_map: {', '.join(absent)} is not a folder with files in {root}")
 
 
-def find_files(root: Path, own_list: Path) -> tuple[list[str], dict[str, list[str]]]:
+def find_files(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Sorted relative paths of all corpus files below `root`, and of all other files by the reason for which they are
-    ignored, such as `own_list`. Symbolic links are followed, but not to a folder that they stand in.
+    ignored. Symbolic links are followed, but not to a folder that they stand in.
 
     Raises:
         PipelineError: if a link leads to nothing, two paths are one file, or a name cannot stand in a text file.
@@ -128,8 +131,6 @@ def find_files(root: Path, own_list: Path) -> tuple[list[str], dict[str, list[st
             if not name.startswith(".") and not (root / path).exists():
                 real = os.path.realpath(root / path)  # Path.resolve raises for a link to itself
                 problems.append(f"{path} is a link to nothing ({real}): mount that, or remove the link")
-                continue
-            if root / path == own_list:
                 continue
             if reason := reason_to_ignore(root, relative / name):
                 ignored[reason].append(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cepe_data.storage import provenance
+from cepe_data.storage import outputs, provenance
 from tests.conftest import Run, World
 
 
@@ -117,13 +117,25 @@ def test_a_file_with_two_names_or_a_bad_name_is_an_error(run: Run, tmp_path: Pat
     assert "'arxiv/a\\nb.jsonl' cannot stand in a list of one path per line: rename it" in error
 
 
-def test_what_these_scripts_wrote_into_the_corpus_is_not_listed(run: Run, world: World, tmp_path: Path) -> None:
-    make(tmp_path, "arxiv/a.jsonl", "arxiv/meta.json", "arxiv/manifest.json")
+@pytest.mark.parametrize("output", ["tokenized", "."])
+def test_what_these_scripts_wrote_into_the_corpus_is_not_listed(
+    run: Run, world: World, tmp_path: Path, output: str
+) -> None:
+    corpus = ["arxiv/a.json", "arxiv/b.jsonl", "arxiv/manifest.json", "arxiv/meta.json", "book/a.jsonl"]
+    make(tmp_path, *corpus)
     run("get_all_jsonl.py", ".", cwd=tmp_path)
-    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, "--data_dir", ".", cwd=tmp_path)
+    where = ("--data_dir", ".", "--output_dir", output)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, *where, cwd=tmp_path)
     (tmp_path / "8k_concat").mkdir()
-    (tmp_path / "8k_concat/manifest.json").write_text(json.dumps(provenance.signed({"sets": {}})))
+    outputs.write_json(tmp_path / "8k_concat/manifest.json", provenance.signed({"sets": {}}))
     for flags in ((), ("--domain_key", "meta.set")):
         done = run("get_all_jsonl.py", ".", *flags, cwd=tmp_path)
         assert "0 added, 0 removed" in done.stdout and "written by these scripts (" in done.stderr
-        assert listed(tmp_path) == ["arxiv/a.jsonl", "arxiv/manifest.json", "arxiv/meta.json"]
+        assert listed(tmp_path) == corpus
+    error = run("get_all_jsonl.py", ".", "--output", "arxiv/a.txt", cwd=tmp_path, status=2).stderr
+    assert "arxiv/a.json is a file of the corpus" in error
+    (tmp_path / "book/meta.json").write_text("[" * 100_000)
+    (tmp_path / "arxiv/a.meta.json").unlink(missing_ok=True)
+    (tmp_path / "arxiv/a.meta.json").mkdir()
+    run("get_all_jsonl.py", ".", cwd=tmp_path)
+    assert listed(tmp_path) == [*corpus, "book/meta.json"]

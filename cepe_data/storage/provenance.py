@@ -14,6 +14,7 @@ The same `made_with` means that the output is done; a difference is an error tha
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ import xxhash
 
 from cepe_data.errors import ArgumentError, DamagedFileError
 
+META = "meta.json"  # of a folder
 _OWN_HASH = "meta_xxh3_64"
+_MAX_SIGNED_BYTES = 256 << 20  # a list of a million files has less
 _DERIVED = {"rows", "first_row", "stop_row", "rows_per_part"}
 _READ_BYTES = 8 << 20
 
@@ -86,7 +89,7 @@ def read_signed(path: Path, remedy: str) -> dict[str, Any]:
 
 def meta_path(output: Path, is_folder: bool = False) -> Path:
     """The path of the meta file of an output: inside a folder, beside a file."""
-    return output / "meta.json" if is_folder else output.with_name(f"{output.name.rpartition('.')[0]}.meta.json")
+    return output / META if is_folder else output.with_name(f"{output.name.rpartition('.')[0]}.meta.json")
 
 
 def read_meta(output: Path) -> Meta:
@@ -106,14 +109,22 @@ def read_meta(output: Path) -> Meta:
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a file is an output of these scripts, is in a folder that is one, or says how one was made."""
-    signed_files = [meta_path(path), path.with_name("meta.json")]
-    if path.name.endswith(("meta.json", "manifest.json")):
-        signed_files.append(path)
-    for file in signed_files:
-        with contextlib.suppress(DamagedFileError, FileNotFoundError):
-            return bool(read_signed(file, ""))
-    return False
+    """Whether these scripts wrote a file: a signed JSON file, or one that a meta file names, beside it or in its
+    folder."""
+    if path.suffix == ".json" and _read_if_signed(path):
+        return True
+    return any(path.name in _read_if_signed(meta).get("files", {}) for meta in (meta_path(path), path.with_name(META)))
+
+
+@functools.lru_cache(8)  # a folder's meta file is looked at for every file in it
+def _read_if_signed(path: Path) -> dict[str, Any]:
+    """The content of a file if it is a signed one; else nothing."""
+    with contextlib.suppress(DamagedFileError, OSError, RecursionError):
+        with path.open("rb") as file:  # JSON lines, which may be large, begin otherwise
+            is_indented = file.read(2) == b"{\n"
+        if is_indented and path.stat().st_size < _MAX_SIGNED_BYTES:
+            return read_signed(path, "")
+    return {}
 
 
 def is_intact(output: Path, meta: Meta) -> bool:

@@ -18,7 +18,9 @@ import pytest
 
 from cepe_data import shards
 from cepe_data.corpus import listing
+from cepe_data.errors import ArgumentError
 from cepe_data.storage import mds, outputs, parts, provenance
+from cepe_data.storage.steps import rows_of_sets
 from tests import reference
 from tests.conftest import Run, World, make_encoder, make_once
 
@@ -479,11 +481,13 @@ def test_the_lines_complete_the_pipeline(run: Run, pipeline: Path) -> None:
         ("train_samples = 24", "train_samples = inf", 17, "'inf' is not a count"),
         ("topk = 5\nshards", "exclude_overlap = 5\noverfetch = inf\nshards", 44, "'inf' is not a number from 1 on"),
         ("topk = 5\nshards", "overfetch = nan\nshards", 43, "'nan' is not a number from 1 on"),
+        ("data_dir", 'domain_key = "a\\u0000"\ndata_dir', 5, "a printable text"),
     ],
     ids=[
         *("key", "table", "value", "input", "syntax", "outputs", "bool", "list", "gpus", "missing", "array"),
         *("regex", "prefix", "not ASCII", "dotted", "lines of a text", "quoted table", "table in a table"),
         *("dotted table", "nan", "inf", "infinite count", "overfetch inf", "overfetch nan"),
+        "NUL",
     ],
 )
 def test_wrong_settings(run: Run, world: World, tmp_path: Path, old: str, new: str, line: int, what: str) -> None:
@@ -491,3 +495,10 @@ def test_wrong_settings(run: Run, world: World, tmp_path: Path, old: str, new: s
     write_settings(tmp_path, world, (old, new))
     wrong = run("pipeline.py", "settings.toml", "plan", cwd=tmp_path, status=2)
     assert what in wrong.stderr and f"line {line}" in wrong.stderr
+
+
+def test_a_name_that_no_domain_has_is_an_error_before_a_set_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="'' is not a name of a domain folder"):
+        rows_of_sets([], tmp_path, "book,,arxiv")
+    assert rows_of_sets([], tmp_path, "book,arxiv") == {"book": 0, "arxiv": 0}
+    assert rows_of_sets([], tmp_path, "all") == {}

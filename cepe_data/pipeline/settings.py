@@ -26,11 +26,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+
+def _is_argument(text: str) -> bool:
+    return text.isprintable() and not text.startswith("-")
+
+
 # By the type of a key: what is expected, and whether a value is that.
 EXPECTED: Mapping[type, tuple[str, Callable[[Any], bool]]] = {
     int: ("a number from 1 on", lambda value: type(value) is int and value >= 1),
     float: ("a number above 0, below 1e18", lambda value: type(value) in {int, float} and 0 < value < 1e18),
-    str: ("a text without - before it", lambda value: isinstance(value, str) and not value.startswith("-")),
+    str: ("a printable text without - before it", lambda value: isinstance(value, str) and _is_argument(value)),
     list: ("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value)),
     object: ("a text, a number, true or false", lambda value: isinstance(value, (str, int, float))),
     dict: ("a table", lambda value: True),  # or several: `read` looks at that
@@ -130,7 +135,7 @@ def read(file: Path, values: Mapping[str, type], tables: Mapping[str, type]) -> 
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArgumentError(f"{file}: {error.strerror}. Copy settings.example.toml, and change it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(f"{file} is not TOML: {error}") from None
     whole, found = Table(file, "", 0, content), {}
     whole.check({**values, **dict.fromkeys(tables, dict)})

@@ -159,13 +159,18 @@ def below(outputs: Iterable[OutputStatus], folder: Path) -> list[OutputStatus]:
 
 def rows_of_sets(before: Iterable[OutputStatus], folder: Path, domains: str) -> dict[str, int]:
     """The rows of the sets in a folder that `--domain` names, by domain; of a set that is not there, those that it will
-    have, as the step `before` says that makes it."""
+    have, as the step `before` says that makes it.
+
+    Raises:
+        ArgumentError: if a name in `domains` cannot be that of a folder.
+    """
     rows = {output.path.name: output.total for output in before if output.path.parent == folder and output.total}
-    names: list[str] = []
-    with contextlib.suppress(PipelineError):
+    names = list(rows)
+    if domains != "all":
         names = mds.find_domains(folder, domains)
-    if domains == "all":
-        names = list(dict.fromkeys([*names, *rows]))
+    else:
+        with contextlib.suppress(PipelineError):
+            names = list(dict.fromkeys([*mds.find_domains(folder, domains), *rows]))
     for name in names:
         with contextlib.suppress(PipelineError):
             rows[name] = mds.num_rows(folder / name)

@@ -288,8 +288,8 @@ class Run:
             out, shard = folder.parent.parent, manifest["shard_id"]
             if shard or out not in self.manifests:  # else the command above writes this shard, too
                 lines.append(_sampler_command(out, manifest, **source, shard_id=shard))
-        lines += [_teacher_command(one) for one in self.of_kind(ANNOTATED)]
-        return [*lines, *self._retrieval_commands()]
+        lines += self._retrieval_commands()  # whose sets may be the context of a teacher
+        return [*lines, *(_teacher_command(one) for one in self.of_kind(ANNOTATED))]
 
     def _retrieval_commands(self) -> Iterator[str]:
         for folder, made_with in self.found.folders[RETRIEVED].items():

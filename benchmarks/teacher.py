@@ -52,15 +52,15 @@ def compare_heads(bars: Bars, num_positions: int, hidden_size: int) -> None:
     rows, none = teacher_model.HEAD_BYTES // (4 * len(weight)), torch.empty(num_positions, 0)
 
     def by_chunks() -> None:
-        for chunk in hidden.split(rows):
-            TopK(TOPK).of_logits(chunk @ weight.T, none)
+        for chunk in (hidden @ weight.T).split(rows):
+            TopK(TOPK).of_logits(chunk, none)
 
     def usual() -> None:
         prob, index = torch.softmax(hidden @ weight.T, -1).sort(-1, descending=True)
         prob[:, :TOPK].half(), index[:, :TOPK].int(), prob[:, TOPK:].sum(-1).half()
 
     chunked, whole = best_seconds(by_chunks), best_seconds(usual)
-    head = best_seconds(lambda: [chunk @ weight.T for chunk in hidden.split(rows)])
+    head = best_seconds(lambda: hidden @ weight.T)
     what = f"head and top-k, {num_positions:,} × 32,000, hidden size {hidden_size}"
     if hidden_size == 256:
         details = f"{chunked:.2f} s and {whole:.2f} s, of which the head takes {head:.2f} s"

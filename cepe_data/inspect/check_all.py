@@ -161,7 +161,7 @@ def find(bases: Sequence[Path]) -> Found:
             folder = Path(name)
             output = verify.with_parents(folder, 2)
             content = [one for one in files if one.endswith(".mds") or one in check_hits.HIT_FILES]
-            is_output = bool(content) or "meta.json" in files
+            is_output = bool(content) or provenance.META in files
             if is_output and folder != base:
                 add_output(found, output, bool(content))
             if samples_check.MANIFEST in files:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cepe_data.errors import ArgumentError, PipelineError
 from cepe_data.retrieval import embeddings
-from cepe_data.storage import parts, verify
+from cepe_data.storage import parts, provenance, verify
 from cepe_data.storage.report import Report
 
 HIT_FILES = ("keys.npy", "scores.npy")
@@ -21,7 +21,7 @@ def hit_folders(folder: Path) -> list[Path]:
 
 def is_hit_folder(path: Path) -> bool:
     """Whether a folder has the hits of a domain, complete or not."""
-    return verify.is_domain_folder(path) and any((path / name).exists() for name in (*HIT_FILES, "meta.json"))
+    return verify.is_domain_folder(path) and any((path / name).exists() for name in (*HIT_FILES, provenance.META))
 
 
 def check_embedded(report: Report, effort: verify.Effort, folder: Path) -> None:

@@ -90,9 +90,8 @@ class Teacher:
             self._config = self._model.config.get_text_config()
             self._num_words = settings.num_words or int(self._config.vocab_size)
             self._index_dtype = getattr(torch, mds.token_dtype(self._num_words).name)
-            self._head_rows = max(
-                1, (HEAD_BYTES_CUDA if device.startswith("cuda") else HEAD_BYTES) // 4 // self._num_words
-            )
+            logit_bytes = HEAD_BYTES_CUDA if device.startswith("cuda") else HEAD_BYTES
+            self._head_rows = max(1, logit_bytes // (4 * self._num_words))
             self._replace_head(checkpoint.folder)
             if settings.compile:
                 _compile_layers(self._model, self._config.num_hidden_layers)
@@ -179,9 +178,8 @@ class Teacher:
             logits = product(rows, weight.t())
             return (logits if bias is None else logits.add_(bias)).unflatten(0, (len(hidden), -1))
 
-        ids = torch.linspace(0, self._num_words - 1, min(16, self.settings.num_tokens), device=weight.device).long()[
-            None
-        ]
+        num_ids = min(16, self.settings.num_tokens)
+        ids = torch.linspace(0, self._num_words - 1, num_ids, device=weight.device).long()[None]
         other = ids.clone()
         other[0, -1] = 0
         own, of_other = self._logits(ids).float(), self._logits(other).float()

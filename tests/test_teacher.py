@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +167,23 @@ def test_compiled_layers_give_the_same_rows(device: str, tmp_path: Path) -> None
     rows = [next(iter(one.annotate([make_sequences(1)]))) for one in teachers]
     assert (rows[0]["target_index"] == rows[1]["target_index"]).all()
     np.testing.assert_allclose(rows[0]["target_prob"], rows[1]["target_prob"], rtol=2.0**-10, atol=2.0**-24)
+
+
+# Without AVX-512, sums of this product depend on the number of threads.
+PRODUCTS = """
+import torch
+from cepe_data.teacher import devices
+left, right = torch.randn(77, 688), torch.randn(256, 688)
+with devices.thread_pool(1) as pool:
+    found = pool.submit(torch.mm, left, right.T).result()
+torch.set_num_threads(1)
+assert torch.equal(found, torch.mm(left, right.T))
+"""
+
+
+def test_the_first_product_of_a_thread_uses_one_core() -> None:
+    environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", PRODUCTS], env=environment, check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_operations_are_counted_as_the_formula_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ Algorithms, section 3.1, with room to spare).
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,11 +61,10 @@ class TopK:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         num_shares = 1
         if device == "cpu":
-            torch.set_num_threads(1)
             num_shares = max(1, min(workers.default_num_workers(), len(queries) // 16))
         with devices.memory_errors(device):
             self._shares = [_Share(share, topk, device, in_half) for share in np.array_split(queries, num_shares)]
-        self._pool = ThreadPoolExecutor(num_shares)
+        self._pool = devices.thread_pool(num_shares)
         self._running: list[Future[None]] = []
         self._copies = torch.cuda.Stream(device) if device.startswith("cuda") else None
 

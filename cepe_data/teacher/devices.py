@@ -95,6 +95,14 @@ def memory_errors(device: str) -> Iterator[None]:
         ) from None
 
 
+def thread_pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads that run torch on one core each. (A number that another thread sets reaches the matrix library only after
+    torch itself has run something.)"""
+    import torch
+
+    return ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def run_batches(
     device: str, compute: Callable[..., Any], batches: Iterable[Arrays], num_threads: int
 ) -> Iterator[tuple[Arrays, Arrays]]:
@@ -110,14 +118,11 @@ def run_batches(
     Raises:
         PipelineError: if the memory of the device is not enough.
     """
-    import torch
-
     with contextlib.ExitStack() as stack, memory_errors(device):
         if device.startswith("cuda"):
             depth, launch = 2, _CudaStream(device, compute).launch
         else:
-            torch.set_num_threads(1)
-            pool = ThreadPoolExecutor(num_threads)
+            pool = thread_pool(num_threads)
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             depth = 2 * num_threads
 

@@ -23,7 +23,7 @@ from tests.conftest import Run, folder_of_run, make_texts, write_jsonl
 
 FOLDERS = {"cc": "common_crawl", "wiki": "wikipedia"}
 MARK = ("sanity_check.py", "duplicates")
-FLAGS = ("--allow_shortage", "--test_fraction", 0.2, "--train_fraction", 0.4, "--num_workers", 1)
+FLAGS = ("--allow_shortage", "--test_fraction", 0.2, "--train_fraction", 0.4)
 PASSAGES = ("--retrieval_shards", 1, "--retrieval_chunk_size", 8, "--domains", "cc=0.6,wiki=0.4")
 CONCAT = ("sample_mds_concat.py", "OUT", 16, 8, "1e6", "1e6", "1e6", *PASSAGES, *FLAGS)
 AB = ("sample_mds_ab.py", "OUT", 24, 8, "1e6", "1e6", "--domains", "cc=1", *FLAGS)

@@ -90,6 +90,12 @@ part_bytes = 20000
 topk = 5
 shards = 2
 """
+SECOND_TEACHER = """[[teacher]]
+model_dir = "teacher"
+input_dir = "ab/train"
+num_encoder_tokens = 64
+num_decoder_tokens = 64
+"""
 
 
 def write_settings(folder: Path, world: World, *changes: tuple[str, str], work_dir: Path | None = None) -> None:
@@ -463,6 +469,7 @@ def test_the_lines_complete_the_pipeline(run: Run, pipeline: Path) -> None:
         ('"ab/train"', '"abc/train"', 29, "nothing in these settings makes abc/train"),
         ("part_bytes = 20000", "part_bytes =", 41, "not TOML"),
         ('output = "concat"', 'output = "ab"', 19, "sample_concat and sample_ab would both write ab"),
+        ("[embed]", f"{SECOND_TEACHER}[embed]", 38, "annotate and annotate would both write ab/train-logits-enc64"),
         ("shards = 3", "shards = true", 8, "shards = True: a number from 1 on is expected"),
         ("gpus = 1", "slurm = [1]", 32, "slurm = [1]: a list of texts is expected"),
         ("shards = 2\npart_bytes", "gpus = 2\npart_bytes", 40, "uses one GPU"),
@@ -484,7 +491,20 @@ def test_the_lines_complete_the_pipeline(run: Run, pipeline: Path) -> None:
         ("data_dir", 'domain_key = "a\\u0000"\ndata_dir', 5, "a printable text"),
     ],
     ids=[
-        *("key", "table", "value", "input", "syntax", "outputs", "bool", "list", "gpus", "missing", "array"),
+        *(
+            "key",
+            "table",
+            "value",
+            "input",
+            "syntax",
+            "outputs",
+            "teachers",
+            "bool",
+            "list",
+            "gpus",
+            "missing",
+            "array",
+        ),
         *("regex", "prefix", "not ASCII", "dotted", "lines of a text", "quoted table", "table in a table"),
         *("dotted table", "nan", "inf", "infinite count", "overfetch inf", "overfetch nan"),
         "NUL",

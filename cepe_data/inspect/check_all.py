@@ -42,7 +42,11 @@ CHECKS: dict[str, tuple[Any, type[verify.Effort]]] = {
     "scores": (check_scores, ScoreCheck),
 }
 # What other modules of this folder add to a check.
-ADDED = {"tokens": plots.draw_tokens, "samples": overlap.check_clean_lists, "teacher": plots.draw_teacher}
+ADDED: dict[str, dict[str, Any]] = {
+    "tokens": {"draw": plots.draw_tokens},
+    "samples": {"check_more": overlap.check_clean_lists},
+    "teacher": {"draw": plots.draw_teacher},
+}
 # Kinds of folders. OUTPUT is the OUT of a sampler; there is nothing to compare the rows of converted sets with.
 OUTPUT, WINDOWS, ANNOTATED, RETRIEVED, HITS, EMBEDDED = "output", "windows", "teacher", "retrieved", "hits", "embedded"
 SCORED, CONVERTED = "scored", "converted"
@@ -73,7 +77,7 @@ class AllChecks(verify.Effort):
 def run_one(args: argparse.Namespace) -> int:
     """Run the check of one stage, with what is added to it here."""
     module, options = CHECKS[args.command]
-    return int(module.check(Report(args.command, args.json), cli.typed(options, args), ADDED.get(args.command)))
+    return int(module.check(Report(args.command, args.json), cli.typed(options, args), **ADDED.get(args.command, {})))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     options = cli.typed(AllChecks, args)
     folders = options.folders or [Path()]
     found, inputs_checked = find(folders), set[Path]()
-    added = {**ADDED, "retrieval": inputs_checked}
+    added = {**ADDED, "retrieval": {"checked": inputs_checked}}
     statuses: list[int] = []
     reports: list[dict[str, Any]] = []
     for name, of_stage in options_of_checks(options, found):
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         report.say(f"== {title}")
         try:
             module, _ = CHECKS[name]
-            statuses.append(module.check(report, of_stage, added.get(name)))
+            statuses.append(module.check(report, of_stage, **added.get(name, {})))
         except PipelineError as error:
             reports.append({"check": name, "ok": False, "error": str(error)})
             cli.warn(f"{title}: {error}")

@@ -292,9 +292,9 @@ class Pipeline:
         slurm = self._flags(table)
         if not is_merge:
             for other in self.steps:
-                is_other_output = step.folder in {other.step.folder, *other.step.intermediates}
-                if is_other_output and "--merge" not in other.flags:
-                    raise table.error("output", f"{name} and {other.name} would both write {self.shown(step.folder)}")
+                shared = {step.folder, *step.intermediates} & {other.step.folder, *other.step.intermediates}
+                if shared and "--merge" not in other.flags:
+                    raise table.error("output", f"{name} and {other.name} would both write {self.shown(min(shared))}")
             if script in GPU_MEMORY:
                 slurm.insert(0, f"--mem={GPU_MEMORY[script]}")
             slurm += [f"--{flag}={own[key]}" for key, flag in (("gpus", "gpus"), ("cores", "cpus-per-task"))

@@ -8,6 +8,7 @@ the hashes of all files.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_arguments(parser)
 
 
-def check(report: Report, options: ScoreCheck, added: None = None) -> int:
-    """Check every set of DIR. Other modules add nothing to it."""
-    del added
+def check(report: Report, options: ScoreCheck) -> int:
+    """Check every set of DIR."""
     folders = verify.find_sets(options.folder)
     num_compared = verify.check_sets(report, options, folders)
     num_recomputed = 0
     if options.model_dir and not report.findings:
-        num_recomputed = sum(recompute(report, options, options.model_dir, folder) for folder in folders)
+        num_recomputed = recompute(report, options, options.model_dir, folders)
     num_rows = verify.count_rows(folders)
     report.results |= {"sets": len(folders), "rows": num_rows, "rows_compared": num_compared}
     report.results["rows_recomputed"] = num_recomputed
@@ -97,25 +97,27 @@ class ScoreCheck(verify.SetCheck):
         return result
 
 
-def recompute(report: Report, options: ScoreCheck, model_dir: str, folder: Path) -> int:
-    """Recompute the scores of some rows of a set, and report those that differ. Returns how many rows."""
-    meta = provenance.read_meta(folder)
-    made_with, model = meta.made_with, EncoderModel.find(model_dir)
-    if made_with.get("model") != model.fingerprint:
-        report.found(folder, f"was made with another encoder than {model_dir}")
-        return 0
-    tokenizer = tokenizers.find(options.tokenizer, options.tokenized_dir, meta.get("tokenizer"))
-    read = texts_of(input_folder(folder, options.input_dir), tokenizer, word_piece_json(model), made_with)
+def recompute(report: Report, options: ScoreCheck, model_dir: str, folders: Sequence[Path]) -> int:
+    """Recompute the scores of some rows of every set, and report those that differ. Returns how many rows."""
+    model, num_recomputed = EncoderModel.find(model_dir), 0
     [device] = devices.choose_devices(None, 1)
-    encoder, rows = Encoder(model, "float32", device, normalize=False), mds.Rows(folder)
-    tolerance = TOLERANCE if made_with["dtype"] == "float32" else HALF_TOLERANCE
-    numbers = verify.sample(len(rows), options.recomputed_rows, options.seed, folder.name).tolist()
-    for number in numbers:
-        stored = rows[number][COLUMN]
-        expected = scores_of(encoder.embed(*read((number, number + 1))), len(stored))[0]
-        wrong = np.abs(expected - stored) > tolerance * np.abs(expected).max()
-        if wrong.any():
-            chunk = int(np.argmax(wrong))
-            what = f"has the score {stored[chunk]:.6g} for chunk {chunk}; the encoder gives {expected[chunk]:.6g}"
-            report.found(folder, what, number)
-    return len(numbers)
+    encoder, word_pieces = Encoder(model, "float32", device, normalize=False), word_piece_json(model)
+    for folder in folders:
+        meta, rows = provenance.read_meta(folder), mds.Rows(folder)
+        made_with = meta.made_with
+        if made_with.get("model") != model.fingerprint:
+            report.found(folder, f"was made with another encoder than {model_dir}")
+            continue
+        tokenizer = tokenizers.find(options.tokenizer, options.tokenized_dir, meta.get("tokenizer"))
+        read = texts_of(input_folder(folder, options.input_dir), tokenizer, word_pieces, made_with)
+        tolerance = TOLERANCE if made_with["dtype"] == "float32" else HALF_TOLERANCE
+        for number in verify.sample(len(rows), options.recomputed_rows, options.seed, folder.name).tolist():
+            stored = rows[number][COLUMN]
+            expected = scores_of(encoder.embed(*read((number, number + 1))), len(stored))[0]
+            wrong = np.abs(expected - stored) > tolerance * np.abs(expected).max()
+            if wrong.any():
+                chunk = int(np.argmax(wrong))
+                what = f"has the score {stored[chunk]:.6g} for chunk {chunk}; the encoder gives {expected[chunk]:.6g}"
+                report.found(folder, what, number)
+            num_recomputed += 1
+    return num_recomputed

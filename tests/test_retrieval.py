@@ -173,6 +173,21 @@ def test_vectors_are_pooled_and_scaled_as_the_encoder_says_after_the_prefixes(
     np.testing.assert_allclose(np.load(tmp_path / "HITS/wiki.queries/embeddings.npy")[:5], expected[5:], atol=1e-5)
 
 
+def test_queries_are_embedded_again_after_the_pooling_changed(
+    run: Run, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    for name in ("OUT", "tokenized"):
+        (tmp_path / name).symlink_to(corpus / name)
+    for folder in (corpus / "encoder", whole / "HITS"):
+        shutil.copytree(folder, tmp_path / folder.name)
+    write_modules(tmp_path / "encoder", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    run(*EMBED, cwd=tmp_path)
+    run(*SEARCH, "--domain", "wiki", "--overwrite", cwd=tmp_path)
+    texts = decode(tmp_path, [row["token_ids"][:20] for row in rows_of(tmp_path / "OUT/test/wiki")[:5]])
+    expected = np.stack([states[0] for states in hidden_states(tmp_path / "encoder", texts)])
+    np.testing.assert_allclose(np.load(tmp_path / "HITS/wiki.queries/embeddings.npy")[:5], expected, atol=1e-5)
+
+
 def first_hidden_states(folder: Path, texts: list[str]) -> np.ndarray:
     """float64 [texts, dimension]: the first state of each text, scaled to length 1."""
     return np.stack([states[0] / np.sqrt((states[0] ** 2).sum()) for states in hidden_states(folder, texts)])

@@ -9,7 +9,7 @@ import xxhash
 
 from cepe_data.errors import ArgumentError
 from cepe_data.retrieval.embeddings import Embeddings
-from cepe_data.retrieval.encoder import EncoderModel
+from cepe_data.retrieval.encoder import MEAN, EncoderModel
 from cepe_data.retrieval.row_texts import QueryOptions
 from cepe_data.storage import mds, provenance
 from cepe_data.storage.inputs import Input, SetInput
@@ -107,6 +107,8 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         "dtype": str(corpus.kind["dtype"] or "float32") if args.dtype == "auto" else args.dtype,
         **({"query_prefix": args.query_prefix} if args.query_prefix else {}),
     }
+    # The fingerprint of the encoder does not cover it. That of the embeddings does, on which hits depend.
+    pooling = {"pooling": corpus.kind["pooling"]} if corpus.kind["pooling"] != MEAN else {}
     overfetch = args.overfetch if args.exclude_overlap else 1
     fetch = min(round(args.topk * overfetch), corpus.num_passages)
     found_with = {**query_made_with, "topk": args.topk, "overfetch": overfetch}
@@ -127,7 +129,7 @@ def plan_search(args: SearchOptions, corpus: Embeddings, domain: str) -> Search:
         domain,
         queries,
         num_rows,
-        args.output_at(args.output / f"{domain}.queries", query_made_with),
+        args.output_at(args.output / f"{domain}.queries", {**query_made_with, **pooling}),
         args.output_at(hits, made_with),
         fetch,
         Parts.of(directory, of_shards),

@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 from cepe_data.storage import mds, outputs, provenance
+from cepe_data.teacher import check as teacher_check
 from demo import models
 from tests.conftest import Run, World, folder_of_run, make_encoder, make_texts
 
@@ -247,6 +248,13 @@ def shift_lines(folder: Path) -> None:
     sign(path)
 
 
+def shift_positions(rows: list[dict[str, Any]]) -> None:
+    """Nearly half of the positions of a row hold the targets of the next one."""
+    for column in ("target_index", "target_prob"):
+        array = rows[1][column]
+        array[: len(array) * 9 // 20] = array[1 : len(array) * 9 // 20 + 1].copy()
+
+
 def roll_rows(rows: list[dict[str, Any]]) -> None:
     rows[:] = [rows[-1], *rows[:-1]]
 
@@ -331,6 +339,8 @@ DAMAGES: list[tuple[str, tuple[Any, ...], Damage, str]] = [
      "is not what was written"),
     ("teacher", ("--model_dir", "teacher", "--recomputed_rows", 99),
      edit_rows(f"{TEACHER}/book", lambda rows: rows.insert(1, rows.pop(9))), "row 1: is not what the model gives"),
+    ("teacher", ("--model_dir", "teacher", "--recomputed_rows", 99), edit_rows(f"{TEACHER}/book", shift_positions),
+     "row 1: is not what the model gives"),
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_prob", 4, (7, 0), 0.001)),
      "row 4: .*at position 7"),
     ("teacher", QUICK, edit_rows(f"{TEACHER}/book", set_value("target_prob", 4, (7, 0), np.nan)),
@@ -395,6 +405,16 @@ def test_every_damage_is_found_and_named(run: Run, made: Path, tmp_path: Path, n
     assert done.returncode in {1, 2} and "Traceback" not in done.stderr, done.stderr
     found = "\n".join(line for line in done.stdout.splitlines() if line.startswith("FOUND")) or done.stderr
     assert re.search(message, found), f"{found}\n{done.stderr}"
+
+
+def test_a_position_without_its_most_probable_word_is_not_right() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (20, 50)).astype(np.float32)
+    log_prob = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    order = np.argsort(-log_prob, axis=1)
+    for first, is_right in ((0, True), (1, False)):
+        ids = order[:, first : first + 5]
+        stored = np.exp(np.take_along_axis(log_prob, ids, axis=1)).astype(np.float16).astype(np.float32)
+        assert (teacher_check.topk_difference(log_prob, ids, stored) < teacher_check.LOG_TOLERANCE) == is_right
 
 
 def test_clean_data_has_no_finding(run: Run, made: Path) -> None:

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+)
 
 from cepe_data.storage import mds, outputs, provenance
 from cepe_data.storage.parts import PartedSet
@@ -233,6 +241,30 @@ def test_batch_size_threads_and_processes_change_no_byte(annotate: Run, folder: 
         trees.append(reference.tree_bytes(out))
         shutil.rmtree(out)
     assert trees[0] == trees[1] == trees[2] == trees[3]
+
+
+def test_another_model_has_its_attention_checked_even_if_it_replaces_what_is_there(annotate: Run, folder: Path) -> None:
+    annotate("--output_dir", "MADE")
+    config = Gemma2Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, initializer_range=0.4, attn_logit_softcapping=1.0,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(folder / "capped")
+    made = annotate("--output_dir", "MADE", "--model_dir", "capped", "--overwrite")
+    assert provenance.read_meta(folder / "MADE/book").made_with["attn_implementation"] == "eager", made.stderr
+
+
+@pytest.mark.skipif(int(transformers.__version__.partition(".")[0]) > 4, reason="transformers 5 reads the window")
+def test_a_window_that_transformers_ignores_is_an_error(annotate: Run, folder: Path) -> None:
+    """RecurrentGemma's; shorter sequences are the same with and without it."""
+    for window, status in ((64, 0), (63, 2)):
+        config = RecurrentGemmaConfig(
+            vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+            lru_width=32, attention_window_size=window,
+        )  # fmt: skip
+        RecurrentGemmaForCausalLM(config).save_pretrained(folder / f"window_{window}")
+        error = annotate("--model_dir", f"window_{window}", status=status).stderr
+        assert (f"attention_window_size {window}" in error) == bool(status)
 
 
 def test_a_process_that_fails_ends_the_others(annotate: Run, folder: Path) -> None:

@@ -137,6 +137,10 @@ class Checkpoint:
             raise ArgumentError(
                 f"the {what} in {self.folder} lacks {len(lacking)} weights, such as {lacking[0]}: it would guess"
             )
+        for config in (model.config, model.config.get_text_config()):
+            config.return_dict = True
+            # These would be kept in memory, and collecting them is not safe in several threads.
+            config.output_hidden_states = config.output_attentions = False
         return model.eval().requires_grad_(False)
 
     def full_config(self) -> Any:

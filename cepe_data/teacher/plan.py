@@ -16,7 +16,7 @@ from cepe_data.storage.inputs import SetInput
 from cepe_data.storage.parts import PartedSet, PartedSetOptions
 from cepe_data.teacher import devices, vocabulary
 from cepe_data.teacher import model as teacher_model
-from cepe_data.teacher.checkpoint import Checkpoint
+from cepe_data.teacher.checkpoint import Checkpoint, transformers_version
 from cepe_data.teacher.targets import Sampled, Targets, TopK
 
 SHARD_BYTES = 128 << 20
@@ -106,7 +106,8 @@ def _plan_annotation(
     check_positions(args, model, num_tokens)
     folder = output_folder(args, domain)
     dtype = choose_dtype(args, args.dtype, args.device, folder, "bfloat16")
-    attention = choose_attention(args, folder, model, dtype, num_tokens)
+    is_same_model = args.merge or args.recorded(folder, "model") == fingerprint()
+    attention = choose_attention(args, folder if is_same_model else None, model, dtype, num_tokens)
     made_with = {
         **provenance_of_request(args, domain),
         **({"num_words": num_words} if num_words else {}),
@@ -145,8 +146,15 @@ def check_positions(args: AnnotationOptions, model: teacher_model.Model, num_tok
     """Warn of sequences that are longer than the rotary positions of a model allow for.
 
     Raises:
-        ArgumentError: if the positions are not rotary: they end there.
+        ArgumentError: if the positions are not rotary: they end there; or if attention has a window that transformers
+            ignores.
     """
+    window = model.checkpoint.text_config.get("attention_window_size", num_tokens)
+    if num_tokens > window and transformers_version().startswith("4."):
+        raise ArgumentError(
+            f"{num_tokens} tokens are more than the attention_window_size {window} of {args.model_dir}, which "
+            f"transformers {transformers_version()} ignores: run this with transformers 5"
+        )
     if model.max_positions is None or num_tokens <= model.max_positions:
         return
     what = (
@@ -167,15 +175,15 @@ def choose_dtype(options: PartedSetOptions, dtype: str, device: str | None, fold
 
 
 def choose_attention(
-    args: AnnotationOptions, folder: Path, model: teacher_model.Model, dtype: str, num_tokens: int
+    args: AnnotationOptions, folder: Path | None, model: teacher_model.Model, dtype: str, num_tokens: int
 ) -> str:
-    """`--attn_implementation`; without it, that of the parts or the set that exist, else one whose probabilities are
-    checked on the device.
+    """`--attn_implementation`; without it, that of the parts or the set in `folder`, which this model made, else one
+    whose probabilities are checked on the device.
 
     Raises:
         ArgumentError: if the device does not exist, or the model cannot be loaded.
     """
-    made = args.recorded(folder, "attn_implementation")
+    made = args.recorded(folder, "attn_implementation") if folder else None
     if made is not None or args.merge:
         return args.attn_implementation or str(made or "eager")
     [device, *_] = devices.choose_devices(args.device, args.num_gpus)

@@ -93,6 +93,12 @@ class RecordDomains:
         return {"domain_key": self.key, **({"domain_map": dict(self.domain_map)} if self.domain_map else {})}
 
 
+def has_other_domains(made_with: Mapping[str, Any], domain: str | None, record_domains: RecordDomains | None) -> bool:
+    """Whether a token file with this provenance takes the domains of its documents from elsewhere than the list: all
+    are of `domain`, or, where that is None, each record says its own as in `record_domains`."""
+    return RecordDomains.recorded(made_with) != (record_domains if domain is None else None)
+
+
 @dataclass(frozen=True)
 class RecordKeys:
     """Where records have their text, and, where they say it, their domain. `a.b` is b in the object a."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
-from cepe_data.corpus.domains import RecordDomains, RecordKeys
+from cepe_data.corpus.domains import RecordDomains, RecordKeys, has_other_domains
 from cepe_data.corpus.parquet import is_parquet, parquet_blocks
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, tokenizers
@@ -105,6 +105,7 @@ class FileChecker:
 
     options: TokenCheck
     root: Path | None
+    record_domains: RecordDomains | None
     saved: tokenizers.TokenizerIdentity | None
 
     @cached_property
@@ -121,6 +122,9 @@ class FileChecker:
             result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
         try:
             with TokenFile(path) as tokens:
+                if file.domain is None and not tokens.domain_names:
+                    what = "does not say the domains of its documents, the list says that records do"
+                    result.findings.append((path, what))
                 if tokens.meta:
                     self._check_meta(tokens, tokens.meta, file, result)
                 self._check_documents(tokens, file.domain, result)
@@ -146,8 +150,8 @@ class FileChecker:
         if source != (file.path, file.num_bytes):
             listed = f"the list says {file.path} with {file.num_bytes}"
             found.append(f"was made from {source[0]} with {source[1]} bytes, {listed}")
-        if file.domain is None and not tokens.domain_names:
-            found.append("does not say the domains of its documents, the list says that records do")
+        if has_other_domains(meta.made_with, file.domain, self.record_domains):
+            found.append("was made when the list had another --domain_key or --domain_map")
         identity = read_tokenizer(tokens.path, meta)
         for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
             if number is not None and not 0 <= number < identity.vocab_size:

@@ -165,6 +165,16 @@ def test_reports_keep_the_first_lines_and_all_counts() -> None:
     assert whole.as_json() == {"bad": {"count": 45, "first_lines": list(range(1, 21))}}
 
 
+@pytest.mark.parametrize("damage", [readers.CUT_OFF, readers.HOLE])
+def test_damage_is_reported_by_name_after_any_number_of_other_reasons(damage: str) -> None:
+    whole, last = readers.LineReport(), readers.LineReport()
+    for line in range(1, 31):
+        whole.add(f"unknown domain {line}", line)
+    last.add(damage, 1)
+    whole.merge(last, 30)
+    assert whole.lines[damage] == [31] and whole.total == 31 and len(whole.counts) == readers.MAX_REASONS + 2
+
+
 @pytest.mark.parametrize("range_bytes", [1, 7, 1000, 100_000, 1 << 30])
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n", b"x" * 200_000, b"x" * 200_000 + b"\n"])
 def test_ranges_of_lines_are_whole_lines_and_all_of_the_file(

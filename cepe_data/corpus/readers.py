@@ -62,7 +62,8 @@ class LineReport:
             self.lines[reason] = (self.lines.get(reason, []) + numbers)[:MAX_LISTED_LINES]
 
     def _counted(self, reason: str) -> str:
-        return reason if reason in self.counts or len(self.counts) < MAX_REASONS else OTHER_REASONS
+        is_named = reason in self.counts or reason in {CUT_OFF, HOLE} or len(self.counts) < MAX_REASONS
+        return reason if is_named else OTHER_REASONS
 
     @property
     def total(self) -> int:

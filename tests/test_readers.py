@@ -229,7 +229,8 @@ def parse_both(folder: Path, records: list[dict[str, Any]], text: str, domain: s
 
 
 BOOK, WIKI = 1, 6  # in the sorted names of the seven domains
-BODIES = ['{"content": "hello", "set": "book"}', '{"content": 7}', "no JSON", "[]", "", '{"content": "\\ud800"}', None]
+BODIES = ['{"content": "hello", "set": "book"}', '{"content": 7}', "no JSON", "[]", "", "[" * 100_000, None]
+LENIENT = ['{"content": "a \\ud800", "set": "book"}', '{"content": "b", "set": "wiki", "score": NaN}']
 CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
     "columns": (
         [{"text": text, "set": name} for text in ("a", "", None) for name in ("RedPajamaBook", "wiki", "x", None)],
@@ -269,6 +270,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
         ("body.content",),
         (["hello"], [], {"'body.content' is no string": [2], "no key 'body.content'": [3, 4, 5, 6, 7]}),
     ),
+    "strings that only the standard library reads": (
+        [{"body": body} for body in LENIENT],
+        ("body.content", "body.set"),
+        (["a \ufffd", "b"], [BOOK, WIKI], {}),
+    ),
     "text and domain in one string": (
         [{"body": body} for body in BODIES[:2]],
         ("body.content", "body.set"),
@@ -288,7 +294,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
         (
             ["a"],
             [BOOK],
-            {"no domain in 'meta.set'": [2, 3, 6, 7], "a string on the way to 'meta.set' is not JSON": [4, 5]},
+            {
+                "no domain in 'meta.set'": [2, 3, 6, 7],
+                "a string on the way to 'meta.set' is not JSON": [4],
+                "unknown domain '\\ud800' in 'meta.set'": [5],
+            },
         ),
     ),
     "a key into a text": ([{"text": "a"}], ("text.typo",), ([], [], {"no key 'text.typo'": [1]})),

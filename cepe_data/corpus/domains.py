@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -116,6 +117,23 @@ class RecordKeys:
         return f"no key {self.text!r}"
 
 
+def parse_json(line: bytes | str) -> Any:
+    """The value of a JSON text. NaN and lone surrogate escapes are read, too, as by the standard library.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, or too deep.
+    """
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+        except RecursionError as error:
+            raise ValueError(str(error)) from None
+
+
 def find_value(record: Mapping[str, Any] | str, key: str) -> Any:
     """The value of `key` in a record: of that very name, or else of `a.b`, which is b in the object a. The record and
     any object in it may be a string of JSON.
@@ -128,9 +146,7 @@ def find_value(record: Mapping[str, Any] | str, key: str) -> Any:
     'RedPajamaBook'
     """
     if isinstance(record, str):
-        import orjson
-
-        record = orjson.loads(record)
+        record = parse_json(record)
     if not isinstance(record, dict):
         raise KeyError(key)
     if key in record:

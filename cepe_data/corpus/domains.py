@@ -184,8 +184,8 @@ def parse_domain_map(text: str) -> dict[str, str]:
     """The value of `--domain_map`. Raises ArgumentError for anything else than NAME=DOMAIN,…"""
     domain_map = parse_assignments(text, "--domain_map") if text else {}
     for name, domain in domain_map.items():
-        if domain != PurePosixPath(domain).name or domain.startswith(".") or "," in domain:
-            raise ArgumentError(f"--domain_map {name}={domain}: a domain is a plain name, without `/` and `,`")
+        if domain != PurePosixPath(domain).name or domain.startswith(".") or {",", "="} & {*domain}:
+            raise ArgumentError(f"--domain_map {name}={domain}: a domain is a plain name, without `/`, `,` and `=`")
     return domain_map
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections import defaultdict
@@ -298,7 +299,7 @@ def sample_lines(path: Path, number: int, rng: np.random.Generator) -> list[tupl
     """Lines of a jsonl file with the byte each starts at: of a plain one the first, and some that follow random bytes;
     of a compressed one, whose bytes are counted decompressed, from its beginning."""
     if readers.is_compressed(path):
-        lines = next((block for _, block, _ in readers.line_blocks(path)), b"").splitlines(keepends=True)
+        lines = list(io.BytesIO(next((block for _, block, _ in readers.line_blocks(path)), b"")))  # split at LF only
         starts = np.cumsum([0, *map(len, lines)]).tolist()
         return [(starts[index], lines[index]) for index in rng.permutation(len(lines))[:number].tolist()]
     sample = []
@@ -307,7 +308,8 @@ def sample_lines(path: Path, number: int, rng: np.random.Generator) -> list[tupl
             file.seek(max(0, offset - 1))
             if offset:
                 file.readline()
-            sample.append((file.tell(), file.readline().removeprefix(b"\xef\xbb\xbf")))
+            start, line = file.tell(), file.readline()
+            sample.append((start, line if start else line.removeprefix(b"\xef\xbb\xbf")))
     return sample
 
 

@@ -269,6 +269,7 @@ def test_a_tokenizer_whose_pieces_make_eos_is_rejected(run: Run, tmp_path: Path,
     run("get_all_jsonl.py", "data", cwd=tmp_path)
     error = run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path, status=2).stderr
     assert "in a document gets the id" in error and "eos_token" in error
+    assert not (tmp_path / "tokenized/tokenizer").exists()
 
 
 def test_what_is_hidden_from_a_text_counts_in_the_fingerprint(tmp_path: Path) -> None:

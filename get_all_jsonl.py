@@ -128,11 +128,12 @@ def find_files(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             subfolders.remove(name)
         for name in names:
             path = (relative / name).as_posix()
-            if not name.startswith(".") and not (root / path).exists():
+            reason = reason_to_ignore(root, relative / name)
+            if reason != "hidden" and not (root / path).exists():
                 real = os.path.realpath(root / path)  # Path.resolve raises for a link to itself
                 problems.append(f"{path} is a link to nothing ({real}): mount that, or remove the link")
                 continue
-            if reason := reason_to_ignore(root, relative / name):
+            if reason:
                 ignored[reason].append(path)
                 continue
             if path != path.strip() or not path.isprintable():

@@ -34,7 +34,7 @@ from cepe_data.tokens.encoding import (
     describe_missing_key,
 )
 from cepe_data.tokens.steps import expected_bytes
-from cepe_data.tokens.tokenizers import TokenizerIdentity
+from cepe_data.tokens.tokenizers import TokenizerFiles, TokenizerIdentity
 
 VERIFIED_CHARACTERS = 64 << 10
 MAX_SHARE_WITHOUT_KEY = 0.5  # who allows more bad lines may have files that begin with them
@@ -95,7 +95,8 @@ def main() -> int:
     shard_id, num_shards = shards.resolve_shard(args.shard_id, args.num_shards)
     assigned = listed.by_shard(num_shards)[shard_id]
     outputs.remove_stale_temporaries(args.output_dir)
-    identity = prepare_tokenizer(args.tokenizer, args.output_dir / "tokenizer", args)
+    saved = args.output_dir / "tokenizer"
+    tokenizer, identity = find_tokenizer(args.tokenizer, saved, args)
     tokenization = tokenization_of(args, listed, identity)
     for folder in {(args.output_dir / file.token_file).parent for file in assigned}:
         outputs.remove_stale_temporaries(folder)
@@ -105,10 +106,13 @@ def main() -> int:
     if skipped := len(assigned) - len(todo) - len(totals.failures):
         cli.say(f"skipped {skipped} of {len(assigned)} files: already tokenized with the same arguments")
     if todo:
+        documents = first_texts(tokenization, todo, args.verify_documents)
+        backend = workers.run_in_child(backends.choose_backend, tokenizer, args.backend, documents)
+    if tokenizers.saved_identity(saved) != identity:  # only now: one that is rejected would be in the way of another
+        tokenizers.save(tokenizer, saved, args)
+    if todo:
         new = [file for file in todo if not (args.output_dir / file.token_file).exists()]
         args.require_disk(args.output_dir, expected_bytes(new))
-        documents = first_texts(tokenization, todo, args.verify_documents)
-        backend = workers.run_in_child(choose_backend, args.output_dir / "tokenizer", args.backend, documents)
         tokenization.tokenize(todo, backend, args.num_workers, f"shard {shard_id}", totals)
     cli.say(
         f"shard {shard_id} of {num_shards}: {totals.files} files, {totals.documents:,} documents, {totals.tokens:,} "
@@ -126,19 +130,16 @@ def tokenization_of(args: TokenizeOptions, listed: listing.FileList, identity: T
     return Tokenization(listed.root or Path(), args.output_dir, keys, args.max_bad_lines, identity, args)
 
 
-def prepare_tokenizer(name: str | None, folder: Path, options: outputs.WriteOptions) -> TokenizerIdentity:
-    """Save the tokenizer in `folder`, or find it saved. Raises ArgumentError if another one is saved there."""
+def find_tokenizer(
+    name: str | None, folder: Path, options: outputs.WriteOptions
+) -> tuple[TokenizerFiles, TokenizerIdentity]:
+    """The tokenizer called `name`, else that saved in `folder`. Raises ArgumentError if another one is saved there."""
     saved = tokenizers.saved_identity(folder)
     if name is None and saved is not None:
-        return saved
+        return tokenizers.read_saved(folder), saved
     tokenizer = tokenizers.load(name or tokenizers.DEFAULT_TOKENIZER)
-    tokenizers.save(tokenizer, folder, options)
-    return tokenizer.identity
-
-
-def choose_backend(folder: Path, requested: str | None, documents: list[str]) -> str:
-    """The backend for a saved tokenizer. For a child process: the libraries that are compared take memory."""
-    return backends.choose_backend(tokenizers.read_saved(folder), requested, documents)
+    options.output_at(folder, tokenizers.made_with(tokenizer.identity)).is_done()
+    return tokenizer, tokenizer.identity
 
 
 def first_texts(tokenization: Tokenization, files: Sequence[listing.ListedFile], number: int) -> list[str]:
@@ -173,9 +174,8 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
     saved = args.output_dir / "tokenizer"
     with outputs.naming(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "tokenizer"
-        identity = prepare_tokenizer(args.tokenizer or (str(saved) if saved.is_dir() else None), folder, args)
-        if not args.overwrite:
-            args.output_at(saved, tokenizers.made_with(identity)).is_done()
+        tokenizer, identity = find_tokenizer(args.tokenizer, saved, args)
+        tokenizers.save(tokenizer, folder)
         tokenization = tokenization_of(args, listed, identity)
         totals = Totals()
         todo = [file for file in files if not tokenization.is_done(file, totals)]
@@ -186,7 +186,7 @@ def report_dry_run(args: TokenizeOptions, listed: listing.FileList) -> int:
         if not todo:
             return cli.EXIT_OK
         listed.require_root(todo)
-        backend = workers.run_in_child(choose_backend, folder, args.backend, [])
+        backend = workers.run_in_child(backends.choose_backend, tokenizer, args.backend, [])
         rates = workers.run_in_child(measure_domains, tokenization, backend, folder, todo)
     rows: list[list[Any]] = []
     is_todo, num_shards = set(todo), args.num_shards or 1

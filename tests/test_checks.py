@@ -467,7 +467,8 @@ def test_what_cannot_be_compared_is_said(run: Run, made: Path, tmp_path: Path) -
     assert "pass --input_dir" in done.stderr
     assert "holds no sets" in run("sanity_check.py", "samples", "EMB", cwd=made, status=2).stderr
     assert "holds no MDS sets" in run("sanity_check.py", "teacher", "EMB", cwd=made, status=2).stderr
-    assert "neither" in run("sanity_check.py", "all", "encoder", "--file_list", "no.txt", cwd=made, status=2).stderr
+    where = ("--file_list", "no.txt", "--tokenized_dir", "none")
+    assert "neither" in run("sanity_check.py", "all", "encoder", *where, cwd=made, status=2).stderr
 
 
 def test_a_folder_may_be_named_from_inside(run: Run, made: Path) -> None:
@@ -476,7 +477,10 @@ def test_a_folder_may_be_named_from_inside(run: Run, made: Path) -> None:
     done = run("sanity_check.py", "teacher", ".", cwd=made / f"{TEACHER}/book")
     assert "1 sets, 30 rows" in done.stdout and "is not there" not in done.stderr
     run("sanity_check.py", "show", ".", 0, "--tokenized_dir", made / "tokenized", cwd=made / f"{TEACHER}/book")
-    run("sanity_check.py", "all", "--file_list", "none", "--tokenized_dir", "../tokenized", cwd=made / "OUT")
+    where = ("--tokenized_dir", "../tokenized", "--file_list")
+    run("sanity_check.py", "all", *where, "../all_jsonl.txt", cwd=made / "OUT")
+    error = run("sanity_check.py", "all", *where, "none.txt", cwd=made / "OUT", status=2).stderr
+    assert "none.txt is missing" in error and "name another with --file_list" in error
 
 
 def test_damage_is_said_as_json_too_and_is_worse_than_what_cannot_be_checked(

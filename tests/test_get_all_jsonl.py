@@ -44,14 +44,15 @@ def test_the_list_is_sorted_and_knows_domains_sizes_and_root(run: Run, tmp_path:
 
 def test_unknown_folders_are_named_and_kept_out_unless_mapped(run: Run, tmp_path: Path) -> None:
     make(tmp_path / "data", "arxiv/a.jsonl", "mine/m.jsonl", "top.jsonl", "arxiv/.hidden/h.jsonl", "arxiv/.h.jsonl")
+    (tmp_path / "data/arxiv/.hidden/lock").symlink_to("nothing")
     done = run("get_all_jsonl.py", "data", cwd=tmp_path)
     assert listed(tmp_path) == ["arxiv/a.jsonl"]
-    for message in ("mine/ with 1 files", "--domain_map mine=mine\n", "outside of any folder", "2 hidden ("):
+    for message in ("mine/ with 1 files", "--domain_map mine=mine\n", "outside of any folder", "3 hidden ("):
         assert message in done.stderr
     done = run("get_all_jsonl.py", "data", "--domain_map", "mine=book", cwd=tmp_path)
     assert listed(tmp_path) == ["arxiv/a.jsonl", "mine/m.jsonl"] and "1 added, 0 removed" in done.stdout
     assert json.loads((tmp_path / "all_jsonl.json").read_text())["files"][1]["domain"] == "book"
-    for bad in ("mine", "mine=", "mine=../x", "mine=a,mine=b"):
+    for bad in ("mine", "mine=", "mine=../x", "mine=a,mine=b", "mine=a=b"):
         run("get_all_jsonl.py", "data", "--domain_map", bad, cwd=tmp_path, status=2)
 
 

@@ -389,6 +389,30 @@ def test_the_commands_of_the_page_on_own_corpora_work(mixed: Mixed, world: World
     assert (tmp_path / "slimpajama.txt").read_text().splitlines() == sorted(SOURCES)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [("--domain_map", "train=arxiv"), (*KEY, "--domain_map", "RedPajamaBook=wiki"), ("--domain_key", "meta.other")],
+    ids=["domains of folders", "another map", "another key"],
+)
+def test_token_files_are_rejected_once_the_list_takes_domains_from_elsewhere(
+    mixed: Mixed, run: Run, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    shutil.copytree(mixed.folder / "mixed/tokenized", tmp_path / "tokenized")
+    run("get_all_jsonl.py", mixed.folder / "mixed/data", *flags, cwd=tmp_path)
+    message = "was made when the list had another --domain_key or --domain_map"
+    assert message in run(*AB, "--domains", "arxiv=1", cwd=tmp_path, status=1).stderr
+    assert run("sanity_check.py", cwd=tmp_path, status=1).stdout.count(message) == len(SOURCES)
+
+
+def test_a_file_of_several_domains_that_lost_its_meta_file_is_found(mixed: Mixed, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(mixed.folder / "mixed/tokenized", tmp_path / "tokenized")
+    run("get_all_jsonl.py", mixed.folder / "mixed/data", *KEY, cwd=tmp_path)
+    for suffix in ("meta.json", "hash.npy"):
+        (tmp_path / f"tokenized/train/chunk1/example_train_0.{suffix}").unlink()
+    found = run("sanity_check.py", "--deep", cwd=tmp_path, status=1).stdout
+    assert "example_train_0.npy: does not say the domains of its documents" in found and "1 damaged" in found
+
+
 def test_growth_keeps_splits_and_token_files_and_a_finished_test_set_stays_apart(
     world: World, run: Run, tmp_path: Path
 ) -> None:

@@ -165,6 +165,16 @@ def test_reports_keep_the_first_lines_and_all_counts() -> None:
     assert whole.as_json() == {"bad": {"count": 45, "first_lines": list(range(1, 21))}}
 
 
+@pytest.mark.parametrize("damage", [readers.CUT_OFF, readers.HOLE])
+def test_damage_is_reported_by_name_after_any_number_of_other_reasons(damage: str) -> None:
+    whole, last = readers.LineReport(), readers.LineReport()
+    for line in range(1, 31):
+        whole.add(f"unknown domain {line}", line)
+    last.add(damage, 1)
+    whole.merge(last, 30)
+    assert whole.lines[damage] == [31] and whole.total == 31 and len(whole.counts) == readers.MAX_REASONS + 2
+
+
 @pytest.mark.parametrize("range_bytes", [1, 7, 1000, 100_000, 1 << 30])
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n", b"x" * 200_000, b"x" * 200_000 + b"\n"])
 def test_ranges_of_lines_are_whole_lines_and_all_of_the_file(
@@ -219,7 +229,8 @@ def parse_both(folder: Path, records: list[dict[str, Any]], text: str, domain: s
 
 
 BOOK, WIKI = 1, 6  # in the sorted names of the seven domains
-BODIES = ['{"content": "hello", "set": "book"}', '{"content": 7}', "no JSON", "[]", "", '{"content": "\\ud800"}', None]
+BODIES = ['{"content": "hello", "set": "book"}', '{"content": 7}', "no JSON", "[]", "", "[" * 100_000, None]
+LENIENT = ['{"content": "a \\ud800", "set": "book"}', '{"content": "b", "set": "wiki", "score": NaN}']
 CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
     "columns": (
         [{"text": text, "set": name} for text in ("a", "", None) for name in ("RedPajamaBook", "wiki", "x", None)],
@@ -259,6 +270,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
         ("body.content",),
         (["hello"], [], {"'body.content' is no string": [2], "no key 'body.content'": [3, 4, 5, 6, 7]}),
     ),
+    "strings that only the standard library reads": (
+        [{"body": body} for body in LENIENT],
+        ("body.content", "body.set"),
+        (["a \ufffd", "b"], [BOOK, WIKI], {}),
+    ),
     "text and domain in one string": (
         [{"body": body} for body in BODIES[:2]],
         ("body.content", "body.set"),
@@ -278,7 +294,11 @@ CASES: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], Any]] = {
         (
             ["a"],
             [BOOK],
-            {"no domain in 'meta.set'": [2, 3, 6, 7], "a string on the way to 'meta.set' is not JSON": [4, 5]},
+            {
+                "no domain in 'meta.set'": [2, 3, 6, 7],
+                "a string on the way to 'meta.set' is not JSON": [4],
+                "unknown domain '\\ud800' in 'meta.set'": [5],
+            },
         ),
     ),
     "a key into a text": ([{"text": "a"}], ("text.typo",), ([], [], {"no key 'text.typo'": [1]})),

@@ -169,7 +169,7 @@ def test_a_hundred_retrieval_shards_are_disjoint_and_together_the_prefix_of_the_
     arguments = ("OUT", "96", "32", "0", "0", "1", *FRACTIONS, "--retrieval_chunk_size", "8")
     args = cli.typed(options.ConcatOptions, sample_mds_concat.parse_args(arguments))
     files = [file for file in listing.read_file_list(world.folder / "all_jsonl.txt").files if file.domain == "cc"]
-    tokens = options.find_tokens(files, world.tokenized)
+    tokens = options.find_tokens(listing.FileList(files), world.tokenized)
     tokenizer = tokenizers.find(None, world.tokenized, tokens.fingerprint)
     inventories = reader.inventory(tokens, args.splits, {"retrieval": args.passages})
     available = inventories["cc"].available("retrieval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -148,6 +149,20 @@ def test_the_lines_that_make_what_is_missing_work_with_spaces_in_every_path(
         line = line.removeprefix("make them: ").partition("   (")[0]
         subprocess.run(line, shell=True, cwd=tmp_path, env=environment, check=True)
         run("sanity_check.py", *check[2:], cwd=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_texts_are_compared_by_the_lines_that_tokenizing_reads(
+    run: Run, world: World, tmp_path: Path, suffix: str
+) -> None:
+    """A byte-order mark inside a file makes a bad line; a lone CR is a space inside a record."""
+    (tmp_path / "data/book").mkdir(parents=True)
+    lines = ['{"text": "a"}', '{"text": "outer",\r"part": \r{"text": "inner"}\r}', '\ufeff{"text": "marked"}']
+    content = "".join(f"{line}\n" for line in lines).encode()
+    (tmp_path / f"data/book/x.jsonl{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    run("get_all_jsonl.py", "data", cwd=tmp_path)
+    run("tokenize_jsonl.py", "--tokenizer", world.tokenizer, cwd=tmp_path)
+    assert "2 texts tokenized again" in run("sanity_check.py", "--texts", 50, cwd=tmp_path).stdout
 
 
 def test_a_stale_token_file_is_found_and_not_sampled(run: Run, world: World, tmp_path: Path) -> None:

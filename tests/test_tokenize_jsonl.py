@@ -240,6 +240,9 @@ def test_a_wrong_text_key_is_said_once_and_stops_the_run(run: Run, world: World,
     (tmp_path / "data/arxiv/00.jsonl").unlink()
     done = list_and_tokenize(tmp_path, *flags, status=2)  # none has it: found at the start
     assert done.stderr.count("has the key 'text': its first one has 'id', 'content'. Pass") == 1
+    shutil.rmtree(tmp_path / "tokenized")
+    run("tokenize_jsonl.py", *flags, cwd=tmp_path, status=2)
+    assert not (tmp_path / "tokenized").exists()
     assert "39 files" in run("tokenize_jsonl.py", *flags, "--text_key", "content", cwd=tmp_path).stdout
 
 

@@ -257,13 +257,19 @@ def test_pieces_of_equal_score_are_left_to_sentencepiece(tmp_path: Path) -> None
     assert split(*backends.make_encoder("sentencepiece", loaded)(["a qzk"])) == [expected]
 
 
-def test_a_tokenizer_whose_pieces_make_eos_is_rejected(run: Run, tmp_path: Path) -> None:
-    kind = kinds.make_kind(tmp_path / "tokenizer", "gpt2")
-    edit(CONFIG, eos_token="e")(kind.path)
+@pytest.mark.parametrize(
+    ("name", "eos"),
+    [("gpt2", "e"), ("gpt2", "\u010a"), ("gpt2", "\u0120t"), ("unigram json", "<unk>")],
+    ids=["a letter", "a line feed", "a letter after a space", "unknown characters"],
+)
+def test_a_tokenizer_whose_pieces_make_eos_is_rejected(run: Run, tmp_path: Path, name: str, eos: str) -> None:
+    kind = kinds.make_kind(tmp_path / "tokenizer", name)
+    edit(CONFIG, eos_token=eos)(kind.path)
     write_jsonl(tmp_path / "data/arxiv/a.jsonl", ["the text"])
     run("get_all_jsonl.py", "data", cwd=tmp_path)
     error = run("tokenize_jsonl.py", "--tokenizer", kind.path, cwd=tmp_path, status=2).stderr
-    assert "the text 'e' in a document gets the id" in error and "eos_token" in error
+    assert "in a document gets the id" in error and "eos_token" in error
+    assert not (tmp_path / "tokenized/tokenizer").exists()
 
 
 def test_what_is_hidden_from_a_text_counts_in_the_fingerprint(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -93,6 +94,12 @@ class RecordDomains:
         return {"domain_key": self.key, **({"domain_map": dict(self.domain_map)} if self.domain_map else {})}
 
 
+def has_other_domains(made_with: Mapping[str, Any], domain: str | None, record_domains: RecordDomains | None) -> bool:
+    """Whether a token file with this provenance takes the domains of its documents from elsewhere than the list: all
+    are of `domain`, or, where that is None, each record says its own as in `record_domains`."""
+    return RecordDomains.recorded(made_with) != (record_domains if domain is None else None)
+
+
 @dataclass(frozen=True)
 class RecordKeys:
     """Where records have their text, and, where they say it, their domain. `a.b` is b in the object a."""
@@ -110,6 +117,23 @@ class RecordKeys:
         return f"no key {self.text!r}"
 
 
+def parse_json(line: bytes | str) -> Any:
+    """The value of a JSON text. NaN and lone surrogate escapes are read, too, as by the standard library.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, or too deep.
+    """
+    import orjson
+
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+        except RecursionError as error:
+            raise ValueError(str(error)) from None
+
+
 def find_value(record: Mapping[str, Any] | str, key: str) -> Any:
     """The value of `key` in a record: of that very name, or else of `a.b`, which is b in the object a. The record and
     any object in it may be a string of JSON.
@@ -122,9 +146,7 @@ def find_value(record: Mapping[str, Any] | str, key: str) -> Any:
     'RedPajamaBook'
     """
     if isinstance(record, str):
-        import orjson
-
-        record = orjson.loads(record)
+        record = parse_json(record)
     if not isinstance(record, dict):
         raise KeyError(key)
     if key in record:
@@ -162,8 +184,8 @@ def parse_domain_map(text: str) -> dict[str, str]:
     """The value of `--domain_map`. Raises ArgumentError for anything else than NAME=DOMAIN,…"""
     domain_map = parse_assignments(text, "--domain_map") if text else {}
     for name, domain in domain_map.items():
-        if domain != PurePosixPath(domain).name or domain.startswith(".") or "," in domain:
-            raise ArgumentError(f"--domain_map {name}={domain}: a domain is a plain name, without `/` and `,`")
+        if domain != PurePosixPath(domain).name or domain.startswith(".") or {",", "="} & {*domain}:
+            raise ArgumentError(f"--domain_map {name}={domain}: a domain is a plain name, without `/`, `,` and `=`")
     return domain_map
 
 

@@ -128,7 +128,9 @@ def read_file_list(file_list: Path, root: Path | None = None) -> FileList:
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{file_list} is not UTF-8 text ({error}): run get_all_jsonl.py again") from None
     except FileNotFoundError:
-        raise ArgumentError(f"{file_list} is missing: make it with `python get_all_jsonl.py DATA_DIR`") from None
+        raise ArgumentError(
+            f"{file_list} is missing: make it with `python get_all_jsonl.py DATA_DIR`, or name another with --file_list"
+        ) from None
     json_path = file_list.with_suffix(".json")
     content = provenance.read_signed(json_path, "run get_all_jsonl.py again") if json_path.exists() else {}
     known = {file["path"]: file for file in content.get("files", [])}

@@ -211,7 +211,7 @@ def options_of_checks(options: AllChecks, found: Found) -> Iterator[tuple[str, v
     """Every check by its name, with its options."""
     effort = {one.name: getattr(options, one.name) for one in dataclasses.fields(verify.Effort)}
     tokenized_dir = options.tokenized_dir
-    if options.file_list.exists():
+    if options.file_list.exists() or tokenized_dir.is_dir():  # without a list, the check says so
         of_documents = {**effort, "rows": verify.NUM_SAMPLED}
         yield "tokens", TokenCheck(**of_documents, file_list=options.file_list, tokenized_dir=tokenized_dir)
     for output in found.folders[OUTPUT]:

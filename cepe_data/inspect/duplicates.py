@@ -160,11 +160,11 @@ def run(args: argparse.Namespace) -> int:
 
 def choose_domains(file_list: Path, tokenized_dir: Path, domains: str | None) -> reader.Tokens:
     """The token files of the domains that are asked for."""
-    listed = listing.read_file_list(file_list).files
+    listed = listing.read_file_list(file_list)
     if domains is None:
         return options.find_tokens(listed, tokenized_dir)
     expected = [name.strip() for name in domains.split(",")]
-    there = {file.domain for file in listed}
+    there = {file.domain for file in listed.files}
     tokens = options.find_tokens(listed, tokenized_dir, expected, with_marks=True)
     if unknown := [name for name in expected if not tokens.files.get(name)]:
         raise ArgumentError(

@@ -176,11 +176,11 @@ def open_tokens(args: SampleOptions) -> Tokens:
     flags = {"--domains": weights["train"]}
     if args.test_domains not in {None, EQUAL}:
         flags["--test_domains"] = weights["test"]
-    listed = listing.read_file_list(args.file_list).files
-    is_mixed = any(file.domain is None for file in listed)
+    listed = listing.read_file_list(args.file_list)
+    is_mixed = any(file.domain is None for file in listed.files)
     if not is_mixed:
         num_bytes = Counter[str]()
-        for file in listed:
+        for file in listed.files:
             num_bytes[str(file.domain)] += file.num_bytes or 1  # where it is not known
         require_domains(args.file_list, flags, num_bytes)
     names = list({**weights["train"], **weights["test"]})
@@ -229,16 +229,16 @@ def require_token_files(files: Sequence[listing.ListedFile], folder: Path) -> No
 
 
 def find_tokens(
-    listed: Sequence[listing.ListedFile], folder: Path, names: Sequence[str] | None = None, with_marks: bool = False
+    listed: listing.FileList, folder: Path, names: Sequence[str] | None = None, with_marks: bool = False
 ) -> Tokens:
     """The token files of these domains of a list, or of all of them; `with_marks`: their duplicates are to be marked or
     dropped, for which all files must be there among which they are marked, of whichever domain.
 
     Raises:
         ArgumentError: if some are missing.
-        DamagedFileError: if one is damaged, or they were made by two tokenizers.
+        DamagedFileError: if one is damaged, or was made for another list, or they were made by two tokenizers.
     """
-    all_files = [file for file in listed if names is None or file.domain is None or file.domain in names]
+    all_files = [file for file in listed.files if names is None or file.domain is None or file.domain in names]
     require_token_files(all_files, folder)
     identities: dict[str, tuple[str, int]] = {}
     files: dict[str, list[listing.ListedFile]] = {name: [] for name in names or ()}
@@ -266,6 +266,11 @@ def find_tokens(
                     f"{path} was made when {file.path} had another size than the list says: run tokenize_jsonl.py "
                     f"--overwrite"
                 )
+            if domains.has_other_domains(meta.made_with, file.domain, listed.record_domains):
+                raise DamagedFileError(
+                    f"{path} was made when the list had another --domain_key or --domain_map: run tokenize_jsonl.py "
+                    f"--overwrite"
+                )
     if len(identities) > 1:
         examples = ", ".join(f"{path} by {fingerprint}" for fingerprint, (path, _) in identities.items())
         raise DamagedFileError(
@@ -273,7 +278,7 @@ def find_tokens(
             f"with one (tokenize_jsonl.py --overwrite)"
         )
     fingerprint, (_, vocab_size) = next(iter(identities.items()), (None, ("", None)))
-    mixed = [file for file in listed if file.domain is None or file.domain in mixed_domains]
+    mixed = [file for file in listed.files if file.domain is None or file.domain in mixed_domains]
     tokens = Tokens(files, folder, vocab_size, fingerprint, num_tokens=num_tokens, mixed=mixed)
     if with_marks:
         checked = {file.path for file in all_files}  # their paths are not looked up again

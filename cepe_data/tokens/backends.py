@@ -111,18 +111,24 @@ def choose_backend(tokenizer: TokenizerFiles, requested: str | None, documents: 
 
 
 def check_boundaries_unambiguous(tokenizer: TokenizerFiles, encode: Encoder) -> None:
-    """Raise ArgumentError if the text of BOS or EOS in a document gets its id: the vocabulary of some tokenizers has
-    pieces that make it."""
-    identity = tokenizer.identity
-    for key, text, number in (
+    """Raise ArgumentError if a document may get the id of BOS or EOS: in some vocabularies pieces make its text, it is
+    an ordinary piece, or it is the id of unknown characters."""
+    identity, decode = tokenizer.identity, make_decoder(tokenizer, keep_special_tokens=True)
+    for key, name, number in (
         ("bos_token", tokenizer.bos, identity.bos_id),
         ("eos_token", tokenizer.eos, identity.eos_id),
     ):
-        if text is not None and number in encode([text, f" {text} ", f"a{text}a", f"a {text} a"])[0]:
-            raise ArgumentError(
-                f"the text {text!r} in a document gets the id {number} of {key}, so that it cannot be told from the "
-                f"boundary of a document: name another {key} in tokenizer_config.json"
-            )
+        if name is None or number is None:
+            continue
+        texts = [*HARD_TEXTS, *map(chr, range(1, 0x250))]
+        for text in (name, *decode(np.array([number]), np.array([1]))):
+            texts = [text, f" {text} ", f"a{text}a", f"a {text} a", *texts]
+        for text, ids in zip(texts, _split(*encode(texts)), strict=True):
+            if number in ids:
+                raise ArgumentError(
+                    f"the text {text[:40]!r} in a document gets the id {number} of {key}, so that it cannot be told "
+                    f"from the boundary of a document: name another {key} in tokenizer_config.json"
+                )
 
 
 def check_same_ids(backend: str, encode: Encoder, reference: Encoder, texts: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def check(report: Report, options: TokenCheck, draw: Callable[..., None] | None 
     listed = listing.read_file_list(options.file_list)
     files = listed.files
     saved = check_tokenizer(report, options)
-    checker = FileChecker(options, listed.root, saved)
+    checker = FileChecker(options, listed.root, listed.record_domains, saved)
     counts: dict[str, DomainCounts] = defaultdict(DomainCounts)
     present = [file for file in files if (folder / file.token_file).exists()]
     damaged: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections import defaultdict
@@ -15,7 +16,7 @@ import numpy as np
 
 from cepe_data import hashing
 from cepe_data.corpus import listing, readers
-from cepe_data.corpus.domains import RecordDomains, RecordKeys
+from cepe_data.corpus.domains import RecordDomains, RecordKeys, has_other_domains
 from cepe_data.corpus.parquet import is_parquet, parquet_blocks
 from cepe_data.storage import provenance, verify
 from cepe_data.tokens import backends, tokenizers
@@ -105,6 +106,7 @@ class FileChecker:
 
     options: TokenCheck
     root: Path | None
+    record_domains: RecordDomains | None
     saved: tokenizers.TokenizerIdentity | None
 
     @cached_property
@@ -121,6 +123,9 @@ class FileChecker:
             result.warnings.append(f"{path} was made elsewhere: its BOS, EOS and vocabulary are not checked")
         try:
             with TokenFile(path) as tokens:
+                if file.domain is None and not tokens.domain_names:
+                    what = "does not say the domains of its documents, the list says that records do"
+                    result.findings.append((path, what))
                 if tokens.meta:
                     self._check_meta(tokens, tokens.meta, file, result)
                 self._check_documents(tokens, file.domain, result)
@@ -146,8 +151,8 @@ class FileChecker:
         if source != (file.path, file.num_bytes):
             listed = f"the list says {file.path} with {file.num_bytes}"
             found.append(f"was made from {source[0]} with {source[1]} bytes, {listed}")
-        if file.domain is None and not tokens.domain_names:
-            found.append("does not say the domains of its documents, the list says that records do")
+        if has_other_domains(meta.made_with, file.domain, self.record_domains):
+            found.append("was made when the list had another --domain_key or --domain_map")
         identity = read_tokenizer(tokens.path, meta)
         for name, number in (("BOS", identity.bos_id), ("EOS", identity.eos_id)):
             if number is not None and not 0 <= number < identity.vocab_size:
@@ -294,7 +299,7 @@ def sample_lines(path: Path, number: int, rng: np.random.Generator) -> list[tupl
     """Lines of a jsonl file with the byte each starts at: of a plain one the first, and some that follow random bytes;
     of a compressed one, whose bytes are counted decompressed, from its beginning."""
     if readers.is_compressed(path):
-        lines = next((block for _, block, _ in readers.line_blocks(path)), b"").splitlines(keepends=True)
+        lines = list(io.BytesIO(next((block for _, block, _ in readers.line_blocks(path)), b"")))  # split at LF only
         starts = np.cumsum([0, *map(len, lines)]).tolist()
         return [(starts[index], lines[index]) for index in rng.permutation(len(lines))[:number].tolist()]
     sample = []
@@ -303,7 +308,8 @@ def sample_lines(path: Path, number: int, rng: np.random.Generator) -> list[tupl
             file.seek(max(0, offset - 1))
             if offset:
                 file.readline()
-            sample.append((file.tell(), file.readline().removeprefix(b"\xef\xbb\xbf")))
+            start, line = file.tell(), file.readline()
+            sample.append((start, line if start else line.removeprefix(b"\xef\xbb\xbf")))
     return sample
 
 

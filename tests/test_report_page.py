@@ -282,9 +282,7 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(made: Path, run: Run, tm
     shard = tmp_path / "OUT/train/arxiv/shard.00000.mds"
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
     (tmp_path / "tokenized/wikipedia/wiki.npy").unlink()
-    (tmp_path / "OUT/overlap.json").write_text(
-        json.dumps(provenance.signed({"compared_with": {}}))
-    )  # not of these sets
+    (tmp_path / "OUT/overlap.json").write_text(json.dumps(provenance.signed({"compared_with": {}})))
     done = run("sanity_check.py", "report", "OUT", "RET", cwd=tmp_path, status=1)
     parsed = Parsed(tmp_path / "report.html")
     for name in ("OUT/test/wiki", "OUT/train/arxiv", "tokenized/wikipedia/wiki.npy", "OUT/overlap.json"):

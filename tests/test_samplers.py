@@ -556,9 +556,9 @@ def test_token_files_of_two_tokenizers_and_another_tokenizer_are_an_error(
     assert "is not the one that made the tokens" in error
     listing = ("--file_list", world.folder / "all_jsonl.txt")
     run("tokenize_jsonl.py", *listing, "--tokenizer", "other.model", "--output_dir", "other", cwd=tmp_path)
-    flags = ("--domains", "wiki=1", "--retrieval_shards", 1, *FRACTIONS)
-    run(*CONCAT, 1, 0, 1, *flags, *world.source_flags, cwd=tmp_path)
-    of_train = (*CONCAT, 0, 1, 0, *flags, *listing, "--tokenized_dir", "other")
+    of_both = ("--domains", "wiki=1", "--retrieval_shards", 1, *FRACTIONS)
+    run(*CONCAT, 1, 0, 1, *of_both, *world.source_flags, cwd=tmp_path)
+    of_train = (*CONCAT, 0, 1, 0, *of_both, *listing, "--tokenized_dir", "other")
     for name in ("test/wiki", "retrieval/0/wiki.jsonl"):
         error = run(*of_train, cwd=tmp_path, status=2).stderr
         assert f"OUT/{name} is in the same output" in error and "tokenizer: was" in error

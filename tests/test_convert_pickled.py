@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cepe_data.errors import PipelineError
 from cepe_data.storage import convert_pickled, mds
 from tests.conftest import Run
 
@@ -75,6 +76,30 @@ def test_a_pickled_set_becomes_a_typed_one_of_the_same_rows(run: Run, tmp_path: 
     assert "is not what was written" in run("sanity_check.py", "all", "typed", "--deep", cwd=tmp_path, status=1).stdout
     write(tmp_path / "original/test/book", [row(0), {**row(1), "token_ids": np.zeros(5, np.int32)}])
     assert "not all alike" in run(*COMMAND, cwd=tmp_path, status=1).stderr
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1, 0.75),
+        (1, "12"),
+        (0.5, 2**53 + 1),
+        ("a", 5),
+        (np.arange(3), [1, 2, 3]),
+        (np.arange(3), np.array([1, 2, 3], object)),
+        ([1, 2], np.arange(3)),
+        (1, 2**70),
+        ("a", "\ud800"),
+    ],
+    ids=str,
+)
+def test_rows_that_one_type_cannot_hold_are_an_error(tmp_path: Path, values: tuple[Any, Any]) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    write(source, [{**row(number), "extra": value} for number, value in enumerate(values)])
+    options = convert_pickled.ConvertOptions(source=source, output=target, overwrite=False)
+    with pytest.raises(PipelineError, match=r"row 1 of .*extra|cannot be converted"):
+        convert_pickled.convert(source, target, options, 0.0)
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cepe_data.inspect import overlap as overlap_check
 from cepe_data.storage import mds, outputs, provenance
+from cepe_data.storage.report import Report
 from tests.conftest import Run, World
 
 SPAN, TOTAL = 50, 300
@@ -159,3 +161,37 @@ def test_what_cannot_be_compared_is_an_error_and_what_is_not_there_is_said(
         path = tmp_path / f"OUT/{name}/book/meta.json"
         path.write_text(json.dumps(provenance.signed({**json.loads(path.read_text()), "tokenizer": name})))
     assert "different tokenizers" in run(*command, cwd=tmp_path, status=2).stderr
+
+
+def test_a_report_of_other_sets_than_those_that_are_there_is_found(
+    run: Run, tmp_path: Path, leaks: Callable[..., dict[int, range]]
+) -> None:
+    leaks((60,), 5)
+    (tmp_path / "OUT/retrieval").rename(tmp_path / "RET")
+
+    def findings() -> list[dict[str, str]]:
+        report = Report("samples", as_json=False)
+        overlap_check.check_clean_lists(report, tmp_path / "OUT")
+        return report.findings
+
+    def compare(*flags: object) -> None:
+        overlap(run, tmp_path, "--corpus", "RET", "--write_clean_list", *flags)
+        assert not findings()
+
+    compare()
+    write_set(tmp_path / "OUT/train/arxiv", np.ones((3, TOTAL), int))
+    assert "train/arxiv as it is now: run sanity_check.py overlap" in findings()[0]["what"], "a new set"
+    compare()
+    outputs.remove(tmp_path / "OUT/train/arxiv")
+    assert not findings(), "what is gone makes no row less clean"
+    write_passages(tmp_path / "RET/0/book.jsonl", [np.zeros(90, int)])
+    assert "RET/0/book.jsonl as it is now" in findings()[0]["what"], "replaced passages"
+    compare()
+    outputs.remove(tmp_path / "OUT/train/book")
+    write_set(tmp_path / "OUT/train/book", np.zeros((3, TOTAL), int))
+    assert "train/book as it is now" in findings()[0]["what"], "a replaced set"
+    compare("--train", "OUT/train")
+    path = tmp_path / "OUT/overlap.json"
+    old = {name: one for name, one in json.loads(path.read_text()).items() if name != "fingerprints"}
+    path.write_text(json.dumps(provenance.signed(old)))
+    assert "test/book as it is now" in findings()[0]["what"], "a report of earlier versions"

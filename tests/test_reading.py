@@ -190,6 +190,21 @@ def test_batches_pad_neighbors_and_cast_what_streaming_gives(folder: Path) -> No
         assert torch.equal(value, batch[name]) and value.dtype == batch[name].dtype, name
 
 
+def test_other_columns_are_what_the_rows_have(tmp_path: Path) -> None:
+    columns = {"token_ids": "ndarray:int16:4", "weights": "json", "names": "json", "nested": "json", "ids": "json"}
+    others: list[dict[str, Any]] = [
+        {"weights": [0.5, 0.9], "names": ["a", "b"], "nested": [[0.5]], "ids": [[1, 2], []]},
+        {"weights": [1, 2], "names": [], "nested": [], "ids": []},
+    ]
+    written = [{"token_ids": np.arange(4, dtype=np.int16), **one} for one in others]
+    mds.write_shard(outputs.Output(tmp_path / "OUT/book", {}), columns, 2, written)
+    rows = PairedRows(tmp_path / "OUT")
+    batch = collate([rows[0], rows[1]])
+    for name in ("weights", "names", "nested"):
+        assert [rows[0][name], rows[1][name]] == batch[name] == [one[name] for one in others]
+    assert batch["ids"].tolist() == [[[1, 2], [0, 0]], [[0, 0], [0, 0]]] and batch["ids_mask"].sum() == 2
+
+
 def test_documents_are_those_of_the_file_by_number(world: World, tmp_path: Path) -> None:
     path = world.tokenized / "c4/c4-train.00000-of-01024.npy"
     expected = reference.documents_of(path)

@@ -21,7 +21,7 @@ from sentencepiece import SentencePieceProcessor
 from cepe_data.inspect.page import rows as page_rows
 from cepe_data.retrieval.steps import EMBED, SEARCH, WRITE
 from cepe_data.samples.steps import CONCAT, INSIDE
-from cepe_data.storage import mds
+from cepe_data.storage import mds, provenance
 from cepe_data.storage.steps import Script
 from cepe_data.teacher.steps import ANNOTATE
 from cepe_data.tokens.steps import TOKENIZE
@@ -282,9 +282,10 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(made: Path, run: Run, tm
     shard = tmp_path / "OUT/train/arxiv/shard.00000.mds"
     shard.write_bytes(b"\xff" * 8 + shard.read_bytes()[8:])
     (tmp_path / "tokenized/wikipedia/wiki.npy").unlink()
+    (tmp_path / "OUT/overlap.json").write_text(json.dumps(provenance.signed({"compared_with": {}})))
     done = run("sanity_check.py", "report", "OUT", "RET", cwd=tmp_path, status=1)
     parsed = Parsed(tmp_path / "report.html")
-    for name in ("OUT/test/wiki", "OUT/train/arxiv", "tokenized/wikipedia/wiki.npy"):
+    for name in ("OUT/test/wiki", "OUT/train/arxiv", "tokenized/wikipedia/wiki.npy", "OUT/overlap.json"):
         assert f"FOUND  {name}" in done.stdout and sum(item.startswith(name) for item in parsed.elements["li"]) == 1
     for name in ("OUT/test/arxiv", "RET/test/wiki", f"{TEACHER}/wiki"):
         assert rows_of(parsed, name)

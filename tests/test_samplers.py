@@ -554,11 +554,21 @@ def test_token_files_of_two_tokenizers_and_another_tokenizer_are_an_error(
     flags = ("--tokenizer", tmp_path / "other.model", "--domains", "wiki=1", "--retrieval_shards", 1)
     error = run(*CONCAT, 0, 0, 1, *flags, *world.source_flags, cwd=tmp_path, status=2).stderr
     assert "is not the one that made the tokens" in error
+    listing = ("--file_list", world.folder / "all_jsonl.txt")
+    run("tokenize_jsonl.py", *listing, "--tokenizer", "other.model", "--output_dir", "other", cwd=tmp_path)
+    of_both = ("--domains", "wiki=1", "--retrieval_shards", 1, *FRACTIONS)
+    run(*CONCAT, 1, 0, 1, *of_both, *world.source_flags, cwd=tmp_path)
+    of_train = (*CONCAT, 0, 1, 0, *of_both, *listing, "--tokenized_dir", "other")
+    for name in ("test/wiki", "retrieval/0/wiki.jsonl"):
+        error = run(*of_train, cwd=tmp_path, status=2).stderr
+        assert f"OUT/{name} is in the same output" in error and "tokenizer: was" in error
+        shutil.rmtree(tmp_path / "OUT/test", ignore_errors=True)
+    assert "tokenizer: was" in run(*of_train, "--overwrite", cwd=tmp_path).stderr
     shutil.copytree(world.tokenized, tmp_path / "tokenized")
     path = tmp_path / "tokenized/book/book.meta.json"
     changed = path.read_text().replace('"fingerprint": "', '"fingerprint": "other')
     path.write_text(json.dumps(provenance.signed(json.loads(changed))))
-    error = run(*AB, 1, 1, "--file_list", world.folder / "all_jsonl.txt", cwd=tmp_path, status=1).stderr
+    error = run(*AB, 1, 1, *listing, cwd=tmp_path, status=1).stderr
     assert "several tokenizers" in error
 
 

@@ -210,6 +210,23 @@ def test_files_that_do_not_say_what_the_tokenizer_is_are_an_error_that_names_the
         tokenizers.load(str(kind.path))
 
 
+@pytest.mark.parametrize("flag", ["special", "lstrip", "rstrip", "single_word", "normalized"])
+def test_files_that_disagree_on_the_flags_of_an_added_token_are_an_error(tmp_path: Path, flag: str) -> None:
+    kind = kinds.make_kind(tmp_path, "added words")
+    named = {str(one["id"]): one for one in json.loads((tmp_path / JSON).read_text())["added_tokens"]}
+    edit(CONFIG, added_tokens_decoder=named)(tmp_path)
+    identity = tokenizers.load(str(kind.path)).identity
+    for one in named.values():
+        one[flag] ^= one["content"] == kinds.EOS  # not looked for in texts, whatever its flags are
+    edit(CONFIG, added_tokens_decoder=named)(tmp_path)
+    assert tokenizers.load(str(kind.path)).identity == identity
+    for one in named.values():
+        one[flag] ^= one["content"] == "Newton"
+    edit(CONFIG, added_tokens_decoder=named)(tmp_path)
+    with pytest.raises(ArgumentError, match=f"disagree on {flag} of the added token 'Newton'"):
+        tokenizers.load(str(kind.path))
+
+
 def test_a_configuration_may_say_that_there_is_no_bos(tmp_path: Path) -> None:
     kind = kinds.make_kind(tmp_path, "llama3")
     edit(CONFIG, bos_token=None)(kind.path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,8 @@ def run(args: argparse.Namespace) -> int:
     sides = find_sides(args.output, args.train, args.corpus)
     side_pieces = [piece for side in sides for piece in side.pieces]
     require_one_tokenizer([*test, *(piece.path for piece in side_pieces)])
+    roots = {"test": args.output / "test", **{side.name: side.path for side in sides}}
+    compared = {name: fingerprints(name, root) for name, root in roots.items()}  # before their rows are read
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
     sampling = args.sampling or default_sampling(sum(window_tokens(folder) * mds.num_rows(folder) for folder in test))
     if args.span_tokens > (longest := max(map(window_tokens, test))):
@@ -199,6 +202,14 @@ def run(args: argparse.Namespace) -> int:
             report.say(f"{path}: {len(rows):,} rows")
     elif there := [str(path) for path in lists if path.exists()]:
         cli.warn(f"{', '.join(there)} are of an earlier run: --write_clean_list replaces them")
+    report.results["compared_with"] = {
+        side.name: {
+            "path": os.path.relpath(side.path.resolve(), args.output.resolve()),
+            "tokens": side.num_tokens,
+        }
+        for side in sides
+    }
+    report.results["fingerprints"] = compared
     path = report_path(args.output)
     outputs.write_json(path, provenance.signed(report.results))
     num_tokens = sum(side.num_tokens for side in sides)
@@ -307,7 +318,6 @@ def print_report(
         "test_hashes": len(index),
         "chance_of_missing": missed,
         "expected_false_matches": chance,
-        "compared_with": {side.name: {"path": str(side.path), "tokens": side.num_tokens} for side in sides},
         "domains": domains,
     }
 
@@ -317,14 +327,45 @@ def report_path(output: Path) -> Path:
     return output / "overlap.json"
 
 
+def fingerprints(name: str, root: Path) -> dict[str, str]:
+    """The fingerprint of every set, or for `retrieval` of every file of passages, in the folder `root`. Reads only meta
+    files, where there are any."""
+    if name == "retrieval":
+        files = {path: provenance.read_meta(path).files for path in sorted(root.glob("*/*.jsonl"))}
+        return {
+            path.relative_to(root).as_posix(): provenance.fingerprint(of_meta or provenance.file_metadata(path))
+            for path, of_meta in files.items()
+        }
+    folders = [one for one in (root, *sorted(root.glob("*"))) if verify.is_domain_folder(one) and verify.has_set(one)]
+    return {folder.name: mds.fingerprint(folder) for folder in folders}
+
+
+def read_report(output: Path) -> dict[str, Any]:
+    """The content of overlap.json. Sets that were compared may be gone; none may be new or replaced.
+
+    Raises:
+        DamagedFileError: if it is damaged, or a set that is there now was not compared.
+    """
+    path = report_path(output)
+    content = provenance.read_signed(path, WRITE_AGAIN)
+    for name in ("test", "train", "retrieval"):
+        root = output / content["compared_with"].get(name, {"path": name})["path"]
+        compared = content.get("fingerprints", {}).get(name, {})
+        for one, fingerprint in fingerprints(name, root).items():
+            if compared.get(one) != fingerprint:
+                raise DamagedFileError(f"{path} was made without {root / one} as it is now: {WRITE_AGAIN}")
+    return content
+
+
 def check_clean_lists(report: Report, output: Path) -> None:
-    """That overlap.json and the lists of clean rows, where they are there, are what was written, and of one run."""
+    """That overlap.json and the lists of clean rows, where they are there, are what was written, of one run, and
+    of the sets that are there."""
     domains = {}
     try:
         if report_path(output).exists():
-            domains = provenance.read_signed(report_path(output), WRITE_AGAIN)["domains"]
-    except DamagedFileError as error:
-        report.found(report_path(output), str(error))
+            domains = read_report(output)["domains"]
+    except verify.FAILURES as error:
+        report.found(report_path(output), verify.describe(error))
         return
     for path in sorted(output.glob("test/*.clean.npy")):
         found = domains.get(path.name.removesuffix(".clean.npy"), {"windows": 0})

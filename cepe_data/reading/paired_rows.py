@@ -192,18 +192,19 @@ class _PairedSets:
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_id: int = 0) -> dict[str, Any]:
     """A batch of rows of PairedRows or of a StreamingDataset: arrays and tensors are stacked, ids as int64 and other
-    numbers as float32; lists of ids of different lengths are padded.
+    numbers as float32; lists of lists of ids, of different lengths, are padded.
 
     Returns:
-        For lists such as `retrieved_neighbor_token_ids`: int64 [batch, lists, longest], and `retrieved_neighbor_mask`,
-        bool of the same shape, True for ids and False for padding. Texts are lists [batch].
+        For lists of lists such as `retrieved_neighbor_token_ids`: int64 [batch, lists, longest], and
+        `retrieved_neighbor_mask`, bool of the same shape, True for ids and False for padding. Other values are lists
+        [batch].
     """
     batch: dict[str, Any] = {}
     for name in rows[0]:
         values = [_as_tensors(row[name]) for row in rows]
         if isinstance(values[0], torch.Tensor):
             batch[name] = torch.stack(values)
-        elif isinstance(values[0], list):
+        elif _are_lists_of_ids(values):
             batch[name], batch[f"{name.removesuffix('_token_ids')}_mask"] = _padded(values, pad_id)
         else:
             batch[name] = values
@@ -223,12 +224,18 @@ def _padded(rows: Sequence[Sequence[torch.Tensor]], pad_id: int) -> tuple[torch.
 
 
 def _as_tensors(value: Any) -> Any:
-    """Arrays and lists of ids as writable tensors, int64 or float32; texts and numbers unchanged."""
+    """Arrays and lists of lists of ids as writable tensors, int64 or float32; other values unchanged."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(np.float32 if value.dtype.kind == "f" else np.int64))
-    if isinstance(value, list):
-        return [ids if isinstance(ids, torch.Tensor) else torch.tensor(ids, dtype=torch.int64) for ids in value]
+    if isinstance(value, list) and all(isinstance(ids, list) and {int}.issuperset(map(type, ids)) for ids in value):
+        return [torch.tensor(ids, dtype=torch.int64) for ids in value]
     return value
+
+
+def _are_lists_of_ids(values: Sequence[Any]) -> bool:
+    """Whether values of `_as_tensors` were lists of lists of ids, of which some may be empty."""
+    tensors = [ids for value in values for ids in (value if isinstance(value, list) else [value])]
+    return bool(tensors) and all(isinstance(one, torch.Tensor) for one in tensors)
 
 
 def _chosen_domains(rows_dir: Path, domains: str | Sequence[str] | None) -> list[str]:

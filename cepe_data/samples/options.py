@@ -330,8 +330,11 @@ def check_differences(output: Path, rule: provenance.Provenance, only_warn: bool
             raise
         cli.warn(str(error))
         return
+    # Windows have the tokenizer in their metadata, passages in their provenance; it may be unknown.
+    tokenizer = meta.get("tokenizer") or meta.made_with.get("tokenizer") or rule.get("tokenizer")
     names = {*rule, "drop_duplicates"}  # the latter is only in the provenance of sets without duplicates
-    old = {name: value for name, value in meta.made_with.items() if name in names} if meta else rule
+    made_with = {**meta.made_with, "tokenizer": tokenizer}
+    old = {name: value for name, value in made_with.items() if name in names} if meta else rule
     if differences := provenance.describe_differences(old, rule):
         message = f"{output} is in the same output, and was made with other arguments or inputs: {differences}"
         if not only_warn:

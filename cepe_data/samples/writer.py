@@ -157,14 +157,16 @@ class WindowSampler:
         Raises:
             ArgumentError: naming such a set, unless it is among those `replaced`; a warning where sets may be replaced.
         """
+        tokenizer = {"tokenizer": self.tokens.fingerprint} if self.tokens.fingerprint else {}
         for path in sorted(self.args.output.glob("*/[!.]*/meta.json")):
             split, output = path.parent.parent.name, path.parent
             if split in {"test", "train"} and output not in replaced:
-                options.check_differences(output, self.window_rule(split), self.args.overwrite)
+                options.check_differences(output, {**self.window_rule(split), **tokenizer}, self.args.overwrite)
         for path in sorted(self.args.output.glob("retrieval/*/*.meta.json")):
             output = path.with_name(path.name.replace(".meta.json", ".jsonl"))
             if output.exists() and output not in replaced:
-                options.check_differences(output, self.split_rule("retrieval"), self.args.overwrite)
+                rule = {**self.split_rule("retrieval"), **tokenizer}
+                options.check_differences(output, rule, self.args.overwrite)
 
     def dry_run(self, planned: PlannedSet) -> SetSummary:
         """What writing a set takes; a measured sample of it is written, and removed."""

@@ -74,36 +74,45 @@ def convert(source: Path, target: Path, args: ConvertOptions, start_time: float)
     if PICKLED not in types.values():
         raise ArgumentError(f"{source} has no pickled columns: use it as it is")
     first = next(read_rows(rows, 0, 1))
-    columns = {name: column_of(source, name, first[name]) if of_type == PICKLED else of_type
+    columns = {name: column_of(f"row 0 of {source}", name, first[name]) if of_type == PICKLED else of_type
                for name, of_type in types.items()}  # fmt: skip
+    pickled = {name: column for name, column in columns.items() if types[name] == PICKLED}
     made_with = {"converted_from": mds.fingerprint(source, {PICKLED})}
     of_set = PartedSet(target, columns, len(rows), mds.rows_per_shard(columns, SHARD_BYTES), made_with, args)
     of_set.remove_stale_temporaries()
     if not of_set.joined.is_done():
         for part in of_set.todo(0, 1):
             try:
-                of_set.write_part(part, read_rows(rows, *of_set.part_ranges[part]))
+                of_set.write_part(part, read_rows(rows, *of_set.part_ranges[part], pickled))
             except ValueError as error:
-                raise PipelineError(f"{source}: its rows are not all alike: {error}") from None
+                raise PipelineError(f"{source} cannot be converted: {error}") from None
     of_set.join(1, True, {}, start_time)
     return len(rows)
 
 
-def read_rows(rows: mds.Rows, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """Rows [start, stop). Raises PipelineError, naming the row, if a pickle is rejected."""
+def read_rows(rows: mds.Rows, start: int, stop: int, columns: mds.Columns | None = None) -> Iterator[dict[str, Any]]:
+    """Rows [start, stop). Raises PipelineError, naming the row, if a pickle is rejected, or its values are not those of
+    `columns`."""
     for number in range(start, stop):
+        where = f"row {number} of {rows.folder}"
         try:
-            yield rows[number]
+            row = rows[number]
         except RejectedPickleError as error:
-            raise PipelineError(f"row {number} of {rows.folder}: {error}") from None
+            raise PipelineError(f"{where}: {error}") from None
+        for name, column in (columns or {}).items():
+            if (found := column_of(where, name, row[name])) != column:
+                raise PipelineError(f"{where}: {name} is {found}, but {column} in row 0: rows are not all alike")
+        yield row
 
 
-def column_of(source: Path, name: str, value: Any) -> str:
-    """The column type for such values."""
+def column_of(where: str, name: str, value: Any) -> str:
+    """The column type for such values. Raises PipelineError, which names the row `where`, if there is none."""
     if isinstance(value, np.ndarray):
         if value.shape:
             return mds.array_column(value.dtype, *value.shape)
-        raise PipelineError(f"{source}: the column {name} has an array without axes")
+        raise PipelineError(f"{where}: the column {name} has an array without axes")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise PipelineError(f"{where}: the column {name} has {value}, which int64 cannot hold")
     return {str: "str", int: "int64", float: "float64", list: "json"}[type(value)]
 
 

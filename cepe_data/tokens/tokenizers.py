@@ -35,6 +35,7 @@ DEFAULT_TOKENIZER = "meta-llama/Llama-2-7b-hf"
 _JSON_NAME, _CONFIG_NAME, _MODEL_NAME = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _CONFIG_NAMES = (_CONFIG_NAME, "special_tokens_map.json", "added_tokens.json")  # the first two may name BOS and EOS
 _MAX_IDS = 1 << 31
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")  # of added tokens
 _ACCEPTED = "a hub name, a folder with tokenizer.json or tokenizer.model, or a SentencePiece .model file"
 
 
@@ -168,6 +169,7 @@ def _from_tokenizer_json(path: Path) -> TokenizerFiles:
     bos, eos = (_configured_token(key, configs, library.token_to_id, path) for key in ("bos_token", "eos_token"))
     if eos is None:
         raise ArgumentError(f'{path.parent} names no EOS token: set "eos_token" in {path.with_name(_CONFIG_NAME)}')
+    _check_flags(path, read_content(text), configs, {bos, eos})
     library.no_padding()
     added = library.encode("").tokens
     is_without_bos = bos is None and any("bos_token" in config for config in configs.values())
@@ -185,6 +187,27 @@ def _from_tokenizer_json(path: Path) -> TokenizerFiles:
         if beside.identity == alone.identity:
             return TokenizerFiles(text, beside.sentencepiece_model, bos, eos)
     return alone
+
+
+def _check_flags(
+    path: Path,
+    content: Mapping[str, Any],
+    configs: Mapping[Path, Mapping[str, Any]],
+    special_tokens: Collection[str | None],
+) -> None:
+    """Raise ArgumentError if a configuration file has other flags of an added token than a tokenizer.json: transformers
+    would give other ids. Flags of tokens that are special in both, or among `special_tokens`, change none."""
+    added = {token["content"]: token for token in content["added_tokens"]}
+    for where, config in configs.items():
+        for named in (config.get("added_tokens_decoder") or {}).values():
+            token = added.get(named["content"], named)
+            if named["content"] in special_tokens or (token.get("special") and named.get("special", True)):
+                continue
+            if wrong := [name for name in _FLAGS if name in named and token.get(name, named[name]) != named[name]]:
+                raise ArgumentError(
+                    f"{where} and {path} disagree on {', '.join(wrong)} of the added token {named['content']!r}: make "
+                    f"them equal"
+                )
 
 
 def _check_model(model: Mapping[str, Any], path: Path) -> None:

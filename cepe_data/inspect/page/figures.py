@@ -23,7 +23,7 @@ from cepe_data.inspect.check_all import ANNOTATED, RETRIEVED, WINDOWS
 from cepe_data.inspect.page.summary import Corpus, Run, ShownSet, failure_found
 from cepe_data.inspect.plots import MARGIN, NAME_WIDTH, PAGE_WIDTH, Page
 from cepe_data.samples.writer import rows_path
-from cepe_data.storage import mds, provenance, verify
+from cepe_data.storage import mds, verify
 from cepe_data.storage.npy import NpyRows
 from cepe_data.storage.report import Report
 from cepe_data.teacher.check import Positions
@@ -239,7 +239,7 @@ def of_overlap(report: Report, run: Run) -> Iterator[Figure]:
     known = [out for out in run.outputs if overlap.report_path(out).exists()][:MAX_FOLDERS]
     for number, out in enumerate(known):
         with failure_found(report, overlap.report_path(out)):
-            found = provenance.read_signed(overlap.report_path(out), overlap.WRITE_AGAIN)
+            found = overlap.read_report(out)
             domains = _largest(found["domains"], lambda one: one["windows"])
             yield _overlap_figure(f"overlap{number}", out, found, domains)
 

@@ -158,6 +158,13 @@ def add_tokens(folder: Path, world: World) -> None:
     shutil.copytree(world.tokenized, folder / "tokenized")
 
 
+def change_provenance(output: Path, **made_with: object) -> None:
+    """Let the meta file of an output say that these arguments made it, too."""
+    path, meta = provenance.meta_path(output, output.is_dir()), provenance.read_meta(output)
+    path.unlink()  # other links to its bytes keep them
+    outputs.write_json(path, provenance.signed({**meta, "made_with": {**meta.made_with, **made_with}}))
+
+
 def make_executable(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
@@ -357,11 +364,17 @@ def test_damage(run: Run, pipeline: Path, name: str, job: str, expected: str, ar
     [
         ("test_fraction = 0.2", "test_fraction = 0.3", ["sample_ab", "sample_concat"], "test_fraction: was 0.2"),
         ("retrieval_samples = 120", "retrieval_samples = 100", ["sample_concat"], "requested: was"),
+        (
+            "allow_shortage",
+            "drop_duplicates = true\nallow_shortage",
+            ["sample_ab", "sample_concat"],
+            "drop_duplicates: was absent, now true",
+        ),
         ("topk = 5\nrows_per_part", "topk = 4\nrows_per_part", ["annotate", "annotate_merge"], "topk: was 5, now 4"),
         ("part_bytes = 20000", "part_bytes = 20000\nnormalize = true", ["embed"], "normalize: was false, now true"),
         ("topk = 5\nshards", "topk = 4\nshards", ["search", "search_merge"], "topk: was 5, now 4"),
     ],
-    ids=["split", "passages", "teacher", "encoder", "search"],
+    ids=["split", "passages", "duplicates", "teacher", "encoder", "search"],
 )
 def test_other_arguments(
     run: Run, world: World, pipeline: Path, old: str, new: str, jobs: list[str], what: str
@@ -376,6 +389,17 @@ def test_other_arguments(
         assert any(what in one["what"] for one in step["wrong"])
     text = progress(run, pipeline)
     assert what in text and "run it with --overwrite" in text
+
+
+def test_an_argument_that_is_given_no_more(run: Run, world: World, pipeline: Path) -> None:
+    """What only some outputs have in their provenance is missed where it is absent, and seen where it is too much."""
+    for path in (pipeline / "ab/test/book", pipeline / "concat/retrieval/0/cc.jsonl"):
+        change_provenance(path, drop_duplicates=True)
+    change_provenance(pipeline / "tokenized/book/book.npy", domain_key="meta.set")
+    change_provenance(pipeline / "embeddings/0/arxiv/part-00000", passage_prefix="passage: ")
+    wrong = [one["what"] for step in ask(run, pipeline)["steps"] for one in step["wrong"]]
+    for name, value in (("domain_key", '"meta.set"'), ("drop_duplicates", "true"), ("passage_prefix", '"passage: "')):
+        assert any(f"{name}: was {value}, now absent" in what for what in wrong)
 
 
 def test_what_is_left_to_retrieve(run: Run, pipeline: Path) -> None:

@@ -115,9 +115,10 @@ def window_outputs(args: options.SampleOptions, tokens: OpenTokens) -> list[Outp
 
 def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Provenance:
     """What is known of the provenance of a set without counting windows."""
+    drop_duplicates = {"drop_duplicates": sampler.args.drop_duplicates or None}  # also where marks are gone
     if sampler.inventories:
-        return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}
-    return {"split": split, "domain": domain, **sampler.window_rule(split)}
+        return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows, **drop_duplicates}
+    return {"split": split, "domain": domain, **sampler.window_rule(split), **drop_duplicates}
 
 
 def none_wanted(output: OutputStatus, listed: dict[str, Any]) -> OutputStatus:
@@ -145,6 +146,7 @@ def passage_outputs(
     for domain, requested in requests.items():
         if requested:
             known = {**of_shard.own_made_with(domain), **of_shard.request_made_with(requested)}
+            known["drop_duplicates"] = args.drop_duplicates or None
             if decoding:
                 known |= of_shard.shared_made_with(domain, requested, decoding)
             num_bytes = requested * args.retrieval_chunk_size * PASSAGE_BYTES

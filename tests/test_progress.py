@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,14 @@ def add_tokens(folder: Path, world: World) -> None:
 def change_provenance(output: Path, **made_with: object) -> None:
     """Let the meta file of an output say that these arguments made it, too."""
     path, meta = provenance.meta_path(output, output.is_dir()), provenance.read_meta(output)
-    path.unlink()  # other links to its bytes keep them
     outputs.write_json(path, provenance.signed({**meta, "made_with": {**meta.made_with, **made_with}}))
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the content of a signed file."""
+    content = json.loads(path.read_text())
+    change(content)
+    outputs.write_json(path, provenance.signed(content))
 
 
 def make_executable(path: Path, text: str) -> None:
@@ -436,6 +443,32 @@ def test_clean(run: Run, world: World, pipeline: Path) -> None:
     assert not all_lines(left) and not any(step["needed"] for step in left["steps"])
     write_settings(pipeline, world, ("train_samples = 24", "train_samples = 25"))
     assert "tokenize" in [step["job"] for step in ask(run, pipeline)["steps"] if step["lines"]]
+
+
+def test_a_list_that_has_grown(run: Run, pipeline: Path) -> None:
+    """Sets of fewer files are not done, before the new file has tokens either, and their tokens are not deleted."""
+    shutil.rmtree(pipeline / "ab/test/book")
+    change_json(pipeline / "ab/manifest.json", lambda content: content["sets"]["test"]["book"].update(written=0))
+    assert not undone(ask(run, pipeline))  # as if nothing had been available
+    listed, new = pipeline / "all_jsonl.txt", "book/new.jsonl"
+    listed.write_text("\n".join(sorted([*listed.read_text().split(), new])))
+    file = {"path": new, "domain": "book", "bytes": 1}
+    change_json(pipeline / "all_jsonl.json", lambda content: content["files"].append(file))
+    said = ask(run, pipeline)
+    assert undone(said) == ["tokenize", "sample_ab", "sample_concat"]
+    wrong = {one["path"] for step in said["steps"] for one in step["wrong"]}
+    assert {Path(path).stem for path in wrong} == {"book"} and str(pipeline / "ab/train/book") in wrong
+    assert said["by_job"]["sample_ab"]["tasks"][0]["outputs"] == 4  # the empty one is counted
+    assert "tokenized" not in run("pipeline.py", "settings.toml", "clean", cwd=pipeline).stdout
+
+
+def test_a_corpus_that_has_changed_since_duplicates_were_marked(run: Run, world: World, pipeline: Path) -> None:
+    """That the marks are not right does not hide it."""
+    write_settings(pipeline, world, ("allow_shortage", "drop_duplicates = true\nallow_shortage"))
+    for path in pipeline.glob("ab/*/*/"):
+        change_provenance(path, drop_duplicates=True, duplicates="", token_files="old")
+    [first, *_] = ask(run, pipeline)["by_job"]["sample_ab"]["wrong"]
+    assert 'token_files: was "old"' in first["what"]
 
 
 def test_a_step_that_does_not_fit(run: Run, world: World, tmp_path: Path) -> None:

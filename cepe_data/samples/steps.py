@@ -4,11 +4,12 @@ yet has the rows that are asked for."""
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cepe_data.corpus import domains
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PASSAGE_BYTES, PassageShard
@@ -17,6 +18,8 @@ from cepe_data.storage import provenance
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
+    OTHER,
+    OTHERWISE,
     USUAL_VOCABULARY,
     OutputStatus,
     Script,
@@ -65,10 +68,13 @@ def look_at_concat(args: options.ConcatOptions, _: Sequence[OutputStatus] = ()) 
 
 @dataclass(frozen=True)
 class OpenTokens:
-    """The token files of a sampler with the fingerprints of its domains; `inventories` is empty if some are missing."""
+    """The token files of a sampler with the fingerprints of its domains, without those of marks of duplicates if these
+    are not right; `inventories` is empty if some token files are missing. `sources`: the listed files by domain; None
+    if the list does not say them."""
 
     tokens: reader.Tokens
     inventories: dict[str, reader.Inventory]
+    sources: dict[str, list[str]] | None
 
     @classmethod
     def of(cls, args: options.SampleOptions) -> OpenTokens:
@@ -81,16 +87,41 @@ class OpenTokens:
 
     @classmethod
     def _open(cls, args: options.SampleOptions) -> OpenTokens:
-        with contextlib.suppress(PipelineError):
-            tokens = options.open_tokens(args)
-            paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
-            if all(provenance.meta_path(path).exists() for path in paths):
-                return cls(tokens, reader.inventory(tokens, args.splits, {}))
+        for drop_duplicates in sorted({args.drop_duplicates, False}, reverse=True):
+            with contextlib.suppress(PipelineError):
+                tokens = options.open_tokens(replace(args, drop_duplicates=drop_duplicates))
+                paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
+                if all(provenance.meta_path(path).exists() for path in paths):
+                    sources = {domain: [file.path for file in files] for domain, files in tokens.files.items()}
+                    return cls(tokens, reader.inventory(tokens, args.splits, {}), sources)
         vocab_size = USUAL_VOCABULARY
         with contextlib.suppress(DamagedFileError):
             if identity := tokenizers.saved_identity(args.tokenized_dir / "tokenizer"):
                 vocab_size = identity.vocab_size
-        return cls(reader.Tokens({}, args.tokenized_dir, vocab_size, None), {})
+        return cls(reader.Tokens({}, args.tokenized_dir, vocab_size, None), {}, cls._listed(args))
+
+    @staticmethod
+    def _listed(args: options.SampleOptions) -> dict[str, list[str]] | None:
+        """The listed files by domain; None without a list, or where records say their domain."""
+        by_domain: dict[str, list[str]] = defaultdict(list)
+        with contextlib.suppress(PipelineError):
+            for file in listing.read_file_list(args.file_list).files:
+                by_domain[file.domain or ""].append(file.path)
+        return by_domain if by_domain and "" not in by_domain else None
+
+    def compare_with_list(self, output: OutputStatus, domain: str, listed: dict[str, Any]) -> OutputStatus:
+        """An output, done or not as the list of files says. One that is missing because nothing was available in these
+        files, as the manifest of the same run says in `listed`, is done; one that is done of other files is not."""
+        sources = None if self.sources is None else self.sources.get(domain, [])
+        if (
+            output.state == MISSING
+            and listed.get("written") == 0
+            and sources in (None, listed.get("source_files", sources))
+        ):
+            return OutputStatus(output.path, DONE, is_counted=False)
+        if output.state == DONE and sources not in (None, output.meta.get("source_files", sources)):
+            return replace(output, state=OTHER, done=0, what=f"{OTHERWISE}: the list has other files of {domain} now")
+        return output
 
 
 _opened: dict[object, OpenTokens] = {}  # several sets are sampled from the same files
@@ -109,7 +140,7 @@ def window_outputs(args: options.SampleOptions, tokens: OpenTokens) -> list[Outp
                 listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
                 known = known_of_windows(sampler, split, domain)
                 output = look_at_set(args.output / split / domain, known, requested, requested * row_bytes)
-                outputs.append(none_wanted(output, listed))
+                outputs.append(tokens.compare_with_list(output, domain, listed))
     return [*outputs, of_manifest]
 
 
@@ -119,12 +150,6 @@ def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provena
     if sampler.inventories:
         return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows, **drop_duplicates}
     return {"split": split, "domain": domain, **sampler.window_rule(split), **drop_duplicates}
-
-
-def none_wanted(output: OutputStatus, listed: dict[str, Any]) -> OutputStatus:
-    """An output that is missing because nothing is available, as the manifest of the same run says, is done."""
-    is_empty = output.state == MISSING and listed.get("written") == 0
-    return OutputStatus(output.path, DONE, is_counted=False) if is_empty else output
 
 
 def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
@@ -153,7 +178,8 @@ def passage_outputs(
             output = look(of_shard.path(domain), known, requested, num_bytes)
             if output.meta and output.state == DONE:
                 output = replace(output, total=int(output.meta["rows"]), done=int(output.meta["rows"]))
-            outputs.append(none_wanted(output, manifest["sets"].get(domain, {}) if is_of_these else {}))
+            listed = manifest["sets"].get(domain, {}) if is_of_these else {}
+            outputs.append(tokens.compare_with_list(output, domain, listed))
     return [*outputs, replace(of_manifest, is_result=False)]
 
 

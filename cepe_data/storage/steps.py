@@ -239,7 +239,10 @@ def look_at_set(
                 part = look(path, {**known, **describe_part(inputs, path, *rows)})
             if part.state != DONE:
                 return replace(output, path=path, state=part.state, done=0, what=part.what)
-            output = replace(output, done=output.done + part.made_with("stop_row") - part.made_with("first_row"))
+            num_rows = part.made_with("stop_row") - part.made_with("first_row")
+            output = replace(
+                output, done=min(output.total, output.done + num_rows)
+            )  # of a larger run there may be more
     return output
 
 

@@ -20,6 +20,7 @@ import pytest
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError
+from cepe_data.retrieval.plan_embedding import list_corpus
 from cepe_data.storage import mds, outputs, parts, provenance
 from cepe_data.storage.steps import rows_of_sets
 from tests import reference
@@ -332,9 +333,10 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     part, made_with = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
     mds.write_shard(outputs.Output(part, made_with), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
-    shutil.copytree(part, parts.part_path(parts.parts_dir(folder), 0))
-    [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
-    assert (task["state"], task["outputs_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
+    for number, expected in enumerate((len(rows), 12, 12)):  # of a larger run there are more
+        shutil.copytree(part, parts.part_path(parts.parts_dir(folder), number))
+        [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
+        assert (task["state"], task["outputs_done"], task["done"], task["total"]) == ("part done", 0, expected, 32)
 
 
 @pytest.mark.parametrize(
@@ -469,6 +471,49 @@ def test_a_corpus_that_has_changed_since_duplicates_were_marked(run: Run, world:
         change_provenance(path, drop_duplicates=True, duplicates="", token_files="old")
     [first, *_] = ask(run, pipeline)["by_job"]["sample_ab"]["wrong"]
     assert 'token_files: was "old"' in first["what"]
+
+
+@pytest.mark.parametrize(
+    ("new", "what"),
+    [("token_dtype = 'int64'", "token_dtype: was"), ("rows_per_part = 5", "rows_per_part: was")],
+    ids=["dtype", "parts"],
+)
+def test_other_arguments_after_token_files_are_deleted(
+    run: Run, world: World, pipeline: Path, new: str, what: str
+) -> None:
+    for folder in pipeline.glob("tokenized/*/"):
+        if folder.name != "tokenizer":
+            shutil.rmtree(folder)
+    assert "sample_ab" not in undone(ask(run, pipeline))
+    write_settings(pipeline, world, ("allow_shortage", f"{new}\nallow_shortage"))
+    assert what in ask(run, pipeline)["by_job"]["sample_ab"]["wrong"][0]["what"]
+
+
+def test_passages_of_other_token_files(run: Run, world: World, pipeline: Path) -> None:
+    """Their fingerprint is compared where it is not known how texts are decoded, too."""
+    tokenizer = f"tokenizer = {json.dumps(str(world.tokenizer))}\nretrieval_samples"
+    write_settings(pipeline, world, ("retrieval_samples", tokenizer))
+    assert not undone(ask(run, pipeline))
+    change_provenance(pipeline / "concat/retrieval/0/cc.jsonl", token_files="old")
+    [wrong] = ask(run, pipeline)["by_job"]["sample_concat"]["wrong"]
+    assert 'token_files: was "old"' in wrong["what"]
+
+
+def test_a_sampler_that_was_killed_before_its_manifest(run: Run, pipeline: Path) -> None:
+    change_json(pipeline / "ab/manifest.json", lambda content: content["sets"]["test"]["book"].update(written=1))
+    said = ask(run, pipeline)
+    assert undone(said) == ["sample_ab"] and len(all_lines(said)) == 1
+
+
+def test_retrieval_shards_of_an_earlier_run(run: Run, pipeline: Path) -> None:
+    """Shards beyond the number of them are seen, and embedding refuses them."""
+    shutil.copytree(pipeline / "concat/retrieval/1", pipeline / "concat/retrieval/2")
+    change_provenance(pipeline / "concat/retrieval/2/cc.jsonl", retrieval_shards=3, shard_id=2)
+    said = ask(run, pipeline)
+    [wrong] = said["by_job"]["sample_concat"]["wrong"]
+    assert wrong["path"].endswith("retrieval/2") and "is not one of the 2 retrieval shards" in wrong["what"]
+    with pytest.raises(ArgumentError, match="files of \\[2, 3\\] retrieval shards"):
+        list_corpus(pipeline / "concat/retrieval", 20_000)
 
 
 def test_a_step_that_does_not_fit(run: Run, world: World, tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ def look_at_concat(args: options.ConcatOptions, _: Sequence[OutputStatus] = ()) 
         for shard in range(args.retrieval_shards):
             outputs[shard] += passage_outputs(args, tokens, requests, decoding, shard)
         core_seconds += args.retrieval_shards * args.retrieval_samples / PASSAGES_PER_CORE
+        for path in sorted((args.output / "retrieval").glob("[0-9]*")):
+            if path.name.isdecimal() and int(path.name) >= args.retrieval_shards:
+                what = f"is not one of the {args.retrieval_shards} retrieval shards: remove it"
+                outputs[0].append(OutputStatus(path, OTHER, what=what, is_counted=False))
     return Step(
         args.output,
         "sets and files",
@@ -137,10 +141,11 @@ def window_outputs(args: options.SampleOptions, tokens: OpenTokens) -> list[Outp
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
         for domain, requested in domains.largest_remainder(weights[split], number).items():
             if requested:
-                listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
+                listed = manifest["sets"].get(split, {}).get(domain, {})
                 known = known_of_windows(sampler, split, domain)
                 output = look_at_set(args.output / split / domain, known, requested, requested * row_bytes)
-                outputs.append(tokens.compare_with_list(output, domain, listed))
+                outputs.append(tokens.compare_with_list(output, domain, listed if is_of_these else {}))
+                of_manifest = compare_with_rows(of_manifest, outputs[-1], listed)
     return [*outputs, of_manifest]
 
 
@@ -149,7 +154,19 @@ def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provena
     drop_duplicates = {"drop_duplicates": sampler.args.drop_duplicates or None}  # also where marks are gone
     if sampler.inventories:
         return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows, **drop_duplicates}
-    return {"split": split, "domain": domain, **sampler.window_rule(split), **drop_duplicates}
+    known = {"split": split, "domain": domain, **sampler.window_rule(split), **drop_duplicates}
+    with contextlib.suppress(DamagedFileError):
+        if meta := provenance.read_meta(sampler.args.output / split / domain):  # it knows the vocabulary
+            tokens = replace(sampler.tokens, vocab_size=meta.get("vocab_size"))
+            sampler = replace(sampler, tokens=tokens)
+            known |= {"token_dtype": sampler.dtype.name, "rows_per_part": sampler.part_rows}
+    return known
+
+
+def compare_with_rows(of_manifest: OutputStatus, output: OutputStatus, listed: dict[str, Any]) -> OutputStatus:
+    """The manifest, missing if it has other rows of an output than there are: a run ended before it was written."""
+    is_old = of_manifest.state == output.state == DONE and output.is_counted and listed.get("written") != output.done
+    return replace(of_manifest, state=MISSING) if is_old else of_manifest
 
 
 def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
@@ -172,14 +189,16 @@ def passage_outputs(
         if requested:
             known = {**of_shard.own_made_with(domain), **of_shard.request_made_with(requested)}
             known["drop_duplicates"] = args.drop_duplicates or None
-            if decoding:
-                known |= of_shard.shared_made_with(domain, requested, decoding)
+            if tokens.inventories:
+                shared = of_shard.shared_made_with(domain, requested, decoding or "")
+                known |= {name: value for name, value in shared.items() if decoding or name != "decoding"}
             num_bytes = requested * args.retrieval_chunk_size * PASSAGE_BYTES
             output = look(of_shard.path(domain), known, requested, num_bytes)
             if output.meta and output.state == DONE:
                 output = replace(output, total=int(output.meta["rows"]), done=int(output.meta["rows"]))
-            listed = manifest["sets"].get(domain, {}) if is_of_these else {}
-            outputs.append(tokens.compare_with_list(output, domain, listed))
+            listed = manifest["sets"].get(domain, {})
+            outputs.append(tokens.compare_with_list(output, domain, listed if is_of_these else {}))
+            of_manifest = compare_with_rows(of_manifest, outputs[-1], listed)
     return [*outputs, replace(of_manifest, is_result=False)]
 
 

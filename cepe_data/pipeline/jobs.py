@@ -206,7 +206,8 @@ class Pipeline:
         tokens = self._add("tokenize", TOKENIZE, table, {"data_dir": data_dir}, [], "num_shards")
         flags = ["--deep", "--num_shards", str(tokens.num_tasks)]
         self.jobs.append(Job("check", "sanity_check.py", [], flags, [tokens], self._flags(table)))
-        if any(shared.values.get("drop_duplicates") for shared in self._tables["samplers"]):
+        samplers = [one for name in ("samplers", "ab", "concat") for one in self._tables[name]]
+        if any(one.values.get("drop_duplicates") for one in samplers):
             check = self.jobs[-1]
             self.jobs.append(Job("mark_duplicates", "sanity_check.py", ["duplicates"], [], [check], self._flags(table)))
         return self.jobs[-1:]

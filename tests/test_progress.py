@@ -236,6 +236,22 @@ def test_after_tokenizing(run: Run, world: World, tmp_path: Path) -> None:
     assert said["by_job"]["annotate"]["waits_for"] == ["sample_ab ab"]
 
 
+def test_duplicates_are_marked_before_they_are_dropped(run: Run, world: World, tmp_path: Path) -> None:
+    """The line is there, whichever table of a sampler asks for it; what is sampled by it is done."""
+    add_tokens(tmp_path, world)
+    write_settings(tmp_path, world, ("total_length", "drop_duplicates = true\ntotal_length"))
+    steps = ask(run, tmp_path, "--plain")["by_job"]
+    assert steps["sample_ab"]["waits_for"] == ["mark_duplicates"] and not steps["mark_duplicates"]["waits_for"]
+    text = progress(run, tmp_path)
+    assert text.index(" duplicates\n") < text.index("# once mark_duplicates is done:\nsbatch ")
+    for line in (*steps["mark_duplicates"]["lines"], *steps["sample_ab"]["lines"]):
+        run_line(run, tmp_path, line)
+    assert "sample_ab" not in undone(ask(run, tmp_path))
+    write_settings(tmp_path, world)
+    wrong = ask(run, tmp_path)["by_job"]["sample_ab"]["wrong"]
+    assert all("drop_duplicates: was true, now absent" in one["what"] for one in wrong) and len(wrong) == 4
+
+
 def test_a_finished_pipeline(run: Run, pipeline: Path) -> None:
     said = ask(run, pipeline)
     assert not undone(said) and not all_lines(said)

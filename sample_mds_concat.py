@@ -22,6 +22,7 @@ from cepe_data.samples.summary import finish, report_dry_run
 from cepe_data.samples.windows import Windows
 from cepe_data.samples.writer import WindowSampler
 from cepe_data.storage.steps import look_at_manifest
+from cepe_data.storage.verify import compare_records
 from cepe_data.tokens import tokenizers
 
 WEIGHTS = {
@@ -33,6 +34,9 @@ WEIGHTS = {
     "stackexchange": 0.02,
     "wiki": 0.045,
 }
+# What retrieval shards depend on.
+RETRIEVAL_ARGUMENTS = {"retrieval_samples", "retrieval_shards", "retrieval_chunk_size", "domains", "seed"}
+RETRIEVAL_ARGUMENTS |= {"test_fraction", "train_fraction", "drop_duplicates"}
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,8 +98,10 @@ def main() -> int:
 def report_shards_left(args: options.ConcatOptions) -> None:
     """Say which retrieval shards are still to be made."""
     paths = (args.output / "retrieval" / str(shard) / "manifest.json" for shard in range(args.retrieval_shards))
-    arguments = options.described_arguments(args)
-    left = [shard for shard, path in enumerate(paths) if look_at_manifest(path)[1]["arguments"] != arguments]
+    given = options.described_arguments(args)
+    arguments = {name: given.get(name) for name in RETRIEVAL_ARGUMENTS}
+    manifests = [look_at_manifest(path)[1]["arguments"] for path in paths]
+    left = [shard for shard, found in enumerate(manifests) if not found or compare_records(found, arguments)]
     if left:
         cli.say(
             f"{len(left)} of {args.retrieval_shards} retrieval shards are left: run this with each SHARD_ID of "

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from cepe_data import shards
 from cepe_data.corpus import listing
 from cepe_data.errors import ArgumentError
+from cepe_data.retrieval.plan_embedding import list_corpus
 from cepe_data.storage import mds, outputs, parts, provenance
 from cepe_data.storage.steps import rows_of_sets
 from tests import reference
@@ -158,6 +160,19 @@ def add_tokens(folder: Path, world: World) -> None:
     shutil.copytree(world.tokenized, folder / "tokenized")
 
 
+def change_provenance(output: Path, **made_with: object) -> None:
+    """Let the meta file of an output say that these arguments made it, too."""
+    path, meta = provenance.meta_path(output, output.is_dir()), provenance.read_meta(output)
+    outputs.write_json(path, provenance.signed({**meta, "made_with": {**meta.made_with, **made_with}}))
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the content of a signed file."""
+    content = json.loads(path.read_text())
+    change(content)
+    outputs.write_json(path, provenance.signed(content))
+
+
 def make_executable(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
@@ -219,6 +234,22 @@ def test_after_tokenizing(run: Run, world: World, tmp_path: Path) -> None:
     assert [sum(task[name] for task in tokenize["tasks"]) for name in ("done", "total")] == [num_bytes] * 2
     assert sample["waits_for"] == [] and array_of(sample["lines"][0]) == "0-1"
     assert said["by_job"]["annotate"]["waits_for"] == ["sample_ab ab"]
+
+
+def test_duplicates_are_marked_before_they_are_dropped(run: Run, world: World, tmp_path: Path) -> None:
+    """The line is there, whichever table of a sampler asks for it; what is sampled by it is done."""
+    add_tokens(tmp_path, world)
+    write_settings(tmp_path, world, ("total_length", "drop_duplicates = true\ntotal_length"))
+    steps = ask(run, tmp_path, "--plain")["by_job"]
+    assert steps["sample_ab"]["waits_for"] == ["mark_duplicates"] and not steps["mark_duplicates"]["waits_for"]
+    text = progress(run, tmp_path)
+    assert text.index(" duplicates\n") < text.index("# once mark_duplicates is done:\nsbatch ")
+    for line in (*steps["mark_duplicates"]["lines"], *steps["sample_ab"]["lines"]):
+        run_line(run, tmp_path, line)
+    assert "sample_ab" not in undone(ask(run, tmp_path))
+    write_settings(tmp_path, world)
+    wrong = ask(run, tmp_path)["by_job"]["sample_ab"]["wrong"]
+    assert all("drop_duplicates: was true, now absent" in one["what"] for one in wrong) and len(wrong) == 4
 
 
 def test_a_finished_pipeline(run: Run, pipeline: Path) -> None:
@@ -318,9 +349,10 @@ def test_an_interrupted_sampler(run: Run, pipeline: Path) -> None:
     part, made_with = pipeline / "part", {**made_with, "first_row": 0, "stop_row": len(rows)}
     mds.write_shard(outputs.Output(part, made_with), mds.read_columns(folder), len(rows), rows)
     shutil.rmtree(pipeline / "ab")
-    shutil.copytree(part, parts.part_path(parts.parts_dir(folder), 0))
-    [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
-    assert (task["state"], task["outputs_done"], task["done"], task["total"]) == ("part done", 0, len(rows), 32)
+    for number, expected in enumerate((len(rows), 12, 12)):  # of a larger run there are more
+        shutil.copytree(part, parts.part_path(parts.parts_dir(folder), number))
+        [task] = ask(run, pipeline)["by_job"]["sample_ab"]["tasks"]
+        assert (task["state"], task["outputs_done"], task["done"], task["total"]) == ("part done", 0, expected, 32)
 
 
 @pytest.mark.parametrize(
@@ -357,11 +389,17 @@ def test_damage(run: Run, pipeline: Path, name: str, job: str, expected: str, ar
     [
         ("test_fraction = 0.2", "test_fraction = 0.3", ["sample_ab", "sample_concat"], "test_fraction: was 0.2"),
         ("retrieval_samples = 120", "retrieval_samples = 100", ["sample_concat"], "requested: was"),
+        (
+            "allow_shortage",
+            "drop_duplicates = true\nallow_shortage",
+            ["sample_ab", "sample_concat"],
+            "drop_duplicates: was absent, now true",
+        ),
         ("topk = 5\nrows_per_part", "topk = 4\nrows_per_part", ["annotate", "annotate_merge"], "topk: was 5, now 4"),
         ("part_bytes = 20000", "part_bytes = 20000\nnormalize = true", ["embed"], "normalize: was false, now true"),
         ("topk = 5\nshards", "topk = 4\nshards", ["search", "search_merge"], "topk: was 5, now 4"),
     ],
-    ids=["split", "passages", "teacher", "encoder", "search"],
+    ids=["split", "passages", "duplicates", "teacher", "encoder", "search"],
 )
 def test_other_arguments(
     run: Run, world: World, pipeline: Path, old: str, new: str, jobs: list[str], what: str
@@ -376,6 +414,17 @@ def test_other_arguments(
         assert any(what in one["what"] for one in step["wrong"])
     text = progress(run, pipeline)
     assert what in text and "run it with --overwrite" in text
+
+
+def test_an_argument_that_is_given_no_more(run: Run, world: World, pipeline: Path) -> None:
+    """What only some outputs have in their provenance is missed where it is absent, and seen where it is too much."""
+    for path in (pipeline / "ab/test/book", pipeline / "concat/retrieval/0/cc.jsonl"):
+        change_provenance(path, drop_duplicates=True)
+    change_provenance(pipeline / "tokenized/book/book.npy", domain_key="meta.set")
+    change_provenance(pipeline / "embeddings/0/arxiv/part-00000", passage_prefix="passage: ")
+    wrong = [one["what"] for step in ask(run, pipeline)["steps"] for one in step["wrong"]]
+    for name, value in (("domain_key", '"meta.set"'), ("drop_duplicates", "true"), ("passage_prefix", '"passage: "')):
+        assert any(f"{name}: was {value}, now absent" in what for what in wrong)
 
 
 def test_what_is_left_to_retrieve(run: Run, pipeline: Path) -> None:
@@ -412,6 +461,75 @@ def test_clean(run: Run, world: World, pipeline: Path) -> None:
     assert not all_lines(left) and not any(step["needed"] for step in left["steps"])
     write_settings(pipeline, world, ("train_samples = 24", "train_samples = 25"))
     assert "tokenize" in [step["job"] for step in ask(run, pipeline)["steps"] if step["lines"]]
+
+
+def test_a_list_that_has_grown(run: Run, pipeline: Path) -> None:
+    """Sets of fewer files are not done, before the new file has tokens either, and their tokens are not deleted."""
+    shutil.rmtree(pipeline / "ab/test/book")
+    change_json(pipeline / "ab/manifest.json", lambda content: content["sets"]["test"]["book"].update(written=0))
+    assert not undone(ask(run, pipeline))  # as if nothing had been available
+    listed, new = pipeline / "all_jsonl.txt", "book/new.jsonl"
+    listed.write_text("\n".join(sorted([*listed.read_text().split(), new])))
+    file = {"path": new, "domain": "book", "bytes": 1}
+    change_json(pipeline / "all_jsonl.json", lambda content: content["files"].append(file))
+    said = ask(run, pipeline)
+    assert undone(said) == ["tokenize", "sample_ab", "sample_concat"]
+    wrong = {one["path"] for step in said["steps"] for one in step["wrong"]}
+    assert {Path(path).stem for path in wrong} == {"book"} and str(pipeline / "ab/train/book") in wrong
+    assert said["by_job"]["sample_ab"]["tasks"][0]["outputs"] == 4  # the empty one is counted
+    assert "tokenized" not in run("pipeline.py", "settings.toml", "clean", cwd=pipeline).stdout
+
+
+def test_a_corpus_that_has_changed_since_duplicates_were_marked(run: Run, world: World, pipeline: Path) -> None:
+    """That the marks are not right does not hide it."""
+    write_settings(pipeline, world, ("allow_shortage", "drop_duplicates = true\nallow_shortage"))
+    for path in pipeline.glob("ab/*/*/"):
+        change_provenance(path, drop_duplicates=True, duplicates="", token_files="old")
+    [first, *_] = ask(run, pipeline)["by_job"]["sample_ab"]["wrong"]
+    assert 'token_files: was "old"' in first["what"]
+
+
+@pytest.mark.parametrize(
+    ("new", "what"),
+    [("token_dtype = 'int64'", "token_dtype: was"), ("rows_per_part = 5", "rows_per_part: was")],
+    ids=["dtype", "parts"],
+)
+def test_other_arguments_after_token_files_are_deleted(
+    run: Run, world: World, pipeline: Path, new: str, what: str
+) -> None:
+    for folder in pipeline.glob("tokenized/*/"):
+        if folder.name != "tokenizer":
+            shutil.rmtree(folder)
+    assert "sample_ab" not in undone(ask(run, pipeline))
+    write_settings(pipeline, world, ("allow_shortage", f"{new}\nallow_shortage"))
+    assert what in ask(run, pipeline)["by_job"]["sample_ab"]["wrong"][0]["what"]
+
+
+def test_passages_of_other_token_files(run: Run, world: World, pipeline: Path) -> None:
+    """Their fingerprint is compared where it is not known how texts are decoded, too."""
+    tokenizer = f"tokenizer = {json.dumps(str(world.tokenizer))}\nretrieval_samples"
+    write_settings(pipeline, world, ("retrieval_samples", tokenizer))
+    assert not undone(ask(run, pipeline))
+    change_provenance(pipeline / "concat/retrieval/0/cc.jsonl", token_files="old")
+    [wrong] = ask(run, pipeline)["by_job"]["sample_concat"]["wrong"]
+    assert 'token_files: was "old"' in wrong["what"]
+
+
+def test_a_sampler_that_was_killed_before_its_manifest(run: Run, pipeline: Path) -> None:
+    change_json(pipeline / "ab/manifest.json", lambda content: content["sets"]["test"]["book"].update(written=1))
+    said = ask(run, pipeline)
+    assert undone(said) == ["sample_ab"] and len(all_lines(said)) == 1
+
+
+def test_retrieval_shards_of_an_earlier_run(run: Run, pipeline: Path) -> None:
+    """Shards beyond the number of them are seen, and embedding refuses them."""
+    shutil.copytree(pipeline / "concat/retrieval/1", pipeline / "concat/retrieval/2")
+    change_provenance(pipeline / "concat/retrieval/2/cc.jsonl", retrieval_shards=3, shard_id=2)
+    said = ask(run, pipeline)
+    [wrong] = said["by_job"]["sample_concat"]["wrong"]
+    assert wrong["path"].endswith("retrieval/2") and "is not one of the 2 retrieval shards" in wrong["what"]
+    with pytest.raises(ArgumentError, match="files of \\[2, 3\\] retrieval shards"):
+        list_corpus(pipeline / "concat/retrieval", 20_000)
 
 
 def test_a_step_that_does_not_fit(run: Run, world: World, tmp_path: Path) -> None:

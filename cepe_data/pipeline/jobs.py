@@ -108,9 +108,14 @@ class Job:
         return list(dict.fromkeys(found))
 
     @property
+    def marks_duplicates(self) -> bool:
+        """Whether samplers need what it writes beside token files, which is no output of a step."""
+        return "duplicates" in self.positionals
+
+    @property
     def has_inputs(self) -> bool:
         """Whether it can say what it would do. What marks duplicates is not asked whether it is done."""
-        return not self.waits_for and not any("duplicates" in before.positionals for before in self.after)
+        return not self.waits_for and not any(before.marks_duplicates for before in self.after)
 
     def reads(self, other: Job) -> bool:
         """Whether it reads what of the other is there for later steps only."""
@@ -180,7 +185,7 @@ class Pipeline:
 
     def label(self, job: Job) -> str:
         """The name of a job, and where its output is."""
-        return f"{job.name} {self.shown(job.step.folder)}"
+        return f"{job.name} {self.shown(job.step.folder)}" if job.step.tasks else job.name
 
     @property
     def environment(self) -> dict[str, str]:
@@ -206,7 +211,8 @@ class Pipeline:
         tokens = self._add("tokenize", TOKENIZE, table, {"data_dir": data_dir}, [], "num_shards")
         flags = ["--deep", "--num_shards", str(tokens.num_tasks)]
         self.jobs.append(Job("check", "sanity_check.py", [], flags, [tokens], self._flags(table)))
-        if any(shared.values.get("drop_duplicates") for shared in self._tables["samplers"]):
+        samplers = [one for name in ("samplers", "ab", "concat") for one in self._tables[name]]
+        if any(one.values.get("drop_duplicates") for one in samplers):
             check = self.jobs[-1]
             self.jobs.append(Job("mark_duplicates", "sanity_check.py", ["duplicates"], [], [check], self._flags(table)))
         return self.jobs[-1:]

@@ -32,24 +32,31 @@ def run(args: argparse.Namespace, pipeline: Pipeline) -> int:
     """Print what is there, and the lines for what is not."""
     report = Report("progress", args.json)
     steps, what = pipeline.steps, "run" if args.plain else "submit"
-    lines = [list(lines_of(pipeline, job, args.plain)) for job in steps]
+    lines = {job: list(lines_of(pipeline, job, args.plain)) for job in jobs_to_run(pipeline)}
+    waits_for = {job: job.before(lambda other: other.is_needed or bool(lines.get(other))) for job in lines}
     for job in steps:
         report_step(report, pipeline, job)
     first = first_lines(pipeline)
-    if any(lines):
+    if any(lines.values()):
         report.say("\n".join([f"\nto {what}:", *first]))
-        for job, of_job in zip(steps, lines, strict=True):
-            if job.waits_for and of_job:
-                labels = [pipeline.label(other) for other in job.waits_for]
+        for job, of_job in lines.items():
+            if waits_for[job] and of_job:
+                labels = [pipeline.label(other) for other in waits_for[job]]
                 report.say(f"# once {' and '.join(labels)} {'is' if len(labels) == 1 else 'are'} done:")
             for line in of_job:
                 report.say(line)
         report.say("")
     report.results["first"] = first
-    report.results["steps"] = [as_json(pipeline, job, of_job) for job, of_job in zip(steps, lines, strict=True)]
+    report.results["steps"] = [as_json(pipeline, job, waits_for[job], of_job) for job, of_job in lines.items()]
     num_done = sum(not job.is_needed for job in steps)
-    text = f"{num_done} of {len(steps)} steps done, {sum(map(len, lines))} lines to {what}"
+    text = f"{num_done} of {len(steps)} steps done, {sum(map(len, lines.values()))} lines to {what}"
     return report.finish(text, pipeline.folder)
+
+
+def jobs_to_run(pipeline: Pipeline) -> list[Job]:
+    """The jobs that have an output, and what marks duplicates for those of which something is left."""
+    marked = [before for job in pipeline.jobs if job.left for before in job.after if before.marks_duplicates]
+    return [job for job in pipeline.jobs if job.step.tasks or job in marked]
 
 
 def first_lines(pipeline: Pipeline) -> list[str]:
@@ -60,7 +67,7 @@ def first_lines(pipeline: Pipeline) -> list[str]:
 
 def lines_of(pipeline: Pipeline, job: Job, plain: bool) -> Iterator[str]:
     """The lines for what is left of a job; damage has one of its own, with --overwrite."""
-    for tasks, added in ((job.left, []), (job.damaged, ["--overwrite"])):
+    for tasks, added in ((job.left if job.step.tasks else [0], []), (job.damaged, ["--overwrite"])):
         if plain:
             of_job = job.tasks if tasks and not job.num_tasks else tasks
             yield from (pipeline.plain([*job.words(task), *added]) for task in of_job)
@@ -136,14 +143,15 @@ def wrong_outputs(step: Step) -> Sequence[OutputStatus]:
     return list({(output.path, output.what): output for output in wrong}.values())
 
 
-def as_json(pipeline: Pipeline, job: Job, lines: Sequence[str]) -> dict[str, Any]:
-    """A step for --json."""
+def as_json(pipeline: Pipeline, job: Job, waits_for: Sequence[Job], lines: Sequence[str]) -> dict[str, Any]:
+    """A step, or what marks duplicates, for --json."""
+    is_step = bool(job.step.tasks)
     return {
         "job": job.name,
         "output": str(pipeline.shown(job.step.folder)),
-        "done": job.step.is_done,
-        "needed": job.is_needed,
-        "waits_for": [pipeline.label(other) for other in job.waits_for] if job.is_needed else [],
+        "done": is_step and job.step.is_done,
+        "needed": job.is_needed or not is_step,
+        "waits_for": [pipeline.label(other) for other in waits_for] if job.is_needed or not is_step else [],
         "counted": job.step.counted,
         "measure": job.step.measure,
         "tasks": [

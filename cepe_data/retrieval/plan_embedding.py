@@ -39,7 +39,7 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
     """The jsonl files of a corpus, sorted by domain and shard.
 
     Raises:
-        ArgumentError: if there is none.
+        ArgumentError: if there is none, or some are of another number of shards than others.
         DamagedFileError: if a file has another size than it was written with, or a manifest names passages of a file
             that is gone.
     """
@@ -49,17 +49,20 @@ def list_corpus(corpus: Path, part_bytes: int) -> list[CorpusFile]:
             if metadata["written"] and not path.exists():
                 raise DamagedFileError(f"{path} is gone, which has {metadata['written']:,} passages: make it again")
     files = []
-    num_shards = 1
+    counts: set[int] = set()  # of shards, as meta files say
     for path in corpus.glob("*/*.jsonl"):
         if path.parent.name.isdecimal():
             meta = provenance.read_meta(path)
-            num_shards = max(num_shards, int(meta.made_with.get("retrieval_shards", 1)))
+            counts |= {int(meta.made_with["retrieval_shards"])} if "retrieval_shards" in meta.made_with else set()
             if meta and (lost := provenance.lost_files(path, meta.files)):
                 raise DamagedFileError(f"{lost[0]} has not the size it was written with: make it again")
             num_parts = -(-path.stat().st_size // part_bytes)
             files.append(CorpusFile(path.stem, int(path.parent.name), num_parts))
     if not files:
         raise ArgumentError(f"{corpus} holds no retrieval corpus: no {{shard}}/{{domain}}.jsonl is in it")
+    if len(counts) > 1:
+        raise ArgumentError(f"{corpus} has files of {sorted(counts)} retrieval shards: remove those of an earlier run")
+    num_shards = max(counts, default=1)
     if absent := set(range(num_shards)).difference(file.shard for file in files):
         cli.warn(f"{corpus} lacks {len(absent)} of its {num_shards} shards: {shards.array_ids(absent)}")
     return sorted(files, key=lambda file: (file.domain, file.shard))

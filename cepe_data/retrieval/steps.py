@@ -104,7 +104,7 @@ def embedded_outputs(
     outputs = []
     for part in range(file.num_parts):
         start, stop = part_range(source, part, args.part_bytes) if is_there else (0, 0)
-        known = {**of_source, **provenance_of_request(args, part)}
+        known = {**of_source, "passage_prefix": None, **provenance_of_request(args, part)}
         path = embeddings.part_path(args.output, file, part)
         outputs.append(look(path, known, stop - start, (stop - start) * bytes_per_byte))
     return outputs
@@ -163,6 +163,7 @@ def look_at_hits(args: SearchOptions, domain: str, num_rows: int, plan: Search |
     """The hits of a domain."""
     of_arguments = {name: getattr(args, name) for name in ("topk", "query_tokens", "exclude_overlap")}
     known = plan.hits.made_with if plan else {"domain": domain, **of_arguments}
+    known = {"query_prefix": args.query_prefix or None, **known}
     return look(args.output / domain, known, num_rows, num_rows * args.topk * HIT_BYTES)
 
 

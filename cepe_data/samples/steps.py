@@ -4,11 +4,12 @@ yet has the rows that are asked for."""
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cepe_data.corpus import domains
+from cepe_data.corpus import domains, listing
 from cepe_data.errors import DamagedFileError, PipelineError
 from cepe_data.samples import options, reader
 from cepe_data.samples.passages import PASSAGE_BYTES, PassageShard
@@ -17,6 +18,8 @@ from cepe_data.storage import provenance
 from cepe_data.storage.steps import (
     DONE,
     MISSING,
+    OTHER,
+    OTHERWISE,
     USUAL_VOCABULARY,
     OutputStatus,
     Script,
@@ -52,6 +55,10 @@ def look_at_concat(args: options.ConcatOptions, _: Sequence[OutputStatus] = ()) 
         for shard in range(args.retrieval_shards):
             outputs[shard] += passage_outputs(args, tokens, requests, decoding, shard)
         core_seconds += args.retrieval_shards * args.retrieval_samples / PASSAGES_PER_CORE
+        for path in sorted((args.output / "retrieval").glob("[0-9]*")):
+            if path.name.isdecimal() and int(path.name) >= args.retrieval_shards:
+                what = f"is not one of the {args.retrieval_shards} retrieval shards: remove it"
+                outputs[0].append(OutputStatus(path, OTHER, what=what, is_counted=False))
     return Step(
         args.output,
         "sets and files",
@@ -65,10 +72,13 @@ def look_at_concat(args: options.ConcatOptions, _: Sequence[OutputStatus] = ()) 
 
 @dataclass(frozen=True)
 class OpenTokens:
-    """The token files of a sampler with the fingerprints of its domains; `inventories` is empty if some are missing."""
+    """The token files of a sampler with the fingerprints of its domains, without those of marks of duplicates if these
+    are not right; `inventories` is empty if some token files are missing. `sources`: the listed files by domain; None
+    if the list does not say them."""
 
     tokens: reader.Tokens
     inventories: dict[str, reader.Inventory]
+    sources: dict[str, list[str]] | None
 
     @classmethod
     def of(cls, args: options.SampleOptions) -> OpenTokens:
@@ -81,16 +91,41 @@ class OpenTokens:
 
     @classmethod
     def _open(cls, args: options.SampleOptions) -> OpenTokens:
-        with contextlib.suppress(PipelineError):
-            tokens = options.open_tokens(args)
-            paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
-            if all(provenance.meta_path(path).exists() for path in paths):
-                return cls(tokens, reader.inventory(tokens, args.splits, {}))
+        for drop_duplicates in sorted({args.drop_duplicates, False}, reverse=True):
+            with contextlib.suppress(PipelineError):
+                tokens = options.open_tokens(replace(args, drop_duplicates=drop_duplicates))
+                paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]
+                if all(provenance.meta_path(path).exists() for path in paths):
+                    sources = {domain: [file.path for file in files] for domain, files in tokens.files.items()}
+                    return cls(tokens, reader.inventory(tokens, args.splits, {}), sources)
         vocab_size = USUAL_VOCABULARY
         with contextlib.suppress(DamagedFileError):
             if identity := tokenizers.saved_identity(args.tokenized_dir / "tokenizer"):
                 vocab_size = identity.vocab_size
-        return cls(reader.Tokens({}, args.tokenized_dir, vocab_size, None), {})
+        return cls(reader.Tokens({}, args.tokenized_dir, vocab_size, None), {}, cls._listed(args))
+
+    @staticmethod
+    def _listed(args: options.SampleOptions) -> dict[str, list[str]] | None:
+        """The listed files by domain; None without a list, or where records say their domain."""
+        by_domain: dict[str, list[str]] = defaultdict(list)
+        with contextlib.suppress(PipelineError):
+            for file in listing.read_file_list(args.file_list).files:
+                by_domain[file.domain or ""].append(file.path)
+        return by_domain if by_domain and "" not in by_domain else None
+
+    def compare_with_list(self, output: OutputStatus, domain: str, listed: dict[str, Any]) -> OutputStatus:
+        """An output, done or not as the list of files says. One that is missing because nothing was available in these
+        files, as the manifest of the same run says in `listed`, is done; one that is done of other files is not."""
+        sources = None if self.sources is None else self.sources.get(domain, [])
+        if (
+            output.state == MISSING
+            and listed.get("written") == 0
+            and sources in (None, listed.get("source_files", sources))
+        ):
+            return OutputStatus(output.path, DONE, is_counted=False)
+        if output.state == DONE and sources not in (None, output.meta.get("source_files", sources)):
+            return replace(output, state=OTHER, done=0, what=f"{OTHERWISE}: the list has other files of {domain} now")
+        return output
 
 
 _opened: dict[object, OpenTokens] = {}  # several sets are sampled from the same files
@@ -106,24 +141,32 @@ def window_outputs(args: options.SampleOptions, tokens: OpenTokens) -> list[Outp
     for split, number in (("test", args.eval_samples), ("train", args.train_samples)):
         for domain, requested in domains.largest_remainder(weights[split], number).items():
             if requested:
-                listed = manifest["sets"].get(split, {}).get(domain, {}) if is_of_these else {}
+                listed = manifest["sets"].get(split, {}).get(domain, {})
                 known = known_of_windows(sampler, split, domain)
                 output = look_at_set(args.output / split / domain, known, requested, requested * row_bytes)
-                outputs.append(none_wanted(output, listed))
+                outputs.append(tokens.compare_with_list(output, domain, listed if is_of_these else {}))
+                of_manifest = compare_with_rows(of_manifest, outputs[-1], listed)
     return [*outputs, of_manifest]
 
 
 def known_of_windows(sampler: WindowSampler, split: str, domain: str) -> provenance.Provenance:
     """What is known of the provenance of a set without counting windows."""
+    drop_duplicates = {"drop_duplicates": sampler.args.drop_duplicates or None}  # also where marks are gone
     if sampler.inventories:
-        return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows}
-    return {"split": split, "domain": domain, **sampler.window_rule(split)}
+        return {**sampler.made_with(split, domain), "rows_per_part": sampler.part_rows, **drop_duplicates}
+    known = {"split": split, "domain": domain, **sampler.window_rule(split), **drop_duplicates}
+    with contextlib.suppress(DamagedFileError):
+        if meta := provenance.read_meta(sampler.args.output / split / domain):  # it knows the vocabulary
+            tokens = replace(sampler.tokens, vocab_size=meta.get("vocab_size"))
+            sampler = replace(sampler, tokens=tokens)
+            known |= {"token_dtype": sampler.dtype.name, "rows_per_part": sampler.part_rows}
+    return known
 
 
-def none_wanted(output: OutputStatus, listed: dict[str, Any]) -> OutputStatus:
-    """An output that is missing because nothing is available, as the manifest of the same run says, is done."""
-    is_empty = output.state == MISSING and listed.get("written") == 0
-    return OutputStatus(output.path, DONE, is_counted=False) if is_empty else output
+def compare_with_rows(of_manifest: OutputStatus, output: OutputStatus, listed: dict[str, Any]) -> OutputStatus:
+    """The manifest, missing if it has other rows of an output than there are: a run ended before it was written."""
+    is_old = of_manifest.state == output.state == DONE and output.is_counted and listed.get("written") != output.done
+    return replace(of_manifest, state=MISSING) if is_old else of_manifest
 
 
 def find_decoding(args: options.ConcatOptions, tokens: OpenTokens) -> str | None:
@@ -145,13 +188,17 @@ def passage_outputs(
     for domain, requested in requests.items():
         if requested:
             known = {**of_shard.own_made_with(domain), **of_shard.request_made_with(requested)}
-            if decoding:
-                known |= of_shard.shared_made_with(domain, requested, decoding)
+            known["drop_duplicates"] = args.drop_duplicates or None
+            if tokens.inventories:
+                shared = of_shard.shared_made_with(domain, requested, decoding or "")
+                known |= {name: value for name, value in shared.items() if decoding or name != "decoding"}
             num_bytes = requested * args.retrieval_chunk_size * PASSAGE_BYTES
             output = look(of_shard.path(domain), known, requested, num_bytes)
             if output.meta and output.state == DONE:
                 output = replace(output, total=int(output.meta["rows"]), done=int(output.meta["rows"]))
-            outputs.append(none_wanted(output, manifest["sets"].get(domain, {}) if is_of_these else {}))
+            listed = manifest["sets"].get(domain, {})
+            outputs.append(tokens.compare_with_list(output, domain, listed if is_of_these else {}))
+            of_manifest = compare_with_rows(of_manifest, outputs[-1], listed)
     return [*outputs, replace(of_manifest, is_result=False)]
 
 

@@ -4,7 +4,8 @@ take.
 Read are meta files and manifests, and an output's files are looked up by their size. That is cheap, and does not see a
 changed byte in a file that kept its size, nor another teacher or encoder of the same name (their weights would have to
 be read). Where an input is gone that an output was made from (token files after sampling, say), the output is compared
-with the arguments alone. What a process has in flight has a temporary name, and counts as missing.
+with the arguments alone, and a sampled set with the list of files. What a process has in flight has a temporary name,
+and counts as missing.
 """
 
 from __future__ import annotations
@@ -239,7 +240,10 @@ def look_at_set(
                 part = look(path, {**known, **describe_part(inputs, path, *rows)})
             if part.state != DONE:
                 return replace(output, path=path, state=part.state, done=0, what=part.what)
-            output = replace(output, done=output.done + part.made_with("stop_row") - part.made_with("first_row"))
+            num_rows = part.made_with("stop_row") - part.made_with("first_row")
+            output = replace(
+                output, done=min(output.total, output.done + num_rows)
+            )  # of a larger run there may be more
     return output
 
 

@@ -302,8 +302,10 @@ def sample(total: int, number: int, seed: int, name: str) -> np.ndarray:
 
 
 def compare_records(found: Mapping[str, object], expected: Mapping[str, object]) -> str:
-    """The differences of a provenance from `expected`, as text, for the names in `expected`; empty if none."""
-    return provenance.describe_differences({name: found.get(name) for name in expected}, dict(expected))
+    """The differences of a provenance from `expected`, as text, for the names in `expected`; empty if none. What is
+    expected to be None should be absent."""
+    there = {name: found[name] for name in expected if found.get(name) is not None}
+    return provenance.describe_differences(there, {name: one for name, one in expected.items() if one is not None})
 
 
 @functools.lru_cache(maxsize=1)

@@ -50,12 +50,11 @@ def look_at_tokens(args: TokenizeOptions, before: Sequence[OutputStatus] = ()) -
     except DamagedFileError as error:
         saved = replace(saved, state=DAMAGED, what=str(error))
     sizes = {file.path: file.num_bytes or 0 for file in listed.files}
-    outputs = {
-        file.path: look(
-            folder / file.token_file, tokenization.made_with(file) if tokenization else {}, sizes[file.path]
-        )
+    known = {
+        file.path: {"domain_key": None, "domain_map": None, **tokenization.made_with(file)} if tokenization else {}
         for file in listed.files
     }
+    outputs = {file.path: look(folder / file.token_file, known[file.path], sizes[file.path]) for file in listed.files}
     outputs = with_expected_bytes(listed.files, outputs)
     assigned = shards.assign_files(list(sizes.items()), num_shards)
     tasks = [[outputs[path] for path in paths] for paths in assigned]

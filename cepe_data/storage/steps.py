@@ -241,9 +241,8 @@ def look_at_set(
             if part.state != DONE:
                 return replace(output, path=path, state=part.state, done=0, what=part.what)
             num_rows = part.made_with("stop_row") - part.made_with("first_row")
-            output = replace(
-                output, done=min(output.total, output.done + num_rows)
-            )  # of a larger run there may be more
+            # Parts of a larger run may be there, too.
+            output = replace(output, done=min(output.total, output.done + num_rows))
     return output
 
 

@@ -29,7 +29,8 @@ def scored(run: Run, world: World, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("scored")
     make_encoder(folder / "encoder")
     make_encoder(folder / "other_encoder", seed=1)
-    (folder / "tokenized").symlink_to(world.tokenized)
+    for name in ("tokenized", "all_jsonl.txt", "all_jsonl.json"):
+        (folder / name).symlink_to(world.folder / name)
     flags = ("--test_fraction", 0.2, "--train_fraction", 0.2, "--domains", "book=0.5,wiki=0.5", "--retrieval_shards", 0)
     run("sample_mds_concat.py", "OUT", 96, 64, 14, 0, 0, *flags, *world.source_flags, cwd=folder)
     run(*SCORE, "OUT/test_scores", cwd=folder)

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from cepe_data.errors import ArgumentError, PipelineError
@@ -215,7 +216,12 @@ class Stopped(KeyboardInterrupt):
                 raise cls._deferred
 
     @classmethod
-    def _handle(cls, number: int, _: object) -> None:
+    def _handle(cls, number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":  # an exception would be ignored there: send the signal again
+                threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+                return
+            frame = frame.f_back
         cls.ignore_signals()
         stopped = cls(number)
         timer = threading.Timer(GRACE_SECONDS, stopped.end)  # in case a device or a disk does not answer

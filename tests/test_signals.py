@@ -106,6 +106,28 @@ def test_a_signal_ends_a_step_in_seconds_and_a_rerun_goes_on(
     shutil.rmtree(tmp_path / "stopped" / out)
 
 
+IN_DESTRUCTOR = """
+import os, signal, time
+from cepe_data import cli
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+def main():
+    Held()
+    time.sleep(2)
+    return 0
+cli.run(main)
+"""
+
+
+def test_a_signal_in_a_destructor_ends_a_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_DESTRUCTOR], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + signal.SIGTERM and "Exception ignored" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("script", ["tokenize_jsonl.py", "calculate_logits.py", "retrieval.search"])
 def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path: Path, script: str) -> None:
     (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")

@@ -117,8 +117,9 @@ class RecordKeys:
         return f"no key {self.text!r}"
 
 
-def parse_json(line: bytes | str) -> Any:
-    """The value of a JSON text. NaN and lone surrogate escapes are read, too, as by the standard library.
+def parse_json(line: bytes | str) -> tuple[Any, bool]:
+    """The value of a JSON text, and whether it may have lone surrogates: their escapes, and NaN, are read as by the
+    standard library.
 
     Raises:
         ValueError: if it is not JSON in UTF-8, or too deep.
@@ -126,10 +127,10 @@ def parse_json(line: bytes | str) -> Any:
     import orjson
 
     try:
-        return orjson.loads(line)
+        return orjson.loads(line), False
     except orjson.JSONDecodeError:
         try:
-            return json.loads(line if isinstance(line, str) else line.decode("utf-8"))
+            return json.loads(line if isinstance(line, str) else line.decode("utf-8")), True
         except RecursionError as error:
             raise ValueError(str(error)) from None
 
@@ -146,7 +147,7 @@ def find_value(record: Mapping[str, Any] | str, key: str) -> Any:
     'RedPajamaBook'
     """
     if isinstance(record, str):
-        record = parse_json(record)
+        record, _ = parse_json(record)
     if not isinstance(record, dict):
         raise KeyError(key)
     if key in record:

@@ -91,7 +91,7 @@ class OpenTokens:
 
     @classmethod
     def _open(cls, args: options.SampleOptions) -> OpenTokens:
-        for drop_duplicates in sorted({args.drop_duplicates, False}, reverse=True):
+        for drop_duplicates in (True, False) if args.drop_duplicates else (False,):
             with contextlib.suppress(PipelineError):
                 tokens = options.open_tokens(replace(args, drop_duplicates=drop_duplicates))
                 paths = [tokens.folder / file.token_file for files in tokens.files.values() for file in files]

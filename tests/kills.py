@@ -218,10 +218,10 @@ def measure(command: Command, folder: Path, output: Path, log: Path) -> Pace:
     Raises:
         FaultError: if its exit status is not 0.
     """
-    names, seconds_to_output = set(output.rglob("*")), None
+    names, seconds_to_output = reference.names_below(output), None
     run = Run(command, folder, log)
     while not run.has_ended():
-        if seconds_to_output is None and set(output.rglob("*")) != names:
+        if seconds_to_output is None and reference.names_below(output) != names:
             seconds_to_output = time.monotonic() - run.start
         time.sleep(0.01)
     seconds = time.monotonic() - run.start

@@ -6,6 +6,7 @@ Nothing here imports the project.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def stands_in(window: np.ndarray, tokens: np.ndarray) -> bool:
 def tree_bytes(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def names_below(folder: Path) -> set[str]:
+    """The paths of all files and folders below a folder, also while a process adds and removes some of them.
+
+    `Path.rglob` raises an error for a folder that is removed before it is read.
+    """
+    return {f"{path}/{name}" for path, folders, files in os.walk(folder) for name in (*folders, *files)}

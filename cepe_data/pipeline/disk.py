@@ -7,7 +7,9 @@ what is there of its kind. Steps count one after the other, in the order of the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -112,5 +114,9 @@ def not_needed(pipeline: Pipeline) -> Iterator[tuple[Job, Path]]:
 
 def freed_bytes(path: Path) -> int:
     """What deleting a file or folder frees: files that have another name elsewhere keep their bytes."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(status.st_size for status in map(Path.stat, files) if status.st_nlink == 1)
+    files = [path] if path.is_file() else [Path(at, name) for at, _, names in os.walk(path) for name in names]
+    num_bytes = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # removed by the step itself, or by another `clean`
+            num_bytes += status.st_size if (status := file.stat()).st_nlink == 1 else 0
+    return num_bytes

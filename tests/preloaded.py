@@ -1,5 +1,5 @@
-"""Run scripts as forks of a process that has imported torch, transformers and streaming, since these imports would take
-most of the tests' time. What a script does in a child process to keep imports out of its own, the fork does itself.
+"""Run scripts as forks of a process that has imported the modules and the large libraries, since these imports would
+take most of the tests' time. What a script does in a child process to keep imports out of its own, a fork does itself.
 
     python tests/preloaded.py        # each line of stdin is a list of requests, which are run at the same time; each
                                      # line of stdout is the list of their exit statuses
@@ -8,8 +8,10 @@ most of the tests' time. What a script does in a child process to keep imports o
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import sys
 import time
@@ -41,14 +43,19 @@ def main() -> None:
 
 
 def import_all() -> None:
-    """Make the imports that take long."""
+    """Import what scripts import: the large libraries, as far as they are installed, and all modules."""
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, BertModel, LlamaForCausalLM  # noqa: F401
 
+    import cepe_data
     from cepe_data.storage import mds
 
-    with contextlib.suppress(ModuleNotFoundError):  # scripts do without it
+    modules = [module.name for module in pkgutil.walk_packages(cepe_data.__path__, "cepe_data.")]
+    with contextlib.suppress(ModuleNotFoundError):
         mds.import_streaming()
+    for name in (*modules, "jinja2", "matplotlib.figure", "orjson"):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
 
 
 def become(command: list[str], cwd: str, environment: dict[str, str], stdout: str, stderr: str) -> int:
@@ -70,6 +77,7 @@ def become(command: list[str], cwd: str, environment: dict[str, str], stdout: st
     sys.argv = command
     try:
         if script.startswith(("cepe_data.", "retrieval.")):
+            sys.modules.pop(script, None)  # else runpy warns
             runpy.run_module(script, run_name="__main__", alter_sys=True)
         else:
             sys.path[0] = str(Path(script).parent)

@@ -63,6 +63,11 @@ PRELOADED = ("calculate_logits.py", "examples/", "pipeline.py", "sample_mds_", "
 _preloaded: list[subprocess.Popen[str]] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that mostly wait for slurm, beside which others run."""
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+
+
 def run_script(
     script: str | Path,
     *arguments: object,

@@ -122,6 +122,10 @@ class Side:
     num_tokens: int = 0
     num_hashes: int = 0
 
+    def as_json(self, output: Path) -> dict[str, object]:
+        """The side in overlap.json, with its path from the folder of that."""
+        return {"path": os.path.relpath(self.path.resolve(), output.resolve()), "tokens": self.num_tokens}
+
 
 class Shared:
     """Of the rows of a test set: int64 [rows] sampled spans, and by side how many of these are found in it."""
@@ -164,7 +168,8 @@ def run(args: argparse.Namespace) -> int:
     side_pieces = [piece for side in sides for piece in side.pieces]
     require_one_tokenizer([*test, *(piece.path for piece in side_pieces)])
     roots = {"test": args.output / "test", **{side.name: side.path for side in sides}}
-    compared = {name: fingerprints(name, root) for name, root in roots.items()}  # before their rows are read
+    # Before their rows are read: a set that is replaced meanwhile must not count as compared.
+    report.results["fingerprints"] = {name: fingerprints(name, root) for name, root in roots.items()}
     test_pieces = [piece for folder in test for piece in window_pieces(folder, with_rows=True)]
     sampling = args.sampling or default_sampling(sum(window_tokens(folder) * mds.num_rows(folder) for folder in test))
     if args.span_tokens > (longest := max(map(window_tokens, test))):
@@ -202,14 +207,7 @@ def run(args: argparse.Namespace) -> int:
             report.say(f"{path}: {len(rows):,} rows")
     elif there := [str(path) for path in lists if path.exists()]:
         cli.warn(f"{', '.join(there)} are of an earlier run: --write_clean_list replaces them")
-    report.results["compared_with"] = {
-        side.name: {
-            "path": os.path.relpath(side.path.resolve(), args.output.resolve()),
-            "tokens": side.num_tokens,
-        }
-        for side in sides
-    }
-    report.results["fingerprints"] = compared
+    report.results["compared_with"] = {side.name: side.as_json(args.output) for side in sides}
     path = report_path(args.output)
     outputs.write_json(path, provenance.signed(report.results))
     num_tokens = sum(side.num_tokens for side in sides)

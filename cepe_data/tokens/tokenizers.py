@@ -152,12 +152,13 @@ def _read_json(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _from_tokenizer_json(path: Path) -> TokenizerFiles:
-    text, content = _read_json(path)
+    text, _ = _read_json(path)
     try:
         library = read_library(text)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise ArgumentError(f"{path} cannot be read by the tokenizers library: {error}") from None
-    _check_model(read_content(text)["model"], path)
+    content = read_content(text)
+    _check_model(content["model"], path)
     configs = _read_configs(path.parent)
     for where, token, number in _named_added_tokens({path: content, **configs}):
         if (found := library.token_to_id(token)) != number:
@@ -169,7 +170,7 @@ def _from_tokenizer_json(path: Path) -> TokenizerFiles:
     bos, eos = (_configured_token(key, configs, library.token_to_id, path) for key in ("bos_token", "eos_token"))
     if eos is None:
         raise ArgumentError(f'{path.parent} names no EOS token: set "eos_token" in {path.with_name(_CONFIG_NAME)}')
-    _check_flags(path, read_content(text), configs, {bos, eos})
+    _check_flags(path, content, configs, {bos, eos})
     library.no_padding()
     added = library.encode("").tokens
     is_without_bos = bos is None and any("bos_token" in config for config in configs.values())

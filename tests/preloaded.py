@@ -50,9 +50,9 @@ def import_all() -> None:
     import cepe_data
     from cepe_data.storage import mds
 
-    modules = [module.name for module in pkgutil.walk_packages(cepe_data.__path__, "cepe_data.")]
     with contextlib.suppress(ModuleNotFoundError):
         mds.import_streaming()
+    modules = [module.name for module in pkgutil.walk_packages(cepe_data.__path__, "cepe_data.")]
     for name in (*modules, "jinja2", "matplotlib.figure", "orjson"):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)

@@ -118,5 +118,7 @@ def freed_bytes(path: Path) -> int:
     num_bytes = 0
     for file in files:
         with contextlib.suppress(FileNotFoundError):  # removed by the step itself, or by another `clean`
-            num_bytes += status.st_size if (status := file.stat()).st_nlink == 1 else 0
+            status = file.stat()
+            if status.st_nlink == 1:
+                num_bytes += status.st_size
     return num_bytes
